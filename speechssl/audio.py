@@ -1,0 +1,161 @@
+"""Any audio file → mono float32 at 16 kHz, and how long it is.
+
+Read with soundfile (libsndfile) alone: readers built on FFmpeg follow playlists and hide damage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from speechssl.errors import DataError
+
+FloatArray = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 16_000
+"""Samples a second of everything that enters a model."""
+
+AUDIO_SUFFIXES = frozenset(
+    {".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+)
+"""File names that are taken for audio when a folder is searched."""
+
+MAX_SAMPLES = 2**36 - 1
+"""Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
+
+_logger = logging.getLogger("speechssl")
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: its own rate, channels, and samples a channel."""
+
+    sample_rate: int
+    num_channels: int
+    num_samples: int
+
+
+def read_info(path: str | os.PathLike[str]) -> AudioInfo:
+    """Read the header of an audio file.
+
+    Raises:
+        DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, or of unknown length.
+    """
+    check_readable(path)
+    try:
+        info = soundfile.info(os.fspath(path))
+    except soundfile.LibsndfileError as error:
+        raise DataError(describe_unreadable(path, error)) from error
+    if info.frames <= 0:
+        raise DataError(f"{path} must hold audio, but has 0 samples")
+    if info.frames > MAX_SAMPLES or info.samplerate <= 0:
+        raise DataError(f"{path} must say how long it is, but its header does not: encode it again")
+    return AudioInfo(info.samplerate, info.channels, info.frames)
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Open a file once, for the system's own reason where that fails; libsndfile has one text for all.
+
+    Raises:
+        DataError: it is missing, no regular file (a pipe would hang), or may not be read.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path} must be a regular file, but is {'a folder' if stat.S_ISDIR(mode) else 'not one'}")
+        os.close(os.open(path, os.O_RDONLY))
+    except (OSError, UnicodeEncodeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path} must be readable, but is not: {reason}") from error
+
+
+def describe_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    """Say that a file is no audio that is read here, with the ffmpeg command that makes it so."""
+    stem = Path(path).with_suffix(".flac").name
+    return (
+        f"{path} must be audio that libsndfile reads (FLAC, WAV, Ogg, Opus, MP3, AIFF …), but is not ({error}); "
+        f'if ffmpeg knows it: ffmpeg -i "{Path(path).name}" -ac 1 -ar {SAMPLE_RATE} "{stem}"'
+    )
+
+
+def num_samples_at_16k(num_samples: int, sample_rate: int) -> int:
+    """Count the samples that `load_audio` returns for so many at the file's own rate (rounded to nearest)."""
+    return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+
+
+def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int | None = None) -> FloatArray:
+    """Load audio, or a stretch of it, decoding no more than that stretch.
+
+    Args:
+        path: any file that libsndfile reads.
+        offset: first sample, at the file's own rate.
+        num_samples: how many, at the file's own rate; None takes the rest.
+
+    Returns:
+        (N,) float32 mono at 16 kHz: the mean of the channels, resampled by soxr (HQ).
+
+    Raises:
+        DataError: as `read_info`; the stretch is not in the file; the file is damaged or shorter than its header.
+    """
+    info = read_info(path)
+    wanted = info.num_samples - offset if num_samples is None else num_samples
+    if offset < 0 or wanted < 0 or offset + wanted > info.num_samples:
+        raise DataError(
+            f"{path} must hold the samples {offset} to {offset + wanted} that the manifest names, "
+            f"but has {info.num_samples}"
+        )
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            file.seek(offset)
+            samples = file.read(wanted, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, MemoryError) as error:
+        raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+    if len(samples) != wanted:
+        raise DataError(f"{path} must be whole, but holds {len(samples)} of {wanted} samples from {offset} on")
+    return convert_waveform(samples, info.sample_rate)
+
+
+def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
+    """Mix down and resample.
+
+    Args:
+        samples: (N,) or (N, channels), in [-1, 1]; integers are scaled by their range.
+        sample_rate: of the samples, Hz.
+
+    Returns:
+        (N',) float32 mono at 16 kHz.
+
+    Raises:
+        DataError: another shape, or values that are not finite.
+    """
+    array = np.asarray(samples)
+    if np.issubdtype(array.dtype, np.integer):
+        array = array / -float(np.iinfo(array.dtype).min)
+    array = array.astype(np.float32)
+    if array.ndim not in (1, 2):
+        raise DataError(f"a waveform must have the shape (samples,) or (samples, channels), but has {array.shape}")
+    if not np.isfinite(array).all():
+        raise DataError("a waveform must be finite, but has NaN or infinite samples")
+    mono = array if array.ndim == 1 else array.mean(axis=1) if array.shape[1] > 1 else array[:, 0]
+    if array.ndim == 2 and array.shape[1] > 1:
+        _note_once(f"audio with {array.shape[1]} channels is mixed down to one")
+    if sample_rate == SAMPLE_RATE:
+        return np.ascontiguousarray(mono)
+    _note_once(f"audio at {sample_rate} Hz is resampled to {SAMPLE_RATE} Hz")
+    length = num_samples_at_16k(len(mono), sample_rate)
+    resampled = soxr.resample(mono, sample_rate, SAMPLE_RATE, quality="HQ")[:length]
+    return np.pad(resampled, (0, length - len(resampled))).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _note_once(message: str) -> None:
+    _logger.info(message)

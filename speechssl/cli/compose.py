@@ -1,0 +1,141 @@
+"""From a request to the typed configuration: hydra composes `conf/`, the schema checks, dataclasses come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from hydra import compose as compose_overrides
+from hydra import initialize_config_dir, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from speechssl.cli.verbs import VERBS
+from speechssl.cli.words import Request, describe_type, find_conf_folder, find_key, read_words
+from speechssl.errors import ConfigError
+
+STORED_MODEL = "init"
+"""Name that a checkpoint's own network has in the group `model`."""
+
+
+def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | None = None) -> Any:
+    """Compose the configuration of one command from the words after the verb.
+
+    Args:
+        verb: name of the verb.
+        words: main inputs and key=value overrides, as typed.
+        stored_model: keys of `model` from a checkpoint; they take the place of the preset that `model=` names.
+
+    Returns:
+        the verb's dataclass of `speechssl.config`.
+
+    Raises:
+        ConfigError: one sentence about the first word that is wrong.
+    """
+    requests = read_words(verb, words)
+    if len(requests) > 1:
+        raise ConfigError(
+            f"`speechssl {verb}` must be given single values, but a list a,b makes {len(requests)} jobs (add -m)"
+        )
+    return compose_request(requests[0], stored_model)
+
+
+def compose_request(request: Request, stored_model: Mapping[str, Any] | None = None) -> Any:
+    """Compose the configuration of one request; see `compose`."""
+    return _convert(request, compose_tree(request, stored_model))
+
+
+def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None) -> DictConfig:
+    """Compose the configuration of one request as a tree that may still have keys missing."""
+    with _open_conf():
+        overrides = _build_overrides(request, stored_model)
+        try:
+            tree = compose_overrides(config_name=request.verb, overrides=overrides)
+        except MissingConfigException as error:
+            raise ConfigError(_explain_missing_file(request.verb, error)) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"the configuration must compose, but {_first_line(error)}") from error
+    for key, value in request.values.items():
+        _set_value(request.verb, tree, key, value)
+    return tree
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration as YAML, as `--cfg` prints it and `config.yaml` holds it."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+@contextmanager
+def _open_conf() -> Iterator[None]:
+    """Open `conf/` for hydra: the package's own, never another `conf` that happens to be importable."""
+    store = ConfigStore.instance()
+    for name, verb in VERBS.items():
+        store.store(name=f"{name}_schema", node=verb.schema)
+    if find_spec("speechssl.conf") is not None:
+        with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
+            yield
+    else:
+        with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
+            yield
+
+
+def _build_overrides(request: Request, stored_model: Mapping[str, Any] | None) -> list[str]:
+    """Turn the choices into hydra overrides, in the order in which groups build on each other."""
+    choices = request.choices if stored_model is None else _choose_stored_model(request, stored_model)
+    defaults = _list_default_groups(request.verb)
+    return [*request.hydra, *(f"{'' if group in defaults else '+'}{group}={name}" for group, name in choices.items())]
+
+
+def _choose_stored_model(request: Request, stored_model: Mapping[str, Any]) -> dict[str, str]:
+    """Choose the checkpoint's network, and the training preset that goes with its name."""
+    name = str(stored_model["name"])
+    given = request.choices.get("model", name)
+    if given != name:
+        raise ConfigError(f"`model` must be left out or be {name}, as in the checkpoint of `init`, but is {given!r}")
+    ConfigStore.instance().store(group="model", name=STORED_MODEL, node=dict(stored_model))
+    preset = f"{request.verb}_{name}"
+    known = preset in GlobalHydra.instance().config_loader().get_group_options("training")
+    return {"training": preset if known else f"{request.verb}_base", **request.choices, "model": STORED_MODEL}
+
+
+def _list_default_groups(verb: str) -> set[str]:
+    """List the groups that a verb's primary file already chooses from."""
+    primary = OmegaConf.load(find_conf_folder() / f"{verb}.yaml")
+    return {str(name) for entry in primary.defaults if not isinstance(entry, str) for name in entry}
+
+
+def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
+    """Set one key, or say what its value must be."""
+    try:
+        OmegaConf.update(tree, key, value, merge=True, force_add=find_key(verb, key).default == "")
+    except OmegaConfBaseException as error:
+        kind = describe_type(find_key(verb, key).type_name)
+        raise ConfigError(f"`{key}` must be {kind}, but is {value!r}") from error
+
+
+def _convert(request: Request, tree: DictConfig) -> Any:
+    """Turn the tree into dataclasses, whose own checks run here."""
+    try:
+        return OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(f"`{key}` must be given ({find_key(request.verb, key).meaning}), but is missing") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration must fit its schema, but {_first_line(error)}") from error
+
+
+def _explain_missing_file(verb: str, error: MissingConfigException) -> str:
+    """Say which file of `conf/` a choice led to, where hydra's message has three paragraphs."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    others = tuple(f"{other}_" for other in VERBS if other != verb)
+    options = [option for option in error.options or () if option != STORED_MODEL and not option.startswith(others)]
+    return f"`{group}` must be one of {', '.join(options) or 'the files in its folder'}, but {name!r} does not exist"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

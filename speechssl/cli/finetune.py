@@ -1,0 +1,100 @@
+"""`speechssl finetune`: pretrained model + transcripts → CTC recogniser."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from speechssl.audio import SAMPLE_RATE
+from speechssl.cli.training_run import choose_device, open_folder, seed_weights, train
+from speechssl.config import FinetuneConfig
+from speechssl.data.dataset import ReadOptions
+from speechssl.data.manifest import Manifest
+from speechssl.interop.checkpoint import load_backbone_into, load_model
+from speechssl.model.lengths import compute_num_frames
+from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives.ctc import CTCObjective, needs_more_frames
+from speechssl.text import Vocabulary, build_vocabulary
+from speechssl.training.schedules import compute_frozen_updates
+from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune, or go on where an earlier run of the same command stopped."""
+    folder, result = open_folder(config)
+    if result is not None:
+        _logger.info("%s is finished; raise training.max_updates to go on", folder)
+        return result
+    device = choose_device(config)
+    train_set = _select(config, config.data.train, "data.train")
+    valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
+    vocabulary = build_vocabulary(config.text, train_set.column("text"))
+    _list_unknown(vocabulary, train_set)
+    seed_weights(config.seed)
+    model = SpeechModel(config.model, vocabulary)
+    if config.init:
+        load_backbone_into(model, load_model(config.init, key="init"))
+    frozen = compute_frozen_updates(config.training) if config.init else 0
+    objective = CTCObjective(model, config.seed, frozen)
+    pin = device[0].type == "cuda"
+    source = _build_source(config, objective, train_set, "data.train", pin)
+    valid = _build_source(config, objective, valid_set, "data.valid", pin) if valid_set else None
+    _logger.info(describe_plan(source, config.training, "data.train"))
+    return train(config, folder, objective, source, valid, device)
+
+
+def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:
+    manifest = select_utterances(paths, key, config.data, config.seed, key == "data.train")
+    manifest.require("text", key)
+    return manifest
+
+
+def _list_unknown(vocabulary: Vocabulary, manifest: Manifest) -> None:
+    """Say which characters of the transcripts are no labels, so that nothing is lost unseen."""
+    unknown = vocabulary.unknown_letters(manifest.column("text"))
+    if unknown:
+        listed = ", ".join(f"{letter!r} {count}" for letter, count in unknown.most_common(20))
+        _logger.warning(
+            "data.train has characters outside the vocabulary, which are left out of the labels: %s "
+            "(text.keep or text.vocabulary=data takes them in)",
+            listed,
+        )
+
+
+def _build_source(
+    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, pin: bool
+) -> ManifestSource:
+    is_training = key == "data.train"
+    options = ReadOptions(config.seed, config.model.normalize_waveform, config.data.cache_dir, is_training)
+    return build_source(
+        select_usable(manifest, objective.vocabulary, config, key),
+        objective.make_prepare(),
+        options,
+        config.training,
+        config.data,
+        ascending_epochs=config.data.ascending_epochs,
+        is_training=is_training,
+        pin_memory=pin,
+    )
+
+
+def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneConfig, key: str) -> Manifest:
+    """Leave out utterances without labels, longer than `data.max_s`, or with more labels than frames allow.
+
+    Raises:
+        DataError: none is left.
+    """
+    texts = manifest.column("text")
+    labels = [vocabulary.encode(text or "") for text in texts]
+    samples = manifest.num_samples_16k
+    frames = compute_num_frames(samples, config.model.conv_kernels, config.model.conv_strides)
+    too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
+    keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
+    keep &= samples <= config.data.max_s * SAMPLE_RATE
+    reason = f"without labels, longer than data.max_s={config.data.max_s:g} s or too short for their text"
+    return leave_out(manifest, keep, key, reason)

@@ -1,0 +1,97 @@
+"""Where a verb writes, and the JSON that it ends with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from speechssl.errors import ConfigError
+
+RESULT_NAME = "result.json"
+"""The file in a verb's folder that holds its JSON line; a folder with it is finished."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def resolve_out(out: str, verb: str, overwrite: bool, is_file: bool = False) -> Path:
+    """Return the place to write, made and checked.
+
+    Args:
+        out: value of the key `out`; empty means runs/<verb>-<date>-<time>, which is then logged.
+        verb: name of the verb.
+        overwrite: whether a finished result may be replaced.
+        is_file: whether `out` names a file, whose folder is made, rather than a folder.
+
+    Raises:
+        ConfigError: the place cannot be written, or holds a finished result and `overwrite` is false.
+    """
+    path = Path(out) if out else _choose_folder(verb)
+    finished = path if is_file else path / RESULT_NAME
+    if finished.exists():
+        if not overwrite:
+            raise ConfigError(
+                f"`out` must be a new place, but {path} holds a finished result (overwrite=true replaces it)"
+            )
+        if not is_file:
+            finished.unlink()
+    if is_file and path.is_dir():
+        raise ConfigError(f"`out` must be a file, but {path} is a folder")
+    check_writable(path.parent if is_file else path)
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and write in it once.
+
+    Raises:
+        ConfigError: that does not work; the message gives the system's reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"`out` must be a place that can be written, but {folder}: {error.strerror}") from error
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen."""
+    temporary = folder / f".{RESULT_NAME}.{os.getpid()}"
+    temporary.write_text(json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / RESULT_NAME)
+
+
+def format_line(result: Mapping[str, Any]) -> str:
+    """Write a result as one line of strict JSON."""
+    return json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+
+
+def clean(value: Any) -> Any:
+    """Turn a result into what JSON knows: paths become text, NaN and infinities null."""
+    if isinstance(value, Mapping):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _choose_folder(verb: str) -> Path:
+    """Choose runs/<verb>-<date>-<time>, with a number behind it where two runs share a second."""
+    stem = Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    _logger.info("out=%s", path)
+    return path

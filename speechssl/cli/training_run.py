@@ -1,0 +1,107 @@
+"""What `pretrain` and `finetune` share: the run folder, the trainer's setup, the result and the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from speechssl.cli.output import check_writable, write_result
+from speechssl.config import FinetuneConfig, PretrainConfig
+from speechssl.data.loader import Batch
+from speechssl.errors import ConfigError
+from speechssl.objectives.protocol import Objective, make_torch_seed
+from speechssl.report.page import build_report
+from speechssl.training.checkpoint import CheckpointStore
+from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
+from speechssl.training.run_folder import CONFIG, open_run
+from speechssl.training.sources import ManifestSource
+from speechssl.training.stop import StopFlag
+from speechssl.training.trainer import Setup, Trainer
+
+_logger = logging.getLogger("speechssl")
+
+TrainingVerbConfig = PretrainConfig | FinetuneConfig
+
+
+def open_folder(config: TrainingVerbConfig) -> tuple[Path, dict[str, Any] | None]:
+    """Open `out`, or return the result of the finished run that it holds.
+
+    Raises:
+        ConfigError: `out` cannot be written, or holds something else or a run with other values.
+    """
+    folder = Path(config.out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`out` must be a folder, but {folder} is a file")
+    if config.overwrite and (folder / CONFIG).exists():
+        remove_run(folder)
+    check_writable(folder)
+    return folder, open_run(folder, config)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote, and nothing else that lies in its folder."""
+    import shutil
+
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def choose_device(config: TrainingVerbConfig) -> tuple[torch.device, str]:
+    """Find device and precision, and say them."""
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    _logger.info("device %s, precision %s, %d threads", device, precision, torch.get_num_threads())
+    return device, precision
+
+
+def seed_weights(seed: int) -> None:
+    """Seed what fresh weights are drawn from."""
+    torch.manual_seed(make_torch_seed(seed, "weights"))
+
+
+def train(
+    config: TrainingVerbConfig,
+    folder: Path,
+    objective: Objective,
+    source: ManifestSource,
+    valid: ManifestSource | None,
+    device: tuple[torch.device, str],
+) -> dict[str, Any]:
+    """Train to the end, write the result and the report, and return the result."""
+    stop = StopFlag(config.training.max_hours)
+    validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
+    setup = Setup(
+        objective=objective,
+        config=config.training,
+        source=source,
+        device=device[0],
+        precision=device[1],
+        seed=config.seed,
+        validate=validate,
+        store=CheckpointStore(folder, config.training.keep_checkpoints),
+        open_writers=lambda update: (JsonLinesWriter(folder, update), TensorBoardWriter(folder, update)),
+        stop=stop,
+    )
+    trainer = Trainer(setup)
+    with stop.listen():
+        last = trainer.run()
+    progress = trainer.progress
+    result: dict[str, Any] = {
+        "out": str(folder),
+        "updates": progress.update,
+        "hours_seen": progress.audio_s / 3600,
+        "best_update": progress.best_update or progress.update,
+        "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
+        "train": last.get("train"),
+        "valid": last.get("valid"),
+    }
+    write_result(folder, result)
+    build_report([folder], folder / "report.html")
+    return result

@@ -1,0 +1,265 @@
+"""What a user typed, or passed to a Python function, as one `Request`: choices from groups, and values by key."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from speechssl.cli.verbs import VERBS
+from speechssl.config import Key, list_keys
+from speechssl.errors import ConfigError
+
+CONF_FOLDERS = (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
+"""Where `conf/` is: inside the package in a wheel, beside it in a checkout."""
+
+_ASSIGNMENT = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^\W\d]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass
+class Request:
+    """One command, before it meets the schema.
+
+    Args:
+        verb: name of the verb.
+        choices: group → file chosen from it (`model` → `small`).
+        values: key → value, in the order in which they were given.
+        hydra: overrides of hydra's own keys, passed on as they are.
+    """
+
+    verb: str
+    choices: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    hydra: list[str] = field(default_factory=list)
+
+    def add(self, key: str, value: Any) -> None:
+        """Add a choice or a value; a mapping for a section is taken apart into its keys.
+
+        Text may hold interpolations such as `${model.name}`; see `escape` for text that must stay as it is.
+        """
+        if key in find_groups(self.verb) and isinstance(value, str) and key in _list_sections(self.verb):
+            self._check_preset(key, value)
+            self.choices[key] = value
+        elif key == "experiment":
+            self.choices[key] = str(value)
+        elif isinstance(value, Mapping) and key in _list_sections(self.verb):
+            for name, inner in value.items():
+                self.add(f"{key}.{name}", inner)
+        else:
+            self.values[key] = _fit_value(find_key(self.verb, key), key, value)
+
+    def _check_preset(self, group: str, name: str) -> None:
+        """Refuse a training preset of another verb, which would set keys that this one does not have."""
+        owner = next((verb for verb in VERBS if name.startswith(f"{verb}_")), self.verb)
+        if owner != self.verb:
+            options = ", ".join(find_groups(self.verb)[group])
+            raise ConfigError(f"`{group}` must be one of {options}, but {name!r} is one of `speechssl {owner}`")
+
+
+def read_words(verb: str, words: Sequence[str]) -> list[Request]:
+    """Turn the words after the verb into requests: one, or one for each point of a sweep.
+
+    Bare words are literal; `key=value` is hydra's override grammar.
+
+    Raises:
+        ConfigError: a word cannot be read, or a key does not exist.
+    """
+    bare, assignments = split_words(words)
+    parsed = [_parse_assignment(verb, word) for word in assignments]
+    requests = []
+    for combination in product(*parsed):
+        request = Request(verb)
+        for key, value in combination:
+            _add_assignment(request, key, value)
+        _add_bare_words(request, bare)
+        requests.append(request)
+    return requests
+
+
+def is_assignment(word: str) -> bool:
+    """Say whether a word is `key=value`: whether an identifier path stands before the first `=`."""
+    return _ASSIGNMENT.fullmatch(word) is not None
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split words into the bare ones, which come first, and the `key=value` ones."""
+    first = next((index for index, word in enumerate(words) if is_assignment(word)), len(words))
+    bare, rest = list(words[:first]), list(words[first:])
+    for word in rest:
+        if not is_assignment(word):
+            raise ConfigError(
+                f"a main input must stand before the first key=value, but {word!r} comes after {rest[0]!r}"
+            )
+    for word in bare:
+        if word.startswith("-") and word != "-":
+            raise ConfigError(f"options must be key=value (or --help, --cfg, -m), but one is {word!r}")
+    return bare, rest
+
+
+def find_conf_folder() -> Path:
+    """Return the folder that holds the configuration files."""
+    return next(folder for folder in CONF_FOLDERS if folder.is_dir())
+
+
+def find_groups(verb: str) -> dict[str, list[str]]:
+    """Map each group of `conf/` to the names that a verb can choose from it; presets of other verbs are left out."""
+    folders = sorted(folder for folder in find_conf_folder().iterdir() if folder.is_dir())
+    names = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    names["training"] = [name for name in names["training"] if name.startswith(f"{verb}_")]
+    return {group: found for group, found in names.items() if found}
+
+
+def find_key(verb: str, key: str) -> Key:
+    """Return the declaration of `key`.
+
+    Raises:
+        ConfigError: the verb has no such key; the message names the nearest one.
+    """
+    keys = {row.path: row for row in list_keys(VERBS[verb].schema)}
+    if key in keys:
+        return keys[key]
+    parent = key.rpartition(".")[0]
+    if parent in keys and keys[parent].type_name == "dict":
+        return Key(key, "str", "", keys[parent].meaning, "", "")
+    if key in _list_sections(verb):
+        inside = next(path for path in keys if path.startswith(f"{key}."))
+        raise ConfigError(f"`{key}` must be set key by key, such as {inside}=…, but was given one value")
+    near = find_nearest(key, list(keys))
+    hint = f"; the nearest one is `{near}`" if near else ""
+    raise ConfigError(
+        f"`{key}` must be a key of `speechssl {verb}`, but is none{hint} (speechssl {verb} --help lists all)"
+    )
+
+
+def find_nearest(key: str, keys: Sequence[str]) -> str:
+    """Return the key that a user most likely meant, or an empty string.
+
+    A key typed without its section (`lr`, `max_updates`) finds the one that ends like it.
+    """
+    by_last = {path.rpartition(".")[2]: path for path in reversed(keys)}
+    last = key.rpartition(".")[2]
+    if last in by_last:
+        return by_last[last]
+    near = get_close_matches(key, keys, n=1, cutoff=0.7)
+    if near:
+        return near[0]
+    near = get_close_matches(last, by_last, n=1, cutoff=0.7)
+    return by_last[near[0]] if near else ""
+
+
+def _list_sections(verb: str) -> set[str]:
+    """List the keys of a verb that hold other keys, such as `data` and `model.mask`."""
+    parts = [row.path.split(".") for row in list_keys(VERBS[verb].schema)]
+    return {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
+
+
+def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
+    """Parse `key=value`; a sweep (`seed=1,2`) gives one pair for each of its values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    match = _ASSIGNMENT.fullmatch(word)
+    assert match is not None, word
+    key, value = match["key"], match["value"]
+    if key.split(".")[0] == "hydra":
+        return [("hydra", word)]
+    if match["prefix"] == "~":
+        raise ConfigError(f"`{key}` must be given a value, but {word!r} takes it away")
+    parser = OverridesParser.create()
+    try:
+        override = parser.parse_override(f"{key}={_quote_equals(value)}")
+        if not override.is_sweep_override():
+            return [(key, override.value())]
+        elements = [parser.parse_override(f"{key}={text}") for text in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ConfigError(_explain_unparsable(key, value)) from error
+    return [(key, element.value()) for element in elements]
+
+
+def _quote_equals(value: str) -> str:
+    """Quote a value such as `speaker=19`, whose `=` the grammar would refuse."""
+    return f"'{value}'" if re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) else value
+
+
+def _explain_unparsable(key: str, value: str) -> str:
+    if '"' not in value:
+        quoted = f"'{key}=\"{value}\"'"
+    else:
+        quoted = f"\"{key}='{value}'\"" if "'" not in value else f"{key}='…' with every quote inside as \\'"
+    return (
+        f"`{key}` must be a value of hydra's grammar, but is {value}; if it is meant as text, quote it twice: {quoted}"
+    )
+
+
+def _add_assignment(request: Request, key: str, value: Any) -> None:
+    if key == "hydra":
+        request.hydra.append(value)
+    elif key in request.values or key in request.choices:
+        raise ConfigError(f"`{key}` must be given once, but is given twice")
+    else:
+        request.add(key, value)
+
+
+def _add_bare_words(request: Request, words: Sequence[str]) -> None:
+    """Give the bare words to the verb's main inputs, in order."""
+    inputs = VERBS[request.verb].inputs
+    given = _assign_inputs(request.verb, inputs, words)
+    for key, value in given.items():
+        if key in request.values or key in request.choices:
+            raise ConfigError(f"`{key}` must be given once, but is given as {value!r} and as {key}=…")
+        request.add(key, escape(value))
+
+
+def _assign_inputs(verb: str, inputs: Sequence[str], words: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    left = list(words)
+    for index, key in enumerate(inputs):
+        if not left:
+            break
+        if index == len(inputs) - 1 and _takes_list(verb, key):
+            given[key], left = left, []
+        else:
+            given[key] = left.pop(0)
+    if left:
+        takes = f"at most {len(inputs)} main inputs ({', '.join(inputs)})" if inputs else "no main input"
+        raise ConfigError(f"`speechssl {verb}` must be given {takes}, but {left[0]!r} is one more")
+    return given
+
+
+def escape(value: Any) -> Any:
+    """Escape `${` in text that is literal: main inputs, and what Python functions are given."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    if isinstance(value, (list, tuple)):
+        return [escape(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: escape(item) for name, item in value.items()}
+    return value
+
+
+def _takes_list(verb: str, key: str) -> bool:
+    return any(row.path == key and row.type_name == "list" for row in list_keys(VERBS[verb].schema))
+
+
+def _fit_value(key: Key, name: str, value: Any) -> Any:
+    """Fit a value to its key: a bare value for a list becomes a list, 1e5 a whole number."""
+    if key.type_name == "list" and isinstance(value, (str, int, float)):
+        return [value]
+    if key.type_name == "int" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, (list, dict)) and key.type_name not in ("list", "dict", "Any"):
+        raise ConfigError(f"`{name}` must be {describe_type(key.type_name)}, but is {value!r}")
+    return value
+
+
+def describe_type(type_name: str) -> str:
+    """Name a type in words."""
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+    return names.get(type_name, "a mapping" if type_name == "dict" else "a value")

@@ -1,0 +1,446 @@
+"""Every knob, once: its default, unit, meaning and source.
+
+`conf/` holds values that differ from these defaults, `cli/` composes them, and everything below takes these
+dataclasses or plain values. The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's released
+configuration); `F:` in a source means fairseq.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from speechssl.errors import ConfigError
+
+MISSING = "???"
+"""Marks a key that the user must give (the marker that OmegaConf uses)."""
+
+
+def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
+    """Declare one key of the configuration.
+
+    Args:
+        default: the value when nothing else is said; `MISSING` where the user must say.
+        meaning: one line for `--help`.
+        unit: the unit of the value, if it has one.
+        source: paper section or code that the default comes from.
+    """
+    metadata = {"meaning": meaning, "unit": unit, "source": source}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check(condition: bool, key: str, must_be: str, value: object) -> None:
+    """Raise the `ConfigError` for `key` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a `ConfigError` that names the choices unless `value` is one of them."""
+    check(value in choices, key, f"one of {', '.join(choice for choice in choices if choice)}", value)
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Span masks over time and over channels (wav2vec 2.0 §3.1, §4.2)."""
+
+    prob: float = knob(0.65, "span length × the probability that a frame starts a span (not the share masked)", "", "F: mask_prob")
+    length: int = knob(10, "length of a span", "frames", "§4.2")
+    min_spans: int = knob(2, "least number of spans in a row", "", "F: min_masks")
+    equalise: bool = knob(True, "give all rows of a sub-batch the same number of masked frames", "", "F: require_same_masks")
+    channel_prob: float = knob(0.0, "the same for spans of channels, set to zero (fine-tuning)", "", "F: mask_channel_prob")
+    channel_length: int = knob(64, "length of a span of channels", "channels", "F: mask_channel_length")
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.prob <= 1.0, "model.mask.prob", "between 0 and 1", self.prob)
+        check(self.length >= 1, "model.mask.length", "at least 1 frame", self.length)
+        check(self.min_spans >= 0, "model.mask.min_spans", "0 or more", self.min_spans)
+        check(0.0 <= self.channel_prob <= 1.0, "model.mask.channel_prob", "between 0 and 1", self.channel_prob)
+        check(self.channel_length >= 1, "model.mask.channel_length", "at least 1 channel", self.channel_length)
+
+
+@dataclass(kw_only=True)
+class QuantizerConfig:
+    """The Gumbel product quantizer (§3.2)."""
+
+    num_groups: int = knob(2, "codebooks G", "", "§4.2")
+    num_codes: int = knob(320, "codes V in each codebook", "", "§4.2")
+    codevector_dim: int = knob(256, "size of a code vector, all groups together", "", "F: latent_dim")
+    temperature_start: float = knob(2.0, "Gumbel temperature before the first update", "", "§4.2")
+    temperature_end: float = knob(0.5, "floor of the Gumbel temperature", "", "§4.2")
+    temperature_decay: float = knob(0.999995, "factor of the temperature an update", "", "§4.2")
+    temperature_reference_updates: int = knob(
+        0, "scale the decay as if the run had this many updates; 0: take updates as they are", "updates"
+    )
+
+    def __post_init__(self) -> None:
+        check(self.num_groups >= 1, "model.quantizer.num_groups", "at least 1", self.num_groups)
+        check(self.num_codes >= 2, "model.quantizer.num_codes", "at least 2", self.num_codes)
+        divides = self.codevector_dim % self.num_groups == 0
+        check(divides, "model.quantizer.codevector_dim", f"a multiple of {self.num_groups}", self.codevector_dim)
+        check(self.temperature_end > 0, "model.quantizer.temperature_end", "positive", self.temperature_end)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Feature encoder, context network and quantizer; the defaults are BASE."""
+
+    name: str = knob("base", "name of the preset in conf/model")
+    conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
+    conv_kernels: list[int] = knob([10, 3, 3, 3, 3, 2, 2], "kernel of each convolution", "samples", "§4.2")
+    conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
+    conv_bias: bool = knob(False, "biases in the convolutions", "", "F: conv_bias")
+    conv_norm: str = knob("group", "`group`: per-channel norm over time after the first layer; `layer`: over channels in all", "", "F: extractor_mode")
+    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all` as the peers do")
+    feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
+    normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
+    num_layers: int = knob(12, "transformer blocks", "", "§4.2")
+    model_dim: int = knob(768, "width D of the transformer", "", "§4.2")
+    ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
+    num_heads: int = knob(12, "attention heads (the paper's text says 8, every released model has 12)", "", "F: encoder_attention_heads")
+    norm_first: bool = knob(False, "layer norm before each part (pre-norm) instead of after it", "", "F: layer_norm_first")
+    position_kernel: int = knob(128, "kernel of the positional convolution", "frames", "F: conv_pos")
+    position_groups: int = knob(16, "groups of the positional convolution", "", "F: conv_pos_groups")
+    dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
+    attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
+    activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
+    input_dropout: float = knob(0.1, "dropout on the projected features", "", "F: dropout_input")
+    feature_dropout: float = knob(0.1, "dropout on the quantizer's input", "", "F: dropout_features")
+    layer_drop_prob: float = knob(0.05, "probability that a block is skipped in an update", "", "§4.2")
+    head_dropout: float = knob(0.0, "dropout before the CTC head", "", "F: final_dropout")
+    target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
+    quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
+    mask: MaskConfig = knob(MaskConfig, "masks")
+
+    def __post_init__(self) -> None:
+        check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
+        groups = self.model_dim % self.position_groups == 0
+        check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
+        check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
+        check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
+        check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
+        same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
+        check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
+        for name in _PROBABILITIES:
+            check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
+
+
+_PROBABILITIES = (
+    "dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ContrastiveConfig:
+    """The contrastive task (§3.2, eq. 2 to 4)."""
+
+    num_negatives: int = knob(100, "negatives K for each masked frame, from the row's other masked frames", "", "§4.2")
+    logit_temperature: float = knob(0.1, "κ, the temperature of the cosine similarities", "", "§4.2")
+    diversity_weight: float = knob(0.1, "α, weight of the codebook diversity term", "", "§4.2")
+    feature_penalty_weight: float = knob(10.0, "weight of the mean squared feature encoder output", "", "F: loss_weights")
+
+    def __post_init__(self) -> None:
+        check(self.num_negatives >= 1, "objective.num_negatives", "at least 1", self.num_negatives)
+        check(self.logit_temperature > 0, "objective.logit_temperature", "positive", self.logit_temperature)
+
+
+@dataclass(kw_only=True)
+class SelectionConfig:
+    """Which rows of which manifests."""
+
+    limit_s: float = knob(0.0, "take a seeded, speaker-balanced subset of `data.train` this long; 0: all of it", "s")
+    where: str = knob("", "keep the rows with this value, as column=value")
+    num_workers: int = knob(2, "processes that read audio; 0 reads in the main process")
+    cache_dir: str = knob("", "keep decoded audio here as 16 kHz WAV; empty: decode every time")
+
+
+@dataclass(kw_only=True)
+class PretrainDataConfig(SelectionConfig):
+    """Unlabelled speech."""
+
+    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) to learn from")
+    valid: list[str] = knob([], "manifest or list of manifests to validate on; empty: none")
+    min_s: float = knob(2.0, "shortest utterance that is used", "s", "F: min_sample_size")
+    max_s: float = knob(15.625, "longest crop", "s", "F: max_sample_size 250000")
+
+    def __post_init__(self) -> None:
+        check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
+
+
+@dataclass(kw_only=True)
+class FinetuneDataConfig(SelectionConfig):
+    """Transcribed speech."""
+
+    train: list[str] = knob([], "manifest or list of manifests with `text`")
+    valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
+    max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
+    ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
+
+
+@dataclass(kw_only=True)
+class TextConfig:
+    """From transcripts to CTC labels."""
+
+    vocabulary: str = knob("fairseq", "`fairseq`: its 32 symbols; `data`: the letters of data.train")
+    case: str = knob("upper", "`upper`, `lower` or `keep`")
+    keep: str = knob("", "characters outside the vocabulary that are kept as labels of their own, such as 0123456789")
+
+    def __post_init__(self) -> None:
+        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))
+        check_choice("text.case", self.case, ("upper", "lower", "keep"))
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Optimizer, schedule and bookkeeping; the defaults are BASE on LibriSpeech 960 h."""
+
+    max_updates: int = knob(400_000, "updates of the whole run", "updates", "§4.2")
+    update_s: float = knob(5600.0, "audio an update, over all ranks and accumulation steps", "s", "§4.2: 1.6 h")
+    sub_batch_s: float = knob(87.5, "audio a sub-batch: what crop length, equal masks and perplexity belong to", "s", "F: max_tokens 1.4M")
+    forward_s: float = knob(87.5, "audio that one forward may hold: memory only, never the result", "s")
+    lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
+    schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
+    warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")
+    hold_share: float = knob(0.4, "share of the updates at the peak (tri_stage)", "", "F: phase_ratio")
+    initial_lr_scale: float = knob(0.01, "rate at the first update, share of the peak (tri_stage)", "", "F: init_lr_scale")
+    final_lr_scale: float = knob(0.05, "rate at the last update, share of the peak (tri_stage)", "", "F: final_lr_scale")
+    beta1: float = knob(0.9, "decay of AdamW's first moment", "", "F: adam_betas")
+    beta2: float = knob(0.98, "decay of AdamW's second moment", "", "F: adam_betas")
+    eps: float = knob(1e-6, "AdamW's epsilon", "", "F: adam_eps")
+    weight_decay: float = knob(0.01, "decoupled weight decay, on every parameter", "", "F: weight_decay")
+    clip_norm: float = knob(0.0, "largest gradient norm; 0: no clipping", "", "F: clip_norm")
+    freeze_share: float = knob(0.0, "share of the updates in which only the head learns (fine-tuning)", "", "F: freeze_finetune_updates")
+    checkpoint_every: int = knob(1000, "updates between checkpoints", "updates")
+    validate_every: int = knob(1000, "updates between validations", "updates")
+    keep_checkpoints: int = knob(2, "checkpoints kept beside the best one")
+    max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
+    on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
+    log_every: int = knob(10, "updates between progress lines; metrics.jsonl has every update", "updates")
+
+    def __post_init__(self) -> None:
+        check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
+        check(self.sub_batch_s > 0, "training.sub_batch_s", "positive", self.sub_batch_s)
+        ratio = self.update_s / self.sub_batch_s
+        whole = abs(ratio - round(ratio)) < 1e-6 and round(ratio) >= 1
+        check(whole, "training.update_s", f"a whole number of sub-batches of training.sub_batch_s ({self.sub_batch_s:g} s)", self.update_s)
+        check(self.forward_s >= self.sub_batch_s, "training.forward_s", f"at least training.sub_batch_s ({self.sub_batch_s:g} s)", self.forward_s)
+        check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
+        check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
+        check(self.keep_checkpoints >= 1, "training.keep_checkpoints", "at least 1", self.keep_checkpoints)
+        check(self.lr > 0, "training.lr", "positive", self.lr)
+
+    @property
+    def sub_batches_per_update(self) -> int:
+        """How many sub-batches make an update, over all ranks."""
+        return round(self.update_s / self.sub_batch_s)
+
+
+@dataclass(kw_only=True)
+class CommonConfig:
+    """What every verb that computes takes."""
+
+    seed: int = knob(1, "seed of everything that is drawn")
+    device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
+    precision: str = knob("auto", "`float32`, `bf16`, or `auto`: bf16 where the device multiplies it faster")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, ("float32", "bf16", "auto"))
+        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(CommonConfig):
+    """Keys of `speechssl pretrain`."""
+
+    out: str = knob(MISSING, "run folder to write")
+    init: str = knob("", "checkpoint to continue from, with a fresh schedule; empty: from scratch")
+    data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
+    model: ModelConfig = knob(ModelConfig, "the network")
+    objective: ContrastiveConfig = knob(ContrastiveConfig, "the contrastive task")
+    training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(CommonConfig):
+    """Keys of `speechssl finetune`."""
+
+    out: str = knob(MISSING, "run folder to write")
+    init: str = knob("", "pretrained checkpoint; empty: train `model` from scratch")
+    data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
+    text: TextConfig = knob(TextConfig, "labels")
+    model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
+    training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Keys of `speechssl prepare`."""
+
+    root: str = knob("", "folder that holds the corpus, or that it is downloaded to")
+    corpus: str = knob("", "`librispeech`, `folder`, `table` or `demo`; empty: guessed from the folder")
+    out: str = knob("", "folder for the manifests; empty: runs/prepare-<date>-<time>")
+    splits: list[str] = knob([], "splits to take; empty: all that are there")
+    download: list[str] = knob([], "LibriSpeech parts to fetch first, such as [train-clean-100,dev-clean]")
+    download_url: str = knob("https://www.openslr.org/resources", "server that holds the LibriSpeech archives")
+    subset: list[str] = knob([], "nested subsets to write beside each split, such as [10m,1h,10h]")
+    valid_share: float = knob(0.0, "share held out as `valid`, by speaker, or by file where speakers are unknown")
+    format: str = knob("tsv", "`tsv` or `parquet`")
+    table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
+    columns: dict[str, str] = field(
+        default_factory=lambda: {"path": "path", "text": "text", "speaker": "speaker"},
+        metadata={"meaning": "which column of `table` holds path, text and speaker", "unit": "", "source": ""},
+    )
+    speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
+    seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
+    overwrite: bool = knob(False, "replace manifests that are there")
+
+    def __post_init__(self) -> None:
+        check_choice("format", self.format, ("tsv", "parquet"))
+        check_choice("corpus", self.corpus, ("", "librispeech", "folder", "table", "demo"))
+        check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
+
+
+@dataclass(kw_only=True)
+class InferenceConfig(CommonConfig):
+    """What every verb that reads a checkpoint takes."""
+
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint) or one checkpoint")
+    out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
+    batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
+    window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check(self.batch_s > 0, "batch_s", "positive", self.batch_s)
+        check(self.window_s >= 5, "window_s", "at least 5 s", self.window_s)
+
+
+@dataclass(kw_only=True)
+class TestDataConfig:
+    """Which rows are evaluated."""
+
+    test: list[str] = knob([], "manifest or list of manifests with `text`")
+    where: str = knob("", "keep the rows with this value, as column=value")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(InferenceConfig):
+    """Keys of `speechssl evaluate`."""
+
+    data: TestDataConfig = knob(TestDataConfig, "what is recognised")
+    decoding: str = knob("greedy", "`greedy`")
+    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check_choice("decoding", self.decoding, ("greedy",))
+
+
+@dataclass(kw_only=True)
+class TranscribeConfig(InferenceConfig):
+    """Keys of `speechssl transcribe`."""
+
+    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+
+
+@dataclass(kw_only=True)
+class EmbedConfig(InferenceConfig):
+    """Keys of `speechssl embed`."""
+
+    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
+    pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
+    format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
+        check_choice("format", self.format, ("parquet", "npy", "safetensors"))
+
+
+@dataclass(kw_only=True)
+class ProbeDataConfig:
+    """Labelled speech for a probe."""
+
+    train: list[str] = knob([], "manifest or list of manifests with `speaker`")
+    test: list[str] = knob([], "the same; empty: split `data.train` by utterance, stratified")
+    trials: str = knob("", "verification trials, one `label id id` a line; empty: made from data.test")
+    where: str = knob("", "keep the rows with this value, as column=value")
+    max_s: float = knob(10.0, "longest stretch of an utterance that is used, from its start", "s")
+
+
+@dataclass(kw_only=True)
+class ProbeConfig(InferenceConfig):
+    """Keys of `speechssl probe`."""
+
+    data: ProbeDataConfig = knob(ProbeDataConfig, "labelled speech")
+    task: str = knob("identification", "`identification` or `verification`")
+    num_trials: int = knob(20_000, "most verification trials that are made")
+    updates: int = knob(300, "updates of each linear probe", "updates")
+    lr: float = knob(0.02, "learning rate of each linear probe")
+    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check_choice("task", self.task, ("identification", "verification"))
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Keys of `speechssl report`."""
+
+    run: list[str] = knob([], "one or more run folders")
+    out: str = knob("", "page to write; empty: report.html in the first run folder")
+    overwrite: bool = knob(True, "replace a page that is there")
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Keys of `speechssl demo`."""
+
+    out: str = knob("runs/demo", "folder to write")
+    minutes: float = knob(8.0, "time that the whole demo should take on two cores", "min")
+    seed: int = knob(1, "seed of the speech and of every step")
+    device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
+    overwrite: bool = knob(False, "replace a finished demo")
+
+    def __post_init__(self) -> None:
+        check(self.minutes >= 0.2, "minutes", "at least 0.2", self.minutes)
+
+
+@dataclass(kw_only=True)
+class DoctorConfig:
+    """Keys of `speechssl doctor` (none)."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of `--help`."""
+
+    path: str
+    type_name: str
+    default: Any
+    meaning: str
+    unit: str
+    source: str
+
+
+def list_keys(schema: type, prefix: str = "") -> list[Key]:
+    """List every leaf key below a configuration dataclass, in the order in which they are declared."""
+    rows: list[Key] = []
+    hints = get_type_hints(schema)
+    instance = schema()
+    for item in fields(schema):
+        path = f"{prefix}{item.name}"
+        if is_dataclass(hints[item.name]):
+            rows += list_keys(hints[item.name], f"{path}.")
+            continue
+        kind = str(getattr(hints[item.name], "__name__", hints[item.name]))
+        meta = item.metadata
+        rows.append(Key(path, kind, getattr(instance, item.name), meta["meaning"], meta["unit"], meta["source"]))
+    return rows

@@ -1,0 +1,168 @@
+"""Speech made on the spot: a LibriSpeech tree of many synthetic speakers, the same files for the same seed.
+
+Speakers and sentences of `train`, `dev` and `test` are disjoint. Every speaker has two sessions (chapters) that
+differ in tone, room, noise and level.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from speechssl.corpora.demo_text import make_sentences
+from speechssl.corpora.espeak import Job, Voice, require_espeak, synthesise
+from speechssl.errors import DataError
+from speechssl.progress import track
+
+FOLDER = "LibriSpeech"
+_FINISHED = "demo.json"
+_FIRST_SPEAKER = 101
+_ACCENTS = (
+    "en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd",
+)  # fmt: skip
+_MALE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
+_FEMALE = ("f1", "f2", "f3", "f4", "f5", "Annie")
+
+_logger = logging.getLogger("speechssl")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the corpus.
+
+    Args:
+        name: name of its folder.
+        num_speakers: speakers that no other part has.
+        num_chapters: sessions of each speaker.
+        num_utterances: utterances in each session.
+    """
+
+    name: str
+    num_speakers: int
+    num_chapters: int
+    num_utterances: int
+
+
+SPLITS = (Split("train", 32, 2, 15), Split("dev", 6, 2, 5), Split("test", 12, 2, 8))
+"""Some 53 minutes of training speech, 3 of dev and 11 of test."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A speaker: the number in LibriSpeech's file names, sex as SPEAKERS.TXT has it, and voice."""
+
+    number: int
+    sex: str
+    voice: Voice
+
+
+def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] = SPLITS) -> Path:
+    """Make the corpus, or leave it alone where the same one is there already.
+
+    Args:
+        root: folder that gets a folder `LibriSpeech`.
+        seed: the same seed and splits give bit-identical FLAC files (with one version of eSpeak NG and libsndfile).
+        splits: parts and their sizes.
+
+    Returns:
+        the folder `LibriSpeech`.
+
+    Raises:
+        ConfigError: the extra `demo` is not installed.
+        DataError: the folder holds something else, or eSpeak NG failed.
+    """
+    folder = root / FOLDER
+    recipe = {"seed": seed, "splits": [asdict(split) for split in splits]}
+    if _is_finished(folder, recipe):
+        return folder
+    require_espeak()
+    chapters = list(_plan(folder, seed, splits))
+    jobs = [job for chapter in chapters for job in chapter]
+    for chapter in chapters:
+        Path(chapter[0].path).parent.mkdir(parents=True, exist_ok=True)
+    for _ in track(synthesise(jobs), "making speech", total=len(jobs), unit="utterances"):
+        pass
+    for chapter in chapters:
+        _write_transcripts(chapter)
+    _write_speakers(folder, seed, splits)
+    (folder / _FINISHED).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+    return folder
+
+
+def make_speakers(num_speakers: int, seed: int) -> list[Speaker]:
+    """Draw speakers: women and men in turn, no two with the same accent and variant until all are used."""
+    draw = random.Random(f"demo speakers {seed}")
+    pools = {sex: _shuffle_voices(variants, draw) for sex, variants in (("F", _FEMALE), ("M", _MALE))}
+    speakers = []
+    for index in range(num_speakers):
+        sex = "FM"[index % 2]
+        names = pools[sex]
+        tract = draw.uniform(0.93, 1.07)
+        # The pitch that scaling takes or gives is not corrected: short tracts go with high voices.
+        rate = round(draw.uniform(135, 185) / tract)
+        voice = Voice(names[index // 2 % len(names)], rate, draw.randint(30, 70), draw.randint(30, 70), round(tract, 4))
+        speakers.append(Speaker(_FIRST_SPEAKER + index, sex, voice))
+    return speakers
+
+
+def _shuffle_voices(variants: Sequence[str], draw: random.Random) -> list[str]:
+    """List every accent with every variant in random order."""
+    names = [f"{accent}+{variant}" for accent in _ACCENTS for variant in variants]
+    draw.shuffle(names)
+    return names
+
+
+def _is_finished(folder: Path, recipe: dict[str, object]) -> bool:
+    """Say whether this corpus is there.
+
+    Raises:
+        DataError: another one is.
+    """
+    mark = folder / _FINISHED
+    if mark.is_file():
+        if json.loads(mark.read_text(encoding="utf-8")) == recipe:
+            return True
+        raise DataError(f"`root` must be a new folder or hold the same demo corpus, but {folder} has another seed or size")
+    if folder.exists() and (folder / "SPEAKERS.TXT").exists():
+        raise DataError(f"`root` must be a new folder for the demo's speech, but {folder} holds another corpus")
+    return False
+
+
+def _plan(folder: Path, seed: int, splits: Sequence[Split]) -> Iterator[list[Job]]:
+    """Yield the jobs of every chapter."""
+    sentences = iter(make_sentences(sum(s.num_speakers * s.num_chapters * s.num_utterances for s in splits), seed))
+    speakers = iter(make_speakers(sum(split.num_speakers for split in splits), seed))
+    for split in splits:
+        for speaker in (next(speakers) for _ in range(split.num_speakers)):
+            for chapter in range(1, split.num_chapters + 1):
+                place = folder / split.name / str(speaker.number) / str(chapter)
+                stem = f"{speaker.number}-{chapter}"
+                base = ((seed * 1009 + speaker.number) * 17 + chapter) * 1000
+                yield [
+                    Job(str(place / f"{stem}-{n:04d}.flac"), next(sentences), speaker.voice, base, base + n)
+                    for n in range(split.num_utterances)
+                ]
+
+
+def _write_transcripts(chapter: Sequence[Job]) -> None:
+    """Write <speaker>-<chapter>.trans.txt beside the chapter's files."""
+    paths = [Path(job.path) for job in chapter]
+    lines = [f"{path.stem} {job.text.upper()}\n" for path, job in zip(paths, chapter, strict=True)]
+    stem = paths[0].stem.rpartition("-")[0]
+    (paths[0].parent / f"{stem}.trans.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _write_speakers(folder: Path, seed: int, splits: Sequence[Split]) -> None:
+    """Write SPEAKERS.TXT in LibriSpeech's form, with the voice as the name."""
+    speakers = iter(make_speakers(sum(split.num_speakers for split in splits), seed))
+    lines = ["; speech made by eSpeak NG for speechssl's demo\n", ";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
+    for split in splits:
+        # 3 s an utterance, as it comes out on average
+        minutes = split.num_chapters * split.num_utterances * 3 / 60
+        for speaker in (next(speakers) for _ in range(split.num_speakers)):
+            lines.append(f"{speaker.number:<5}| {speaker.sex} | {split.name:<17}| {minutes:<6.2f}| {speaker.voice.name}\n")
+    (folder / "SPEAKERS.TXT").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Manifests, the plan of the data, and the loader."""

@@ -1,0 +1,93 @@
+"""From a row of a manifest to samples: whole, or a crop that is a function of (seed, epoch, row)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from speechssl.audio import SAMPLE_RATE, load_audio
+from speechssl.data.cache import AudioCache
+from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.sampler import SubBatch
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance, or a crop of it, as it enters a batch.
+
+    Attributes:
+        id: of the utterance.
+        waveform: (N,) float32 mono at 16 kHz.
+        text: transcript, where the manifest has one.
+        speaker: label, where the manifest has one.
+    """
+
+    id: str
+    waveform: FloatArray
+    text: str | None
+    speaker: str | None
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How utterances are read.
+
+    Attributes:
+        seed: of the crops.
+        normalize: zero mean and unit variance, over the whole utterance before cropping.
+        cache_dir: folder of decoded audio; empty decodes every time.
+        random_crops: False crops from the middle (validation).
+    """
+
+    seed: int
+    normalize: bool = False
+    cache_dir: str = ""
+    random_crops: bool = True
+
+
+def read_sub_batch(manifest: Manifest, sub_batch: SubBatch, options: ReadOptions) -> list[Example]:
+    """Read the utterances of a sub-batch.
+
+    Raises:
+        DataError: a file is missing, damaged, or not as long as the manifest says.
+    """
+    return [read_example(manifest, index, sub_batch, options) for index in sub_batch.indices]
+
+
+def read_example(manifest: Manifest, index: int, sub_batch: SubBatch, options: ReadOptions) -> Example:
+    """Read one utterance; with `sub_batch.crop_samples`, a crop of that many samples at 16 kHz."""
+    utterance = manifest[index]
+    total, crop = int(manifest.num_samples_16k[index]), sub_batch.crop_samples
+    start, length = 0, total
+    if crop:
+        room = total - crop
+        rng = np.random.default_rng([options.seed, 0xC209, sub_batch.epoch, index])
+        start, length = int(rng.integers(0, room + 1)) if options.random_crops else room // 2, crop
+    if options.normalize:
+        waveform = normalize(_read(utterance, 0, total, options.cache_dir))[start : start + length]
+    else:
+        waveform = _read(utterance, start, length, options.cache_dir)
+    return Example(utterance.id, waveform, utterance.text, utterance.speaker)
+
+
+def normalize(waveform: FloatArray) -> FloatArray:
+    """Zero mean and unit variance (epsilon 1e-5 inside the root, as fairseq's layer norm of the waveform)."""
+    mean, variance = waveform.mean(dtype=np.float64), waveform.var(dtype=np.float64)
+    return ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
+
+
+def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> FloatArray:
+    """Read `length` samples from `start`, both at 16 kHz; only that stretch of the file is decoded."""
+    if cache_dir:
+        return AudioCache(cache_dir).read(utterance, start, length)
+    if utterance.sample_rate == SAMPLE_RATE:
+        return load_audio(utterance.path, utterance.offset + start, length)
+    ratio = utterance.sample_rate / SAMPLE_RATE
+    first = min(int(start * ratio), utterance.num_samples - 1)
+    wanted = min(int(np.ceil(length * ratio)) + 2, utterance.num_samples - first)
+    samples = load_audio(utterance.path, utterance.offset + first, wanted)
+    return np.pad(samples[:length], (0, max(length - len(samples), 0)))

@@ -1,0 +1,87 @@
+"""What `audio=` takes: a file, a folder, a glob, a manifest, or a text file that lists paths."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from speechssl.audio import AUDIO_SUFFIXES, read_info
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
+from speechssl.errors import DataError
+
+MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
+
+
+def expand_audio(audio: Sequence[str], key: str = "audio") -> Manifest:
+    """Find the audio that the values of `audio=` name.
+
+    Args:
+        audio: files, folders (searched in depth), globs, manifests, or `.txt` files with a path a line (relative to
+            the text file's folder).
+        key: the key that errors name.
+
+    Returns:
+        One row a file, in the order given and sorted within a folder or glob; rows of manifests as they are. The id
+        is the path without suffix, from the folder that all files share; with the suffix where two would be alike.
+
+    Raises:
+        DataError: nothing is given, nothing matches, or a file is no audio.
+    """
+    if not audio:
+        raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
+    manifests = [load_manifest(item, key) for item in audio if Path(item).suffix in MANIFEST_SUFFIXES]
+    files = [path for item in audio if Path(item).suffix not in MANIFEST_SUFFIXES for path in find_files(item, key)]
+    if files:
+        manifests.append(scan_files(list(dict.fromkeys(files)), key))
+    return manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+
+
+def find_files(item: str, key: str) -> list[Path]:
+    """Find the files of one value.
+
+    Raises:
+        DataError: it is not there, or holds or matches no audio.
+    """
+    path = Path(item)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+        return _require_some(found, f"`{key}` must name audio, but the folder {item} holds none")
+    if path.suffix == ".txt" and path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        listed = [path.parent / line.strip() for line in lines if line.strip()]
+        return _require_some(listed, f"`{key}` must name audio, but {item} lists no paths")
+    if path.exists():
+        return [path]
+    if glob.has_magic(item):
+        matched = [Path(name) for name in sorted(glob.glob(item, recursive=True)) if os.path.isfile(name)]
+        return _require_some(matched, f"`{key}` must match files, but the glob {item} matches none")
+    raise DataError(f"`{key}` must name audio that is there, but {item} does not exist")
+
+
+def scan_files(files: Sequence[Path], key: str) -> Manifest:
+    """Read the headers of files into a manifest.
+
+    Raises:
+        DataError: one of them is no audio; the first one is named.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        infos = list(pool.map(read_info, files))
+    absolute = [file.resolve() for file in files]
+    root = Path(os.path.commonpath([file.parent for file in absolute]))
+    stems = [file.relative_to(root).with_suffix("").as_posix() for file in absolute]
+    alike = Counter(stems)
+    rows = [
+        Utterance(stem if alike[stem] == 1 else file.relative_to(root).as_posix(), file, info.sample_rate, info.num_samples)
+        for stem, file, info in zip(stems, absolute, infos, strict=True)
+    ]
+    return build_manifest(rows, root, key)
+
+
+def _require_some(files: list[Path], message: str) -> list[Path]:
+    if not files:
+        raise DataError(message)
+    return files

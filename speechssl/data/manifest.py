@@ -1,0 +1,325 @@
+"""Manifests: one row an utterance, columnar in memory; `.tsv` for people, `.parquet` for millions of rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from speechssl.audio import SAMPLE_RATE
+from speechssl.errors import ConfigError, DataError
+
+IntArray = npt.NDArray[np.int64]
+
+REQUIRED = ("id", "path", "sample_rate", "num_samples")
+COUNTS = ("sample_rate", "num_samples", "offset")
+ROOT_LINE = "# root="
+ROOT_KEY = b"root"
+ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row.
+
+    Attributes:
+        id: unique name.
+        path: absolute path of the file.
+        sample_rate: of the file, Hz.
+        num_samples: of the utterance, at that rate.
+        offset: first sample of the utterance in the file, at that rate.
+        speaker: label, where known.
+        text: transcript, where known.
+    """
+
+    id: str
+    path: Path
+    sample_rate: int
+    num_samples: int
+    offset: int = 0
+    speaker: str | None = None
+    text: str | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.num_samples / self.sample_rate
+
+
+class Manifest:
+    """A table of utterances; a row costs no Python object until it is asked for.
+
+    Args:
+        table: columns `id`, `path`, `sample_rate`, `num_samples`, where needed `offset`, where known `speaker` and
+            `text`; further columns are kept.
+        root: folder that relative paths start from.
+        source: what messages call it.
+    """
+
+    def __init__(self, table: pa.Table, root: Path, source: str) -> None:
+        self.table, self.root, self.source = table.combine_chunks(), root, source
+
+    def __len__(self) -> int:
+        """Count the utterances."""
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: int) -> Utterance:
+        """Make the record of one row."""
+        row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names if name in _FIELDS}
+        path = self.root / row["path"]
+        offset = row.get("offset") or 0
+        return Utterance(**{**row, "path": path, "offset": offset})
+
+    @cached_property
+    def num_samples_16k(self) -> IntArray:
+        """Length of each utterance at 16 kHz, as `load_audio` returns it: (rows,) int64."""
+        samples, rates = self._counts("num_samples"), self._counts("sample_rate")
+        lengths: IntArray = (2 * samples * SAMPLE_RATE + rates) // (2 * rates)
+        return lengths
+
+    @property
+    def total_s(self) -> float:
+        """Length of all utterances, seconds."""
+        return float(self.num_samples_16k.sum()) / SAMPLE_RATE
+
+    def has(self, name: str) -> bool:
+        """Say whether a column is there with at least one value."""
+        if name not in self.table.column_names:
+            return False
+        column = self.table.column(name)
+        return int(column.null_count) < len(column)
+
+    def column(self, name: str) -> list[Any]:
+        """Read a column as Python values; None where a row has none."""
+        self.require(name, self.source)
+        values: list[Any] = self.table.column(name).to_pylist()
+        return values
+
+    def require(self, name: str, key: str) -> None:
+        """Make sure that a column is there and not empty.
+
+        Raises:
+            DataError: naming `key`, the manifest and its columns.
+        """
+        columns = ", ".join(self.table.column_names)
+        if name not in self.table.column_names:
+            raise DataError(f"`{key}` must have a column {name}, but {self.source} has {columns}")
+        if not self.has(name):
+            raise DataError(f"`{key}` must have values in its column {name}, but {self.source} has none")
+
+    def select(self, indices: npt.ArrayLike) -> Manifest:
+        """Take rows in the given order."""
+        return Manifest(self.table.take(pa.array(np.asarray(indices, dtype=np.int64))), self.root, self.source)
+
+    def filter_where(self, condition: str) -> Manifest:
+        """Keep the rows where `column=value`; an empty condition keeps all.
+
+        Raises:
+            ConfigError: the condition has no `=`.
+            DataError: there is no such column.
+        """
+        if not condition:
+            return self
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise ConfigError(f"`data.where` must be column=value, but is {condition!r}")
+        self.require(name, "data.where")
+        same = pc.equal(pc.cast(self.table.column(name), pa.string()), value)
+        return Manifest(self.table.filter(same), self.root, self.source)
+
+    def limit_to(self, seconds: float, seed: int) -> Manifest:
+        """Take a seeded subset of about so many seconds, balanced over speakers; 0 takes all.
+
+        Speakers take turns, each with its next utterance in a random order, until the time is reached; the first
+        utterance that would pass it ends the turn-taking.
+
+        Returns:
+            The rows in their order here; those of a smaller limit are among those of a larger one.
+        """
+        if seconds <= 0 or seconds >= self.total_s:
+            return self
+        order = self._take_turns(seed)
+        total = np.cumsum(self.num_samples_16k[order]) / SAMPLE_RATE
+        count = max(int(np.searchsorted(total, seconds, side="right")), 1)
+        return self.select(np.sort(order[:count]))
+
+    def _take_turns(self, seed: int) -> IntArray:
+        """Order all rows so that speakers alternate and each speaker's utterances come in a random order."""
+        rng = np.random.default_rng([seed, 0x5B5E7])
+        shuffled = rng.permutation(len(self))
+        if not self.has("speaker"):
+            return shuffled
+        speakers = np.asarray(pc.fill_null(self.table.column("speaker"), ""), dtype=object)[shuffled]
+        _, codes = np.unique(speakers, return_inverse=True)
+        by_speaker = np.argsort(codes, kind="stable")
+        starts = np.searchsorted(codes[by_speaker], np.arange(codes.max() + 1))
+        turn = np.empty(len(self), dtype=np.int64)
+        turn[by_speaker] = np.arange(len(self)) - starts[codes[by_speaker]]
+        return shuffled[np.argsort(turn, kind="stable")]
+
+    def _counts(self, name: str) -> IntArray:
+        values: IntArray = self.table.column(name).to_numpy().astype(np.int64, copy=False)
+        return values
+
+
+_FIELDS = frozenset(Utterance.__dataclass_fields__)
+
+
+def load_manifest(path: str | os.PathLike[str], key: str = "data.train") -> Manifest:
+    """Load a manifest.
+
+    Args:
+        path: `.tsv` with a header line, or `.parquet`.
+        key: the key that errors name.
+
+    Raises:
+        DataError: it is missing, of another kind, damaged, without a needed column, or empty.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"`{key}` must be a manifest (.tsv or .parquet), but {file} {_say_what(file)}")
+    table, root = _read_parquet(file, key) if file.suffix == ".parquet" else _read_tsv(file, key)
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        names = ", ".join(table.column_names)
+        raise DataError(f"`{key}` must have the columns {', '.join(REQUIRED)}, but {file} has {names}")
+    if table.num_rows == 0:
+        raise DataError(f"`{key}` must hold utterances, but {file} has no rows")
+    folder = (file.parent / root) if root else file.parent
+    return Manifest(_type_columns(table, file, key), folder.resolve(), str(file))
+
+
+def load_manifests(paths: Sequence[str], key: str) -> Manifest:
+    """Load one manifest or several, one after the other.
+
+    Raises:
+        DataError: none is given, or as `load_manifest`; an id is in two of them.
+    """
+    if not paths:
+        raise DataError(f"`{key}` must be a manifest or a list of manifests, but is not given")
+    manifests = [load_manifest(path, key) for path in paths]
+    return manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+
+
+def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
+    """Put manifests one after the other; paths become absolute, columns that one lacks are empty there."""
+    tables = []
+    for manifest in manifests:
+        paths = [str(manifest.root / path) for path in manifest.table.column("path").to_pylist()]
+        index = manifest.table.column_names.index("path")
+        tables.append(manifest.table.set_column(index, "path", pa.array(paths, pa.string())))
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return Manifest(table, Path("/"), ", ".join(manifest.source for manifest in manifests))
+
+
+def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifest") -> Manifest:
+    """Make a manifest of records; columns that no row fills are left out."""
+    records = list(rows)
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in Utterance.__dataclass_fields__}
+    columns["path"] = [os.path.relpath(path, root) if path.is_relative_to(root) else str(path) for path in columns["path"]]
+    optional = {"offset": 0, "speaker": None, "text": None}
+    kept = {k: v for k, v in columns.items() if k not in optional or any(item != optional[k] for item in v)}
+    types = {name: pa.int64() if name in COUNTS else pa.string() for name in kept}
+    return Manifest(pa.table({k: pa.array(v, types[k]) for k, v in kept.items()}), root, source)
+
+
+def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> None:
+    """Write a manifest as `.tsv` or `.parquet`, in one step.
+
+    Raises:
+        DataError: another suffix.
+    """
+    file = Path(path)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    if file.suffix == ".parquet":
+        metadata = {**(manifest.table.schema.metadata or {}), ROOT_KEY: str(manifest.root).encode()}
+        pq.write_table(manifest.table.replace_schema_metadata(metadata), scratch)
+    elif file.suffix == ".tsv":
+        scratch.write_text(_format_tsv(manifest), encoding="utf-8", errors="surrogateescape")
+    else:
+        raise DataError(f"a manifest must be written as .tsv or .parquet, but {file} is neither")
+    scratch.replace(file)
+
+
+def _format_tsv(manifest: Manifest) -> str:
+    table = manifest.table
+    lines = [f"{ROOT_LINE}{manifest.root}", "\t".join(table.column_names)]
+    columns = [["" if v is None else _escape(str(v)) for v in table.column(n).to_pylist()] for n in table.column_names]
+    lines += ["\t".join(row) for row in zip(*columns, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    for plain, escaped in ESCAPES:
+        text = text.replace(plain, escaped)
+    return text
+
+
+def _unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Undo `_escape` where a column has a backslash at all."""
+    if not pc.any(pc.match_substring(column, "\\")).as_py():
+        return column
+    marked = pc.replace_substring(column, "\\\\", "\x00")
+    for plain, escaped in ESCAPES[1:]:
+        marked = pc.replace_substring(marked, escaped, plain)
+    return pc.replace_substring(marked, "\x00", "\\")
+
+
+def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
+    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+        first = lines.readline().rstrip("\n")
+        header = lines.readline().rstrip("\n") if first.startswith(ROOT_LINE) else first
+    names = header.split("\t")
+    if "path" not in names:
+        raise DataError(f"`{key}` must be a manifest, but {file} has no header line with the columns {', '.join(REQUIRED)}")
+    root = first.removeprefix(ROOT_LINE) if first.startswith(ROOT_LINE) else ""
+    try:
+        table = csv.read_csv(
+            file,
+            read_options=csv.ReadOptions(skip_rows=1 if root else 0),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
+            convert_options=csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise DataError(f"`{key}` must be a whole manifest, but {file} is damaged ({error})") from error
+    unescaped = [_unescape(table.column(name)) for name in table.column_names]
+    return pa.table(dict(zip(table.column_names, unescaped, strict=True))), root
+
+
+def _read_parquet(file: Path, key: str) -> tuple[pa.Table, str]:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"`{key}` must be a whole manifest, but {file} is damaged ({error})") from error
+    return table, (table.schema.metadata or {}).get(ROOT_KEY, b"").decode()
+
+
+def _type_columns(table: pa.Table, file: Path, key: str) -> pa.Table:
+    """Turn counts into integers; ids, paths, speakers and texts are text."""
+    for index, name in enumerate(table.column_names):
+        if name in COUNTS or name in _FIELDS:
+            try:
+                column = pc.cast(table.column(name), pa.int64() if name in COUNTS else pa.string())
+            except pa.ArrowInvalid as error:
+                raise DataError(f"`{key}` must have whole numbers in its column {name}, but {file}: {error}") from error
+            table = table.set_column(index, name, column)
+    bad = [n for n in ("num_samples", "sample_rate") if table.num_rows and (pc.min(table.column(n)).as_py() or 0) <= 0]
+    if bad:
+        raise DataError(f"`{key}` must have positive numbers in its column {bad[0]}, but {file} has others")
+    return table
+
+
+def _say_what(file: Path) -> str:
+    return "is a folder" if file.is_dir() else "does not exist"

@@ -1,0 +1,157 @@
+"""The order of the data: a pure function of (lengths, seed, update), so that any update can be asked for directly.
+
+The unit is the sub-batch: so many seconds of audio whose crop length, masks and codebook statistics belong
+together, as they belonged to one GPU in the reference. Utterances are sorted by length with random ties and cut
+into sub-batches greedily; the cuts depend on the sorted lengths alone, so every epoch has the same number of
+sub-batches and the sub-batch of any number is found by a division.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+CTC_BUCKET_SAMPLES = 8_000
+"""Whole utterances within half a second of each other change places between epochs."""
+
+
+@dataclass(frozen=True)
+class SubBatch:
+    """One sub-batch.
+
+    Attributes:
+        number: counts sub-batches over the whole run, from 0.
+        epoch: from 0.
+        indices: rows of the manifest.
+        crop_samples: length of every row at 16 kHz; 0 takes whole utterances.
+    """
+
+    number: int
+    epoch: int
+    indices: tuple[int, ...]
+    crop_samples: int
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """The sub-batches of one forward, and whether it is the last one of its update."""
+
+    update: int
+    sub_batches: tuple[SubBatch, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What decides the plan.
+
+    Attributes:
+        seed: of the run.
+        sub_batch_samples: audio a sub-batch may hold, at 16 kHz.
+        sub_batches_per_update: how many make an update.
+        forward_samples: audio, padding included, that one forward may hold.
+        max_samples: longest crop; 0 takes whole utterances.
+        ascending_epochs: so many first epochs take short utterances first.
+        shuffled: False keeps the order of lengths and of the manifest (validation).
+    """
+
+    seed: int
+    sub_batch_samples: int
+    sub_batches_per_update: int
+    forward_samples: int
+    max_samples: int = 0
+    ascending_epochs: int = 0
+    shuffled: bool = True
+
+
+class UpdatePlanner:
+    """Tells which utterances an update holds.
+
+    Args:
+        lengths: samples of each utterance at 16 kHz.
+        config: what decides the plan.
+    """
+
+    def __init__(self, lengths: IntArray, config: PlanConfig) -> None:
+        assert len(lengths) > 0, "a plan needs utterances"
+        self.config = config
+        if config.max_samples:
+            self.lengths = np.minimum(lengths, config.max_samples)
+        else:
+            self.lengths = -(-lengths // CTC_BUCKET_SAMPLES) * CTC_BUCKET_SAMPLES
+        self.bounds = _cut(np.sort(self.lengths)[::-1], config.sub_batch_samples)
+        self._plan_epoch = lru_cache(maxsize=2)(self._compute_epoch)
+
+    @property
+    def sub_batches_per_epoch(self) -> int:
+        """Sub-batches in every epoch."""
+        return len(self.bounds) - 1
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Updates in an epoch; an update may reach into the next one."""
+        return self.sub_batches_per_epoch / self.config.sub_batches_per_update
+
+    def plan_update(self, update: int) -> list[ForwardPlan]:
+        """Plan the forwards of update `update` (from 1)."""
+        size = self.config.sub_batches_per_update
+        sub_batches = [self.find_sub_batch(number) for number in range((update - 1) * size, update * size)]
+        return self._group(update, sub_batches)
+
+    def plan_epoch_once(self) -> list[ForwardPlan]:
+        """Plan one pass over all utterances (validation), each forward on its own."""
+        sub_batches = [self.find_sub_batch(number) for number in range(self.sub_batches_per_epoch)]
+        return self._group(0, sub_batches)
+
+    def find_sub_batch(self, number: int) -> SubBatch:
+        """Find a sub-batch by its number in the run."""
+        epoch, position = divmod(number, self.sub_batches_per_epoch)
+        order, positions = self._plan_epoch(epoch)
+        place = int(positions[position])
+        rows = order[self.bounds[place] : self.bounds[place + 1]]
+        crop = int(self.lengths[rows].min()) if self.config.max_samples else 0
+        return SubBatch(number, epoch, tuple(rows.tolist()), crop)
+
+    def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
+        """Order the utterances by falling length with random ties, and shuffle the sub-batches."""
+        rng = np.random.default_rng([self.config.seed, 0x0DE2, epoch])
+        num = self.sub_batches_per_epoch
+        if not self.config.shuffled:
+            return np.argsort(-self.lengths, kind="stable"), np.arange(num)
+        ties = rng.permutation(len(self.lengths))
+        order = ties[np.argsort(-self.lengths[ties], kind="stable")]
+        ascending = epoch < self.config.ascending_epochs
+        return order, (np.arange(num)[::-1] if ascending else rng.permutation(num))
+
+    def _group(self, update: int, sub_batches: list[SubBatch]) -> list[ForwardPlan]:
+        """Stack sub-batches into forwards as far as memory allows."""
+        groups: list[list[SubBatch]] = []
+        rows, longest = 0, 0
+        for sub_batch in sub_batches:
+            length = int(self.lengths[list(sub_batch.indices)].max())
+            rows, longest = rows + len(sub_batch.indices), max(longest, length)
+            if groups and rows * longest <= self.config.forward_samples:
+                groups[-1].append(sub_batch)
+                continue
+            groups.append([sub_batch])
+            rows, longest = len(sub_batch.indices), length
+        last = len(groups) - 1
+        return [ForwardPlan(update, tuple(group), index == last) for index, group in enumerate(groups)]
+
+
+def _cut(falling: IntArray, capacity: int) -> IntArray:
+    """Cut utterances, longest first, into sub-batches of at most `capacity` samples (at least one utterance each).
+
+    Returns:
+        (P + 1,) bounds of the P sub-batches.
+    """
+    bounds = [0]
+    while bounds[-1] < len(falling):
+        count = max(int(capacity // falling[bounds[-1]]), 1)
+        bounds.append(min(bounds[-1] + count, len(falling)))
+    return np.array(bounds, dtype=np.int64)

@@ -1,0 +1,36 @@
+"""What a user's mistake looks like: one sentence that names the key or file, what it must be, and what it is."""
+
+from __future__ import annotations
+
+
+class SpeechSSLError(Exception):
+    """A mistake that the user can mend; the command prints its one sentence and exits with 2."""
+
+
+class ConfigError(SpeechSSLError):
+    """A key has a value that it cannot have, or two keys contradict each other."""
+
+
+class DataError(SpeechSSLError):
+    """Audio, transcripts or a manifest are not what the command needs."""
+
+
+class CheckpointError(SpeechSSLError):
+    """A checkpoint is missing, damaged, or of another kind than the command needs."""
+
+
+class CollapseError(SpeechSSLError):
+    """Pretraining has collapsed; the message explains the signs and the remedies."""
+
+
+class StoppedOnRequest(Exception):
+    """The run saved its state and stopped because it was asked to; the command exits with `exit_code`.
+
+    Args:
+        message: one sentence for the user.
+        exit_code: 75 (time limit or SIGUSR1), 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,256 @@
+"""From a manifest to texts: batches of similar length, long audio in windows, results in the manifest's order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from speechssl.audio import SAMPLE_RATE, convert_waveform, load_audio
+from speechssl.data.inputs import expand_audio
+from speechssl.data.manifest import Manifest
+from speechssl.errors import CheckpointError, DataError
+from speechssl.evaluation.decoding import greedy_decode
+from speechssl.evaluation.windows import plan_windows
+from speechssl.model.lengths import compute_receptive_field
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import Vocabulary
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+_BATCHES_A_CHUNK = 32
+"""Utterances are sorted by length within so many batches' worth of audio: little padding, and texts keep coming."""
+
+_READ_AHEAD = 2
+"""Batches that threads read while the model works (libsndfile and soxr let go of the interpreter's lock)."""
+
+_logger = logging.getLogger("speechssl")
+
+Audio = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Audio that can be read one by one.
+
+    Attributes:
+        ids: name of each utterance, for messages.
+        lengths: (n,) samples of each at 16 kHz.
+        read: gives utterance k as (N,) float32 mono at 16 kHz; called from threads.
+    """
+
+    ids: Sequence[str]
+    lengths: IntArray
+    read: Callable[[int], FloatArray]
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Source:
+        """Read from the files of a manifest."""
+
+        def read(index: int) -> FloatArray:
+            utterance = manifest[index]
+            return load_audio(utterance.path, utterance.offset, utterance.num_samples)
+
+        return cls(manifest.column("id"), manifest.num_samples_16k, read)
+
+    @classmethod
+    def from_arrays(cls, arrays: Sequence[np.ndarray], sample_rate: int) -> Source:
+        """Read from waveforms in memory, (N,) or with channels, in [-1, 1]."""
+        waveforms = [convert_waveform(array, sample_rate) for array in arrays]
+        lengths = np.array([len(waveform) for waveform in waveforms], dtype=np.int64)
+        return cls([f"array {k}" for k in range(len(waveforms))], lengths, waveforms.__getitem__)
+
+
+def require_recogniser(model: SpeechModel) -> Vocabulary:
+    """Return the vocabulary of a model's CTC head.
+
+    Raises:
+        CheckpointError: the model has no CTC head.
+    """
+    if model.head is None or model.vocabulary is None:
+        raise CheckpointError("`checkpoint` must be a recogniser, but this model has no CTC head: finetune it first")
+    return model.vocabulary
+
+
+def transcribe(
+    model: SpeechModel,
+    audio: Audio,
+    *,
+    sample_rate: int | None = None,
+    batch_s: float = 60.0,
+    window_s: float = 30.0,
+    precision: str = "float32",
+) -> list[str]:
+    """Recognise audio: `speechssl.transcribe`.
+
+    Args:
+        model: a recogniser, on whatever device.
+        audio: what the key `audio` takes (files, folders, quoted globs, a manifest), or waveforms in [-1, 1]; one or
+            several.
+        sample_rate: of waveforms, in Hz; not for files, which know theirs.
+        batch_s: seconds of audio that a forward may hold.
+        window_s: audio up to this many seconds is one pass; longer audio goes in overlapping windows.
+        precision: `float32` or `bf16`.
+
+    Returns:
+        One text an utterance, in the order of `audio`.
+
+    Raises:
+        CheckpointError: the model has no CTC head.
+        DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
+    """
+    require_recogniser(model)
+    items = [audio] if isinstance(audio, (str, Path, np.ndarray)) else list(audio)
+    arrays = [item for item in items if isinstance(item, np.ndarray)]
+    if arrays and (sample_rate is None or len(arrays) < len(items)):
+        problem = "also has files" if len(arrays) < len(items) else "has none"
+        raise DataError(f"`audio` must be waveforms with a sample_rate, or files, but {problem}")
+    if arrays and sample_rate is not None:
+        source = Source.from_arrays(arrays, sample_rate)
+    else:
+        source = Source.from_manifest(expand_audio([str(item) for item in items]))
+    return list(iterate_texts(model, source, batch_s, window_s, precision))
+
+
+def recognise(
+    model: SpeechModel, manifest: Manifest, batch_s: float = 60.0, window_s: float = 30.0, precision: str = "float32"
+) -> list[str]:
+    """Recognise every utterance of a manifest: `iterate_texts`, all at once."""
+    return list(iterate_texts(model, Source.from_manifest(manifest), batch_s, window_s, precision))
+
+
+def iterate_texts(
+    model: SpeechModel, source: Source, batch_s: float = 60.0, window_s: float = 30.0, precision: str = "float32"
+) -> Iterator[str]:
+    """Recognise audio and yield its texts in its order, as they come.
+
+    Args:
+        model: a recogniser, on whatever device; it works in evaluation mode.
+        source: utterances.
+        batch_s: seconds of audio, padding included, that a forward may hold; a longer utterance is a forward of its
+            own. In float32 the frames do not depend on it (1e-5).
+        window_s: utterances up to this many seconds are one pass; beyond it the plan of overlapping windows in
+            `evaluation/windows.py` defines the logits, of which each frame comes from one window.
+        precision: `float32` or `bf16`.
+
+    Yields:
+        A text for each utterance; empty where nothing was recognised, or where the utterance is shorter than one
+        frame's 25 ms, which is logged.
+
+    Raises:
+        CheckpointError: the model has no CTC head.
+        DataError: a file is missing, damaged or not as long as the manifest says.
+    """
+    vocabulary, lengths = require_recogniser(model), source.lengths
+    batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
+    shortest = compute_receptive_field(model.config.conv_kernels, model.config.conv_strides)
+    _name_too_short(source, np.flatnonzero(lengths < shortest))
+    for chunk in _cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
+        texts = dict.fromkeys(chunk.tolist(), "")
+        fitting = chunk[(lengths[chunk] >= shortest) & (lengths[chunk] <= window)]
+        batches = plan_batches(fitting, lengths, batch_samples, _needs_equal_lengths(model))
+        for batch, waveforms in _read_ahead(source, batches):
+            logits, num_frames = _compute_logits(model, waveforms, precision)
+            texts |= zip(batch, greedy_decode(logits, num_frames, vocabulary), strict=True)
+        for index in chunk[lengths[chunk] > window].tolist():
+            logits = compute_long_logits(model, source.read(index), window, batch_samples, precision)
+            texts[index] = greedy_decode(logits[None], torch.tensor([len(logits)]), vocabulary)[0]
+        yield from texts.values()
+
+
+def compute_long_logits(
+    model: SpeechModel, waveform: FloatArray, window_samples: int, batch_samples: int, precision: str
+) -> Tensor:
+    """Compute the logits of audio longer than a window: each frame from the window that the plan takes it from.
+
+    Args:
+        model: a recogniser.
+        waveform: (N,) mono at 16 kHz.
+        window_samples: most samples that one pass sees.
+        batch_samples: most samples in a forward; memory only.
+        precision: `float32` or `bf16`.
+
+    Returns:
+        (T, V) float32, T as many frames as a single pass would give.
+    """
+    windows = plan_windows(len(waveform), window_samples)
+    rows = 1 if _needs_equal_lengths(model) else max(1, batch_samples // window_samples)
+    parts: list[Tensor] = []
+    for first in range(0, len(windows), rows):
+        group = windows[first : first + rows]
+        logits, _ = _compute_logits(model, [waveform[w.start : w.start + w.num_samples] for w in group], precision)
+        parts += [row[w.first : w.last] for row, w in zip(logits, group, strict=True)]
+    return torch.cat(parts)
+
+
+def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal: bool) -> list[list[int]]:
+    """Group utterances of similar length, longest first, so that rows × longest stays within `batch_samples`.
+
+    Args:
+        indices: utterances to group.
+        lengths: (n,) samples at 16 kHz of every utterance.
+        batch_samples: most samples in a batch, padding included; a batch has one row at least.
+        equal: only utterances of one length may share a batch.
+    """
+    batches: list[list[int]] = []
+    for index in indices[np.argsort(-lengths[indices], kind="stable")].tolist():
+        longest = lengths[batches[-1][0]] if batches else 0
+        fits = longest > 0 and longest * (len(batches[-1]) + 1) <= batch_samples
+        if fits and (not equal or lengths[index] == longest):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _needs_equal_lengths(model: SpeechModel) -> bool:
+    """Say whether padding would change a row: group norm over all frames, as the published models have it."""
+    return model.config.conv_norm == "group" and model.config.group_norm_frames == "all"
+
+
+def _cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
+    """Cut 0 … n - 1 into consecutive runs of about `chunk_samples` samples."""
+    numbers = (np.cumsum(lengths) - lengths) // chunk_samples
+    return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(numbers)) + 1)
+
+
+def _name_too_short(source: Source, indices: IntArray) -> None:
+    """Log which utterances get an empty text because they are shorter than one frame."""
+    if len(indices):
+        names = ", ".join(source.ids[int(index)] for index in indices[:5])
+        more = " …" if len(indices) > 5 else ""
+        _logger.warning("%d utterances are shorter than one frame and stay empty: %s%s", len(indices), names, more)
+
+
+def _read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], list[FloatArray]]]:
+    """Yield batches with their waveforms, while threads read the next ones."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+        pending: list[tuple[list[int], list[Future[FloatArray]]]] = []
+        for batch in [*batches, *[[]] * _READ_AHEAD]:
+            pending.append((batch, [pool.submit(source.read, index) for index in batch]))
+            if len(pending) > _READ_AHEAD:
+                ready, futures = pending.pop(0)
+                yield ready, [future.result() for future in futures]
+
+
+def _compute_logits(model: SpeechModel, waveforms: Sequence[FloatArray], precision: str) -> tuple[Tensor, Tensor]:
+    """Run one forward: logits (B, T, V) float32 and valid frames (B,), both on the CPU."""
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    padded = torch.zeros(len(waveforms), int(lengths.max()))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    was_training, device = model.training, model.device
+    # The peers' group norm must see an unpadded batch as unpadded; the other norms do not mind either form.
+    num_samples = None if _needs_equal_lengths(model) else lengths.to(device)
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits, num_frames = model.eval().logits(padded.to(device), num_samples)
+    model.train(was_training)
+    return logits.float().cpu(), num_frames.cpu()

@@ -1,0 +1,194 @@
+"""Word and character error rates of a corpus, and where the errors are.
+
+Rates are corpus sums through jiwer: all edits over all words (or letters, the spaces between words included) of the
+references. A rate can pass 100 %, since insertions count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jiwer
+
+from speechssl.errors import DataError
+from speechssl.evaluation.statistics import Interval, compute_interval
+
+
+class Edit(NamedTuple):
+    """One error.
+
+    Attributes:
+        kind: `substitution`, `deletion` (missing in the hypothesis) or `insertion` (only in the hypothesis).
+        reference: the word or letter that was said; empty for an insertion.
+        hypothesis: the word or letter that was recognised; empty for a deletion.
+    """
+
+    kind: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class UtteranceScore:
+    """One utterance: its two texts and the edits between them."""
+
+    id: str
+    speaker: str | None
+    reference: str
+    hypothesis: str
+    word_edits: tuple[Edit, ...]
+    letter_edits: tuple[Edit, ...]
+
+    @property
+    def num_words(self) -> int:
+        """Words of the reference."""
+        return len(self.reference.split())
+
+    @property
+    def num_letters(self) -> int:
+        """Letters of the reference, spaces between words included."""
+        return len(self.reference)
+
+
+@dataclass(frozen=True)
+class SpeakerScore:
+    """One speaker's rates, in percent; None where the references have no words."""
+
+    speaker: str
+    num_utterances: int
+    num_words: int
+    wer: float | None
+    cer: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A corpus.
+
+    Attributes:
+        wer: word error rate, percent.
+        cer: character error rate, percent.
+        utterances: every utterance, in the order given.
+    """
+
+    wer: float
+    cer: float
+    utterances: tuple[UtteranceScore, ...]
+
+    @property
+    def num_words(self) -> int:
+        """Words of all references."""
+        return sum(utterance.num_words for utterance in self.utterances)
+
+    @property
+    def num_letters(self) -> int:
+        """Letters of all references, spaces between words included."""
+        return sum(utterance.num_letters for utterance in self.utterances)
+
+    def count_word_confusions(self) -> Counter[Edit]:
+        """Count each error of words."""
+        return Counter(edit for utterance in self.utterances for edit in utterance.word_edits)
+
+    def count_letter_confusions(self) -> Counter[Edit]:
+        """Count each error of letters."""
+        return Counter(edit for utterance in self.utterances for edit in utterance.letter_edits)
+
+    def sort_worst_first(self) -> list[UtteranceScore]:
+        """Sort utterances by word errors, then by letter errors, most first; ties keep their order."""
+        return sorted(self.utterances, key=lambda u: (-len(u.word_edits), -len(u.letter_edits)))
+
+    def compute_wer_interval(self, num_resamples: int, seed: int) -> Interval:
+        """Give the 95 % bootstrap interval of `wer`, over speakers where every utterance has one."""
+        errors = [len(utterance.word_edits) for utterance in self.utterances]
+        totals = [utterance.num_words for utterance in self.utterances]
+        return compute_interval(errors, totals, self._speakers(), num_resamples, seed)
+
+    def compute_cer_interval(self, num_resamples: int, seed: int) -> Interval:
+        """Give the 95 % bootstrap interval of `cer`, over speakers where every utterance has one."""
+        errors = [len(utterance.letter_edits) for utterance in self.utterances]
+        totals = [utterance.num_letters for utterance in self.utterances]
+        return compute_interval(errors, totals, self._speakers(), num_resamples, seed)
+
+    def score_speakers(self) -> list[SpeakerScore]:
+        """Give each speaker's rates, in the order of their names; empty unless every utterance has a speaker."""
+        groups: dict[str, list[UtteranceScore]] = defaultdict(list)
+        for utterance in self.utterances:
+            if not utterance.speaker:
+                return []
+            groups[utterance.speaker].append(utterance)
+        return [_score_speaker(speaker, groups[speaker]) for speaker in sorted(groups)]
+
+    def _speakers(self) -> list[str | None]:
+        return [utterance.speaker for utterance in self.utterances]
+
+
+def score(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str | None] | None = None,
+    ids: Sequence[str] | None = None,
+    key: str = "data.test",
+) -> Scores:
+    """Score recognised texts.
+
+    Args:
+        references: n texts, brought to one case by `Vocabulary.normalise_reference`; only white space is touched here.
+            An empty one is scored too: whatever was recognised is insertions.
+        hypotheses: n recognised texts.
+        speakers: n speakers, where known.
+        ids: n names of utterances; numbers where there are none.
+        key: the key that a message names.
+
+    Raises:
+        DataError: the references have no words at all, so that there is nothing to divide by.
+    """
+    assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
+    said, heard = [" ".join(text.split()) for text in references], [" ".join(text.split()) for text in hypotheses]
+    if not any(said):
+        raise DataError(f"`{key}` must have words to score against, but all of its {len(said)} transcripts are empty")
+    words, letters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+    word_edits, letter_edits = _list_edits(words), _list_edits(letters)
+    names, owners = ids or [str(k) for k in range(len(said))], speakers or [None] * len(said)
+    rows = zip(names, owners, said, heard, word_edits, letter_edits, strict=True)
+    return Scores(100 * words.wer, 100 * letters.cer, tuple(UtteranceScore(*row) for row in rows))
+
+
+def compute_error_rates(
+    references: Sequence[str], hypotheses: Sequence[str], key: str = "data.valid"
+) -> tuple[float, float]:
+    """Give WER and CER in percent, as corpus sums: `score` for those who want only the two figures."""
+    scores = score(references, hypotheses, key=key)
+    return scores.wer, scores.cer
+
+
+def _list_edits(output: jiwer.WordOutput | jiwer.CharacterOutput) -> list[tuple[Edit, ...]]:
+    """List the errors of each utterance, one word or letter each."""
+    rows = []
+    for said, heard, chunks in zip(output.references, output.hypotheses, output.alignments, strict=True):
+        edits: list[Edit] = []
+        for chunk in chunks:
+            before = said[chunk.ref_start_idx : chunk.ref_end_idx]
+            after = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            match chunk.type:
+                case "substitute":
+                    edits += [Edit("substitution", *pair) for pair in zip(before, after, strict=True)]
+                case "delete":
+                    edits += [Edit("deletion", token, "") for token in before]
+                case "insert":
+                    edits += [Edit("insertion", "", token) for token in after]
+        rows.append(tuple(edits))
+    return rows
+
+
+def _score_speaker(speaker: str, utterances: Sequence[UtteranceScore]) -> SpeakerScore:
+    """Sum one speaker's utterances."""
+    num_words = sum(utterance.num_words for utterance in utterances)
+    num_letters = sum(utterance.num_letters for utterance in utterances)
+    word_errors = sum(len(utterance.word_edits) for utterance in utterances)
+    letter_errors = sum(len(utterance.letter_edits) for utterance in utterances)
+    wer = 100 * word_errors / num_words if num_words else None
+    cer = 100 * letter_errors / num_letters if num_letters else None
+    return SpeakerScore(speaker, len(utterances), num_words, wer, cer)

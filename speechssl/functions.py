@@ -1,0 +1,237 @@
+"""The Python face: checkpoints in and out, what a model gives, and every verb as a function of its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from speechssl.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from torch import Tensor
+
+    from speechssl.model.speech_model import SpeechModel
+
+    Audio = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str] | np.ndarray]
+
+
+def load(
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu", trainable: bool = False
+) -> SpeechModel:
+    """Load a model, with its head and vocabulary where it has them.
+
+    Args:
+        checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint) or one checkpoint.
+        device: where the weights go.
+        trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
+
+    Raises:
+        CheckpointError: nothing is there, or it does not load.
+    """
+    from speechssl.interop.checkpoint import load_model
+
+    return load_model(os.fspath(checkpoint), device=device, trainable=trainable)
+
+
+def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:
+    """Save a model as a folder that `load` and `checkpoint=` take.
+
+    Args:
+        model: to save.
+        folder: made if it is missing.
+        format: `speechssl`; other formats come with a later version.
+
+    Raises:
+        ConfigError: another format.
+    """
+    from speechssl.interop.checkpoint import save_model
+
+    if format != "speechssl":
+        raise ConfigError(f"`format` must be speechssl in this version (huggingface comes later), but is {format!r}")
+    save_model(model, Path(folder))
+
+
+@dataclass(frozen=True)
+class PretrainingForward:
+    """One forward of the contrastive task; sums are in nats.
+
+    Attributes:
+        logits: (B, M, 1 + K) float32; class 0 is the target, removed negatives are -inf.
+        loss_sum: scalar with gradient: all parts with their weights; divided by `count` it is the loss.
+        contrastive_sum: scalar, cross entropy over masked frames.
+        diversity_sum: scalar, weighted codebook diversity times the masked frames.
+        features_sum: scalar, weighted feature penalty times the masked frames.
+        count: scalar int64, masked frames.
+    """
+
+    logits: Tensor
+    loss_sum: Tensor
+    contrastive_sum: Tensor
+    diversity_sum: Tensor
+    features_sum: Tensor
+    count: Tensor
+
+
+def pretraining_forward(
+    model: SpeechModel,
+    waveforms: Tensor,
+    num_samples: Tensor | None,
+    mask: Tensor,
+    negatives: Tensor,
+    gumbel_noise: Tensor | None,
+    temperature: float,
+) -> PretrainingForward:
+    """Compute the contrastive task with everything that is usually drawn given explicitly.
+
+    The batch counts as one sub-batch, and the loss has wav2vec 2.0's weights (§3.2, eq. 2).
+
+    Args:
+        model: with its pretraining heads.
+        waveforms: (B, N) float32 at 16 kHz.
+        num_samples: (B,) int64 valid samples, None where nothing is padded.
+        mask: (B, T) bool, True on masked frames, never on padding.
+        negatives: (B, M, K) int64, indices among the row's own M masked frames.
+        gumbel_noise: (B, M, G, V); None chooses codes without noise.
+        temperature: of the Gumbel softmax.
+
+    Raises:
+        CheckpointError: the model has no pretraining heads.
+    """
+    from speechssl.config import ContrastiveConfig
+    from speechssl.model.wav2vec2 import normalize_waveforms
+    from speechssl.objectives.wav2vec2 import compute_terms
+
+    if model.pretraining is None:
+        raise CheckpointError("`model` must have its pretraining heads, but this one has none")
+    if model.config.normalize_waveform:
+        waveforms = normalize_waveforms(waveforms, num_samples)
+    output = model.pretraining(waveforms, num_samples, mask, negatives, gumbel_noise, temperature)
+    terms = compute_terms(output, waveforms.new_ones(1, len(waveforms)), ContrastiveConfig())
+    contrastive, diversity, features = (terms.stats[name] for name in ("contrastive", "diversity", "features"))
+    return PretrainingForward(output.logits, terms.sum, contrastive, diversity, features, terms.count)
+
+
+def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a verb with the keys of its command line.
+
+    Args:
+        verb: name of the verb.
+        keys: values by key: dotted names (`{"training.lr": 1e-3}`), nested dicts (`{"training": {"lr": 1e-3}}`), or
+            both; `model="small"` chooses a preset, as on the command line.
+
+    Returns:
+        the dict of the command's JSON line.
+
+    Raises:
+        SpeechSSLError: what the command would answer with exit code 2.
+    """
+    from speechssl.cli.run import run_request
+    from speechssl.cli.words import Request, escape
+
+    request = Request(verb)
+    for key, value in keys.items():
+        request.add(key, escape(value))
+    return run_request(request)
+
+
+@overload
+def embed(
+    model: SpeechModel,
+    audio: Audio,
+    *,
+    layer: Any = ...,
+    pooling: str = ...,
+    sample_rate: int | None = ...,
+    **keys: Any,
+) -> pa.Table: ...
+
+
+@overload
+def embed(**keys: Any) -> dict[str, Any]: ...
+
+
+def embed(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> pa.Table | dict[str, Any]:
+    """Embed audio with a model, as a table; or, with keys only, run the verb `embed`.
+
+    Args:
+        model: from `load`.
+        audio: what the key `audio` takes, or arrays (with `sample_rate`).
+        **keys: `layer`, `pooling`, `window_s`, `batch_s`, `sample_rate`; or the keys of the verb.
+
+    Returns:
+        a pyarrow table with the columns of the verb's file; or the dict of the verb's JSON line.
+    """
+    if model is None:
+        return run_verb("embed", keys if audio is None else {"audio": audio, **keys})
+    from speechssl.evaluation.embeddings import embed as embed_audio
+
+    return embed_audio(model, audio, **keys)
+
+
+@overload
+def transcribe(model: SpeechModel, audio: Audio, *, sample_rate: int | None = ..., **keys: Any) -> list[str]: ...
+
+
+@overload
+def transcribe(**keys: Any) -> dict[str, Any]: ...
+
+
+def transcribe(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> list[str] | dict[str, Any]:
+    """Transcribe audio with a recogniser, in the order given; or, with keys only, run the verb `transcribe`.
+
+    Args:
+        model: from `load`, with a CTC head.
+        audio: what the key `audio` takes, or arrays (with `sample_rate`).
+        **keys: `window_s`, `batch_s`, `sample_rate`; or the keys of the verb.
+    """
+    if model is None:
+        return run_verb("transcribe", keys if audio is None else {"audio": audio, **keys})
+    from speechssl.evaluation.recognition import transcribe as transcribe_audio
+
+    return transcribe_audio(model, audio, **keys)
+
+
+def demo(**keys: Any) -> dict[str, Any]:
+    """Run the verb `demo`; see `run_verb`."""
+    return run_verb("demo", keys)
+
+
+def prepare(**keys: Any) -> dict[str, Any]:
+    """Run the verb `prepare`; see `run_verb`."""
+    return run_verb("prepare", keys)
+
+
+def pretrain(**keys: Any) -> dict[str, Any]:
+    """Run the verb `pretrain`; see `run_verb`."""
+    return run_verb("pretrain", keys)
+
+
+def finetune(**keys: Any) -> dict[str, Any]:
+    """Run the verb `finetune`; see `run_verb`."""
+    return run_verb("finetune", keys)
+
+
+def evaluate(**keys: Any) -> dict[str, Any]:
+    """Run the verb `evaluate`; see `run_verb`."""
+    return run_verb("evaluate", keys)
+
+
+def probe(**keys: Any) -> dict[str, Any]:
+    """Run the verb `probe`; see `run_verb`."""
+    return run_verb("probe", keys)
+
+
+def report(**keys: Any) -> dict[str, Any]:
+    """Run the verb `report`; see `run_verb`."""
+    return run_verb("report", keys)
+
+
+def doctor(**keys: Any) -> dict[str, Any]:
+    """Run the verb `doctor`; see `run_verb`."""
+    return run_verb("doctor", keys)

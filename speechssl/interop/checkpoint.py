@@ -1,0 +1,188 @@
+"""The package's own checkpoints: a folder with weights (safetensors) and what is needed to build the model again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError, SpeechSSLError
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import Vocabulary
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What `config.json` of a checkpoint says.
+
+    Attributes:
+        kind: `pretraining` or `ctc`.
+        model: the network.
+        vocabulary: of a recogniser.
+        update: how far the training had come.
+    """
+
+    kind: str
+    model: ModelConfig
+    vocabulary: Vocabulary | None
+    update: int
+
+
+def find_checkpoint(checkpoint: str, key: str = "checkpoint") -> Path:
+    """Find the checkpoint folder that a `checkpoint=` or `init=` value names.
+
+    Args:
+        checkpoint: a run folder (its best checkpoint) or one checkpoint folder.
+        key: named in the error.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(checkpoint)
+    if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+        return path
+    for name in ("best", "last"):
+        if (path / "checkpoints" / name / CONFIG).is_file():
+            return path / "checkpoints" / name
+    if not path.exists():
+        raise CheckpointError(f"`{key}` must be a run folder or a checkpoint, but {checkpoint} does not exist")
+    raise CheckpointError(f"`{key}` must be a run folder or a checkpoint, but {checkpoint} holds no checkpoint")
+
+
+def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
+    """Read what a checkpoint holds, without its weights.
+
+    Raises:
+        CheckpointError: the file is damaged or of a later version.
+    """
+    try:
+        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        version = stored["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"`{key}` must be a readable checkpoint, but {folder / CONFIG} is damaged ({error})") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION} or older, but {folder} is of format {version}")
+    vocabulary = Vocabulary.from_dict(stored["vocabulary"]) if stored["vocabulary"] else None
+    return ModelCard(stored["kind"], build_config(ModelConfig, stored["model"]), vocabulary, stored["update"])
+
+
+def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
+    """Read the keys of `model` that a checkpoint stores, as plain values."""
+    return asdict(read_card(find_checkpoint(checkpoint, key), key).model)
+
+
+def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
+    """Build a configuration dataclass from plain values; keys it does not have are an error.
+
+    Raises:
+        CheckpointError: an unknown key.
+    """
+    hints = get_type_hints(schema)
+    known = {item.name for item in fields(schema)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise CheckpointError(f"`checkpoint` must have a configuration that this version knows, but has {unknown}")
+    built = {name: build_config(hints[name], v) if is_dataclass(hints[name]) else v for name, v in values.items()}
+    return schema(**built)
+
+
+def load_model(
+    checkpoint: str, device: str | torch.device = "cpu", trainable: bool = False, key: str = "checkpoint"
+) -> SpeechModel:
+    """Load a model for use.
+
+    Args:
+        checkpoint: a run folder (its best checkpoint) or one checkpoint folder.
+        device: where the weights go.
+        trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
+        key: the key that errors name.
+
+    Returns:
+        The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them.
+
+    Raises:
+        CheckpointError: nothing is there, a file is damaged, or weights are missing or too many.
+    """
+    folder = find_checkpoint(checkpoint, key)
+    card = read_card(folder, key)
+    model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
+    load_weights(model, folder, key)
+    model.to(device)
+    return model.train(trainable).requires_grad_(trainable)
+
+
+def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint") -> None:
+    """Load all weights of a model; none may be missing or left over.
+
+    Raises:
+        CheckpointError: the file is damaged or does not fit.
+    """
+    try:
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
+        model.load_state_dict(_expand(model, weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {folder / WEIGHTS} does not load ({error})") from error
+
+
+def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:
+    """Write weights and configuration into a folder.
+
+    Args:
+        model: to save.
+        folder: made if it is missing.
+        update: how far the training had come.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in _collapse(model).items()}
+    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    stored = {
+        "version": FORMAT_VERSION,
+        "kind": "ctc" if model.head is not None else "pretraining",
+        "update": update,
+        "model": asdict(model.config),
+        "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,
+    }
+    (folder / CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+
+def build_untrained(model: SpeechModel, seed: int) -> SpeechModel:
+    """Build the same network with fresh weights: the baseline of what training gave. In evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = SpeechModel(model.config)
+    return fresh.to(model.device).eval().requires_grad_(False)
+
+
+def load_backbone_into(model: SpeechModel, source: SpeechModel) -> None:
+    """Copy the backbone of `source` into `model` (fine-tuning, continued pretraining).
+
+    Raises:
+        SpeechSSLError: the networks have different shapes.
+    """
+    try:
+        model.backbone.load_state_dict(source.backbone.state_dict())
+    except RuntimeError as error:
+        raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {error}") from error
+
+
+def _collapse(model: SpeechModel) -> dict[str, torch.Tensor]:
+    """Name each tensor once: the backbone is shared with the pretraining part."""
+    return {k: v for k, v in model.state_dict().items() if not k.startswith("pretraining.backbone.")}
+
+
+def _expand(model: SpeechModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Undo `_collapse`."""
+    if model.pretraining is None:
+        return weights
+    shared = {f"pretraining.{k}": v for k, v in weights.items() if k.startswith("backbone.")}
+    return {**weights, **shared}

@@ -1,0 +1,93 @@
+"""The losses as pure functions. Each returns a sum; whoever calls divides once, by a count of the whole update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+NATS_TO_BITS = 1.0 / math.log(2.0)
+
+
+def compute_contrastive_loss(
+    logits: Float[Tensor, "B M K1"], valid: Bool[Tensor, "B M"]
+) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+    """Sum the cross-entropy of picking the target (class 0) among its negatives.
+
+    Args:
+        logits: (B, M, 1 + K) float32; -inf for removed negatives.
+        valid: (B, M) which entries are masked frames.
+
+    Returns:
+        (B,) nats, summed over each row's masked frames; (B,) masked frames that were right: the target is the
+        largest logit and not also the smallest (all logits equal is wrong; all negatives removed is right).
+
+    Source: wav2vec 2.0 eq. 3; accuracy as fairseq's wav2vec criterion.
+    """
+    loss = torch.logsumexp(logits.float(), dim=-1) - logits[..., 0].float()
+    right = (logits.argmax(-1) == 0) & (logits.argmin(-1) != 0)
+    return torch.where(valid, loss, 0.0).sum(1), (right & valid).sum(1)
+
+
+def compute_perplexity(probs: Float[Tensor, "*rest V"]) -> Float[Tensor, "*rest"]:
+    """Exponential of the entropy of each distribution, with the reference's 1e-7 inside the logarithm."""
+    return torch.exp(-(probs * torch.log(probs + 1e-7)).sum(-1))
+
+
+def average_by_sub_batch(
+    values: Float[Tensor, "B M G V"], valid: Bool[Tensor, "B M"], membership: Float[Tensor, "S B"]
+) -> Float[Tensor, "S G V"]:
+    """Average per-frame distributions over the masked frames of each sub-batch.
+
+    Args:
+        values: (B, M, G, V).
+        valid: (B, M) which entries count.
+        membership: (S, B), 1 where row b belongs to sub-batch s, else 0.
+    """
+    rows = torch.where(valid[..., None, None], values, 0.0).sum(1)
+    counts = membership @ valid.sum(1).to(values.dtype)
+    sums = torch.einsum("sb,bgv->sgv", membership, rows)
+    return sums / counts.clamp(min=1)[:, None, None]
+
+
+def compute_diversity_loss(mean_probs: Float[Tensor, "S G V"]) -> Float[Tensor, " S"]:
+    """Share of the codes that go unused, by the perplexity of the mean soft choice of each sub-batch.
+
+    Args:
+        mean_probs: (S, G, V) from `average_by_sub_batch`.
+
+    Returns:
+        (S,) `(G·V - Σ_g perplexity) / (G·V)`, between 0 and (V - 1) / V.
+
+    Source: wav2vec 2.0 eq. 4 in the form of its footnote 2, which the released models were trained with.
+    """
+    num_codes = mean_probs.shape[1] * mean_probs.shape[2]
+    return (num_codes - compute_perplexity(mean_probs).sum(-1)) / num_codes
+
+
+def compute_ctc_loss(
+    logits: Float[Tensor, "B T V"],
+    num_frames: Int[Tensor, " B"],
+    labels: Int[Tensor, "B U"],
+    num_labels: Int[Tensor, " B"],
+    blank: int = 0,
+) -> Float[Tensor, ""]:
+    """Sum the CTC loss over utterances, in nats; an utterance whose labels do not fit its frames counts as 0.
+
+    Args:
+        logits: (B, T, V); log-softmax is taken in float32.
+        num_frames: (B,) valid frames.
+        labels: (B, U) label indices, any value beyond `num_labels`.
+        num_labels: (B,) labels of each utterance.
+        blank: index of the blank.
+
+    Source: Graves et al. 2006; reduction and zeroed infinities as fairseq's CTC criterion.
+    """
+    log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
+    loss: Tensor = F.ctc_loss(
+        log_probs, labels, num_frames, num_labels, blank=blank, reduction="sum", zero_infinity=True
+    )
+    return loss

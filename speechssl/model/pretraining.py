@@ -1,0 +1,162 @@
+"""Backbone, quantizer and the two projections: from waveforms and masks to contrastive logits (§3.2, eq. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssl.config import ModelConfig
+from speechssl.model.lengths import make_valid_mask
+from speechssl.model.quantizer import GumbelQuantizer
+from speechssl.model.wav2vec2 import Features, Wav2Vec2
+
+
+@dataclass
+class PretrainingOutput:
+    """What the losses need.
+
+    Attributes:
+        logits: (B, M, 1 + K) float32; class 0 is the target, negatives that carry the target's codes are -inf.
+        valid: (B, M), False where a row has fewer than M masked frames.
+        removed: (B, M, K), True where a negative was removed.
+        codes: (B, M, G) chosen codes of the masked frames.
+        soft_probs: (B, M, G, V) float32 soft choice of the masked frames.
+        feature_square_sum: (B,) float32, sum of squared feature encoder outputs over valid frames and channels.
+        frame_counts: (B,) int64, valid frames of each row.
+        num_channels: channels C of the feature encoder.
+        context: (B, M, F) projected context vectors.
+    """
+
+    logits: Tensor
+    valid: Tensor
+    removed: Tensor
+    codes: Tensor
+    soft_probs: Tensor
+    feature_square_sum: Tensor
+    frame_counts: Tensor
+    num_channels: int
+    context: Tensor
+
+
+class PretrainingModel(nn.Module):
+    """wav2vec 2.0 as it is pretrained.
+
+    Args:
+        config: the network and its quantizer.
+        logit_temperature: κ of the cosine similarities.
+    """
+
+    def __init__(self, config: ModelConfig, logit_temperature: float = 0.1) -> None:
+        super().__init__()
+        self.backbone = Wav2Vec2(config)
+        self.quantizer = GumbelQuantizer(config.quantizer, config.conv_channels[-1])
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.target_projection = nn.Linear(config.quantizer.codevector_dim, config.target_dim)
+        self.context_projection = nn.Linear(config.model_dim, config.target_dim)
+        self.logit_temperature = logit_temperature
+
+    def forward(
+        self,
+        waveforms: Float[Tensor, "B N"],
+        num_samples: Int[Tensor, " B"] | None,
+        mask: Bool[Tensor, "B T"],
+        negatives: Int[Tensor, "B M K"],
+        gumbel_noise: Float[Tensor, "B M G V"] | None,
+        temperature: float,
+        keep: Bool[Tensor, " L"] | None = None,
+    ) -> PretrainingOutput:
+        """Compute the logits of the contrastive task. Only masked frames pass through the heads.
+
+        Args:
+            waveforms: (B, N) at 16 kHz, normalised where the model wants it.
+            num_samples: (B,) valid samples; None where nothing is padded.
+            mask: (B, T), True on masked frames, never on padding; a row has at most M of them.
+            negatives: (B, M, K) indices among the row's own masked frames; any index in the places of rows with
+                fewer than M masked frames, which `valid` leaves out of every sum.
+            gumbel_noise: (B, M, G, V); None chooses codes without noise (evaluation).
+            temperature: Gumbel temperature.
+            keep: (L,) False for blocks that LayerDrop skips.
+
+        Source: wav2vec 2.0 §3.2, eq. 3; negatives that equal the target are removed by their code indices, which
+        is the reference's comparison of vectors without its dependence on rounding.
+        """
+        features = self.backbone.encode(waveforms, num_samples)
+        context, _ = self.backbone.contextualise(features, mask, keep=keep)
+        positions, valid = find_masked(mask, negatives.shape[1])
+        inputs = self.feature_dropout(gather_frames(features.normed, positions))
+        quantized = self.quantizer(inputs, gumbel_noise, temperature)
+        targets = self.target_projection(quantized.vectors)
+        predictions = self.context_projection(gather_frames(context, positions))
+        logits, removed = compute_logits(predictions, targets, quantized.codes, negatives, self.logit_temperature)
+        square_sum, frame_counts = _sum_squares(features)
+        return PretrainingOutput(
+            logits=logits,
+            valid=valid,
+            removed=removed,
+            codes=quantized.codes,
+            soft_probs=quantized.soft_probs,
+            feature_square_sum=square_sum,
+            frame_counts=frame_counts,
+            num_channels=features.raw.shape[-1],
+            context=predictions,
+        )
+
+
+def find_masked(mask: Bool[Tensor, "B T"], num_masked: int) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Find the masked frames of each row, in order of time.
+
+    Args:
+        mask: (B, T), at most `num_masked` True a row.
+        num_masked: M.
+
+    Returns:
+        Positions (B, M) and which of them are masked frames: rows with fewer are filled with unmasked ones.
+    """
+    positions = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :num_masked]
+    return positions, mask.gather(1, positions)
+
+
+def gather_frames(x: Float[Tensor, "B T D"], positions: Int[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
+    """Pick frames of each row."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def compute_logits(
+    predictions: Float[Tensor, "B M F"],
+    targets: Float[Tensor, "B M F"],
+    codes: Int[Tensor, "B M G"],
+    negatives: Int[Tensor, "B M K"],
+    temperature: float,
+) -> tuple[Float[Tensor, "B M K1"], Bool[Tensor, "B M K"]]:
+    """Compare each prediction with its target and its negatives.
+
+    The similarities of all pairs of one row are one matrix product, from which those of the negatives are
+    gathered, so that no (B, M, K, F) tensor is made. In float32.
+
+    Returns:
+        Logits (B, M, 1 + K), the target first, cosine / temperature; and which negatives were removed because
+        their codes are the target's.
+    """
+    with torch.autocast(predictions.device.type, enabled=False):
+        x = F.normalize(predictions.float(), dim=-1, eps=1e-8)
+        y = F.normalize(targets.float(), dim=-1, eps=1e-8)
+        similarity = x @ y.transpose(1, 2) / temperature
+    positive = similarity.diagonal(dim1=1, dim2=2)[..., None]
+    same = (codes[:, :, None, :] == codes[:, None, :, :]).all(-1)
+    removed = same.gather(2, negatives)
+    negative = similarity.gather(2, negatives).masked_fill(removed, float("-inf"))
+    return torch.cat([positive, negative], dim=-1), removed
+
+
+def _sum_squares(features: Features) -> tuple[Tensor, Tensor]:
+    """Sum the squared raw features over the valid frames of each row, in float32, and count those frames."""
+    squares = features.raw.float().square().sum(-1)
+    batch, length = squares.shape
+    if features.num_frames is None:
+        return squares.sum(1), torch.full((batch,), length, device=squares.device)
+    valid = make_valid_mask(features.num_frames, length)
+    return torch.where(valid, squares, 0.0).sum(1), features.num_frames

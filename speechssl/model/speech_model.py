@@ -1,0 +1,116 @@
+"""The model as a user holds it: backbone, and whatever heads its checkpoint brought along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError
+from speechssl.model.heads import CTCHead
+from speechssl.model.lengths import compute_num_frames
+from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
+from speechssl.text import Vocabulary
+
+
+@dataclass
+class Frames:
+    """What a model makes of waveforms.
+
+    Attributes:
+        last: (B, T, D) the model's output, after the final norm where it has one.
+        layers: L + 1 tensors (B, T, D): what enters the first block, then each block's output, without final norm.
+        num_frames: (B,) int64 valid frames of each row. Frame k starts at 0.020·k seconds.
+    """
+
+    last: Tensor
+    layers: list[Tensor]
+    num_frames: Tensor
+
+
+class SpeechModel(nn.Module):
+    """A backbone with, where the checkpoint has them, its pretraining heads or its CTC head and vocabulary.
+
+    Args:
+        config: the network.
+        vocabulary: labels of the CTC head; None for a model without one.
+        pretraining: bring the quantizer and the projections of pretraining along.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary | None = None, pretraining: bool = False) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.pretraining = PretrainingModel(config) if pretraining else None
+        self.backbone: Wav2Vec2 = self.pretraining.backbone if self.pretraining else Wav2Vec2(config)
+        self.head = CTCHead(config.model_dim, len(vocabulary), config.head_dropout) if vocabulary else None
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks L; layers are numbered 0 to L."""
+        return self.config.num_layers
+
+    @property
+    def dim(self) -> int:
+        """Width D of a frame."""
+        return self.config.model_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.backbone.mask_embedding.device
+
+    def forward(self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None) -> Frames:
+        """Turn waveforms into frames.
+
+        Args:
+            waveforms: (B, N) float32 at 16 kHz, in [-1, 1]; normalised inside where the model wants it.
+            num_samples: (B,) int64 valid samples of each row; None where nothing is padded.
+
+        Returns:
+            Output, layers and valid frames. With `model.group_norm_frames=valid`, or layer norm, a row's valid
+            frames do not depend on the other rows or on padding.
+        """
+        x = self._prepare(waveforms, num_samples)
+        features = self.backbone.encode(x, num_samples)
+        last, layers = self.backbone.contextualise(features)
+        return Frames(last, layers, self.count_frames(waveforms, num_samples))
+
+    def logits(
+        self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B T V"], Int[Tensor, " B"]]:
+        """Give the CTC logits and valid frames of each row.
+
+        Raises:
+            CheckpointError: the model has no CTC head.
+        """
+        if self.head is None:
+            raise CheckpointError("`checkpoint` must be a recogniser, but this model has no CTC head: finetune it first")
+        frames = self(waveforms, num_samples)
+        return self.head(frames.last), frames.num_frames
+
+    def codes(
+        self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None
+    ) -> tuple[Int[Tensor, "B T G"], Int[Tensor, " B"]]:
+        """Give the quantizer's codes of each frame, chosen without noise.
+
+        Raises:
+            CheckpointError: the model has no quantizer.
+        """
+        if self.pretraining is None:
+            raise CheckpointError("`checkpoint` must be a pretrained model with its quantizer, but this one has none")
+        features = self.backbone.encode(self._prepare(waveforms, num_samples), num_samples)
+        codes: Tensor = self.pretraining.quantizer(features.normed).codes
+        return codes, self.count_frames(waveforms, num_samples)
+
+    def count_frames(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        """Count the valid frames of each row: (B,) int64."""
+        if num_samples is None:
+            num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
+        return compute_num_frames(num_samples, self.config.conv_kernels, self.config.conv_strides)
+
+    def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        return normalize_waveforms(waveforms, num_samples) if self.config.normalize_waveform else waveforms

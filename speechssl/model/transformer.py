@@ -1,0 +1,145 @@
+"""The context network: convolutional positions and transformer blocks, post-norm or pre-norm (§2, §4.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from speechssl.config import ModelConfig
+from speechssl.model.lengths import make_valid_mask
+
+
+class PositionalConvolution(nn.Module):
+    """A grouped convolution over time whose output is added to its input in place of position embeddings.
+
+    The kernel is even, so the last of T + 1 outputs is dropped. The weight is normalised with one magnitude for
+    each kernel tap (weight norm over dim 2), attached after the initialisation so that the magnitudes match it.
+
+    Source: fairseq's `make_conv_pos`; weight N(0, √(4 / (kernel · D))), bias 0.
+    """
+
+    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+        nn.init.normal_(conv.weight, std=math.sqrt(4.0 / (kernel * dim)))
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        self.conv = parametrizations.weight_norm(conv, dim=2)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on the CPU
+        y = F.conv2d(
+            x.transpose(1, 2)[:, :, None],
+            self.conv.weight[:, :, None],
+            self.conv.bias,
+            padding=(0, self.conv.padding[0]),
+            groups=self.conv.groups,
+        )
+        return F.gelu(y.squeeze(2)[..., : x.shape[1]]).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with separate projections; scaled dot product, scale head_dim^-0.5."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.model_dim
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None
+    ) -> Float[Tensor, "B T D"]:
+        """Attend over the keys where `key_mask` is True (None: over all)."""
+        batch, length, dim = x.shape
+        heads = (batch, length, self.num_heads, dim // self.num_heads)
+        query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward with residuals; layer norm before (pre-norm) or after (post-norm) each."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.model_dim)
+        self.inner = nn.Linear(config.model_dim, config.ffn_dim)
+        self.outer = nn.Linear(config.ffn_dim, config.model_dim)
+        self.ffn_norm = nn.LayerNorm(config.model_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None
+    ) -> Float[Tensor, "B T D"]:
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
+            return x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
+        normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
+        return normed
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.outer(self.activation_dropout(F.gelu(self.inner(x))))
+        return out
+
+
+class Transformer(nn.Module):
+    """Positions, then blocks, then (pre-norm models) a final layer norm.
+
+    Initialisation: every linear weight N(0, 0.02), biases 0.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
+        self.norm = nn.LayerNorm(config.model_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        num_frames: Int[Tensor, " B"] | None,
+        keep: Bool[Tensor, " L"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
+        """Contextualise frames.
+
+        Args:
+            x: (B, T, D) projected (and masked) features.
+            num_frames: (B,) valid frames; padded frames are set to zero before the positions and are never
+                attended to. None where nothing is padded.
+            keep: (L,) False for blocks that LayerDrop skips in this update; None keeps all. A skipped block is
+                computed and discarded, so that every parameter takes part in every update on every rank.
+
+        Returns:
+            The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
+            then each block's output, none of them after the final norm.
+        """
+        key_mask = None
+        if num_frames is not None:
+            valid = make_valid_mask(num_frames, x.shape[1])
+            x = torch.where(valid[..., None], x, 0.0)
+            key_mask = valid[:, None, None, :]
+        x = x + self.position(x)
+        x = self.dropout(x if self.norm_first else self.norm(x))
+        states = [x]
+        for index, block in enumerate(self.blocks):
+            y = block(x, key_mask)
+            x = y if keep is None else torch.where(keep[index], y, x)
+            states.append(x)
+        return (self.norm(x) if self.norm_first else x), states

@@ -1,0 +1,107 @@
+"""The backbone: waveform to contextual frames (wav2vec 2.0 §2; data flow of fairseq's Wav2Vec2Model)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from speechssl.config import ModelConfig
+from speechssl.errors import ConfigError
+from speechssl.model.feature_encoder import FeatureEncoder
+from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
+from speechssl.model.transformer import Transformer
+
+
+@dataclass
+class Features:
+    """What the feature encoder gives.
+
+    Attributes:
+        raw: (B, T, C) output of the convolutions (the feature penalty looks at it).
+        normed: (B, T, C) after layer norm (the quantizer's input before dropout).
+        num_frames: (B,) valid frames, or None where nothing is padded.
+    """
+
+    raw: Tensor
+    normed: Tensor
+    num_frames: Tensor | None
+
+
+class Wav2Vec2(nn.Module):
+    """Feature encoder, projection, mask embedding and transformer.
+
+    Args:
+        config: the network.
+
+    Initialisation: mask embedding U[0, 1); the projection keeps `nn.Linear`'s default.
+
+    Raises:
+        ConfigError: the strides do not multiply to 320 samples.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hop = compute_hop(config.conv_strides)
+        if hop != HOP_SAMPLES:
+            raise ConfigError(f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms), but give {hop}")
+        channels = config.conv_channels[-1]
+        self.encoder = FeatureEncoder(config)
+        self.feature_norm = nn.LayerNorm(channels)
+        project = channels != config.model_dim
+        self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.mask_embedding = nn.Parameter(torch.rand(config.model_dim))
+        self.transformer = Transformer(config)
+
+    def encode(self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None) -> Features:
+        """Run the feature encoder and its layer norm.
+
+        Args:
+            waveforms: (B, N) at 16 kHz, normalised where the model wants it.
+            num_samples: (B,) valid samples; None where nothing is padded.
+        """
+        raw, num_frames = self.encoder(waveforms, num_samples)
+        return Features(raw, self.feature_norm(raw), num_frames)
+
+    def contextualise(
+        self,
+        features: Features,
+        mask: Bool[Tensor, "B T"] | None = None,
+        channel_mask: Bool[Tensor, "B D"] | None = None,
+        keep: Bool[Tensor, " L"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
+        """Mask the projected features and run the transformer.
+
+        Args:
+            features: from `encode`.
+            mask: (B, T), True where a frame is replaced by the mask embedding.
+            channel_mask: (B, D), True where a channel is zero at every frame of the row (after the time mask).
+            keep: (L,) False for blocks that LayerDrop skips.
+
+        Returns:
+            The output, and the L + 1 states (see `Transformer.forward`). Valid frames do not depend on padding.
+        """
+        x = self.input_dropout(self.projection(features.normed))
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
+        if channel_mask is not None:
+            x = torch.where(channel_mask[:, None, :], 0.0, x)
+        context, states = self.transformer(x, features.num_frames, keep)
+        return context, states
+
+
+def normalize_waveforms(waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None) -> Float[Tensor, "B N"]:
+    """Give each row zero mean and unit variance over its valid samples; padding becomes zero.
+
+    Population variance, epsilon 1e-5 inside the root, as fairseq's `layer_norm` of the waveform.
+    """
+    lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
+    valid = make_valid_mask(lengths.long(), waveforms.shape[1])
+    count = lengths[:, None].clamp(min=1)
+    mean = torch.where(valid, waveforms, 0.0).sum(1, keepdim=True) / count
+    centred = torch.where(valid, waveforms - mean, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + 1e-5)

@@ -1,0 +1,1 @@
+"""What is learned: a batch goes in, `LossTerms` (a sum and a count) come out."""

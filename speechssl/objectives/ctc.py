@@ -1,0 +1,152 @@
+"""Speech recognition with connectionist temporal classification on top of the backbone (wav2vec 2.0 §3.3, §4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechssl.config import MaskConfig, ModelConfig
+from speechssl.data.dataset import Example
+from speechssl.data.loader import Batch
+from speechssl.evaluation.decoding import greedy_decode
+from speechssl.evaluation.wer import score
+from speechssl.losses import compute_ctc_loss
+from speechssl.model.lengths import compute_num_frames
+from speechssl.model.masking import sample_channel_masks, sample_masks
+from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers, make_rng
+from speechssl.text import Vocabulary
+
+
+@dataclass(frozen=True)
+class CTCPrepare:
+    """Encodes transcripts and draws masks in the loader's workers.
+
+    Attributes:
+        vocabulary: labels.
+        config: the network: masks and how frames are counted.
+    """
+
+    vocabulary: Vocabulary
+    config: ModelConfig
+
+    def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
+        """Return for each row `labels` (U,), `num_labels`, and the masks that the configuration asks for."""
+        labels = [np.array(self.vocabulary.encode(e.text or ""), dtype=np.int64) for e in examples]
+        made = {"labels": labels, "num_labels": [np.array([len(row)]) for row in labels]}
+        mask = self.config.mask
+        if mask.prob > 0:
+            made["mask"] = list(sample_masks(self._count_frames(examples), mask, make_rng(seed, "mask", number)))
+        if mask.channel_prob > 0:
+            rng = make_rng(seed, "channel mask", number)
+            made["channel_mask"] = list(sample_channel_masks(len(examples), self.config.model_dim, mask, rng))
+        return made
+
+    def _count_frames(self, examples: Sequence[Example]) -> list[int]:
+        kernels, strides = self.config.conv_kernels, self.config.conv_strides
+        return [compute_num_frames(len(example.waveform), kernels, strides) for example in examples]
+
+
+class CTCObjective:
+    """Fine-tuning with CTC: the sum over utterances, divided by their number.
+
+    Args:
+        model: backbone and CTC head.
+        seed: of LayerDrop.
+        frozen_updates: so many first updates train only the head, the backbone runs without gradient.
+    """
+
+    best_metric = "wer"
+
+    def __init__(self, model: SpeechModel, seed: int, frozen_updates: int = 0) -> None:
+        assert model.head is not None and model.vocabulary is not None, "CTC needs a head and a vocabulary"
+        self.model, self.seed, self.frozen_updates = model, seed, frozen_updates
+        self.head, self.vocabulary = model.head, model.vocabulary
+
+    @property
+    def module(self) -> nn.Module:
+        """Backbone and head."""
+        return self.model
+
+    def make_prepare(self) -> CTCPrepare:
+        """Make the part of the work that loader workers do."""
+        return CTCPrepare(self.vocabulary, self.model.config)
+
+    def compute(self, batch: Batch, update: int) -> LossTerms:
+        """Compute the CTC loss of one forward; masks and LayerDrop only in training."""
+        logits, num_frames = self.forward(batch, update)
+        num_labels = batch.inputs["num_labels"][:, 0]
+        loss = compute_ctc_loss(logits, num_frames, batch.inputs["labels"], num_labels)
+        count = torch.tensor(len(batch.ids), device=logits.device)
+        stats = {"loss": loss.detach().double(), "labels": num_labels.sum().double()}
+        if not self.model.training:
+            stats |= self._count_errors(logits, num_frames, batch)
+        return LossTerms(loss, count, stats)
+
+    def forward(self, batch: Batch, update: int) -> tuple[Tensor, Tensor]:
+        """Give logits (B, T, V) and valid frames (B,) of a batch, whose waveforms are normalised already."""
+        training = self.model.training
+        frozen = training and update <= self.frozen_updates
+        masks = batch.inputs if training else {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
+            keep = self._draw_layers(batch.waveforms.device, update) if training else None
+            context, _ = self.model.backbone.contextualise(
+                features, masks.get("mask"), masks.get("channel_mask"), keep
+            )
+        return self.head(context), self.model.count_frames(batch.waveforms, batch.num_samples)
+
+    def summarise(self, terms: LossTerms, update: int) -> Metrics:
+        """Loss in nats an utterance, and a label; in validation also word and character error rate in percent."""
+        sums = {name: float(value) for name, value in terms.stats.items()}
+        metrics: Metrics = {
+            "loss": float(terms.sum) / float(terms.count),
+            "loss_per_label": sums["loss"] / max(sums["labels"], 1.0),
+        }
+        if "words" in sums:
+            metrics["wer"] = 100.0 * sums["word_errors"] / max(sums["words"], 1.0)
+            metrics["cer"] = 100.0 * sums["letter_errors"] / max(sums["letters"], 1.0)
+        return metrics
+
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
+        """Nothing is watched in fine-tuning."""
+        return ""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is remembered."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Nothing is remembered."""
+
+    def is_candidate(self, metrics: Metrics) -> bool:
+        """Any checkpoint may be the best."""
+        return True
+
+    def _count_errors(self, logits: Tensor, num_frames: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Decode greedily and count errors against the labels, so that rates are sums over the validation set."""
+        labels, lengths = batch.inputs["labels"].tolist(), batch.inputs["num_labels"][:, 0].tolist()
+        references = [self.vocabulary.decode(row[:length]) for row, length in zip(labels, lengths, strict=True)]
+        scores = score(references, greedy_decode(logits, num_frames, self.vocabulary))
+        counts = {
+            "word_errors": sum(len(utterance.word_edits) for utterance in scores.utterances),
+            "letter_errors": sum(len(utterance.letter_edits) for utterance in scores.utterances),
+            "words": scores.num_words,
+            "letters": scores.num_letters,
+        }
+        return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
+
+    def _draw_layers(self, device: torch.device, update: int) -> Tensor | None:
+        config = self.model.config
+        keep = draw_kept_layers(config.num_layers, config.layer_drop_prob, self.seed, update)
+        return None if keep is None else torch.from_numpy(keep).to(device)
+
+
+def needs_more_frames(text_labels: Sequence[int], num_frames: int) -> bool:
+    """Say whether CTC has no path: it needs a frame a label, and one more between equal neighbours."""
+    repeats = sum(a == b for a, b in zip(text_labels, text_labels[1:], strict=False))
+    return len(text_labels) + repeats > num_frames

@@ -1,0 +1,103 @@
+"""The seam between what is learned and the trainer, which knows nothing else of either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from speechssl.data.loader import Batch
+
+Metrics = dict[str, float | list[float]]
+
+
+@dataclass
+class LossTerms:
+    """A loss as a sum and what to divide it by, of one forward or, added up, of a whole update.
+
+    Attributes:
+        sum: scalar, differentiable; already weighted so that dividing by `count` gives the update's loss.
+        count: scalar, how many items (masked frames, utterances) the sum is over.
+        stats: further sums, on the device and without gradient, that `Objective.summarise` turns into metrics.
+    """
+
+    sum: Tensor
+    count: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> LossTerms:
+        """Drop the graph."""
+        return LossTerms(self.sum.detach(), self.count, self.stats)
+
+
+def add_terms(parts: Sequence[LossTerms]) -> LossTerms:
+    """Add up the terms of the forwards of one update."""
+    stats = {name: torch.stack([part.stats[name] for part in parts]).sum(0) for name in parts[0].stats}
+    return LossTerms(
+        torch.stack([part.sum for part in parts]).sum(), torch.stack([part.count for part in parts]).sum(), stats
+    )
+
+
+class Objective(Protocol):
+    """What the trainer asks of an objective."""
+
+    best_metric: str
+    """Metric whose lowest validation value marks the best checkpoint."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is trained and saved."""
+        ...
+
+    def compute(self, batch: Batch, update: int) -> LossTerms:
+        """Compute the loss of one forward of update `update` (from 1). In evaluation mode nothing is drawn."""
+        ...
+
+    def summarise(self, terms: LossTerms, update: int) -> Metrics:
+        """Turn the terms of a whole update, or of a whole validation, into the metrics that are logged."""
+        ...
+
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
+        """Return what is wrong with the run, or an empty string."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `check_health` remembers, for the checkpoint."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+    def is_candidate(self, metrics: Metrics) -> bool:
+        """Say whether a checkpoint with these validation metrics may become the best one."""
+        ...
+
+
+def make_rng(seed: int, stream: str, *numbers: int) -> np.random.Generator:
+    """Make the generator of one purpose at one place of the run.
+
+    Args:
+        seed: of the run.
+        stream: purpose, such as `mask`.
+        numbers: what it applies to, such as the number of a sub-batch.
+    """
+    return np.random.default_rng([seed, int.from_bytes(stream.encode(), "little"), *numbers])
+
+
+def make_torch_seed(seed: int, stream: str, *numbers: int) -> int:
+    """Derive a 63-bit seed for torch in the same way."""
+    return int(make_rng(seed, stream, *numbers).integers(0, 2**63 - 1))
+
+
+def draw_kept_layers(num_layers: int, prob: float, seed: int, update: int) -> np.ndarray | None:
+    """Draw which blocks LayerDrop keeps in this update: a function of (seed, update), the same on every rank.
+
+    Returns:
+        (L,) bool, or None where nothing can be dropped.
+    """
+    return None if prob == 0 else make_rng(seed, "layer drop", update).random(num_layers) > prob

@@ -1,0 +1,184 @@
+"""Curves over updates as inline SVG: a line for each series, lines to compare with, and data for the pointer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from speechssl.report.html import escape, format_number, format_percent
+from speechssl.report.svg import Frame, Level, choose_ticks, draw_levels, draw_text, draw_value_axis, wrap_svg
+
+FloatArray = npt.NDArray[np.float64]
+MAX_POINTS = 240
+"""Points that a curve keeps: more than a chart has pixels to show would only make the page heavy."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series.
+
+    Attributes:
+        label: what the legend calls it.
+        style: CSS class that gives colour and line: `train`, `valid`, `c1` … `c5`.
+        x, y: the points, x rising.
+        low, high: band around y, where several values became one point; empty without a band.
+    """
+
+    label: str
+    style: str
+    x: FloatArray
+    y: FloatArray
+    low: FloatArray = field(default_factory=lambda: np.empty(0))
+    high: FloatArray = field(default_factory=lambda: np.empty(0))
+
+
+def make_curve(label: str, style: str, x: Sequence[float], y: Sequence[float], smooth: bool = False) -> Curve | None:
+    """Make a curve of the finite points; None without any.
+
+    Args:
+        label: what the legend calls it.
+        style: CSS class.
+        x, y: points, x rising.
+        smooth: draw the mean over about 1/30 of the run, in a band of the values it covers.
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    finite = np.isfinite(ys)
+    xs, ys = xs[finite], ys[finite]
+    if not len(xs):
+        return None
+    if not smooth or len(xs) < 12:
+        keep = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), MAX_POINTS)).round().astype(int))
+        return Curve(label, style, xs[keep], ys[keep])
+    return _smooth(label, style, xs, ys)
+
+
+def draw_curves(
+    curves: Sequence[Curve | None],
+    levels: Sequence[Level] = (),
+    small: bool = False,
+    from_zero: bool = False,
+    describe: Callable[[float], str] = format_number,
+    x_name: str = "update",
+) -> str:
+    """Draw curves with axes and a legend; '' where no curve has a point.
+
+    Args:
+        curves: series; None is left out.
+        levels: lines to compare with.
+        small: a quarter of the page's width instead of a third.
+        from_zero: let the vertical axis start at 0.
+        describe: writes a value of the vertical axis.
+        x_name: what the pointer's label calls the horizontal axis.
+    """
+    present = [curve for curve in curves if curve is not None]
+    if not present:
+        return ""
+    width, height = (290.0, 150.0) if small else (400.0, 230.0)
+    frame = Frame(width, height, _find_x_range(present), _find_y_range(present, levels, from_zero))
+    parts = [draw_value_axis(frame, describe, 4 if small else 5), _draw_update_axis(frame)]
+    parts += [_draw_curve(frame, curve) for curve in present]
+    parts.append(draw_levels(frame, list(levels)))
+    parts.append('<line class="cursor" y1="0" y2="0"/>')
+    data = escape(json.dumps(_collect_data(frame, present, x_name, describe is format_percent), separators=(",", ":")))
+    text = _describe_curves(present, levels, describe)
+    svg = wrap_svg(width, height, "".join(parts), text, f' data-chart="{data}"')
+    return f'{_make_legend(present)}<div class="chart">{svg}</div>'
+
+
+def make_path(points: Sequence[tuple[float, float]]) -> str:
+    """Write points as the `d` of an SVG path."""
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _smooth(label: str, style: str, x: FloatArray, y: FloatArray) -> Curve:
+    """Average bins, then a moving window; the band follows the least and the largest values, as smoothly."""
+    edges = np.unique(np.linspace(0, len(x), min(len(x), MAX_POINTS) + 1).round().astype(int))
+    mean = np.array([y[a:b].mean() for a, b in pairwise(edges)])
+    low = np.array([y[a:b].min() for a, b in pairwise(edges)])
+    high = np.array([y[a:b].max() for a, b in pairwise(edges)])
+    reach = max(len(mean) // 60, 1)
+    windows = [slice(max(k - reach, 0), k + reach + 1) for k in range(len(mean))]
+    lowest, highest = np.array([low[w].min() for w in windows]), np.array([high[w].max() for w in windows])
+    lines = [np.array([line[w].mean() for w in windows]) for line in (mean, lowest, highest)]
+    return Curve(label, style, x[edges[1:] - 1], *lines)
+
+
+def _find_x_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    high = max(float(curve.x[-1]) for curve in curves)
+    return 0.0, max(high, 1.0)
+
+
+def _find_y_range(curves: Sequence[Curve], levels: Sequence[Level], from_zero: bool) -> tuple[float, float]:
+    """Span the lines, the levels and the bulk of the bands: a few outliers may leave the chart."""
+    values = np.concatenate([curve.y for curve in curves])
+    bands = np.concatenate([np.concatenate([curve.low, curve.high]) for curve in curves])
+    ends = [float(values.min()), float(values.max()), *(level.value for level in levels)]
+    if len(bands):
+        ends += [float(np.percentile(bands, 3)), float(np.percentile(bands, 97))]
+    low, high = min(ends), max(ends)
+    if from_zero:
+        low = min(low, 0.0)
+    if high - low < 1e-12 + 1e-6 * abs(high):
+        pad = abs(high) * 0.1 or 1.0
+        return low - (0.0 if from_zero and low == 0 else pad), high + pad
+    pad = 0.06 * (high - low)
+    return (low if from_zero and low == 0 else low - pad), high + pad
+
+
+def _draw_update_axis(frame: Frame) -> str:
+    parts = []
+    for value in choose_ticks(*frame.x_range, 5):
+        x = frame.x(value)
+        if x > frame.right - 14:
+            parts.append(draw_text(min(x + 4, frame.width), frame.height - 7, format_number(value), "tick end"))
+        else:
+            parts.append(draw_text(x, frame.height - 7, format_number(value), "tick mid"))
+    return "".join(parts)
+
+
+def _draw_curve(frame: Frame, curve: Curve) -> str:
+    points = [(frame.x(x), frame.y(y)) for x, y in zip(curve.x, curve.y, strict=True)]
+    parts = []
+    if len(curve.low):
+        low, high = frame.y_range
+        upper = [(frame.x(x), frame.y(min(y, high))) for x, y in zip(curve.x, curve.high, strict=True)]
+        lower = [(frame.x(x), frame.y(max(y, low))) for x, y in zip(curve.x, curve.low, strict=True)]
+        parts.append(f'<path class="band {curve.style}" d="{make_path(upper + lower[::-1])}Z"/>')
+    parts.append(f'<path class="line {curve.style}" d="{make_path(points)}"/>')
+    if len(points) <= 30:
+        parts += [f'<circle class="dot {curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in points]
+    return "".join(parts)
+
+
+def _make_legend(curves: Sequence[Curve]) -> str:
+    """Name the series, unless there is only one and the figure's title names it."""
+    if len(curves) == 1:
+        return ""
+    keys = "".join(f'<span class="key {curve.style}">{escape(curve.label)}</span>' for curve in curves)
+    return f'<p class="legend">{keys}</p>'
+
+
+def _collect_data(frame: Frame, curves: Sequence[Curve], x_name: str, percent: bool) -> dict[str, object]:
+    """Collect what the page's script needs to label the place under the pointer."""
+    plot = [frame.left, frame.top, frame.right, frame.bottom]
+    rows = [{"label": c.label, "style": c.style, "x": _round(c.x, 6), "y": _round(c.y, 4)} for c in curves]
+    return {"name": x_name, "percent": percent, "plot": plot, "x": frame.x_range, "y": frame.y_range, "curves": rows}
+
+
+def _round(values: FloatArray, digits: int) -> list[float]:
+    return [float(f"{value:.{digits}g}") for value in values]
+
+
+def _describe_curves(curves: Sequence[Curve], levels: Sequence[Level], describe: Callable[[float], str]) -> str:
+    """Say in words where each curve starts and ends."""
+    parts = [
+        f"{c.label}: from {describe(float(c.y[0]))} at {format_number(float(c.x[0]))} "
+        f"to {describe(float(c.y[-1]))} at {format_number(float(c.x[-1]))}"
+        for c in curves
+    ]
+    return "; ".join([*parts, *(f"{level.label}: {describe(level.value)}" for level in levels)])

@@ -1,0 +1,179 @@
+"""The sections of a pretraining run that its metrics tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from speechssl.report.curves import Curve, draw_curves, make_curve
+from speechssl.report.html import (
+    THIN_SPACE,
+    Stat,
+    format_hours,
+    format_number,
+    format_percent,
+    make_figure,
+    make_section,
+)
+from speechssl.report.run_folder import RunFolder
+from speechssl.report.svg import Level
+
+
+def pick_values(run: RunFolder, split: str, name: str, element: int | None = None) -> tuple[list[float], list[float]]:
+    """Take one metric over the updates of a split; of a list, one element.
+
+    Returns:
+        Updates and values; lines without the metric are left out.
+    """
+    updates: list[float] = []
+    values: list[float] = []
+    for row in run.select(split):
+        value: Any = row.get(name)
+        if isinstance(value, list) and element is not None:
+            value = value[element] if element < len(value) else None
+        if isinstance(value, (int, float)):
+            updates.append(float(row["update"]))
+            values.append(float(value))
+    return updates, values
+
+
+def make_pair(run: RunFolder, name: str) -> list[Curve | None]:
+    """Make the curves of a metric in training (smoothed) and in validation."""
+    return [
+        make_curve("training", "train", *pick_values(run, "train", name), smooth=True),
+        make_curve("held out", "valid", *pick_values(run, "valid", name)),
+    ]
+
+
+def make_figure_of(run: RunFolder, name: str, title: str, unit: str = "", note: str = "", **options: Any) -> str:
+    """Draw one metric as a figure; '' where the run has no such metric."""
+    picture = draw_curves(make_pair(run, name), **options)
+    kind = "small" if options.get("small") else ""
+    return make_figure(title, picture, note, unit, kind) if picture else ""
+
+
+def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
+    """Say in one or two sentences what the run came to, and pick its first figures."""
+    split = "train" if run.last("valid", "loss_contrastive") is None else "valid"
+    where = "its training speech" if split == "train" else "held-out speech"
+    loss, accuracy = run.last(split, "loss_contrastive"), run.last(split, "accuracy")
+    if loss is None or accuracy is None:
+        return "No update has been logged yet.", []
+    chance_loss, chance = _find_chance(run)
+    verdict = _judge(loss, chance_loss)
+    hours = run.last("train", "hours_seen")
+    heard = f" after {format_hours(hours)} of speech heard" if hours else ""
+    sentence = (
+        f"{verdict} Shown a masked stretch of {where}, the model finds the true sound among "
+        f"{format_number(round(1 / chance))} candidates for {format_percent(accuracy)} of the frames{heard}; "
+        f"guessing would find {format_percent(chance, 2)}."
+    )
+    stats = [
+        Stat(format_percent(accuracy), "accuracy", f"chance {format_percent(chance, 2)}"),
+        Stat(f"{format_number(loss)} bits", "contrastive loss", f"chance {format_number(chance_loss)} bits"),
+    ]
+    return sentence, stats + _list_more_stats(run, split)
+
+
+def make_learning(run: RunFolder) -> str:
+    """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
+    chance_loss, chance = _find_chance(run)
+    candidates = format_number(round(1 / chance))
+    loss = make_figure_of(
+        run, "loss_contrastive", "Contrastive loss", "bits a masked frame",
+        f"What it costs to name the true frame among {candidates}. A model that knows nothing pays "
+        f"log<sub>2</sub>({candidates}) = {format_number(chance_loss)} bits; lower is better.",
+        levels=[Level(chance_loss, f"chance, {format_number(chance_loss)} bits")],
+    )  # fmt: skip
+    accuracy = make_figure_of(
+        run, "accuracy", "Accuracy", "share of masked frames",
+        f"How often the true frame scores highest among the {candidates}. It stays well under 100{THIN_SPACE}%: "
+        "not all that is said can be told from what stands around it.",
+        levels=[Level(chance, "chance")], from_zero=True, describe=format_percent,
+    )  # fmt: skip
+    return make_section("Learning", loss + accuracy + _draw_perplexity(run))
+
+
+def make_machinery(run: RunFolder) -> str:
+    """Draw the small charts: parts of the loss, schedules, speed."""
+    plain: Callable[[float], str] = format_number
+    small = [
+        ("loss", "Total loss", "bits a masked frame", plain),
+        ("loss_diversity", "Diversity loss", "bits", plain),
+        ("loss_features", "Feature penalty", "bits", plain),
+        ("removed_negatives", "Removed negatives", "same codes as the target", format_percent),
+        ("masked_share", "Masked share", "of all frames", format_percent),
+        ("context_spread", "Spread of contexts", "0 would be collapse", plain),
+        ("temperature", "Gumbel temperature", "", plain),
+    ]
+    figures = [
+        make_figure_of(run, name, title, unit, small=True, describe=describe, from_zero=name != "masked_share")
+        for name, title, unit, describe in small
+    ]
+    return make_section("Under the bonnet", "".join(figures) + draw_trainer(run), css="grid small")
+
+
+def draw_trainer(run: RunFolder) -> str:
+    """Draw what every training run has: learning rate, gradient norm, speed."""
+    return "".join(
+        make_figure_of(run, name, title, unit, small=True, from_zero=True)
+        for name, title, unit in (
+            ("lr", "Learning rate", ""),
+            ("grad_norm", "Gradient norm", ""),
+            ("audio_s_per_s", "Speed", "seconds of audio a second"),
+        )
+    )
+
+
+def _draw_perplexity(run: RunFolder) -> str:
+    num_codes = run.get_config("model.quantizer.num_codes")
+    groups = int(run.get_config("model.quantizer.num_groups", 1))
+    curves = []
+    for group in range(groups):
+        style = f"c{group % 5 + 1}"
+        hard = pick_values(run, "train", "hard_perplexity", group)
+        soft = pick_values(run, "train", "soft_perplexity", group)
+        curves.append(make_curve(f"codebook {group + 1}", style, *hard, smooth=True))
+        curves.append(make_curve(f"codebook {group + 1}, soft", f"{style} soft", *soft))
+    levels = [Level(float(num_codes), f"all {num_codes} codes alike")] if num_codes else []
+    picture = draw_curves(curves, levels=levels, from_zero=True)
+    note = (
+        "How many codes are in use, in effect: the hard perplexity counts the codes that were chosen, the soft one "
+        "the probabilities behind the choice. 1 would be a collapsed codebook."
+    )
+    return make_figure("Codebook perplexity", picture, note, "codes") if picture else ""
+
+
+def _list_more_stats(run: RunFolder, split: str) -> list[Stat]:
+    stats = []
+    num_codes = run.get_config("model.quantizer.num_codes")
+    perplexity = run.last(split, "hard_perplexity")
+    if isinstance(perplexity, list) and perplexity and num_codes:
+        value = " / ".join(format_number(p) for p in perplexity)
+        stats.append(Stat(value, "codes in effective use", f"of {num_codes} in each codebook"))
+    hours, speed = run.last("train", "hours_seen"), run.last("train", "audio_s_per_s")
+    updates = run.select("train")[-1]["update"] if run.select("train") else 0
+    if hours:
+        stats.append(Stat(format_hours(hours), "speech heard", f"in {format_number(updates)} updates"))
+    if speed:
+        device = run.environment.get("device")
+        stats.append(Stat(f"{format_number(speed)} ×", "real time", f"training on {device}" if device else "training"))
+    return stats
+
+
+def _find_chance(run: RunFolder) -> tuple[float, float]:
+    """Give the loss in bits and the accuracy of a model that knows nothing: log2(K + 1) and 1 / (K + 1)."""
+    candidates = int(run.get_config("objective.num_negatives", 100)) + 1
+    return math.log2(candidates), 1 / candidates
+
+
+def _judge(loss: float, chance: float) -> str:
+    gap = chance - loss
+    if not math.isfinite(loss):
+        return "The loss is no longer a number."
+    if gap < 0.02:
+        return "The model has not left chance."
+    if gap < 0.3:
+        return f"The model has just left chance, by {format_number(gap, 2)} bits."
+    return f"The model has learned {format_number(gap)} bits a frame beyond chance."

@@ -1,0 +1,128 @@
+"""What the quantizer makes of speech: one utterance under its mask, and how often each code is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from speechssl.model.masking import sample_masks, sample_negatives
+from speechssl.model.wav2vec2 import normalize_waveforms
+from speechssl.report.html import format_number, format_percent, make_figure, make_quote, make_section
+from speechssl.report.live import Live, choose_evenly, choose_example, list_long_enough, read_waveform
+from speechssl.report.marks import draw_use
+from speechssl.report.run_folder import RunFolder
+from speechssl.report.spectrogram import compute_log_mel, draw_spectrogram
+from speechssl.report.strip import Strip, count_seconds
+
+EXAMPLE_S = 6.0
+USE_UTTERANCES, USE_S = 40, 6.0
+"""Code use is counted on at most so many utterances, the first seconds of each: 4 minutes of speech."""
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+def make_quantizer(run: RunFolder, live: Live) -> str:
+    """Draw one utterance with its mask and codes, and the use of each codebook."""
+    if live.model.pretraining is None:
+        return ""
+    return make_section("What it hears", _draw_example(run, live) + _draw_code_use(live))
+
+
+@torch.inference_mode()
+def solve_masked(live: Live, waveform: FloatArray, num_negatives: int, seed: int) -> tuple[BoolArray, BoolArray]:
+    """Mask one utterance as in training and let the model find the masked frames.
+
+    Args:
+        live: a pretrained model.
+        waveform: (N,) at 16 kHz.
+        num_negatives: K.
+        seed: of the mask and the negatives.
+
+    Returns:
+        Mask (T,), and for each masked frame in order of time whether the target got the highest score (M,).
+    """
+    assert live.model.pretraining is not None, "only a pretrained model has targets"
+    rng = np.random.default_rng(seed)
+    batch = torch.from_numpy(waveform)[None]
+    num_frames = int(live.model.count_frames(batch, None)[0])
+    mask = sample_masks([num_frames], live.model.config.mask, rng)[0]
+    if mask.sum() < 2:
+        return np.zeros(num_frames, dtype=np.bool_), np.zeros(0, dtype=np.bool_)
+    negatives = sample_negatives(int(mask.sum()), num_negatives, rng)
+    prepared = normalize_waveforms(batch, None) if live.model.config.normalize_waveform else batch
+    rows = torch.from_numpy(mask)[None], torch.from_numpy(negatives)[None]
+    output = live.model.pretraining(prepared, None, *rows, None, 1.0)
+    return mask, (output.logits[0].argmax(-1) == 0).numpy()
+
+
+@torch.inference_mode()
+def count_codes(live: Live) -> tuple[IntArray, int]:
+    """Count how often each code is chosen, on a few minutes of speech.
+
+    Returns:
+        Counts (G, V) and the number of utterances.
+    """
+    quantizer = live.model.config.quantizer
+    counts = np.zeros((quantizer.num_groups, quantizer.num_codes), dtype=np.int64)
+    chosen = choose_evenly(list_long_enough(live), USE_UTTERANCES)
+    for index in chosen:
+        codes, _ = live.model.codes(torch.from_numpy(read_waveform(live.manifest, index, USE_S))[None], None)
+        for group in range(quantizer.num_groups):
+            counts[group] += np.bincount(codes[0, :, group].numpy(), minlength=quantizer.num_codes)
+    return counts, len(chosen)
+
+
+def _draw_example(run: RunFolder, live: Live) -> str:
+    index = choose_example(live, EXAMPLE_S)
+    if index is None:
+        return ""
+    waveform = read_waveform(live.manifest, index, 1.5 * EXAMPLE_S)
+    num_negatives = int(run.get_config("objective.num_negatives", 100))
+    mask, right = solve_masked(live, waveform, num_negatives, int(run.get_config("seed", 1)))
+    with torch.inference_mode():
+        codes = live.model.codes(torch.from_numpy(waveform)[None], None)[0][0].numpy()
+    strip = Strip(count_seconds(len(waveform)))
+    strip.add_spectrogram(draw_spectrogram(compute_log_mel(waveform)), mask)
+    strip.add_guesses(mask, right)
+    for group in range(codes.shape[1]):
+        strip.add_codes(
+            f"codebook {group + 1}", codes[:, group], live.model.config.quantizer.num_codes, f"c{group % 5 + 1}"
+        )
+    row = live.manifest[index]
+    note = _explain_example(live, mask, right, num_negatives, codes)
+    picture = strip.render(f"Spectrogram of {row.id} with masked spans, found frames and code sequences")
+    return make_figure(f"One utterance, {row.id}", make_quote(row.text) + picture, note, kind="wide")
+
+
+def _explain_example(live: Live, mask: BoolArray, right: BoolArray, num_negatives: int, codes: IntArray) -> str:
+    share = float(right.mean()) if len(right) else 0.0
+    changes = float((codes[1:] != codes[:-1]).any(1).sum()) / max(len(codes) * 0.02, 1e-9)
+    where = "held-out" if live.held_out else "training"
+    return (
+        f"Frames under the veil ({format_percent(float(mask.mean()))} of this {where} utterance) were hidden from the "
+        "model. A tall mark says that it still picked the frame’s own code vector among "
+        f"{num_negatives} others, which it did for {format_percent(share)} of them "
+        f"(chance {format_percent(1 / (num_negatives + 1), 2)}). The lanes below show which "
+        f"code each codebook gives each 20 ms frame: a long dash is a code that stays. The codes change "
+        f"{format_number(changes)} times a second; people speak some 10 to 15 phones a second."
+    )
+
+
+def _draw_code_use(live: Live) -> str:
+    counts, num_utterances = count_codes(live)
+    figures = []
+    for group, row in enumerate(counts):
+        shares = row / max(int(row.sum()), 1)
+        used = int((row > 0).sum())
+        present = shares[shares > 0]
+        effective = float(np.exp(-(present * np.log(present)).sum())) if used else 0.0
+        note = (
+            f"{used} of {len(row)} codes are used, as evenly as {format_number(effective)} codes in equal use. "
+            f"Counted on {format_number(int(row.sum()))} frames of {num_utterances} utterances."
+        )
+        name = f"Use of codebook {group + 1}"
+        figures.append(make_figure(name, draw_use(shares, f"c{group % 5 + 1}", name), note, "share of frames"))
+    return "".join(figures)

@@ -1,0 +1,97 @@
+"""What a run logs: one JSON line an update or validation, and the same curves for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+NAME = "metrics.jsonl"
+
+
+class MetricsWriter(Protocol):
+    """Where metrics go."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Take one record with `update` and `split`."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class JsonLinesWriter:
+    """`metrics.jsonl` of a run folder.
+
+    Args:
+        folder: of the run.
+        update: the update that the run goes on from; later records, and a half-written last line, are cut off.
+    """
+
+    def __init__(self, folder: Path, update: int) -> None:
+        path = folder / NAME
+        kept = [line for line in read_lines(path) if json.loads(line)["update"] <= update]
+        scratch = path.with_suffix(".part")
+        scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        scratch.replace(path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; NaN and infinities become null, which JSON has."""
+        self.file.write(json.dumps({key: _clean(value) for key, value in record.items()}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TensorBoardWriter:
+    """`tensorboard/` of a run folder.
+
+    Args:
+        folder: of the run.
+        update: the update that the run goes on from; later points are hidden.
+    """
+
+    def __init__(self, folder: Path, update: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add each number as `<split>/<name>`, lists with their index behind."""
+        for name, value in record.items():
+            if name in ("update", "split"):
+                continue
+            values = value if isinstance(value, list) else [value]
+            for index, item in enumerate(values):
+                tag = f"{record['split']}/{name}" + (f"_{index}" if isinstance(value, list) else "")
+                self.writer.add_scalar(tag, item, record["update"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the whole lines of a file of JSON lines; a last line without its end is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read the records of a run folder."""
+    return [json.loads(line) for line in read_lines(folder / NAME)]
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return value

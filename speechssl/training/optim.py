@@ -1,0 +1,59 @@
+"""AdamW in the decoupled form, on every parameter alike, and gradients divided by the count of the update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.config import TrainingConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Build the optimizer: one group, so biases, norms, mask embedding and codebook decay too, as in the reference.
+
+    Source: fairseq's Adam, whose weight decay is decoupled (Loshchilov and Hutter 2019).
+    """
+    return torch.optim.AdamW(
+        module.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def scale_gradients(module: nn.Module, count: Tensor, clip_norm: float) -> Tensor:
+    """Divide the gradients by the count of the update, clip them where asked, and return their norm before clipping.
+
+    Args:
+        module: what is trained; parameters without a gradient are left alone.
+        count: scalar, items of the whole update.
+        clip_norm: largest norm; 0 does not clip.
+    """
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (1.0 / count.double()).float())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(list(module.parameters()), clip_norm, norm)
+    return norm
+
+
+def export_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:
+    """Flatten the optimizer's state into named tensors: `<field>/<parameter>`."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    state = {}
+    for parameter, fields in optimizer.state.items():
+        for field, value in fields.items():
+            state[f"{field}/{names[parameter]}"] = value
+    return state
+
+
+def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give the optimizer back what `export_state` made of it."""
+    parameters = dict(module.named_parameters())
+    for key, value in state.items():
+        field, _, name = key.partition("/")
+        parameter = parameters[name]
+        device = torch.device("cpu") if field == "step" and not parameter.is_cuda else parameter.device
+        optimizer.state[parameter][field] = value.to(device)

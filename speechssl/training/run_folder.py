@@ -1,0 +1,124 @@
+"""A run folder: its configuration, its environment, and whether the same command may go on in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from speechssl.errors import ConfigError
+
+CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
+
+FREE_KEYS = frozenset(
+    {
+        "overwrite",
+        "device",
+        "data.num_workers",
+        "training.max_updates",
+        "training.max_hours",
+        "training.log_every",
+    }
+)
+"""Keys that may change when a run goes on: none of them changes an update that was made."""
+
+PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "safetensors", "hydra-core", "jiwer")
+
+
+def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
+    """Open a run folder for a command: a new one, or one that the same command began.
+
+    Args:
+        folder: of the run.
+        config: the command's configuration, a dataclass.
+
+    Returns:
+        The result, if the run is finished and nothing is left to do; otherwise None.
+
+    Raises:
+        ConfigError: the folder holds a run with other values, or a longer one.
+    """
+    plain = asdict(config)
+    if (folder / CONFIG).exists():
+        stored = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        _check_same(stored, plain, folder)
+        result = _read_result(folder)
+        if result is not None and result["updates"] == config.training.max_updates:
+            return result
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
+    (folder / CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = json.dumps(describe_environment(), indent=2)
+    (folder / ENVIRONMENT).write_text(text + "\n", encoding="utf-8")
+    return None
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe what a run ran on: versions, device, git revision and command line."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: find_version(name) for name in ("speechssl", *PACKAGES)},
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "num_threads": torch.get_num_threads(),
+        "git_revision": _find_revision(),
+        "command": sys.argv,
+    }
+
+
+def find_version(package: str) -> str | None:
+    """Find the installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested keys to dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    before, after = flatten(stored), flatten(wanted)
+    for key in sorted(before.keys() | after.keys()):
+        if key not in FREE_KEYS and before.get(key) != after.get(key):
+            raise ConfigError(
+                f"`{key}` must stay {before.get(key)!r} for the run in {folder} to go on, but is {after.get(key)!r} "
+                "(another out= starts a new run)"
+            )
+    if after["training.max_updates"] < before["training.max_updates"]:
+        raise ConfigError(
+            f"`training.max_updates` must be at least {before['training.max_updates']} for the run in {folder} "
+            f"to go on, but is {after['training.max_updates']}"
+        )
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _find_revision() -> str | None:
+    """Find the git revision of the package's checkout; None for an installed one, or without git."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,142 @@
+"""Where the trainer's batches come from: a manifest, the plan of its sub-batches, and the loader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from speechssl.audio import SAMPLE_RATE
+from speechssl.config import SelectionConfig, TrainingConfig
+from speechssl.data.dataset import ReadOptions
+from speechssl.data.loader import Batch, Prepare, iterate_plans, iterate_updates
+from speechssl.data.manifest import Manifest, load_manifests
+from speechssl.data.sampler import PlanConfig, UpdatePlanner
+from speechssl.errors import DataError
+
+_logger = logging.getLogger("speechssl")
+
+NAMED = 5
+"""How many of the utterances that are left out are named."""
+
+
+@dataclass(frozen=True)
+class ManifestSource:
+    """Batches of the utterances of a manifest.
+
+    Attributes:
+        manifest: utterances, already selected.
+        planner: which sub-batches each update holds.
+        options: how utterances are read.
+        prepare: what the objective does in the workers.
+        num_workers: loader processes.
+        pin_memory: for copies to a GPU.
+    """
+
+    manifest: Manifest
+    planner: UpdatePlanner
+    options: ReadOptions
+    prepare: Prepare
+    num_workers: int
+    pin_memory: bool
+
+    def __call__(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """Yield the batches of each update from `first` to `last`, both included."""
+        return iterate_updates(
+            self.manifest, self.planner, self.options, self.prepare, (first, last), self.num_workers, self.pin_memory
+        )
+
+    def validate(self) -> Iterator[Batch]:
+        """Yield the batches of one pass over all utterances; the same ones every time."""
+        plans = self.planner.plan_epoch_once()
+        return iterate_plans(self.manifest, plans, self.options, self.prepare, self.num_workers, self.pin_memory)
+
+
+def select_utterances(paths: Sequence[str], key: str, config: SelectionConfig, seed: int, is_training: bool) -> Manifest:
+    """Load manifests and apply `data.where` and, for training, `data.limit_s`.
+
+    Raises:
+        DataError: no manifest, an unreadable one, or nothing left.
+    """
+    manifest = load_manifests(paths, key).filter_where(config.where)
+    if is_training:
+        manifest = manifest.limit_to(config.limit_s, seed)
+    if len(manifest) == 0:
+        raise DataError(f"`{key}` must hold utterances, but {', '.join(paths)} with data.where={config.where!r} holds none")
+    return manifest
+
+
+def leave_out(manifest: Manifest, keep: npt.NDArray[np.bool_], key: str, reason: str) -> Manifest:
+    """Keep some utterances of a manifest; count and name the others.
+
+    Args:
+        manifest: utterances.
+        keep: (len(manifest),) which stay.
+        key: names the manifest in messages.
+        reason: what the others are, as "shorter than 2 s".
+
+    Raises:
+        DataError: none would stay.
+    """
+    dropped = np.flatnonzero(~keep)
+    if len(dropped) == 0:
+        return manifest
+    names = ", ".join(manifest[int(index)].id for index in dropped[:NAMED])
+    more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
+    message = f"{len(dropped)} of {len(manifest)} utterances are {reason}: {names}{more}"
+    if len(dropped) == len(manifest):
+        raise DataError(f"`{key}` must hold usable utterances, but {message}")
+    _logger.warning("%s: left out, %s", key, message)
+    return manifest.select(np.flatnonzero(keep))
+
+
+def build_source(
+    manifest: Manifest,
+    prepare: Prepare,
+    options: ReadOptions,
+    training: TrainingConfig,
+    data: SelectionConfig,
+    *,
+    max_s: float = 0.0,
+    ascending_epochs: int = 0,
+    is_training: bool = True,
+    pin_memory: bool = False,
+) -> ManifestSource:
+    """Plan the sub-batches of a manifest.
+
+    Args:
+        manifest: utterances.
+        prepare: the objective's part of the work.
+        options: how utterances are read; its seed is the plan's too.
+        training: sizes of update, sub-batch and forward.
+        data: number of workers.
+        max_s: longest crop; 0 takes whole utterances.
+        ascending_epochs: first epochs in which short utterances come first.
+        is_training: False for a validation set: fixed order.
+        pin_memory: for copies to a GPU.
+    """
+    config = PlanConfig(
+        seed=options.seed,
+        sub_batch_samples=round(training.sub_batch_s * SAMPLE_RATE),
+        sub_batches_per_update=training.sub_batches_per_update,
+        forward_samples=round(training.forward_s * SAMPLE_RATE),
+        max_samples=round(max_s * SAMPLE_RATE),
+        ascending_epochs=ascending_epochs,
+        shuffled=is_training,
+    )
+    planner = UpdatePlanner(manifest.num_samples_16k, config)
+    return ManifestSource(manifest, planner, options, prepare, data.num_workers, pin_memory)
+
+
+def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -> str:
+    """Say in one line what an update and an epoch are."""
+    planner = source.planner
+    epochs = training.max_updates / planner.updates_per_epoch
+    return (
+        f"{name}: {len(source.manifest)} utterances, {source.manifest.total_s / 3600:.2f} h; "
+        f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update, "
+        f"{planner.updates_per_epoch:.1f} updates an epoch, {training.max_updates} updates are {epochs:.1f} epochs"
+    )

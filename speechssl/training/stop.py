@@ -1,0 +1,50 @@
+"""Stopping on request: signals and the time limit set a flag that the trainer reads between two updates."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+
+
+class StopFlag:
+    """Says whether the run should save its state and stop, and with which exit code.
+
+    Args:
+        max_hours: time limit; 0 for none.
+    """
+
+    def __init__(self, max_hours: float = 0.0) -> None:
+        self.deadline = time.monotonic() + 3600 * max_hours if max_hours > 0 else None
+        self.signal: int | None = None
+
+    def check(self) -> tuple[str, int] | None:
+        """Return why to stop and the exit code, or None."""
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            return f"stopped by {name}", EXIT_CODES[signal.Signals(self.signal)]
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return "stopped by training.max_hours", 75
+        return None
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take SIGINT, SIGTERM and SIGUSR1 while inside; a second SIGINT interrupts at once."""
+        before = {number: signal.getsignal(number) for number in EXIT_CODES}
+
+        def note(number: int, _: FrameType | None) -> None:
+            if self.signal == signal.SIGINT == number:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        for number in EXIT_CODES:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

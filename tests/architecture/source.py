@@ -1,0 +1,61 @@
+"""The package's source as syntax trees, for the tests of this folder."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "speechssl"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of the package."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def num_lines(self) -> int:
+        return len(self.path.read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def load_modules() -> dict[str, Module]:
+    """Parse every file of the package, by dotted name."""
+    modules = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        modules[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8")))
+    return modules
+
+
+def list_imports(tree: ast.AST) -> list[str]:
+    """List the dotted names that a tree imports, those inside functions included."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def resolve(name: str, modules: dict[str, Module]) -> str | None:
+    """Find the module of the package that an imported name is, or lives in."""
+    while name:
+        if name in modules:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def list_functions(module: Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """List all functions and methods of a module, nested ones too."""
+    return [node for node in ast.walk(module.tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

@@ -1,0 +1,163 @@
+"""From words to dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from speechssl.cli.compose import compose, compose_request, to_yaml
+from speechssl.cli.verbs import VERBS
+from speechssl.cli.words import Request, escape, find_conf_folder, find_groups, is_assignment, read_words
+from speechssl.config import DemoConfig, EmbedConfig, EvaluateConfig, ModelConfig, PrepareConfig, PretrainConfig
+from speechssl.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("layer=9", True),
+        ("training.lr=1e-3", True),
+        ("+columns.x=y", True),
+        ("data.where=speaker=19", True),
+        ("clips/take=1.flac", False),
+        ("a b=c.flac", False),
+        ("1=2.wav", False),
+        ("ä=1", True),
+        ("clips/a.flac", False),
+    ],
+)
+def test_a_word_is_key_value_only_behind_an_identifier_path(word: str, expected: bool) -> None:
+    assert is_assignment(word) is expected
+
+
+def test_bare_words_are_the_main_inputs() -> None:
+    config = compose("embed", ["runs/base", "clips/a.flac", "clips/b.flac", "layer=9"])
+    assert isinstance(config, EmbedConfig)
+    assert (config.checkpoint, config.audio, config.layer) == ("runs/base", ["clips/a.flac", "clips/b.flac"], 9)
+
+
+@pytest.mark.parametrize(
+    "word", ["a b.flac", "a#1.flac", "é(2).flac", "[x].flac", "a,b.flac", "${x}.flac", "'q'.wav", "\\${y}"]
+)
+def test_bare_words_are_literal(word: str) -> None:
+    config = compose("embed", ["runs/a", word])
+    assert config.audio == [word]
+
+
+def test_bare_words_take_the_type_of_their_key() -> None:
+    config = compose("demo", ["runs/quick", "3"])
+    assert isinstance(config, DemoConfig)
+    assert (config.out, config.minutes) == ("runs/quick", 3.0)
+
+
+def test_a_preset_as_a_bare_word() -> None:
+    config = compose("pretrain", ["tiny", "m/train.tsv", "out=runs/a"])
+    assert isinstance(config, PretrainConfig)
+    assert (config.model.name, config.model.model_dim, config.data.train) == ("tiny", 32, ["m/train.tsv"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.test=a.tsv"], ["a.tsv"]),
+        (["data.test=[a.tsv,b.tsv]"], ["a.tsv", "b.tsv"]),
+        (["data={test: a.tsv}"], ["a.tsv"]),
+    ],
+)
+def test_a_list_takes_one_value_too(words: list[str], expected: list[str]) -> None:
+    assert compose("evaluate", ["runs/a", *words]).data.test == expected
+
+
+def test_values_follow_hydra_and_the_schema() -> None:
+    config = compose("evaluate", ["x", "num_resamples=1e2", "data.where=speaker=19", 'out="a(1), b"', "overwrite=true"])
+    assert isinstance(config, EvaluateConfig)
+    assert (config.num_resamples, config.data.where, config.out, config.overwrite) == (
+        100,
+        "speaker=19",
+        "a(1), b",
+        True,
+    )
+
+
+def test_a_value_may_hold_other_values() -> None:
+    assert compose("pretrain", ["tiny", "out=runs/${model.name}-${seed}", "seed=3"]).out == "runs/tiny-3"
+
+
+def test_mappings_are_set_key_by_key() -> None:
+    config = compose("prepare", ["d", "columns.path=file", "+columns.accent=where"])
+    assert isinstance(config, PrepareConfig)
+    assert config.columns == {"path": "file", "text": "text", "speaker": "speaker", "accent": "where"}
+
+
+def test_python_values_are_nested_or_dotted_and_literal() -> None:
+    request = Request("pretrain")
+    request.add("model", "tiny")
+    request.add("training", {"max_updates": 5})
+    request.add("training.lr", 2e-3)
+    request.add("data.train", escape(Path("m/${odd}.tsv")))
+    request.add("out", "runs/a b")
+    config = compose_request(request)
+    assert (config.training.max_updates, config.training.lr, config.model.name) == (5, 2e-3, "tiny")
+    assert (config.data.train, config.out) == (["m/${odd}.tsv"], "runs/a b")
+
+
+def test_a_stored_network_takes_the_place_of_the_preset() -> None:
+    stored = {**asdict(ModelConfig(name="small", model_dim=48, num_heads=3))}
+    config = compose("finetune", ["runs/a", "data.train=m.tsv", "out=b", "model.head_dropout=0.2"], stored_model=stored)
+    assert (config.model.model_dim, config.model.head_dropout, config.model.name) == (48, 0.2, "small")
+    with pytest.raises(ConfigError, match="`model` must be left out or be small"):
+        compose("finetune", ["runs/a", "model=base", "out=b"], stored_model=stored)
+
+
+def test_a_sweep_is_one_request_for_each_point() -> None:
+    requests = read_words("evaluate", ["x", "seed=1,2", "num_resamples=range(10,30,10)"])
+    points = [(request.values["seed"], request.values["num_resamples"]) for request in requests]
+    assert points == [(1, 10), (1, 20), (2, 10), (2, 20)]
+
+
+def test_the_yaml_composes_to_the_same_configuration() -> None:
+    config = compose("pretrain", ["tiny", "out=runs/a"])
+    assert "model_dim: 32" in to_yaml(config)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_primary_file_composes(verb: str) -> None:
+    needed = {"pretrain": ["out=x"], "finetune": ["out=x"]}.get(verb, [])
+    has_checkpoint = VERBS[verb].inputs[:1] == ("checkpoint",)
+    assert isinstance(compose(verb, [*(["runs/a"] if has_checkpoint else []), *needed]), VERBS[verb].schema)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_every_preset_composes(verb: str) -> None:
+    groups = find_groups(verb)
+    for model in groups["model"]:
+        assert compose(verb, ["out=x", f"model={model}"]).model.name == model
+    for preset in groups["training"]:
+        assert compose(verb, ["out=x", f"training={preset}"]).training.max_updates > 0
+    for experiment in groups.get("experiment", []):
+        compose(verb, ["out=x", f"experiment={experiment}"])
+
+
+def test_every_file_of_conf_is_composed_by_a_test() -> None:
+    """A file that is neither a verb's primary one nor in a group of a verb would never be tried."""
+    known = {f"{verb}.yaml" for verb in VERBS}
+    for verb in ("pretrain", "finetune"):
+        known |= {f"{group}/{name}.yaml" for group, names in find_groups(verb).items() for name in names}
+    folder = find_conf_folder()
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")} == known
+
+
+def test_a_preset_of_another_verb_is_no_choice() -> None:
+    with pytest.raises(ConfigError, match="`training` must be one of pretrain_base, .*, but 'finetune_base' is one of"):
+        compose("pretrain", ["out=x", "training=finetune_base"])
+
+
+def test_a_folder_of_ones_own_adds_presets(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("name: mine\nnum_layers: 3\n", encoding="utf-8")
+    words = ["out=x", f"hydra.searchpath=[file://{tmp_path}]", "model=mine", "training=pretrain_tiny"]
+    assert compose("pretrain", words).model.num_layers == 3
+    with pytest.raises(ConfigError, match="`training` must be one of .*, but 'pretrain_mine' does not exist"):
+        compose("pretrain", words[:-1])

@@ -1,0 +1,38 @@
+"""What is missing, and how to get it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from speechssl.cli import doctor
+from speechssl.cli.doctor import Need
+from speechssl.config import DoctorConfig
+
+
+def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    torch = next(need for need in doctor.NEEDS if need.distribution == "torch")
+    absent = Need("no-such-distribution", "no_such_module", "nothing", extra="demo")
+    monkeypatch.setattr(doctor, "NEEDS", (torch, absent))
+    with caplog.at_level(logging.INFO, "speechssl"):
+        result = doctor.run(DoctorConfig())
+    assert [item["package"] for item in result["missing"]] == ["no-such-distribution"]
+    assert "to get no-such-distribution: pip install 'speechssl[demo]'" in caplog.text
+
+
+def test_a_package_that_does_not_load_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise OSError("undefined symbol: x\nmore")
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    need = Need("torch", "torch", "everything")
+    assert doctor._examine(need)["problem"] == "installed, but does not load: undefined symbol: x"
+
+
+def test_the_machine_is_described_without_torch() -> None:
+    machine = doctor._describe_machine(has_torch=False)
+    assert machine["cpu_cores"] >= 1
+    assert machine["memory_gib"] > 0
+    assert machine["gpus"] == []
+    assert "device" not in machine

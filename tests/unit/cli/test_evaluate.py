@@ -1,0 +1,147 @@
+"""`evaluate`: figures, files, tables, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from torch import nn
+
+from speechssl import config as schemas
+from speechssl.cli import evaluate
+from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.evaluation.recognition import require_recogniser
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
+
+SAID = ["The cat sat.", "A caf\u00e9", "well-known words", "so"]
+HEARD = ["THE CAT SAD", "A CAF", "WELL KNOWN WORDS", ""]
+SPEAKERS = ["s1", "s1", "s2", "s3"]
+
+
+class Recogniser(nn.Module):
+    def __init__(self, has_head: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Identity() if has_head else None
+        self.vocabulary = Vocabulary(FAIRSEQ_SYMBOLS) if has_head else None
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return write_manifest(tmp_path, SAID, SPEAKERS)
+
+
+def write_manifest(folder: Path, texts: list[str] | list[None], speakers: list[str] | list[None]) -> Path:
+    soundfile.write(folder / "a.wav", np.zeros(4000), 16_000)
+    rows = [
+        Utterance(f"u{k}", folder / "a.wav", 16_000, 4000, 0, speaker, text)
+        for k, (text, speaker) in enumerate(zip(texts, speakers, strict=True))
+    ]
+    save_manifest(build_manifest(rows, folder), folder / "test.tsv")
+    return folder / "test.tsv"
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a recogniser in place that hears what `HEARD` says of each id."""
+
+    def recognise(model: object, manifest: object, *_: object) -> list[str]:
+        return [HEARD[int(name[1:])] for name in manifest.column("id")]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(evaluate, "recognise", recognise)
+
+
+def make_config(manifest: Path, out: Path, **keys: object) -> schemas.EvaluateConfig:
+    data = schemas.TestDataConfig(test=[str(manifest)], where=str(keys.pop("where", "")))
+    return schemas.EvaluateConfig(checkpoint="runs/x", out=str(out), data=data, device="cpu", **keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("heard")
+def test_figures_are_corpus_sums_and_stored(manifest: Path, tmp_path: Path) -> None:
+    result = evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert result["wer"] == pytest.approx(100 * 3 / 9)
+    assert (result["substitutions"], result["deletions"], result["insertions"]) == (2, 1, 0)
+    assert (result["num_utterances"], result["num_words"], result["num_empty"]) == (4, 9, 1)
+    assert result["cer"] == pytest.approx(100 * (1 + 1 + 2) / (11 + 6 + 16 + 2))
+    assert result["wer_interval"]["unit"] == "speaker"
+    assert result["wer_interval"]["count"] == 3
+    assert result["wer_interval"]["reliable"] is False
+    assert result["wer_interval"]["low"] <= result["wer"] <= result["wer_interval"]["high"]
+    assert [row["speaker"] for row in result["speakers"]] == ["s1", "s2", "s3"]
+    assert result["unknown_letters"] == {".": 1, "\u00c9": 1, "-": 1}
+    assert json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8")) == result
+    assert {"utterances.tsv", "confusions.tsv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.usefixtures("heard")
+def test_tables_go_to_the_log(manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "speechssl"):
+        evaluate.run(make_config(manifest, tmp_path / "out"))
+    for words in ("U+00C9", "s3", "SAT → SAD ×1", "said   SO", "WER 33.33 %", "over 3 speakers, unreliable"):
+        assert words in caplog.text
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_filter_takes_its_rows(manifest: Path, tmp_path: Path) -> None:
+    result = evaluate.run(make_config(manifest, tmp_path / "out", where="speaker=s2"))
+    assert (result["num_utterances"], result["wer"]) == (1, 0.0)
+    assert result["wer_interval"]["low"] is None
+
+
+@pytest.mark.usefixtures("heard")
+def test_rows_without_a_transcript_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = write_manifest(tmp_path, ["The cat sat", None, "", "so"], [None] * 4)  # type: ignore[list-item]
+    with caplog.at_level(logging.WARNING, "speechssl"):
+        result = evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert (result["num_utterances"], result["num_untranscribed"]) == (2, 2)
+    assert "2 of 4 utterances have no transcript and are left out" in caplog.text
+    assert result["wer_interval"]["unit"] == "utterance"
+    assert (result["num_speakers"], result["speakers"]) == (None, [])
+
+
+@pytest.mark.usefixtures("heard")
+def test_twenty_speakers_make_an_interval_reliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = write_manifest(tmp_path, ["so"] * 20, [f"s{k}" for k in range(20)])
+    monkeypatch.setattr(evaluate, "recognise", lambda *_: ["SO", ""] * 10)
+    result = evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert result["wer_interval"]["reliable"] is True
+    assert (result["num_speakers"], result["speakers"]) == (20, [])
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_finished_result_stays(manifest: Path, tmp_path: Path) -> None:
+    evaluate.run(make_config(manifest, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="overwrite=true"):
+        evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert evaluate.run(make_config(manifest, tmp_path / "out", overwrite=True))["num_words"] == 9
+
+
+def test_a_pretrained_model_is_refused(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: Recogniser(has_head=False))
+    with pytest.raises(CheckpointError, match="`checkpoint` must be a recogniser.*finetune it first"):
+        evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError):
+        require_recogniser(Recogniser(has_head=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_manifest_without_text_is_refused(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, [None, None], [None, None])
+    with pytest.raises(DataError, match=r"`data\.test` must have"):
+        evaluate.run(make_config(manifest, tmp_path / "out"))
+
+
+@pytest.mark.usefixtures("heard")
+def test_no_manifest_no_rows_and_no_resamples_are_refused(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`data\.test`"):
+        evaluate.run(schemas.EvaluateConfig(checkpoint="runs/x", out=str(tmp_path / "out")))
+    with pytest.raises(DataError, match=r"`data\.where` must match rows"):
+        evaluate.run(make_config(manifest, tmp_path / "out", where="speaker=nobody"))
+    with pytest.raises(ConfigError, match="`num_resamples` must be at least 1"):
+        evaluate.run(make_config(manifest, tmp_path / "out", num_resamples=0))

@@ -1,0 +1,58 @@
+"""Where a verb writes, and its JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from speechssl.cli.output import format_line, resolve_out, write_result
+from speechssl.errors import ConfigError
+
+
+def test_a_missing_out_is_chosen_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO, "speechssl"):
+        first = resolve_out("", "embed", overwrite=False)
+        second = resolve_out("", "embed", overwrite=False)
+    assert first != second
+    assert first.is_dir()
+    assert first.parent == Path("runs")
+    assert first.name.startswith("embed-")
+    assert f"out={first}" in caplog.text
+
+
+def test_a_finished_result_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    resolve_out(str(out), "probe", overwrite=False)
+    write_result(out, {"accuracy": 1.0})
+    with pytest.raises(ConfigError, match=r"`out` must be a new place, but .*overwrite=true"):
+        resolve_out(str(out), "probe", overwrite=False)
+    assert resolve_out(str(out), "probe", overwrite=True) == out
+    assert not (out / "result.json").exists(), "an interrupted second run must not look finished"
+
+
+def test_a_file_is_checked_by_itself(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "x.parquet"
+    assert resolve_out(str(out), "embed", overwrite=False, is_file=True) == out
+    assert out.parent.is_dir()
+    out.write_bytes(b"")
+    with pytest.raises(ConfigError, match="overwrite=true"):
+        resolve_out(str(out), "embed", overwrite=False, is_file=True)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="`out` must be a place that can be written"):
+        resolve_out(str(tmp_path / "file" / "run"), "embed", overwrite=False)
+
+
+def test_the_line_is_strict_json() -> None:
+    line = format_line({"path": Path("a/b"), "wer": float("nan"), "rows": ({"x": float("inf")},), "text": "é"})
+    assert json.loads(line) == {"path": "a/b", "wer": None, "rows": [{"x": None}], "text": "é"}
+    assert "\n" not in line
+    assert "é" in line

@@ -1,0 +1,107 @@
+"""`transcribe`: lines in a file and on stdout, a result, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from torch import nn
+
+from speechssl.cli import transcribe
+from speechssl.config import TranscribeConfig
+from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.evaluation.recognition import Source
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
+
+
+class Recogniser(nn.Module):
+    def __init__(self, has_head: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Identity() if has_head else None
+        self.vocabulary = Vocabulary(FAIRSEQ_SYMBOLS) if has_head else None
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write two clips, of which the recogniser hears the name of the first and nothing of the second."""
+
+    def iterate_texts(model: object, source: Source, *_: object) -> Iterator[str]:
+        yield from (name.upper() if "one" in name else "" for name in source.ids)
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("one", "two"):
+        soundfile.write(folder / f"{name}.wav", np.zeros(8000), 16_000)
+    monkeypatch.setattr(transcribe, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(transcribe, "iterate_texts", iterate_texts)
+    return folder
+
+
+def make_config(clips: Path, out: Path | str, **keys: object) -> TranscribeConfig:
+    return TranscribeConfig(checkpoint="runs/x", audio=[str(clips)], out=str(out), device="cpu", **keys)  # type: ignore[arg-type]
+
+
+def test_a_folder_gets_lines_and_result(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "speechssl"):
+        result = transcribe.run(make_config(clips, tmp_path / "out"))
+    lines = (tmp_path / "out" / "texts.tsv").read_text(encoding="utf-8")
+    assert lines == "one\tONE\ntwo\t\n"
+    assert capsys.readouterr().out == lines
+    assert json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8")) == result
+    assert (result["num_utterances"], result["num_empty"], result["audio_s"]) == (2, 1, 1.0)
+    assert "nothing was recognised in 1 of 2 utterances" in caplog.text
+
+
+def test_a_file_gets_the_lines(clips: Path, tmp_path: Path) -> None:
+    result = transcribe.run(make_config(clips, tmp_path / "new" / "texts.txt"))
+    assert (tmp_path / "new" / "texts.txt").read_text(encoding="utf-8").startswith("one\tONE\n")
+    assert result["texts"] == result["out"] == str(tmp_path / "new" / "texts.txt")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["texts.txt"]
+
+
+def test_without_out_a_new_folder_in_runs_is_taken(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO, "speechssl"):
+        result = transcribe.run(make_config(clips, ""))
+    assert result["out"].startswith("runs/transcribe-")
+    assert Path(result["texts"]).is_file()
+    assert result["out"] in caplog.text
+
+
+def test_an_interrupted_run_leaves_no_file_of_that_name(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object) -> Iterator[str]:
+        yield "ONE"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcribe, "iterate_texts", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        transcribe.run(make_config(clips, tmp_path / "out"))
+    assert not (tmp_path / "out" / "texts.tsv").exists()
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_a_finished_file_stays(clips: Path, tmp_path: Path) -> None:
+    transcribe.run(make_config(clips, tmp_path / "texts.tsv"))
+    with pytest.raises(ConfigError, match="overwrite=true"):
+        transcribe.run(make_config(clips, tmp_path / "texts.tsv"))
+    transcribe.run(make_config(clips, tmp_path / "texts.tsv", overwrite=True))
+
+
+def test_what_cannot_be_transcribed_is_refused(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="`audio`"):
+        transcribe.run(make_config(tmp_path / "nothing*.wav", tmp_path / "out"))
+    monkeypatch.setattr(transcribe, "load_model", lambda *_, **__: Recogniser(has_head=False))
+    with pytest.raises(CheckpointError, match="finetune it first"):
+        transcribe.run(make_config(clips, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

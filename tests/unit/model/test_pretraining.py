@@ -1,0 +1,62 @@
+"""The contrastive logits: a case by hand, removed negatives, rows with different numbers of masked frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from speechssl.config import ModelConfig
+from speechssl.model.pretraining import PretrainingModel, compute_logits, find_masked, gather_frames
+
+
+def test_logits_by_hand() -> None:
+    predictions = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]])
+    targets = torch.tensor([[[3.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
+    codes = torch.tensor([[[0, 0], [1, 0], [2, 0]]])
+    negatives = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
+    logits, removed = compute_logits(predictions, targets, codes, negatives, 0.1)
+    root = 0.5**0.5
+    expected = torch.tensor([[[10.0, 0.0, -10.0], [10.0, 0.0, 0.0], [-10 * root, 10 * root, 10 * root]]])
+    torch.testing.assert_close(logits, expected)
+    assert not removed.any()
+
+
+def test_negatives_with_the_targets_codes_are_removed() -> None:
+    codes = torch.tensor([[[4, 7], [4, 7], [4, 1]]])
+    negatives = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
+    logits, removed = compute_logits(torch.randn(1, 3, 8), torch.randn(1, 3, 8), codes, negatives, 0.1)
+    assert removed.tolist() == [[[True, False], [True, False], [False, False]]]
+    assert torch.isinf(logits[0, 0, 1])
+    assert torch.isfinite(logits[0, 2]).all()
+
+
+def test_find_masked_gives_positions_in_order() -> None:
+    mask = torch.tensor([[False, True, False, True, True], [True, False, False, False, False]])
+    positions, valid = find_masked(mask, 3)
+    assert positions[0].tolist() == [1, 3, 4]
+    assert valid.tolist() == [[True, True, True], [True, False, False]]
+    frames = torch.arange(10.0).view(1, 5, 2).expand(2, 5, 2)
+    assert gather_frames(frames, positions)[0].tolist() == [[2.0, 3.0], [6.0, 7.0], [8.0, 9.0]]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_row_scores_the_same_beside_a_longer_one(tiny_model_config: ModelConfig, num_rows: int) -> None:
+    """Padding, and companions with more masked frames, leave a row's logits alone."""
+    torch.manual_seed(0)
+    model = PretrainingModel(tiny_model_config).eval()
+    short, long = torch.randn(1, 8_000), torch.randn(1, 16_000)
+    mask_short, mask_long = torch.zeros(1, 24, dtype=torch.bool), torch.zeros(1, 49, dtype=torch.bool)
+    mask_short[0, 3:8], mask_long[0, 5:25] = True, True
+    negatives = torch.randint(0, 5, (1, 5, 6))
+    alone = model(short, None, mask_short, negatives, None, 1.0)
+    waveforms, mask = torch.zeros(num_rows, 16_000), torch.zeros(num_rows, 49, dtype=torch.bool)
+    waveforms[0, :8_000], mask[0, :24] = short[0], mask_short[0]
+    waveforms[1:], mask[1:] = long, mask_long
+    padded = torch.zeros(num_rows, 20, 6, dtype=torch.long)
+    padded[0, :5] = negatives[0]
+    samples = torch.tensor([8_000] + [16_000] * (num_rows - 1))
+    batch = model(waveforms, samples, mask, padded, None, 1.0)
+    torch.testing.assert_close(batch.logits[:1, :5], alone.logits, atol=1e-3, rtol=1e-4)
+    assert batch.valid[0].sum() == 5
+    assert batch.frame_counts[0] == 24
+    torch.testing.assert_close(batch.feature_square_sum[:1], alone.feature_square_sum)

@@ -1,0 +1,133 @@
+"""The network: published sizes and initialisation, and rows that do not depend on their batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from speechssl.cli.compose import compose
+from speechssl.config import ModelConfig
+from speechssl.errors import ConfigError
+from speechssl.model.heads import CTCHead
+from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
+
+SIZES = {
+    "base": (94_371_712, 95_044_608, 24_608),
+    "large": (315_428_992, 317_380_864, 32_800),
+    "large_lv60k": (315_438_720, 317_390_592, 32_800),
+}
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    config = compose("pretrain", [f"model={name}", "out=x"]).model
+    with torch.device("meta"):
+        model, head = PretrainingModel(config), CTCHead(config.model_dim, 32)
+    assert (count(model.backbone), count(model), count(head)) == SIZES[name]
+
+
+def test_initialisation_is_the_references() -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2(replace(ModelConfig(), num_layers=1))
+    position = model.transformer.position.conv
+    assert float(position.weight.detach().std()) == pytest.approx((4 / (128 * 768)) ** 0.5, rel=0.02)
+    assert position.parametrizations.weight.original0.shape == (1, 1, 128)
+    assert float(model.transformer.blocks[0].attention.query.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+    assert float(model.encoder.convs[1].weight.detach().std()) == pytest.approx((2 / (512 * 3)) ** 0.5, rel=0.02)
+    assert 0.0 <= float(model.mask_embedding.detach().min()) < float(model.mask_embedding.detach().max()) < 1.0
+    bound = 512**-0.5
+    assert float(model.projection.weight.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+
+
+def test_strides_must_multiply_to_the_hop(tiny_model_config: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"model\.conv_strides.*320"):
+        Wav2Vec2(replace(tiny_model_config, conv_strides=[5, 2, 2, 2, 2, 2, 1]))
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_row_does_not_depend_on_padding_or_companions(
+    tiny_model_config: ModelConfig, norm: str, norm_first: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2(replace(tiny_model_config, conv_norm=norm, norm_first=norm_first)).eval()
+    short, long = torch.randn(1, 9_000), torch.randn(1, 20_000)
+    batch = torch.zeros(2, 20_000)
+    batch[0, :9_000], batch[1] = short[0], long[0]
+    batch[0, 9_000:] = 100.0 * torch.randn(11_000)
+    features = model.encode(batch, torch.tensor([9_000, 20_000]))
+    last, states = model.contextualise(features)
+    alone = model.encode(short, None)
+    last_alone, states_alone = model.contextualise(alone)
+    frames = last_alone.shape[1]
+    assert features.num_frames is not None
+    assert features.num_frames.tolist()[0] == frames
+    torch.testing.assert_close(last[:1, :frames], last_alone, atol=2e-5, rtol=1e-4)
+    for state, state_alone in zip(states, states_alone, strict=True):
+        torch.testing.assert_close(state[:1, :frames], state_alone, atol=2e-5, rtol=1e-4)
+
+
+def test_group_norm_over_all_frames_is_the_peers_leak(tiny_model_config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2(replace(tiny_model_config, group_norm_frames="all")).eval()
+    short = torch.randn(1, 9_000)
+    padded = torch.cat([short, torch.zeros(1, 9_000)], dim=1)
+    alone = model.encode(short, None).normed
+    leaked = model.encode(padded, torch.tensor([9_000])).normed[:, : alone.shape[1]]
+    assert float((alone - leaked).abs().max()) > 0.05
+
+
+def test_masked_frames_are_replaced_and_channels_zeroed(tiny_model_config: ModelConfig) -> None:
+    model = Wav2Vec2(tiny_model_config).eval()
+    features = model.encode(torch.randn(1, 8_000), None)
+    frames = features.normed.shape[1]
+    everything = torch.ones(1, frames, dtype=torch.bool)
+    masked, _ = model.contextualise(features, everything)
+    other, _ = model.contextualise(model.encode(torch.randn(1, 8_000), None), everything)
+    torch.testing.assert_close(masked, other)
+    channels = torch.ones(1, tiny_model_config.model_dim, dtype=torch.bool)
+    zeroed, _ = model.contextualise(features, None, channels)
+    nothing, _ = model.transformer(torch.zeros(1, frames, tiny_model_config.model_dim), None)
+    torch.testing.assert_close(zeroed, nothing)
+
+
+def test_dropped_layers_pass_through_and_still_get_gradients(tiny_model_config: ModelConfig) -> None:
+    model = Wav2Vec2(tiny_model_config)
+    features = model.encode(torch.randn(1, 8_000), None)
+    last, states = model.contextualise(features, keep=torch.tensor([True, False]))
+    assert torch.equal(states[2], states[1])
+    last.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.transformer.blocks[1].parameters())
+    assert float(model.transformer.blocks[1].inner.weight.grad.abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (0.1, 0.1), (0.0, None)])
+def test_feature_gradient_scale(tiny_model_config: ModelConfig, scale: float, expected: float | None) -> None:
+    gradients = []
+    for value in (1.0, scale):
+        torch.manual_seed(0)
+        model = Wav2Vec2(replace(tiny_model_config, feature_gradient_scale=value)).eval()
+        features = model.encode(torch.linspace(-1, 1, 8_000)[None], None)
+        model.contextualise(features)[0].square().sum().backward()
+        gradients.append(model.encoder.convs[0].weight.grad)
+    if expected is None:
+        assert gradients[1] is None
+    else:
+        torch.testing.assert_close(gradients[1], gradients[0] * expected, rtol=1e-4, atol=1e-9)
+
+
+def test_waveform_normalisation_is_per_row_and_ignores_padding() -> None:
+    rows = torch.randn(2, 1_000) * 3 + 1
+    rows[0, 400:] = 77.0
+    normed = normalize_waveforms(rows, torch.tensor([400, 1_000]))
+    expected = torch.nn.functional.layer_norm(rows[0, :400], (400,))
+    torch.testing.assert_close(normed[0, :400], expected, atol=1e-5, rtol=1e-4)
+    assert float(normed[0, 400:].abs().max()) == 0.0
+    torch.testing.assert_close(normed[1], torch.nn.functional.layer_norm(rows[1], (1_000,)), atol=1e-5, rtol=1e-4)

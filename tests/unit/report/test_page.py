@@ -1,0 +1,197 @@
+"""The page as a whole, on folders that hold everything and on folders that hold almost nothing."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechssl.config import TextConfig
+from speechssl.errors import ConfigError
+from speechssl.interop.checkpoint import save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.report.page import build_report
+from speechssl.text import build_vocabulary
+
+VOID = {"meta", "br", "img", "link"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Checks that tags nest, and collects addresses, ids and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("href", "src", "xlink:href"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3", "figcaption", "title"):
+            self.headings.append(data.strip())
+        self.text += data
+
+
+def read_page(path: Path) -> Checker:
+    text = path.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    for address in checker.addresses:
+        assert address.startswith(("#", "data:image/png;base64,")), f"{address} is outside the page"
+        assert not address.startswith("#") or address[1:] in checker.ids
+    assert not re.search(r"@import|url\(|fetch\(|https?://", text)
+    return checker
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Twelve files of noise by three speakers."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(12):
+        noise = rng.standard_normal(16_000 + 400 * k) * 0.1
+        soundfile.write(tmp_path / f"{k}.wav", noise.astype(np.float32), 16_000)
+        rows.append(f"u{k}\t{k}.wav\t16000\t{16_000 + 400 * k}\tspeaker {k % 3}\tA <B> C")
+    path = tmp_path / "valid.tsv"
+    head = f"# root={tmp_path}\nid\tpath\tsample_rate\tnum_samples\tspeaker\ttext\n"
+    path.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pretrained(make: SimpleNamespace, manifest: Path, tmp_path: Path) -> Path:
+    folder: Path = make.pretrain(tmp_path / "runs" / "base", valid=str(manifest))
+    torch.manual_seed(0)
+    save_model(SpeechModel(make.model(), pretraining=True), folder / "checkpoints" / "best")
+    return folder
+
+
+@pytest.fixture
+def recogniser(make: SimpleNamespace, manifest: Path, tmp_path: Path) -> Path:
+    folder: Path = make.finetune(tmp_path / "runs" / "ctc", valid=str(manifest))
+    torch.manual_seed(0)
+    vocabulary = build_vocabulary(TextConfig(), [])
+    save_model(SpeechModel(make.model(), vocabulary=vocabulary), folder / "checkpoints" / "best")
+    return folder
+
+
+def test_a_pretraining_run_has_all_its_sections(pretrained: Path, tmp_path: Path) -> None:
+    out = build_report([pretrained], tmp_path / "deep" / "page.html")
+    page = read_page(out)
+    for heading in (
+        "Learning", "Contrastive loss", "Accuracy", "Codebook perplexity", "What it hears", "Use of codebook 2",
+        "Voices", "Under the bonnet", "Learning rate", "Speed", "Facts",
+    ):  # fmt: skip
+        assert heading in page.headings
+    assert any(address.startswith("data:") for address in page.addresses)
+    assert "6.66 bits" in page.text
+    assert "left out:" not in page.text
+
+
+def test_a_recogniser_writes_and_its_words_are_escaped(recogniser: Path, tmp_path: Path) -> None:
+    page = read_page(build_report([recogniser], tmp_path / "page.html"))
+    assert "What it writes" in page.headings
+    assert "Error rates" in page.headings
+    assert "decoded for this page" in page.text
+    assert "<B>" in page.text
+
+
+def test_stored_transcripts_are_taken_before_live_ones(recogniser: Path, make: SimpleNamespace, tmp_path: Path) -> None:
+    make.evaluate(recogniser / "evaluation")
+    page = read_page(build_report([recogniser], tmp_path / "page.html"))
+    assert "From the run’s evaluation" in page.text
+    assert "BRAUN" in page.text
+
+
+def test_several_runs_share_a_page(pretrained: Path, recogniser: Path, make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [pretrained, recogniser, make.finetune(tmp_path / "other" / "ctc", init="", pace=2.0)]
+    runs += [make.evaluate(tmp_path / "wer"), make.probe(tmp_path / "probe")]
+    page = read_page(build_report(runs, tmp_path / "page.html"))
+    assert page.ids == ["top", *(f"run-{k}" for k in range(1, 6))]
+    assert "Word error rate, held out" in page.headings
+    assert {"base", "runs/ctc", "other/ctc", "wer", "probe"} <= set(page.headings)
+
+
+@pytest.mark.parametrize("missing", ["checkpoints", "manifest", "audio", "damaged"])
+def test_what_is_missing_is_said_and_the_rest_stands(
+    pretrained: Path, manifest: Path, tmp_path: Path, missing: str
+) -> None:
+    if missing == "checkpoints":
+        shutil.rmtree(pretrained / "checkpoints")
+    elif missing == "manifest":
+        manifest.unlink()
+    elif missing == "audio":
+        for file in tmp_path.glob("*.wav"):
+            file.unlink()
+    else:
+        (pretrained / "checkpoints" / "best" / "model.safetensors").write_bytes(b"nothing")
+    page = read_page(build_report([pretrained], tmp_path / "page.html"))
+    assert "are left out" in page.text
+    assert "Contrastive loss" in page.headings
+    assert "What it hears" not in page.headings
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_a_run_that_has_logged_nothing_has_a_page(make: SimpleNamespace, tmp_path: Path, kind: str) -> None:
+    folder = getattr(make, kind)(tmp_path / "run")
+    (folder / "metrics.jsonl").unlink()
+    (folder / "environment.json").unlink()
+    page = read_page(build_report([folder], tmp_path / "page.html"))
+    assert "Learning" not in page.headings
+
+
+def test_metrics_that_are_null_or_absent_leave_gaps(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.pretrain(tmp_path / "run")
+    rows = [{"update": k, "split": "train", "loss": 5.0 if k % 2 else None} for k in range(1, 40)]
+    make.lines(folder, rows)
+    page = read_page(build_report([folder], tmp_path / "page.html"))
+    assert "Total loss" in page.headings
+    assert "Contrastive loss" not in page.headings
+    assert "nan" not in page.text.lower().split()
+
+
+def test_the_page_is_the_same_twice(pretrained: Path, tmp_path: Path) -> None:
+    pages = [build_report([pretrained], tmp_path / f"{k}.html").read_text() for k in range(2)]
+    first, second = (re.sub(r"Made by speechssl on [\d: -]+", "", page) for page in pages)
+    assert first == second
+
+
+def test_a_chart_carries_what_its_script_reads(pretrained: Path, tmp_path: Path) -> None:
+    text = build_report([pretrained], tmp_path / "page.html").read_text()
+    for data in re.findall(r'data-chart="([^"]*)"', text):
+        chart = json.loads(html.unescape(data))
+        assert chart.keys() == {"name", "percent", "plot", "x", "y", "curves"}
+        assert all(len(curve["x"]) == len(curve["y"]) > 0 for curve in chart["curves"])
+
+
+def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`run` must be a run folder"):
+        build_report([tmp_path / "none"], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from speechssl.errors import ConfigError, DataError
+from speechssl.report.run_folder import load_run
+
+
+def test_each_kind_is_told_from_its_files(make: SimpleNamespace, tmp_path: Path) -> None:
+    kinds = [
+        load_run(maker(tmp_path / str(k))).kind
+        for k, maker in enumerate((make.pretrain, make.finetune, make.evaluate, make.probe))
+    ]
+    assert kinds == ["pretrain", "finetune", "evaluate", "probe"]
+
+
+def test_config_and_metrics_can_be_looked_up(make: SimpleNamespace, tmp_path: Path) -> None:
+    run = load_run(make.pretrain(tmp_path / "run", num_updates=60))
+    assert run.get_config("model.quantizer.num_codes") == 12
+    assert run.get_config("model.no.such", "none") == "none"
+    assert [row["update"] for row in run.select("train")] == list(range(1, 61))
+    assert run.last("valid", "loss_contrastive") == run.select("valid")[-1]["loss_contrastive"]
+    assert run.last("valid", "lr") is None
+
+
+def test_a_line_that_is_still_being_written_is_left_out(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.pretrain(tmp_path / "run", num_updates=60)
+    before = len(load_run(folder).metrics)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 61, "spl')
+    assert len(load_run(folder).metrics) == before
+
+
+def test_a_damaged_line_is_named(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.pretrain(tmp_path / "run", num_updates=60)
+    (folder / "metrics.jsonl").write_text('{"update": 1}\nnonsense\n')
+    with pytest.raises(DataError, match="line 2 is damaged"):
+        load_run(folder)
+
+
+def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not there"):
+        load_run(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="a file"):
+        load_run(tmp_path / "file")
+    with pytest.raises(DataError, match="none of these"):
+        load_run(tmp_path)
