@@ -104,7 +104,8 @@ def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int |
         (N,) float32 mono at 16 kHz: the mean of the channels, resampled by soxr (HQ).
 
     Raises:
-        DataError: as `read_info`; the stretch is not in the file; the file is damaged or shorter than its header.
+        DataError: as `read_info`; the stretch is not in the file; the file is damaged, shorter than its header,
+            or holds NaN.
     """
     info = read_info(path)
     wanted = info.num_samples - offset if num_samples is None else num_samples
@@ -121,6 +122,8 @@ def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int |
         raise DataError(f"{path} must be whole, but is damaged ({error})") from error
     if len(samples) != wanted:
         raise DataError(f"{path} must be whole, but holds {len(samples)} of {wanted} samples from {offset} on")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
     return convert_waveform(samples, info.sample_rate)
 
 

@@ -60,13 +60,13 @@ class Speaker:
     voice: Voice
 
 
-def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] = SPLITS) -> Path:
-    """Make the corpus, or leave it alone where the same one is there already.
+def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] | None = None) -> Path:
+    """Make the corpus, or leave it alone where it is there already.
 
     Args:
         root: folder that gets a folder `LibriSpeech`.
         seed: the same seed and splits give bit-identical FLAC files (with one version of eSpeak NG and libsndfile).
-        splits: parts and their sizes.
+        splits: parts and their sizes; None takes a corpus that is there in its size, and else makes `SPLITS`.
 
     Returns:
         the folder `LibriSpeech`.
@@ -76,10 +76,10 @@ def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] = SPLITS) -
         DataError: the folder holds something else, or eSpeak NG failed.
     """
     folder = root / FOLDER
-    recipe = {"seed": seed, "splits": [asdict(split) for split in splits]}
-    if _is_finished(folder, recipe):
+    if _is_finished(folder, seed, splits):
         return folder
     require_espeak()
+    splits = SPLITS if splits is None else splits
     chapters = list(_plan(folder, seed, splits))
     jobs = [job for chapter in chapters for job in chapter]
     for chapter in chapters:
@@ -89,7 +89,7 @@ def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] = SPLITS) -
     for chapter in chapters:
         _write_transcripts(chapter)
     _write_speakers(folder, seed, splits)
-    (folder / _FINISHED).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+    (folder / _FINISHED).write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
     return folder
 
 
@@ -116,7 +116,11 @@ def _shuffle_voices(variants: Sequence[str], draw: random.Random) -> list[str]:
     return names
 
 
-def _is_finished(folder: Path, recipe: dict[str, object]) -> bool:
+def _describe(seed: int, splits: Sequence[Split]) -> dict[str, object]:
+    return {"seed": seed, "splits": [asdict(split) for split in splits]}
+
+
+def _is_finished(folder: Path, seed: int, splits: Sequence[Split] | None) -> bool:
     """Say whether this corpus is there.
 
     Raises:
@@ -124,10 +128,11 @@ def _is_finished(folder: Path, recipe: dict[str, object]) -> bool:
     """
     mark = folder / _FINISHED
     if mark.is_file():
-        if json.loads(mark.read_text(encoding="utf-8")) == recipe:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if found["seed"] == seed and (splits is None or found == _describe(seed, splits)):
             return True
-        raise DataError(f"`root` must be a new folder or hold the same demo corpus, but {folder} has another seed or size")
-    if folder.exists() and (folder / "SPEAKERS.TXT").exists():
+        raise DataError(f"`root` must be new or hold the same speech, but {folder} has another seed or size")
+    if (folder / "SPEAKERS.TXT").exists():
         raise DataError(f"`root` must be a new folder for the demo's speech, but {folder} holds another corpus")
     return False
 
@@ -164,5 +169,7 @@ def _write_speakers(folder: Path, seed: int, splits: Sequence[Split]) -> None:
         # 3 s an utterance, as it comes out on average
         minutes = split.num_chapters * split.num_utterances * 3 / 60
         for speaker in (next(speakers) for _ in range(split.num_speakers)):
-            lines.append(f"{speaker.number:<5}| {speaker.sex} | {split.name:<17}| {minutes:<6.2f}| {speaker.voice.name}\n")
+            lines.append(
+                f"{speaker.number:<5}| {speaker.sex} | {split.name:<17}| {minutes:<6.2f}| {speaker.voice.name}\n"
+            )
     (folder / "SPEAKERS.TXT").write_text("".join(lines), encoding="utf-8")

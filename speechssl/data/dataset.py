@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,11 +68,17 @@ def read_example(manifest: Manifest, index: int, sub_batch: SubBatch, options: R
         room = total - crop
         rng = np.random.default_rng([options.seed, 0xC209, sub_batch.epoch, index])
         start, length = int(rng.integers(0, room + 1)) if options.random_crops else room // 2, crop
+        start -= start % _count_aligned(utterance.sample_rate)
     if options.normalize:
         waveform = normalize(_read(utterance, 0, total, options.cache_dir))[start : start + length]
     else:
         waveform = _read(utterance, start, length, options.cache_dir)
     return Example(utterance.id, waveform, utterance.text, utterance.speaker)
+
+
+def _count_aligned(sample_rate: int) -> int:
+    """Count the 16 kHz samples between two that fall on a sample of the file: crops start there, without a shift."""
+    return SAMPLE_RATE // math.gcd(SAMPLE_RATE, sample_rate)
 
 
 def normalize(waveform: FloatArray) -> FloatArray:
@@ -87,7 +94,8 @@ def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> Floa
     if utterance.sample_rate == SAMPLE_RATE:
         return load_audio(utterance.path, utterance.offset + start, length)
     ratio = utterance.sample_rate / SAMPLE_RATE
-    first = min(int(start * ratio), utterance.num_samples - 1)
+    first = min(start * utterance.sample_rate // SAMPLE_RATE, utterance.num_samples - 1)
     wanted = min(int(np.ceil(length * ratio)) + 2, utterance.num_samples - first)
     samples = load_audio(utterance.path, utterance.offset + first, wanted)
-    return np.pad(samples[:length], (0, max(length - len(samples), 0)))
+    padded: FloatArray = np.pad(samples[:length], (0, max(length - len(samples), 0)))
+    return padded

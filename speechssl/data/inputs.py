@@ -74,9 +74,10 @@ def scan_files(files: Sequence[Path], key: str) -> Manifest:
     root = Path(os.path.commonpath([file.parent for file in absolute]))
     stems = [file.relative_to(root).with_suffix("").as_posix() for file in absolute]
     alike = Counter(stems)
+    names = [s if alike[s] == 1 else f.relative_to(root).as_posix() for s, f in zip(stems, absolute, strict=True)]
     rows = [
-        Utterance(stem if alike[stem] == 1 else file.relative_to(root).as_posix(), file, info.sample_rate, info.num_samples)
-        for stem, file, info in zip(stems, absolute, infos, strict=True)
+        Utterance(name, file, info.sample_rate, info.num_samples)
+        for name, file, info in zip(names, absolute, infos, strict=True)
     ]
     return build_manifest(rows, root, key)
 

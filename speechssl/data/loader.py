@@ -129,7 +129,10 @@ class _PlanSampler(Sampler[ForwardPlan]):
 
 
 def _set_up_worker(_: int) -> None:
-    """Give each worker one thread, since the cores belong to the model, and leave signals, which reach the whole process group, to the main process."""
+    """Give each worker one thread, since the cores belong to the model, and leave signals to the main process.
+
+    A signal to the process group reaches the workers too; one that died of it would take the run down unsaved.
+    """
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from speechssl.audio import SAMPLE_RATE
+from speechssl.data.turns import take_turns
 from speechssl.errors import ConfigError, DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -126,7 +127,7 @@ class Manifest:
 
         Raises:
             ConfigError: the condition has no `=`.
-            DataError: there is no such column.
+            DataError: there is no such column, or no row with that value.
         """
         if not condition:
             return self
@@ -135,37 +136,33 @@ class Manifest:
             raise ConfigError(f"`data.where` must be column=value, but is {condition!r}")
         self.require(name, "data.where")
         same = pc.equal(pc.cast(self.table.column(name), pa.string()), value)
+        if not pc.any(same).as_py():
+            raise DataError(f"`data.where` must keep some rows, but no row of {self.source} has {condition}")
         return Manifest(self.table.filter(same), self.root, self.source)
 
     def limit_to(self, seconds: float, seed: int) -> Manifest:
-        """Take a seeded subset of about so many seconds, balanced over speakers; 0 takes all.
+        """Take a seeded subset of about so many seconds, balanced over speakers and sexes; 0 takes all.
 
-        Speakers take turns, each with its next utterance in a random order, until the time is reached; the first
-        utterance that would pass it ends the turn-taking.
+        The speaker who has said least so far speaks next, of the sex that has said least where the column `sex` is
+        full; the first utterance that would pass the limit ends the subset.
 
         Returns:
             The rows in their order here; those of a smaller limit are among those of a larger one.
         """
         if seconds <= 0 or seconds >= self.total_s:
             return self
-        order = self._take_turns(seed)
-        total = np.cumsum(self.num_samples_16k[order]) / SAMPLE_RATE
-        count = max(int(np.searchsorted(total, seconds, side="right")), 1)
-        return self.select(np.sort(order[:count]))
+        limit = int(seconds * SAMPLE_RATE)
+        is_sexed = self.has("sex") and self.table.column("sex").null_count == 0
+        speakers, sexes = self._labels("speaker"), self._labels("sex" if is_sexed else "")
+        taken = take_turns(self.num_samples_16k, speakers, sexes, limit, seed)
+        return self.select(np.sort(taken))
 
-    def _take_turns(self, seed: int) -> IntArray:
-        """Order all rows so that speakers alternate and each speaker's utterances come in a random order."""
-        rng = np.random.default_rng([seed, 0x5B5E7])
-        shuffled = rng.permutation(len(self))
-        if not self.has("speaker"):
-            return shuffled
-        speakers = np.asarray(pc.fill_null(self.table.column("speaker"), ""), dtype=object)[shuffled]
-        _, codes = np.unique(speakers, return_inverse=True)
-        by_speaker = np.argsort(codes, kind="stable")
-        starts = np.searchsorted(codes[by_speaker], np.arange(codes.max() + 1))
-        turn = np.empty(len(self), dtype=np.int64)
-        turn[by_speaker] = np.arange(len(self)) - starts[codes[by_speaker]]
-        return shuffled[np.argsort(turn, kind="stable")]
+    def _labels(self, name: str) -> list[str]:
+        """Read a column as text, empty where it has nothing or is not there."""
+        if not name or not self.has(name):
+            return [""] * len(self)
+        labels: list[str] = pc.fill_null(pc.cast(self.table.column(name), pa.string()), "").to_pylist()
+        return labels
 
     def _counts(self, name: str) -> IntArray:
         values: IntArray = self.table.column(name).to_numpy().astype(np.int64, copy=False)
@@ -208,7 +205,14 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
     if not paths:
         raise DataError(f"`{key}` must be a manifest or a list of manifests, but is not given")
     manifests = [load_manifest(path, key) for path in paths]
-    return manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+    if len(manifests) == 1:
+        return manifests[0]
+    joined = join_manifests(manifests)
+    counts = pc.value_counts(joined.table.column("id")).flatten()
+    index = pc.index(pc.greater(counts[1], 1), True).as_py()
+    if index >= 0:
+        raise DataError(f"`{key}` must name each utterance once, but {counts[0][index]} is in two of {joined.source}")
+    return joined
 
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
@@ -225,8 +229,9 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
 def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifest") -> Manifest:
     """Make a manifest of records; columns that no row fills are left out."""
     records = list(rows)
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in Utterance.__dataclass_fields__}
-    columns["path"] = [os.path.relpath(path, root) if path.is_relative_to(root) else str(path) for path in columns["path"]]
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in sorted(_FIELDS)}
+    columns = {name: columns[name] for name in (*REQUIRED, "offset", "speaker", "text")}
+    columns["path"] = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in columns["path"]]
     optional = {"offset": 0, "speaker": None, "text": None}
     kept = {k: v for k, v in columns.items() if k not in optional or any(item != optional[k] for item in v)}
     types = {name: pa.int64() if name in COUNTS else pa.string() for name in kept}
@@ -281,12 +286,12 @@ def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
         header = lines.readline().rstrip("\n") if first.startswith(ROOT_LINE) else first
     names = header.split("\t")
     if "path" not in names:
-        raise DataError(f"`{key}` must be a manifest, but {file} has no header line with the columns {', '.join(REQUIRED)}")
+        raise DataError(f"`{key}` must be a manifest, but {file} has no header line with {', '.join(REQUIRED)}")
     root = first.removeprefix(ROOT_LINE) if first.startswith(ROOT_LINE) else ""
     try:
         table = csv.read_csv(
             file,
-            read_options=csv.ReadOptions(skip_rows=1 if root else 0),
+            read_options=csv.ReadOptions(skip_rows=int(first.startswith(ROOT_LINE))),
             parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
             convert_options=csv.ConvertOptions(
                 column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
@@ -315,9 +320,14 @@ def _type_columns(table: pa.Table, file: Path, key: str) -> pa.Table:
             except pa.ArrowInvalid as error:
                 raise DataError(f"`{key}` must have whole numbers in its column {name}, but {file}: {error}") from error
             table = table.set_column(index, name, column)
-    bad = [n for n in ("num_samples", "sample_rate") if table.num_rows and (pc.min(table.column(n)).as_py() or 0) <= 0]
-    if bad:
-        raise DataError(f"`{key}` must have positive numbers in its column {bad[0]}, but {file} has others")
+    empty = [name for name in REQUIRED if table.column(name).null_count]
+    if empty:
+        raise DataError(f"`{key}` must have a value in its column {empty[0]} in every row, but {file} has not")
+    least = {name: 0 if name == "offset" else 1 for name in COUNTS if name in table.column_names}
+    for name, value in least.items():
+        smallest = pc.min(table.column(name)).as_py()
+        if smallest is not None and smallest < value:
+            raise DataError(f"`{key}` must have numbers from {value} in its column {name}, but {file} has {smallest}")
     return table
 
 

@@ -181,8 +181,9 @@ def compute_long_logits(
     Returns:
         (T, V) float32, T as many frames as a single pass would give.
     """
-    windows = plan_windows(len(waveform), window_samples)
-    rows = 1 if _needs_equal_lengths(model) else max(1, batch_samples // window_samples)
+    field = compute_receptive_field(model.config.conv_kernels, model.config.conv_strides)
+    windows = plan_windows(len(waveform), window_samples, field)
+    rows = max(1, batch_samples // window_samples)
     parts: list[Tensor] = []
     for first in range(0, len(windows), rows):
         group = windows[first : first + rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import NamedTuple
 
 import jiwer
@@ -125,6 +126,28 @@ class Scores:
         return [utterance.speaker for utterance in self.utterances]
 
 
+def compare(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str | None] | None = None,
+    ids: Sequence[str] | None = None,
+) -> tuple[UtteranceScore, ...]:
+    """Align recognised texts with their references, with the fewest edits (jiwer).
+
+    Args:
+        references: n texts, brought to one case by `Vocabulary.normalise_reference`; only white space is touched here.
+        hypotheses: n recognised texts.
+        speakers: n speakers, where known.
+        ids: n names of utterances; numbers where there are none.
+    """
+    assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
+    said, heard = [" ".join(text.split()) for text in references], [" ".join(text.split()) for text in hypotheses]
+    names, owners = ids or [str(k) for k in range(len(said))], speakers or [None] * len(said)
+    words, letters = _list_edits(jiwer.process_words(said, heard)), _list_edits(jiwer.process_characters(said, heard))
+    rows = zip(names, owners, said, heard, words, letters, strict=True)
+    return tuple(UtteranceScore(*row) for row in rows)
+
+
 def score(
     references: Sequence[str],
     hypotheses: Sequence[str],
@@ -132,11 +155,10 @@ def score(
     ids: Sequence[str] | None = None,
     key: str = "data.test",
 ) -> Scores:
-    """Score recognised texts.
+    """Score the recognised texts of a corpus.
 
     Args:
-        references: n texts, brought to one case by `Vocabulary.normalise_reference`; only white space is touched here.
-            An empty one is scored too: whatever was recognised is insertions.
+        references: as `compare`. An empty one is scored too: whatever was recognised is insertions.
         hypotheses: n recognised texts.
         speakers: n speakers, where known.
         ids: n names of utterances; numbers where there are none.
@@ -145,15 +167,12 @@ def score(
     Raises:
         DataError: the references have no words at all, so that there is nothing to divide by.
     """
-    assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
-    said, heard = [" ".join(text.split()) for text in references], [" ".join(text.split()) for text in hypotheses]
-    if not any(said):
-        raise DataError(f"`{key}` must have words to score against, but all of its {len(said)} transcripts are empty")
-    words, letters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
-    word_edits, letter_edits = _list_edits(words), _list_edits(letters)
-    names, owners = ids or [str(k) for k in range(len(said))], speakers or [None] * len(said)
-    rows = zip(names, owners, said, heard, word_edits, letter_edits, strict=True)
-    return Scores(100 * words.wer, 100 * letters.cer, tuple(UtteranceScore(*row) for row in rows))
+    utterances = compare(references, hypotheses, speakers, ids)
+    if not any(utterance.num_words for utterance in utterances):
+        raise DataError(
+            f"`{key}` must have words to score against, but all of its {len(utterances)} transcripts are empty"
+        )
+    return Scores(*_sum_rates(utterances), utterances)
 
 
 def compute_error_rates(
@@ -183,12 +202,17 @@ def _list_edits(output: jiwer.WordOutput | jiwer.CharacterOutput) -> list[tuple[
     return rows
 
 
+def _sum_rates(utterances: Sequence[UtteranceScore]) -> tuple[float, float]:
+    """Divide the sums of word and letter errors by those of words and letters: percent, NaN without any."""
+    num_words, num_letters = sum(u.num_words for u in utterances), sum(u.num_letters for u in utterances)
+    word_errors, letter_errors = (
+        sum(len(u.word_edits) for u in utterances),
+        sum(len(u.letter_edits) for u in utterances),
+    )
+    return 100 * word_errors / (num_words or nan), 100 * letter_errors / (num_letters or nan)
+
+
 def _score_speaker(speaker: str, utterances: Sequence[UtteranceScore]) -> SpeakerScore:
     """Sum one speaker's utterances."""
-    num_words = sum(utterance.num_words for utterance in utterances)
-    num_letters = sum(utterance.num_letters for utterance in utterances)
-    word_errors = sum(len(utterance.word_edits) for utterance in utterances)
-    letter_errors = sum(len(utterance.letter_edits) for utterance in utterances)
-    wer = 100 * word_errors / num_words if num_words else None
-    cer = 100 * letter_errors / num_letters if num_letters else None
-    return SpeakerScore(speaker, len(utterances), num_words, wer, cer)
+    wer, cer = (None if isnan(rate) else rate for rate in _sum_rates(utterances))
+    return SpeakerScore(speaker, len(utterances), sum(u.num_words for u in utterances), wer, cer)

@@ -68,9 +68,10 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         version = stored["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"`{key}` must be a readable checkpoint, but {folder / CONFIG} is damaged ({error})") from error
+        problem = f"{folder / CONFIG} is damaged ({error})"
+        raise CheckpointError(f"`{key}` must be a checkpoint, but {problem}") from error
     if version > FORMAT_VERSION:
-        raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION} or older, but {folder} is of format {version}")
+        raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION}, but {folder} is of format {version}")
     vocabulary = Vocabulary.from_dict(stored["vocabulary"]) if stored["vocabulary"] else None
     return ModelCard(stored["kind"], build_config(ModelConfig, stored["model"]), vocabulary, stored["update"])
 
@@ -130,7 +131,8 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint") -> N
         weights = safetensors.torch.load_file(folder / WEIGHTS)
         model.load_state_dict(_expand(model, weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {folder / WEIGHTS} does not load ({error})") from error
+        problem = f"{folder / WEIGHTS} does not load ({error})"
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
 
 
 def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:

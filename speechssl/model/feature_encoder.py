@@ -30,7 +30,7 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """Pass `x` through unchanged and multiply the gradient that flows back by `scale` (fairseq's GradMultiply)."""
     if scale == 1.0:
         return x
-    scaled: Tensor = _ScaleGradient.apply(x, scale)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(x, scale)
     return scaled
 
 
@@ -46,6 +46,7 @@ class TimeGroupNorm(nn.GroupNorm):
         super().__init__(channels, channels, eps=1e-5, affine=True)
 
     def forward(self, input: Tensor, num_valid: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, 1, T); `num_valid` (B,) counts the valid positions of each row."""
         if num_valid is None:
             return super().forward(input.float()).to(input.dtype)
         x = input.float()
@@ -62,6 +63,7 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of a (B, C, 1, T) tensor, in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise each position on its own."""
         return super().forward(input.movedim(1, 3).float()).movedim(3, 1).to(input.dtype)
 
 
@@ -87,7 +89,8 @@ class FeatureEncoder(nn.Module):
         self.group_norm = TimeGroupNorm(config.conv_channels[0]) if config.conv_norm == "group" else None
         layered = config.conv_channels if config.conv_norm == "layer" else []
         self.layer_norms = nn.ModuleList(ChannelLayerNorm(channels) for channels in layered)
-        for conv in self.convs:
+        for conv in self.convs.children():
+            assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
             nn.init.kaiming_normal_(conv.weight)
 
     def forward(
@@ -117,12 +120,17 @@ class FeatureEncoder(nn.Module):
         A 2-D convolution over height 1 in that layout took half the time of the 1-D one on two CPU cores.
         """
         conv = self.convs[index]
+        assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, conv.weight[:, :, None, :], conv.bias, stride=(1, self.strides[index]))
         if len(self.layer_norms):
             x = self.layer_norms[index](x)
         if self.group_norm is not None and index == 0:
-            masked = num_samples is not None and self.masked_statistics
-            frames = compute_num_frames(num_samples, self.kernels[:1], self.strides[:1]) if masked else None
-            x = self.group_norm(x, frames)
+            x = self.group_norm(x, self._count_first(num_samples))
         return F.gelu(x)
+
+    def _count_first(self, num_samples: Tensor | None) -> Tensor | None:
+        """Count the valid outputs of the first convolution, where group norm is to know them."""
+        if num_samples is None or not self.masked_statistics:
+            return None
+        return compute_num_frames(num_samples, self.kernels[:1], self.strides[:1])

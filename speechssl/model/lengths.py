@@ -37,7 +37,8 @@ def compute_num_frames(num_samples: Count, kernels: Sequence[int], strides: Sequ
     if isinstance(length, int):
         return max(length, 0)
     if isinstance(length, np.ndarray):
-        return np.maximum(length, 0)
+        frames: np.ndarray = np.maximum(length, 0)
+        return frames
     return length.clamp(min=0)
 
 

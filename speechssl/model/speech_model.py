@@ -88,7 +88,7 @@ class SpeechModel(nn.Module):
             CheckpointError: the model has no CTC head.
         """
         if self.head is None:
-            raise CheckpointError("`checkpoint` must be a recogniser, but this model has no CTC head: finetune it first")
+            raise CheckpointError("`checkpoint` must be a recogniser, but has no CTC head: finetune it first")
         frames = self(waveforms, num_samples)
         return self.head(frames.last), frames.num_frames
 

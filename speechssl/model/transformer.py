@@ -31,6 +31,7 @@ class PositionalConvolution(nn.Module):
         self.conv = parametrizations.weight_norm(conv, dim=2)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Give what is added to `x`; padded frames must be zero."""
         # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on the CPU
         y = F.conv2d(
             x.transpose(1, 2)[:, :, None],
@@ -81,9 +82,11 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None
     ) -> Float[Tensor, "B T D"]:
+        """Transform frames; those where `key_mask` is False are never attended to."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
-            return x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+            out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+            return out
         x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
         normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
         return normed

@@ -91,9 +91,11 @@ class CollapseWatch:
     def _find_sign(self, metrics: dict[str, float | list[float]]) -> str:
         if self._same_codes(self.perplexity, metrics):
             removed = 100 * _scalar(metrics["removed_negatives"])
-            return f"all frames got the same codes (hard perplexity {self.perplexity:.2f}, {removed:.0f} % of negatives removed)"
+            figures = f"hard perplexity {self.perplexity:.2f}, {removed:.0f} % of negatives removed"
+            return f"all frames got the same codes ({figures})"
         if self._all_equal(metrics):
-            return f"the loss is that of guessing ({self.chance_bits:.2f} bits) and context vectors no longer differ between frames"
+            guessing = f"the loss is that of guessing ({self.chance_bits:.2f} bits)"
+            return f"{guessing} and context vectors no longer differ between frames"
         return ""
 
     def _same_codes(self, perplexity: float, metrics: dict[str, float | list[float]]) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import MaskConfig, ModelConfig
+from speechssl.config import ModelConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.evaluation.decoding import greedy_decode
@@ -148,5 +149,5 @@ class CTCObjective:
 
 def needs_more_frames(text_labels: Sequence[int], num_frames: int) -> bool:
     """Say whether CTC has no path: it needs a frame a label, and one more between equal neighbours."""
-    repeats = sum(a == b for a, b in zip(text_labels, text_labels[1:], strict=False))
+    repeats = sum(a == b for a, b in pairwise(text_labels))
     return len(text_labels) + repeats > num_frames

@@ -102,7 +102,8 @@ class ContrastiveObjective:
         done = float(update - 1)
         if quantizer.temperature_reference_updates:
             done *= quantizer.temperature_reference_updates / self.max_updates
-        return max(quantizer.temperature_start * quantizer.temperature_decay**done, quantizer.temperature_end)
+        decayed = quantizer.temperature_start * math.pow(quantizer.temperature_decay, done)
+        return max(decayed, quantizer.temperature_end)
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Compute the loss of one forward. In evaluation mode codes are chosen without noise."""

@@ -44,4 +44,4 @@ def _draw_metric(
     picture = draw_curves(present, from_zero=from_zero)
     lowest = {c.label: (c.y.max() if metric == "accuracy" else c.y.min()) for c in present}
     best = max(lowest, key=lambda k: lowest[k]) if metric == "accuracy" else min(lowest, key=lambda k: lowest[k])
-    return make_figure(title, picture, f"The best value is {escape(best)}’s.", unit)
+    return make_figure(title, picture, f"The best value is that of {escape(best)}.", unit)

@@ -37,14 +37,17 @@ class Curve:
     high: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
-def make_curve(label: str, style: str, x: Sequence[float], y: Sequence[float], smooth: bool = False) -> Curve | None:
+def make_curve(
+    label: str, style: str, x: Sequence[float], y: Sequence[float], smooth: bool = False, band: bool = True
+) -> Curve | None:
     """Make a curve of the finite points; None without any.
 
     Args:
         label: what the legend calls it.
         style: CSS class.
         x, y: points, x rising.
-        smooth: draw the mean over about 1/30 of the run, in a band of the values it covers.
+        smooth: draw the mean over about 1/20 of the run.
+        band: draw the values that the mean covers as a band around it.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     finite = np.isfinite(ys)
@@ -54,7 +57,8 @@ def make_curve(label: str, style: str, x: Sequence[float], y: Sequence[float], s
     if not smooth or len(xs) < 12:
         keep = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), MAX_POINTS)).round().astype(int))
         return Curve(label, style, xs[keep], ys[keep])
-    return _smooth(label, style, xs, ys)
+    curve = _smooth(label, style, xs, ys)
+    return curve if band else Curve(label, style, curve.x, curve.y)
 
 
 def draw_curves(
@@ -101,7 +105,7 @@ def _smooth(label: str, style: str, x: FloatArray, y: FloatArray) -> Curve:
     mean = np.array([y[a:b].mean() for a, b in pairwise(edges)])
     low = np.array([y[a:b].min() for a, b in pairwise(edges)])
     high = np.array([y[a:b].max() for a, b in pairwise(edges)])
-    reach = max(len(mean) // 60, 1)
+    reach = max(len(mean) // 40, 1)
     windows = [slice(max(k - reach, 0), k + reach + 1) for k in range(len(mean))]
     lowest, highest = np.array([low[w].min() for w in windows]), np.array([high[w].max() for w in windows])
     lines = [np.array([line[w].mean() for w in windows]) for line in (mean, lowest, highest)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
+        elif key == "command" and isinstance(value, list):
+            flat[f"{prefix}{key}"] = shlex.join(map(str, value))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -45,9 +45,8 @@ def format_percent(share: float, digits: int = 3) -> str:
 
 def format_hours(hours: float) -> str:
     """Write a duration in the unit that suits it."""
-    if hours >= 1:
-        return f"{format_number(hours)} hours"
-    return f"{format_number(hours * 60)} minutes"
+    amount, unit = (hours, "hour") if hours >= 1 else (hours * 60, "minute")
+    return f"{format_number(amount)} {unit}" + ("" if amount == 1 else "s")
 
 
 def format_value(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from speechssl.report.curves import Curve, draw_curves, make_curve
@@ -55,14 +56,14 @@ def make_figure_of(run: RunFolder, name: str, title: str, unit: str = "", note: 
 
 def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say in one or two sentences what the run came to, and pick its first figures."""
-    split = "train" if run.last("valid", "loss_contrastive") is None else "valid"
+    split = "valid" if any(row["update"] > 0 for row in run.select("valid")) else "train"
     where = "its training speech" if split == "train" else "held-out speech"
-    loss, accuracy = run.last(split, "loss_contrastive"), run.last(split, "accuracy")
+    loss, accuracy = _find_latest(run, split, "loss_contrastive"), _find_latest(run, split, "accuracy")
     if loss is None or accuracy is None:
         return "No update has been logged yet.", []
     chance_loss, chance = _find_chance(run)
     verdict = _judge(loss, chance_loss)
-    hours = run.last("train", "hours_seen")
+    hours = run.last(split, "hours_seen")
     heard = f" after {format_hours(hours)} of speech heard" if hours else ""
     sentence = (
         f"{verdict} Shown a masked stretch of {where}, the model finds the true sound among "
@@ -135,7 +136,7 @@ def _draw_perplexity(run: RunFolder) -> str:
         hard = pick_values(run, "train", "hard_perplexity", group)
         soft = pick_values(run, "train", "soft_perplexity", group)
         curves.append(make_curve(f"codebook {group + 1}", style, *hard, smooth=True))
-        curves.append(make_curve(f"codebook {group + 1}, soft", f"{style} soft", *soft))
+        curves.append(make_curve(f"codebook {group + 1}, soft", f"{style} soft", *soft, smooth=True, band=False))
     levels = [Level(float(num_codes), f"all {num_codes} codes alike")] if num_codes else []
     picture = draw_curves(curves, levels=levels, from_zero=True)
     note = (
@@ -152,14 +153,27 @@ def _list_more_stats(run: RunFolder, split: str) -> list[Stat]:
     if isinstance(perplexity, list) and perplexity and num_codes:
         value = " / ".join(format_number(p) for p in perplexity)
         stats.append(Stat(value, "codes in effective use", f"of {num_codes} in each codebook"))
-    hours, speed = run.last("train", "hours_seen"), run.last("train", "audio_s_per_s")
+    hours, (_, speeds) = run.last("train", "hours_seen"), pick_values(run, "train", "audio_s_per_s")
     updates = run.select("train")[-1]["update"] if run.select("train") else 0
     if hours:
         stats.append(Stat(format_hours(hours), "speech heard", f"in {format_number(updates)} updates"))
-    if speed:
-        device = run.environment.get("device")
-        stats.append(Stat(f"{format_number(speed)} ×", "real time", f"training on {device}" if device else "training"))
+    if speeds:
+        stats.append(Stat(f"{format_number(median(speeds))} ×", "real time", f"median, training{_name_machine(run)}"))
     return stats
+
+
+def _name_machine(run: RunFolder) -> str:
+    """Say what the run computed on, as far as its environment tells."""
+    gpu, threads = run.environment.get("gpu"), run.environment.get("num_threads")
+    return f" on {gpu}" if gpu else f" on {threads} CPU threads" if threads else ""
+
+
+def _find_latest(run: RunFolder, split: str, name: str) -> float | None:
+    """Give the last value of a metric in validation; in training, where values scatter, the median of the last 20."""
+    _, values = pick_values(run, split, name)
+    if not values:
+        return None
+    return median(values[-20:]) if split == "train" else values[-1]
 
 
 def _find_chance(run: RunFolder) -> tuple[float, float]:

@@ -97,7 +97,8 @@ class CheckpointStore:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
         except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise CheckpointError(f"`out` must hold a whole checkpoint, but {folder} does not load ({error})") from error
+            problem = f"{folder} does not load ({error})"
+            raise CheckpointError(f"`out` must hold a whole checkpoint, but {problem}") from error
         import_state(optimizer, module, _strip(tensors, "optimizer/"))
         objective.load_state(_strip(tensors, "objective/"))
         return progress

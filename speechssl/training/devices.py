@@ -24,7 +24,7 @@ def resolve_device(device: str) -> torch.device:
     if name not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:N, but is {device!r}")
     if name == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"`device` must be a GPU that is there, but is {device!r} and {torch.cuda.device_count()} are")
+        raise ConfigError(f"`device` must be a GPU that is there, but is {device!r} of {torch.cuda.device_count()}")
     return torch.device(device)
 
 
@@ -41,7 +41,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "float32"  # type: ignore[no-untyped-call]
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -59,7 +59,7 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, update: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add each number as `<split>/<name>`, lists with their index behind."""
@@ -69,11 +69,11 @@ class TensorBoardWriter:
             values = value if isinstance(value, list) else [value]
             for index, item in enumerate(values):
                 tag = f"{record['split']}/{name}" + (f"_{index}" if isinstance(value, list) else "")
-                self.writer.add_scalar(tag, item, record["update"])  # type: ignore[no-untyped-call]
+                self.writer.add_scalar(tag, item, record["update"])
 
     def close(self) -> None:
         """Flush and close."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 def read_lines(path: Path) -> list[str]:

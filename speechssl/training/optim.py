@@ -41,7 +41,7 @@ def scale_gradients(module: nn.Module, count: Tensor, clip_norm: float) -> Tenso
 
 def export_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, Tensor]:
     """Flatten the optimizer's state into named tensors: `<field>/<parameter>`."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     state = {}
     for parameter, fields in optimizer.state.items():
         for field, value in fields.items():

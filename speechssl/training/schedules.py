@@ -18,7 +18,8 @@ def compute_lr(config: TrainingConfig, update: int) -> float:
     Source: fairseq's polynomial_decay (power 1, end 0) and tri_stage (warm-up, hold, exponential decay).
     """
     if config.schedule == "polynomial":
-        return config.lr * compute_polynomial_share(update, config.warmup_share * config.max_updates, config.max_updates)
+        warmup = config.warmup_share * config.max_updates
+        return config.lr * compute_polynomial_share(update, warmup, config.max_updates)
     return config.lr * compute_tri_stage_share(config, update - 1)
 
 
@@ -32,7 +33,7 @@ def compute_polynomial_share(update: float, warmup: float, total: float) -> floa
 
 
 def compute_tri_stage_share(config: TrainingConfig, done: float) -> float:
-    """Share of the peak after `done` updates: rise from the initial share, hold, fall exponentially to the final one."""
+    """Share of the peak after `done` updates: rises from the initial share, holds, falls exponentially."""
     warmup = config.warmup_share * config.max_updates
     hold = config.hold_share * config.max_updates
     decay = config.max_updates - warmup - hold

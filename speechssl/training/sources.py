@@ -55,7 +55,9 @@ class ManifestSource:
         return iterate_plans(self.manifest, plans, self.options, self.prepare, self.num_workers, self.pin_memory)
 
 
-def select_utterances(paths: Sequence[str], key: str, config: SelectionConfig, seed: int, is_training: bool) -> Manifest:
+def select_utterances(
+    paths: Sequence[str], key: str, config: SelectionConfig, seed: int, is_training: bool
+) -> Manifest:
     """Load manifests and apply `data.where` and, for training, `data.limit_s`.
 
     Raises:
@@ -65,7 +67,7 @@ def select_utterances(paths: Sequence[str], key: str, config: SelectionConfig, s
     if is_training:
         manifest = manifest.limit_to(config.limit_s, seed)
     if len(manifest) == 0:
-        raise DataError(f"`{key}` must hold utterances, but {', '.join(paths)} with data.where={config.where!r} holds none")
+        raise DataError(f"`{key}` must hold utterances, but no row of {', '.join(paths)} has {config.where}")
     return manifest
 
 

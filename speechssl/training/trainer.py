@@ -125,7 +125,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms = add_terms([self._run_forward(batch) for batch in batches])
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
-        metrics = self.objective.summarise(terms, update) | {"grad_norm": norm, "lr": lr}
+        metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
         self._check_finite(metrics)
         self.optimizer.step()
         self._check_health(terms, metrics)
@@ -158,7 +158,7 @@ class Trainer:
 
     def _log_update(self, metrics: Metrics, audio_s: float, seconds: float) -> None:
         self.progress.audio_s += audio_s
-        extra = {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / max(seconds, 1e-9)}
+        extra: Metrics = {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / max(seconds, 1e-9)}
         self._write("train", metrics | extra)
         if self.progress.update % self.config.log_every == 0 or self.progress.update == 1:
             _logger.info(format_progress(self.progress.update, self.config.max_updates, "train", metrics | extra))

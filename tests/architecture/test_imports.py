@@ -11,7 +11,7 @@ import pytest
 from tests.architecture.source import Module, list_imports, load_modules, resolve
 
 LAYERS = (
-    {"config", "errors", "progress"},
+    {"config", "errors", "knobs", "progress"},
     {"audio", "text", "losses", "model"},
     {"interop", "corpora", "data"},
     {"objectives", "evaluation"},

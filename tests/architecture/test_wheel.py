@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("speechssl", "conf"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", *([read_project()["readme"]] if "readme" in read_project() else [])):
         shutil.copy(ROOT / name, folder / name)
     run_pip("wheel", "--no-build-isolation", "--wheel-dir", str(folder / "dist"), str(folder))
     (built,) = (folder / "dist").glob("*.whl")
     return built
+
+
+def read_project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project: dict[str, Any] = tomllib.load(file)["project"]
+    return project
 
 
 def run_pip(command: str, *options: str) -> None:
@@ -81,5 +88,4 @@ def test_every_package_is_listed() -> None:
 def test_the_command_says_the_version_of_the_distribution() -> None:
     import speechssl
 
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        assert tomllib.load(file)["project"]["version"] == speechssl.__version__
+    assert read_project()["version"] == speechssl.__version__

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from speechssl.config import (
@@ -42,7 +43,7 @@ def write_environment(folder: Path) -> None:
         "torch": "2.14.1",
         "device": "cpu",
         "git": "0123abc",
-        "command": "speechssl <x> & 'y'",
+        "command": ["speechssl", "<x>", "&", "y"],
     }
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
 
@@ -157,3 +158,18 @@ def make() -> SimpleNamespace:
         pretrain=make_pretrain, finetune=make_finetune, evaluate=make_evaluate, probe=make_probe,
         lines=write_lines, model=tiny_model,
     )  # fmt: skip
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Twelve files of noise by three speakers."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for k in range(12):
+        noise = rng.standard_normal(16_000 + 400 * k) * 0.1
+        soundfile.write(tmp_path / f"{k}.wav", noise.astype(np.float32), 16_000)
+        rows.append(f"u{k}\t{k}.wav\t16000\t{16_000 + 400 * k}\tspeaker {k % 3}\tA <B> C")
+    path = tmp_path / "valid.tsv"
+    head = f"# root={tmp_path}\nid\tpath\tsample_rate\tnum_samples\tspeaker\ttext\n"
+    path.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+    return path

@@ -28,6 +28,6 @@ def test_nested_keys_become_dotted() -> None:
 
 def test_facts_are_escaped_and_hold_the_last_figures(make: SimpleNamespace, tmp_path: Path) -> None:
     facts = make_facts(load_run(make.pretrain(tmp_path / "a")))
-    assert "speechssl &lt;x&gt; &amp; &#x27;y&#x27;" in facts
+    assert "speechssl &#x27;&lt;x&gt;&#x27; &#x27;&amp;&#x27; y" in facts
     assert facts.count("<details>") == 4
     assert "loss_contrastive" in facts

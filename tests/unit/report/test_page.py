@@ -9,9 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from speechssl.config import TextConfig
@@ -68,21 +66,6 @@ def read_page(path: Path) -> Checker:
         assert not address.startswith("#") or address[1:] in checker.ids
     assert not re.search(r"@import|url\(|fetch\(|https?://", text)
     return checker
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    """Twelve files of noise by three speakers."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for k in range(12):
-        noise = rng.standard_normal(16_000 + 400 * k) * 0.1
-        soundfile.write(tmp_path / f"{k}.wav", noise.astype(np.float32), 16_000)
-        rows.append(f"u{k}\t{k}.wav\t16000\t{16_000 + 400 * k}\tspeaker {k % 3}\tA <B> C")
-    path = tmp_path / "valid.tsv"
-    head = f"# root={tmp_path}\nid\tpath\tsample_rate\tnum_samples\tspeaker\ttext\n"
-    path.write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
-    return path
 
 
 @pytest.fixture

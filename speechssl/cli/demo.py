@@ -1,0 +1,219 @@
+"""`speechssl demo`: the whole story on speech made on the spot, each step a command that a user could type."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechssl.cli.demo_plan import Plan, choose_splits, describe_plan, plan_updates, write_trials
+from speechssl.cli.demo_table import format_table, make_rows
+from speechssl.cli.output import RESULT_NAME, check_writable, write_result
+from speechssl.config import DemoConfig
+from speechssl.corpora.demo import build_demo_corpus
+from speechssl.errors import ConfigError
+from speechssl.functions import run_verb
+
+PLAN_NAME = "plan.json"
+TIMING_UPDATES = 12
+"""Updates of the two short runs that measure this machine's speed."""
+
+_PARTS = (
+    "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
+    "probe", "embeddings.parquet", "trials.txt", "report.html", PLAN_NAME, RESULT_NAME,
+)  # fmt: skip
+"""What the demo writes into its folder, and so what `overwrite` removes."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Tell the whole story, or go on where an earlier run of the same command stopped.
+
+    Raises:
+        ConfigError: the extra `demo` is not installed, or `out` cannot be written or holds another demo.
+    """
+    out = Path(config.out)
+    if config.overwrite:
+        _remove(out)
+    check_writable(out)
+    demo = Demo(out, config)
+    demo.check_same()
+    finished = read_finished(out)
+    if finished is not None:
+        _logger.info("%s is finished\n%s", out, format_table(finished))
+        return finished
+    results = demo.run_steps()
+    result = demo.summarise(results)
+    write_result(out, result)
+    _logger.info("\n%s", format_table(result))
+    return result
+
+
+def read_finished(folder: Path) -> dict[str, Any] | None:
+    """Read the result of a step that is finished; None where it is not."""
+    path = folder / RESULT_NAME
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _remove(out: Path) -> None:
+    """Remove what an earlier demo wrote, and nothing else that lies in its folder."""
+    for name in _PARTS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Demo:
+    """One demo: where it writes, and what it was asked for."""
+
+    out: Path
+    config: DemoConfig
+
+    def __post_init__(self) -> None:
+        self.start = time.monotonic()
+
+    def check_same(self) -> None:
+        """Make sure that `out` is new or holds this same demo.
+
+        Raises:
+            ConfigError: it was begun with another length or seed.
+        """
+        plan = Plan.load(self.out / PLAN_NAME)
+        for name in ("minutes", "seed") if plan else ():
+            stored, wanted = getattr(plan, name), getattr(self.config, name)
+            if stored != wanted:
+                raise ConfigError(
+                    f"`{name}` must be {stored:g}, as in the demo that {self.out} holds, but is {wanted:g} "
+                    "(overwrite=true starts afresh)"
+                )
+
+    def run_steps(self) -> dict[str, dict[str, Any]]:
+        """Run every step that is not finished, in order, and return the result of each."""
+        results = {"prepare": self._prepare()}
+        plan = self._plan()
+        results |= self._train(plan)
+        for name in ("finetuned", "from_scratch"):
+            keys = {"checkpoint": self._path(name), "data.test": [self._manifest("test")]}
+            results[f"wer_{name}"] = self._step("evaluate", keys, f"wer_{name}")
+        self._embed()
+        results["probe"] = self._probe()
+        results["report"] = self._report()
+        return results
+
+    def summarise(self, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Collect the figures of the JSON line and of the table."""
+        from speechssl.training.metrics import read_metrics
+
+        first = next(record for record in read_metrics(self.out / "pretrained") if record["split"] == "valid")
+        rows = make_rows(results, first)
+        return {
+            "out": str(self.out),
+            "minutes": round((time.monotonic() - self.start) / 60, 2),
+            "rows": rows,
+            "as_hoped": all(row["verdict"] != "not better" for row in rows),
+            "report": self._path("report.html"),
+        }
+
+    def _prepare(self) -> dict[str, Any]:
+        speech = self.out / "speech"
+        _logger.info("\nspeech by eSpeak NG: many voices, and no recording of anyone")
+        build_demo_corpus(speech, self.config.seed, choose_splits(self.config.minutes))
+        return self._step("prepare", {"root": str(speech), "corpus": "demo"}, "manifests")
+
+    def _plan(self) -> Plan:
+        """Measure how fast this machine trains, and share out the time that is left; once for each demo."""
+        plan = Plan.load(self.out / PLAN_NAME)
+        if plan is not None:
+            return plan
+        for verb in ("pretrain", "finetune"):
+            keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES}
+            self._step(verb, keys, f"timing/{verb}")
+        spent_s = time.monotonic() - self.start
+        plan = plan_updates(self.config, spent_s, self.out / "timing")
+        plan.save(self.out / PLAN_NAME)
+        _logger.info("%s", describe_plan(plan, spent_s))
+        return plan
+
+    def _train(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        """Pretrain; then fine-tune, and train from scratch on the same labels for as many updates."""
+        valid = {"data.valid": [self._manifest("dev")]}
+        pretrain = {**self._training_keys("pretrain"), **valid, "training.max_updates": plan.pretrain_updates}
+        scratch = {**self._training_keys("finetune"), **valid, "training.max_updates": plan.finetune_updates}
+        finetune = {"init": self._path("pretrained"), **scratch}
+        # The network comes with the checkpoint.
+        del finetune["model"]
+        return {
+            "pretrained": self._step("pretrain", pretrain, "pretrained"),
+            "finetuned": self._step("finetune", finetune, "finetuned"),
+            "from_scratch": self._step("finetune", scratch, "from_scratch"),
+        }
+
+    def _embed(self) -> None:
+        """Embed the test split. The file is its own sign that the step is finished: it is written in one piece."""
+        name = "embeddings.parquet"
+        if not (self.out / name).exists():
+            keys = {"checkpoint": self._path("pretrained"), "audio": [self._manifest("test")], "layer": "mean"}
+            self._step("embed", keys, name)
+
+    def _probe(self) -> dict[str, Any]:
+        """Verify unseen speakers over trials whose two utterances come from different sessions."""
+        trials = self.out / "trials.txt"
+        if not trials.exists():
+            write_trials(self.out / "manifests" / "test.tsv", trials, self.config.seed)
+        keys = {
+            "checkpoint": self._path("pretrained"),
+            "data.train": [self._manifest("train")],
+            "data.test": [self._manifest("test")],
+            "data.trials": str(trials),
+            "task": "verification",
+        }
+        return self._step("probe", keys, "probe")
+
+    def _report(self) -> dict[str, Any]:
+        runs = ("pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch", "probe")
+        return self._run("report", {"run": [self._path(name) for name in runs], "out": self._path("report.html")})
+
+    def _training_keys(self, verb: str) -> dict[str, Any]:
+        return {"model": "small", "training": f"{verb}_demo", "data.train": [self._manifest("train")]}
+
+    def _step(self, verb: str, keys: dict[str, Any], name: str) -> dict[str, Any]:
+        """Run one verb into a place of its own, unless it is finished there; training verbs see to that themselves."""
+        finished = None if verb in ("pretrain", "finetune") else read_finished(self.out / name)
+        if finished is not None:
+            _logger.info("\n%s is finished", self.out / name)
+            return finished
+        device = {} if verb == "prepare" else {"device": self.config.device}
+        return self._run(verb, {**keys, "out": self._path(name), "seed": self.config.seed, **device})
+
+    def _run(self, verb: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """Run one command, and say it first as a user would type it."""
+        _logger.info("\n$ speechssl %s %s", verb, " ".join(_format_word(*item) for item in keys.items()))
+        start = time.monotonic()
+        result = run_verb(verb, keys)
+        _logger.info("%s took %.0f s", verb, time.monotonic() - start)
+        return result
+
+    def _manifest(self, split: str) -> str:
+        return self._path(f"manifests/{split}.tsv")
+
+    def _path(self, name: str) -> str:
+        return str(self.out / name)
+
+
+def _format_word(key: str, value: Any) -> str:
+    """Write `key=value` for a shell."""
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else f"[{','.join(value)}]"
+    return shlex.quote(f"{key}={value}")

@@ -1,0 +1,89 @@
+"""The table that the demo ends with: each figure beside its baselines, and whether it moved in the right direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SATURATED_SHARE = 95.0
+"""A baseline that gets more than this percentage right leaves nothing to show."""
+
+
+def make_rows(results: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Collect the rows of the table.
+
+    Args:
+        results: result of each step, by its name in the demo's folder.
+        untrained: the first validation of pretraining, before any update.
+    """
+    manifests = results["prepare"]["manifests"]
+    pretrained, probe = results["pretrained"], results["probe"]
+    finetuned, scratch = results["wer_finetuned"], results["wer_from_scratch"]
+    made = {f"speech made, {name}": (60 * part["hours"], "min") for name, part in manifests.items()}
+    seen = {
+        "speech seen, pretraining": (pretrained["hours_seen"], "h"),
+        "speech seen, fine-tuning": (results["finetuned"]["hours_seen"], "h"),
+        "speech seen, from scratch": (results["from_scratch"]["hours_seen"], "h"),
+    }
+    rows = [_make_plain_row(name, value, unit) for name, (value, unit) in (made | seen).items()]
+    accuracy = 100 * pretrained["valid"]["accuracy"]
+    rows.append(
+        _compare("contrastive accuracy, held out", accuracy, {"before": 100 * untrained["accuracy"]}, higher=True)
+    )
+    for name in ("wer", "cer"):
+        rows.append(_compare(f"{name.upper()}, unseen speakers", finetuned[name], {"from scratch": scratch[name]}))
+    rows.append(_compare("speaker EER, unseen speakers", probe["eer"], dict(list_baselines(probe))))
+    return rows
+
+
+def list_baselines(probe: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """List the equal error rates of a probe's baselines: log-mel statistics, and the untrained encoder's best."""
+    return [(name.replace("_", " "), _read_rate(value)) for name, value in probe["baselines"].items()]
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """Lay the rows out for a terminal, with the path of the report at the end."""
+    cells = [("", "baseline", "this model", "")] + [_format_row(row) for row in result["rows"]]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in cells]
+    lines.insert(1, "─" * max(len(line) for line in lines))
+    worse = [row["name"] for row in result["rows"] if row["verdict"] == "not better"]
+    if worse:
+        lines.append(f"Not what was hoped for: {'; '.join(worse)}. More minutes may show more (minutes=).")
+    lines.append(f"report: {result['report']} (open it in a browser)")
+    lines.append(f"all of it took {result['minutes']:.1f} min")
+    return "\n".join(lines)
+
+
+def judge(value: float, baselines: Sequence[float], higher: bool = False) -> str:
+    """Say how a figure in percent stands to its baselines: `better`, `not better` or `saturated`.
+
+    Args:
+        value: the figure.
+        baselines: what it is compared with; it is better only if it beats all of them.
+        higher: whether higher is better (accuracy) or lower (an error rate).
+    """
+    correct = baselines if higher else [100 - baseline for baseline in baselines]
+    if any(share > SATURATED_SHARE for share in correct):
+        return "saturated"
+    wins = all(value > baseline if higher else value < baseline for baseline in baselines)
+    return "better" if wins else "not better"
+
+
+def _make_plain_row(name: str, value: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "baselines": {}, "value": value, "unit": unit, "verdict": ""}
+
+
+def _compare(name: str, value: float, baselines: Mapping[str, float], higher: bool = False) -> dict[str, Any]:
+    verdict = judge(value, list(baselines.values()), higher)
+    return {"name": name, "baselines": dict(baselines), "value": value, "unit": "%", "verdict": verdict}
+
+
+def _format_row(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    baselines = ", ".join(f"{name} {value:.1f}" for name, value in row["baselines"].items())
+    return row["name"], baselines, f"{row['value']:.1f} {row['unit']}", row["verdict"]
+
+
+def _read_rate(value: Any) -> float:
+    """Read an equal error rate that stands alone or with its interval."""
+    return float(value["eer"] if isinstance(value, Mapping) else value)

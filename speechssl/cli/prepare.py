@@ -1,0 +1,187 @@
+"""`speechssl prepare`: a corpus → manifests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechssl.cli.output import resolve_out, write_result
+from speechssl.config import PrepareConfig
+from speechssl.corpora.download import download_parts
+from speechssl.corpora.folder import read_folder
+from speechssl.corpora.librispeech import find_tree, read_splits
+from speechssl.corpora.scan import Recording, Unreadable, find_audio, scan_recordings
+from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
+from speechssl.corpora.table import ALL, TABLE_SUFFIXES, read_table
+from speechssl.data.manifest import Manifest, save_manifest
+from speechssl.errors import ConfigError, DataError
+
+UNREADABLE_NAME = "unreadable.tsv"
+"""Lists the files that could not be used, with the reason."""
+
+NAMED = 3
+"""So many unreadable files are named on stderr."""
+
+Splits = Mapping[str, Sequence[Recording]]
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Find the recordings of a corpus, read their headers, and write a manifest for each split and subset.
+
+    Raises:
+        ConfigError: keys contradict each other, or do not say which corpus it is.
+        DataError: the corpus is not there, holds no audio that can be read, or is not what `corpus` says.
+    """
+    for name in config.subset:
+        parse_length(name)
+    corpus = config.corpus or guess_corpus(config)
+    out = resolve_out(config.out, "prepare", config.overwrite)
+    root, splits = read_corpus(config, corpus, out)
+    scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
+    unreadable = [item for scan in scans.values() for item in scan.unreadable]
+    _report_unreadable(unreadable, out)
+    manifests = {split: scan.manifest for split, scan in scans.items()}
+    unit = None
+    if config.valid_share > 0:
+        held_out = hold_out(manifests, config.valid_share, config.seed)
+        manifests, unit = held_out.manifests, held_out.unit
+    if config.subset:
+        manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
+    result: dict[str, Any] = {
+        "corpus": corpus,
+        "root": str(root),
+        "manifests": _save(manifests, out, config.format),
+        "num_unreadable": len(unreadable),
+        "held_out_by": unit,
+        "out": str(out),
+    }
+    write_result(out, result)
+    return result
+
+
+def guess_corpus(config: PrepareConfig) -> str:
+    """Tell from the keys and the folder which corpus it is.
+
+    Raises:
+        ConfigError: nothing says which, or the folder may be two things.
+        DataError: the folder is not there or holds no audio.
+    """
+    if config.download:
+        return "librispeech"
+    if config.table:
+        return "table"
+    if not config.root:
+        raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
+    root = Path(config.root).absolute()
+    if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
+        return _say_guess("table", root)
+    if not root.is_dir():
+        raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
+    if find_tree(root):
+        return _say_guess("librispeech", root)
+    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+    if tables:
+        raise ConfigError(
+            f"`corpus` must be folder or table for {root}, which holds {tables[0]}, but is not given: "
+            f"say corpus=folder or table={root / tables[0]}"
+        )
+    if not any(find_audio(root)):
+        raise DataError(f"`root` must be a folder with audio, but {root} has none")
+    return _say_guess("folder", root)
+
+
+def read_corpus(config: PrepareConfig, corpus: str, out: Path) -> tuple[Path, Splits]:
+    """List the recordings of a corpus by split, and the folder that their paths start from."""
+    match corpus:
+        case "librispeech":
+            return _read_librispeech(config)
+        case "demo":
+            from speechssl.corpora.demo import build_demo_corpus
+
+            tree = build_demo_corpus(Path(config.root) if config.root else out / "speech", config.seed).resolve()
+            return tree, read_splits(tree, config.splits)
+        case "table":
+            return _read_table(config)
+        case _:
+            root = _find_root(config)
+            return root, _choose_splits({ALL: read_folder(root, config.speaker_pattern)}, config.splits)
+
+
+def _read_librispeech(config: PrepareConfig) -> tuple[Path, Splits]:
+    if config.download:
+        if not config.root:
+            raise ConfigError("`root` must be the folder to download to, but is not given")
+        tree = download_parts(config.download, Path(config.root), config.download_url).resolve()
+        return tree, read_splits(tree, config.splits)
+    root = _find_root(config)
+    tree, split = find_tree(root) or (root, "")
+    return tree, read_splits(tree, config.splits or ([split] if split else []))
+
+
+def _read_table(config: PrepareConfig) -> tuple[Path, Splits]:
+    path = Path(config.table or config.root)
+    if not path.name:
+        raise ConfigError("`table` must be the CSV or TSV file that lists the audio, but is not given")
+    root = _find_root(config) if config.table and config.root else path.parent.resolve()
+    return root, _choose_splits(read_table(path, root, config.columns), config.splits)
+
+
+def _find_root(config: PrepareConfig) -> Path:
+    """Return the folder `root`, absolute.
+
+    Raises:
+        ConfigError: it is not given.
+        DataError: it is no folder.
+    """
+    if not config.root:
+        raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
+    return root.resolve()
+
+
+def _choose_splits(splits: Splits, wanted: Sequence[str]) -> Splits:
+    """Keep the splits that are asked for; all without a wish.
+
+    Raises:
+        DataError: one is not there.
+    """
+    missing = [split for split in wanted if split not in splits]
+    if missing:
+        raise DataError(f"`splits` must be some of {', '.join(splits)}, but one is {missing[0]!r}")
+    return {split: splits[split] for split in (wanted or splits)}
+
+
+def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str, Any]:
+    """Write the manifests and describe each."""
+    described = {}
+    for name, manifest in manifests.items():
+        path = out / f"{name}.{suffix}"
+        save_manifest(manifest, path)
+        described[name] = {"path": str(path), **describe(manifest)}
+    return described
+
+
+def _report_unreadable(unreadable: Sequence[Unreadable], out: Path) -> None:
+    """Count and name the files that could not be used; all of them are listed in a file."""
+    if not unreadable:
+        return
+    lines = [f"{ascii(str(item.path))[1:-1]}\t{' '.join(item.reason.split())}\n" for item in unreadable]
+    (out / UNREADABLE_NAME).write_text("".join(lines), encoding="utf-8")
+    _logger.warning("%d files cannot be used and are left out; %s lists them", len(unreadable), out / UNREADABLE_NAME)
+    for item in unreadable[:NAMED]:
+        _logger.warning("left out: %s", item.reason)
+
+
+def _say_guess(corpus: str, root: Path) -> str:
+    _logger.info("corpus=%s, to judge by %s", corpus, root)
+    return corpus
+
+
+def _say_what(path: Path) -> str:
+    return "is a file" if path.exists() else "is not there"

@@ -1,0 +1,204 @@
+"""LibriSpeech and Mini LibriSpeech from openslr.org: resumed, checked, safely unpacked, never fetched twice."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import math
+import os
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from speechssl.corpora.librispeech import FOLDER
+from speechssl.errors import ConfigError, DataError
+from speechssl.progress import track
+
+BLOCK = 1 << 20
+NUM_TRIES = 5
+TIMEOUT_S = 60.0
+WAIT_S = 2.0
+"""Pause before the second try; it doubles with each."""
+
+_logger = logging.getLogger("speechssl")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive.
+
+    Attributes:
+        resource: number of the OpenSLR page that it belongs to.
+        md5: its published sum, in hexadecimal.
+    """
+
+    resource: int
+    md5: str
+
+
+ARCHIVES = {
+    "dev-clean": Archive(12, "42e2234ba48799c1f50f24a7926300a1"),
+    "dev-other": Archive(12, "c8d0bcc9cca99d4f8b62fcc847357931"),
+    "test-clean": Archive(12, "32fa31d27d2e1cad72775fee3f4849a9"),
+    "test-other": Archive(12, "fb5a50374b501bb3bac4815ee91d3135"),
+    "train-clean-100": Archive(12, "2a93770f6d5c6c964bc36631d331a522"),
+    "train-clean-360": Archive(12, "c0e676e450a7ff2f54aeade5171606fa"),
+    "train-other-500": Archive(12, "d1a0fd59409feb2c614ce4d30c387708"),
+    "dev-clean-2": Archive(31, "6d7ab67ac6a1d2c993d050e16d61080d"),
+    "train-clean-5": Archive(31, "5df7d4e78065366204ca6845bb08f490"),
+}
+"""The sums of https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt."""
+
+
+def download_parts(parts: Sequence[str], root: Path, url: str) -> Path:
+    """Fetch and unpack parts of LibriSpeech; what is there already is left alone.
+
+    Args:
+        parts: names in `ARCHIVES`.
+        root: folder that gets the archives and the folder `LibriSpeech`.
+        url: server; an archive is at `<url>/<resource>/<part>.tar.gz`.
+
+    Returns:
+        The folder `LibriSpeech`.
+
+    Raises:
+        ConfigError: there is no such part.
+        DataError: the server does not give it, or what it gives is not what was published.
+    """
+    unknown = [part for part in parts if part not in ARCHIVES]
+    if unknown:
+        raise ConfigError(f"`download` must be some of {', '.join(ARCHIVES)}, but one is {unknown[0]!r}")
+    tree = root / FOLDER
+    tree.mkdir(parents=True, exist_ok=True)
+    for part in dict.fromkeys(parts):
+        if (tree / part).is_dir():
+            _logger.info("%s is there already, and not fetched", tree / part)
+            continue
+        archive = root / f"{part}.tar.gz"
+        fetch(f"{url.rstrip('/')}/{ARCHIVES[part].resource}/{part}.tar.gz", archive, ARCHIVES[part].md5)
+        unpack(archive, part, root)
+        _logger.info("%s is unpacked; %s may be deleted", tree / part, archive)
+    return tree
+
+
+def fetch(url: str, target: Path, md5: str) -> None:
+    """Fetch a file unless it is there, going on where an earlier try stopped (`<target>.part`).
+
+    Raises:
+        DataError: after several tries the file is not whole, the server refuses it, or its sum is another one.
+    """
+    partial = target.with_name(f"{target.name}.part")
+    if not target.exists():
+        for attempt in range(NUM_TRIES):
+            if _try_to_fetch(url, partial, is_last=attempt == NUM_TRIES - 1):
+                break
+            time.sleep(WAIT_S * 2**attempt)
+        _check_sum(partial, md5, url)
+        partial.replace(target)
+    else:
+        _check_sum(target, md5, url)
+
+
+def unpack(archive: Path, part: str, root: Path) -> None:
+    """Unpack beside the place where the part belongs, and move it there whole.
+
+    Raises:
+        DataError: the archive is damaged, would write outside its folder, or does not hold the part.
+    """
+    scratch = root / f".{part}.unpacking"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in track(tar, f"unpacking {part}", unit="files"):
+                tar.extract(member, scratch, filter="data")
+        if not (scratch / FOLDER / part).is_dir():
+            raise DataError(f"{archive} must hold {FOLDER}/{part}, but does not")
+        for item in sorted((scratch / FOLDER).iterdir()):
+            _move(item, root / FOLDER / item.name)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{archive} must be an archive that can be unpacked, but is not: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:
+    """Fetch what is missing; False where the connection broke and another try may help."""
+    start = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            # 200 in answer to a range: the server sends everything again.
+            is_resumed = response.status == http.client.PARTIAL_CONTENT
+            with partial.open("ab" if is_resumed else "wb") as file:
+                _copy(response, file, url)
+        return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return True  # nothing is missing; the sum decides whether it is the right file
+        if error.code < 500 or is_last:
+            raise DataError(f"{url} must be there, but the server answers {error.code} {error.reason}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        if is_last:
+            raise DataError(f"{url} must be within reach, but is not ({error}); the same command goes on") from error
+        _logger.warning("%s: %s; trying again", url, error)
+    return False
+
+
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str) -> None:
+    """Copy a response block by block.
+
+    Raises:
+        http.client.IncompleteRead: the connection ended before the announced length.
+    """
+    length = int(response.headers.get("Content-Length") or 0)
+    _check_space(file, length)
+    total = math.ceil(length / BLOCK) if length else None
+    copied = 0
+    for block in track(_read_blocks(response), f"fetching {url.rpartition('/')[2]}", total, "MiB"):
+        file.write(block)
+        copied += len(block)
+    if length and copied < length:
+        raise http.client.IncompleteRead(b"", length - copied)
+
+
+def _check_space(file: BinaryIO, length: int) -> None:
+    free = shutil.disk_usage(os.path.dirname(os.path.abspath(file.name))).free
+    if length > free:
+        raise DataError(f"`root` must have room for {length / 1e9:.1f} GB, but {file.name} has {free / 1e9:.1f} GB")
+
+
+def _read_blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    while block := response.read(BLOCK):
+        yield block
+
+
+def _check_sum(path: Path, md5: str, url: str) -> None:
+    """Compare MD5 sums; a file with another one is deleted, so that the next run fetches it again.
+
+    Raises:
+        DataError: they differ.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != md5:
+        path.unlink()
+        raise DataError(
+            f"{url} must have the MD5 sum {md5}, but {path} has {digest.hexdigest()}; it is deleted, try again"
+        )
+
+
+def _move(item: Path, target: Path) -> None:
+    """Move a part or one of the lists beside it; of two lists, such as SPEAKERS.TXT, the longer one stays."""
+    if target.is_file() and item.is_file() and target.stat().st_size >= item.stat().st_size:
+        return
+    item.replace(target)

@@ -1,0 +1,96 @@
+"""Any folder of audio; a transcript is a `.txt` file of the same name beside it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechssl.corpora.scan import Recording, find_audio, make_ids
+from speechssl.errors import ConfigError, DataError
+
+_logger = logging.getLogger("speechssl")
+
+
+def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
+    """List the recordings of a folder, searched in depth, sorted by path.
+
+    Args:
+        root: absolute path.
+        speaker_pattern: regular expression with one group, searched for in the path from `root`; empty takes the
+            parent folder's name as the speaker, and none for a file that lies in `root` itself.
+
+    Raises:
+        ConfigError: the pattern is no regular expression with one group, or finds no speaker at all.
+        DataError: there is no audio, or a transcript is no text.
+    """
+    pattern = _compile(speaker_pattern)
+    files, foreign = find_audio(root)
+    if not files:
+        raise DataError(f"`root` must hold audio that libsndfile reads, but {root} has none" + _name_foreign(foreign))
+    if foreign:
+        _logger.warning("left out%s", _name_foreign(foreign))
+    speakers = [_find_speaker(file, root, pattern) for file in files]
+    _check_speakers(speakers, files, speaker_pattern)
+    return [
+        Recording(name, file, speaker, read_sidecar(file))
+        for name, file, speaker in zip(make_ids(files, root), files, speakers, strict=True)
+    ]
+
+
+def read_sidecar(file: Path) -> str | None:
+    """Read the transcript beside an audio file, white space collapsed; None where there is none or it is empty.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    path = file.with_suffix(".txt")
+    if not path.is_file():
+        return None
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split()) or None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be text in UTF-8, but is not ({error})") from error
+
+
+def _compile(speaker_pattern: str) -> re.Pattern[str] | None:
+    if not speaker_pattern:
+        return None
+    try:
+        pattern = re.compile(speaker_pattern)
+    except re.error as error:
+        raise ConfigError(f"`speaker_pattern` must be a regular expression, but {speaker_pattern}: {error}") from error
+    if pattern.groups != 1:
+        raise ConfigError(
+            f"`speaker_pattern` must have one group, as in '(\\d+)_', but {speaker_pattern!r} has {pattern.groups}"
+        )
+    return pattern
+
+
+def _find_speaker(file: Path, root: Path, pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is None:
+        return None if file.parent == root else file.parent.name
+    match = pattern.search(file.relative_to(root).as_posix())
+    return match.group(1) if match else None
+
+
+def _check_speakers(speakers: Sequence[str | None], files: Sequence[Path], speaker_pattern: str) -> None:
+    """Say how many files have no speaker where a pattern should have found one."""
+    if not speaker_pattern:
+        return
+    without = [file for file, speaker in zip(files, speakers, strict=True) if speaker is None]
+    if len(without) == len(files):
+        raise ConfigError(
+            f"`speaker_pattern` must match the paths, but {speaker_pattern!r} matches none, such as {without[0]}"
+        )
+    if without:
+        _logger.warning("speaker_pattern does not match %d files, such as %s", len(without), without[0])
+
+
+def _name_foreign(foreign: Sequence[Path]) -> str:
+    if not foreign:
+        return ""
+    name = foreign[0].name
+    command = f'ffmpeg -i "{name}" -ac 1 -ar 16000 "{foreign[0].stem}.flac"'
+    return f": {len(foreign)} files such as {name} must be converted first, each with {command}"

@@ -1,0 +1,128 @@
+"""A LibriSpeech tree on disk: SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac with transcripts and SPEAKERS.TXT."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from speechssl.audio import AUDIO_SUFFIXES
+from speechssl.corpora.scan import Recording, make_ids
+from speechssl.errors import DataError
+
+FOLDER = "LibriSpeech"
+"""Folder that the published archives unpack to."""
+
+SPEAKERS_NAME = "SPEAKERS.TXT"
+TRANSCRIPT_SUFFIX = ".trans.txt"
+
+_logger = logging.getLogger("speechssl")
+
+
+def find_tree(root: Path) -> tuple[Path, str] | None:
+    """Find a LibriSpeech tree in a folder that a user names: the tree, what holds it, or one split of it.
+
+    Returns:
+        the tree, and the split where it is one that `root` names, else an empty text; None where there is no tree,
+        or the names of its files do not begin with SPEAKER-CHAPTER-.
+    """
+    for tree, split in ((root, ""), (root / FOLDER, ""), (root.parent, root.name)):
+        folders = [tree / split] if split else _list_folders(tree)
+        if any(_is_named_as_published(folder) for folder in folders):
+            return tree, split
+    return None
+
+
+def list_splits(tree: Path) -> list[str]:
+    """List the folders that hold SPEAKER/CHAPTER/audio, whatever they are called."""
+    return [folder.name for folder in _list_folders(tree) if next(_list_audio(folder), None) is not None]
+
+
+def read_splits(tree: Path, splits: Sequence[str]) -> dict[str, list[Recording]]:
+    """List the recordings of a tree by split, sorted by path, with speaker, sex and transcript where there are any.
+
+    Args:
+        tree: absolute path of the folder that holds the splits.
+        splits: those to take; empty takes all.
+
+    Raises:
+        DataError: a split is not there, or a transcript is no text.
+    """
+    there = list_splits(tree)
+    missing = [split for split in splits if split not in there]
+    if missing or not there:
+        has = f"has {', '.join(there)}" if there else "has no folder with SPEAKER/CHAPTER/audio files"
+        raise DataError(f"`splits` must be folders of the corpus, but {tree} {has}" + _name_missing(missing))
+    sexes = read_sexes(tree / SPEAKERS_NAME)
+    return {split: _read_split(tree, split, sexes) for split in (splits or there)}
+
+
+def read_sexes(path: Path) -> dict[str, str]:
+    """Read F or M for each speaker from SPEAKERS.TXT (`ID | SEX | SUBSET | MINUTES | NAME`); empty without it."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    fields = [[field.strip() for field in line.split("|")] for line in lines if not line.startswith(";")]
+    return {row[0]: row[1] for row in fields if len(row) >= 2 and row[1] in ("F", "M")}
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """Read `<utterance> <TEXT>` lines.
+
+    Raises:
+        DataError: the file is not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be text in UTF-8, but is not ({error})") from error
+    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _read_split(tree: Path, split: str, sexes: dict[str, str]) -> list[Recording]:
+    folder = tree / split
+    files = sorted(_list_audio(folder), key=os.fspath)
+    stems = {file.stem for file in files}
+    # Published names are unique in a split; where they are not, the path tells them apart.
+    ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files, folder)
+    texts: dict[str, str] = {}
+    for chapter in sorted({file.parent for file in files}):
+        for path in sorted(chapter.glob(f"*{TRANSCRIPT_SUFFIX}")):
+            texts.update(read_transcripts(path))
+    unheard = [name for name in texts if name not in stems]
+    if unheard:
+        _logger.warning("%s: %d transcripts have no audio, such as %s", split, len(unheard), unheard[0])
+    return [
+        Recording(name, file, speaker, texts.get(file.stem), {"sex": sexes.get(speaker)})
+        for name, file in zip(ids, files, strict=True)
+        for speaker in (file.parents[1].name,)
+    ]
+
+
+def _is_named_as_published(split: Path) -> bool:
+    """Say whether the first audio file that comes to hand is called SPEAKER-CHAPTER-…, after its folders."""
+    file = next(_list_audio(split), None)
+    return file is not None and file.name.startswith(f"{file.parents[1].name}-{file.parent.name}-")
+
+
+def _list_audio(split: Path) -> Iterator[Path]:
+    """Yield SPEAKER/CHAPTER/*.flac and its like, in no order."""
+    for speaker in _list_folders(split):
+        for chapter in _list_folders(speaker):
+            with os.scandir(chapter) as entries:
+                names = [entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in AUDIO_SUFFIXES]
+            yield from (chapter / name for name in names)
+
+
+def _list_folders(folder: Path) -> list[Path]:
+    """List the folders in a folder, sorted; none where it is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [folder / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+
+
+def _name_missing(missing: Sequence[str]) -> str:
+    return f", not {', '.join(missing)}" if missing else ""

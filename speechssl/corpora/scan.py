@@ -1,0 +1,214 @@
+"""Audio files that a corpus lists → rows of a manifest; long recordings become rows cut at quiet points."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import soundfile
+
+from speechssl.audio import AUDIO_SUFFIXES, AudioInfo, read_info
+from speechssl.data.manifest import Manifest, Utterance, build_manifest
+from speechssl.errors import DataError
+from speechssl.progress import track
+
+LONG_S = 30.0
+"""Files longer than this that have no transcript are cut."""
+
+CUT_FROM_S, CUT_TO_S = 15.0, 25.0
+"""A row that is cut ends between these, so that what is left of a long file is never shorter than 5 s."""
+
+QUIET_S = 0.2
+"""Stretch whose energy says how quiet a point is: about the length of a short pause."""
+
+STEP_S = 0.01
+"""Distance between the points that are compared."""
+
+FOREIGN_SUFFIXES = frozenset(
+    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
+)
+"""Audio and video that libsndfile does not read; a folder that holds some is told so."""
+
+NUM_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file that a corpus lists, before anything has been read of it.
+
+    Attributes:
+        id: unique name in its split.
+        path: absolute path.
+        speaker: label, where known.
+        text: transcript, where known.
+        extra: further columns of the manifest.
+    """
+
+    id: str
+    path: Path
+    speaker: str | None = None
+    text: str | None = None
+    extra: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that could not be used, and the sentence that says why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What came of the files of one split."""
+
+    manifest: Manifest
+    unreadable: tuple[Unreadable, ...]
+
+
+def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Search a folder in depth, links to folders included once.
+
+    Returns:
+        the files that look like audio, and those that look like audio or video which libsndfile does not read; both
+        sorted by their path as text.
+    """
+    found: list[Path] = []
+    foreign: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
+        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
+        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
+    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def make_ids(files: Sequence[Path], root: Path) -> list[str]:
+    """Name files by their path from `root` without suffix, with the suffix where two would be alike."""
+    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    alike = Counter(stems)
+    return [
+        stem if alike[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
+    ]
+
+
+def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> Scan:
+    """Read the headers of all files, and cut the long ones that have no transcript.
+
+    Args:
+        recordings: in the order that the rows shall have.
+        root: absolute folder that the manifest's paths start from.
+        split: what messages call the files.
+
+    Raises:
+        DataError: two recordings have one id, or no file can be used.
+    """
+    ids = Counter(recording.id for recording in recordings)
+    twice = [name for name, count in ids.items() if count > 1]
+    if twice:
+        raise DataError(f"the ids of {split} must be unique, but {twice[0]!r} stands for {ids[twice[0]]} files")
+    rows: list[Utterance] = []
+    owners: list[Recording] = []
+    unreadable = []
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        outcomes = pool.map(_read_rows, recordings)
+        progress = track(outcomes, f"reading {split}", len(recordings), "files")
+        for recording, outcome in zip(recordings, progress, strict=True):
+            if isinstance(outcome, Unreadable):
+                unreadable.append(outcome)
+            else:
+                rows += outcome
+                owners += [recording] * len(outcome)
+    if not rows:
+        reason = f"none of {len(unreadable)} can be read: {unreadable[0].reason}" if unreadable else "there is none"
+        raise DataError(f"{split} must hold audio files, but {reason}")
+    return Scan(_add_columns(build_manifest(rows, root, split), owners), tuple(unreadable))
+
+
+def find_cuts(path: Path, info: AudioInfo) -> list[int]:
+    """Find where a long file is cut, reading no more than the stretches in which a cut may lie.
+
+    Returns:
+        Samples at the file's own rate, from 0 to the file's end; neighbours bound a row.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    rate = info.sample_rate
+    cuts = [0]
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as file:
+            while info.num_samples - cuts[-1] > LONG_S * rate:
+                first = cuts[-1] + round(CUT_FROM_S * rate)
+                wanted = round((CUT_TO_S - CUT_FROM_S) * rate)
+                file.seek(first)
+                samples = file.read(wanted, dtype="float32", always_2d=True)
+                if len(samples) != wanted:
+                    raise DataError(f"{path} must be whole, but ends at sample {first + len(samples)}")
+                cuts.append(first + find_quietest(samples.mean(axis=1), rate))
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+    return [*cuts, info.num_samples]
+
+
+def find_quietest(samples: npt.NDArray[np.float32], sample_rate: int) -> int:
+    """Find the middle of the `QUIET_S` with the least energy.
+
+    Args:
+        samples: (N,) mono, longer than `QUIET_S`.
+        sample_rate: Hz.
+
+    Returns:
+        Index of the sample; the first of several that are alike.
+    """
+    energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    width, step = round(QUIET_S * sample_rate), max(1, round(STEP_S * sample_rate))
+    starts = np.arange(0, len(samples) - width + 1, step)
+    return int(starts[np.argmin(energy[starts + width] - energy[starts])]) + width // 2
+
+
+def _read_rows(recording: Recording) -> list[Utterance] | Unreadable:
+    """Make the rows of one file, or say why there are none."""
+    try:
+        # Manifests are UTF-8; a name in another encoding would not survive them.
+        os.fspath(recording.path).encode("utf-8")
+        info = read_info(recording.path)
+        is_long = info.num_samples > LONG_S * info.sample_rate and not recording.text
+        cuts = find_cuts(recording.path, info) if is_long else [0, info.num_samples]
+    except UnicodeEncodeError:
+        return Unreadable(recording.path, f"{recording.path!r} must have a name in UTF-8, but has not")
+    except DataError as error:
+        return Unreadable(recording.path, str(error))
+    make = partial(_make_row, recording, info.sample_rate)
+    if not is_long:
+        return [make(recording.id, 0, info.num_samples)]
+    return [make(f"{recording.id}-part{n:04d}", start, end) for n, (start, end) in enumerate(pairwise(cuts))]
+
+
+def _make_row(recording: Recording, sample_rate: int, name: str, start: int, end: int) -> Utterance:
+    return Utterance(name, recording.path, sample_rate, end - start, start, recording.speaker, recording.text)
+
+
+def _add_columns(manifest: Manifest, owners: Sequence[Recording]) -> Manifest:
+    """Append the further columns; one that no row fills is left out."""
+    table = manifest.table
+    for name in dict.fromkeys(name for owner in owners for name in owner.extra):
+        values = [owner.extra.get(name) for owner in owners]
+        if any(value is not None for value in values):
+            table = table.append_column(name, pa.array(values, pa.string()))
+    return Manifest(table, manifest.root, manifest.source)

@@ -1,0 +1,163 @@
+"""Parts of a corpus: nested subsets of so many minutes, and a share that is held out for validation."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from speechssl.audio import SAMPLE_RATE
+from speechssl.data.manifest import Manifest
+from speechssl.errors import ConfigError, DataError
+
+VALID = "valid"
+"""Name of the manifest that is held out."""
+
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+HELD_OUT_PREFIXES = ("dev", "valid", "test", "eval")
+"""Splits whose names begin so are held out already."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def parse_length(name: str) -> float:
+    """Turn a subset's name, such as 10m, 1h or 90s, into seconds.
+
+    Raises:
+        ConfigError: it is no such name.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", name)
+    if not match or float(match[1]) == 0:
+        raise ConfigError(f"`subset` must be lengths such as 10m, 1h or 90s, but one is {name!r}")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def take_subsets(manifests: Mapping[str, Manifest], names: list[str], seed: int) -> dict[str, Manifest]:
+    """Take nested subsets of every split that is longer than them.
+
+    A subset holds utterances with transcripts alone where the split has any.
+
+    Returns:
+        `<split>-<name>` → rows in the order of the split; those of a shorter subset are among those of a longer one.
+
+    Raises:
+        ConfigError: a length is no length, or longer than every split.
+    """
+    lengths = {name: parse_length(name) for name in names}
+    sources = {split: keep_transcribed(manifest) for split, manifest in manifests.items()}
+    for name, seconds in lengths.items():
+        if all(manifest.total_s <= seconds for manifest in sources.values()):
+            there = ", ".join(f"{split} {manifest.total_s / 60:.1f} min" for split, manifest in sources.items())
+            raise ConfigError(f"`subset` must be shorter than a split, but {name} is not ({there})")
+    return {
+        f"{split}-{name}": manifest.limit_to(seconds, seed)
+        for split, manifest in sources.items()
+        for name, seconds in lengths.items()
+        if manifest.total_s > seconds
+    }
+
+
+def keep_transcribed(manifest: Manifest) -> Manifest:
+    """Keep the rows with a transcript; all where none has one."""
+    if not manifest.has("text"):
+        return manifest
+    return manifest.select(np.flatnonzero(manifest.table.column("text").is_valid().to_numpy()))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What `hold_out` did: the manifests, and whether whole speakers or single files were held out."""
+
+    manifests: dict[str, Manifest]
+    unit: str
+
+
+def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> HeldOut:
+    """Hold out about a share of the audio as `valid`: whole speakers, or files where speakers are unknown.
+
+    Args:
+        manifests: by split; `all` becomes `train`, and splits called dev… or test… stay as they are.
+        share: of the audio of the other splits, between 0 and 1.
+        seed: of the draw.
+
+    Raises:
+        DataError: there is nothing to hold out from, or only one file; or a split is called `valid` already.
+    """
+    sources = {split: m for split, m in manifests.items() if not split.startswith(HELD_OUT_PREFIXES)}
+    if not sources or VALID in manifests:
+        raise DataError(
+            f"`valid_share` must be 0 where nothing can be held out, but the splits are {', '.join(manifests)}"
+        )
+    groups, unit = _group(sources)
+    lengths = np.concatenate([manifest.num_samples_16k for manifest in sources.values()])
+    is_valid = _draw(groups, lengths, share, seed)
+    result = {split: manifest for split, manifest in manifests.items() if split not in sources}
+    taken, start = [], 0
+    for split, manifest in sources.items():
+        mask = is_valid[start : start + len(manifest)]
+        start += len(manifest)
+        result["train" if split == "all" else split] = manifest.select(np.flatnonzero(~mask))
+        taken.append(manifest.select(np.flatnonzero(mask)))
+    first = next(iter(sources.values()))
+    table = pa.concat_tables([part.table for part in taken], promote_options="permissive")
+    result[VALID] = Manifest(table, first.root, VALID)
+    count = len(np.unique(groups[is_valid]))
+    real = lengths[is_valid].sum() / lengths.sum()
+    _logger.info("held out %d %ss (%.1f %% of the audio) as %s", count, unit, 100 * real, VALID)
+    _check_left({split: manifest for split, manifest in result.items() if split not in manifests or split in sources})
+    return HeldOut(result, unit)
+
+
+def _group(sources: Mapping[str, Manifest]) -> tuple[npt.NDArray[np.int64], str]:
+    """Number the rows by speaker, or by file where a row has no speaker or all have the same."""
+    for unit, column in (("speaker", "speaker"), ("file", "path")):
+        known = all(m.has(column) and m.table.column(column).null_count == 0 for m in sources.values())
+        if not known:
+            continue
+        labels = np.concatenate(
+            [np.asarray(m.table.column(column).to_pylist(), dtype=object) for m in sources.values()]
+        )
+        _, groups = np.unique(labels, return_inverse=True)
+        if groups.max() > 0:
+            return groups.astype(np.int64), unit
+    raise DataError("`valid_share` must leave something to learn from, but there is only one file")
+
+
+def _draw(
+    groups: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], share: float, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Take groups in a random order as long as they fit into the share; the shortest one where none fits."""
+    totals = np.bincount(groups, weights=lengths)
+    left = share * totals.sum()
+    chosen = np.zeros(len(totals), dtype=bool)
+    for group in np.random.default_rng([seed, 0x4A11D]).permutation(len(totals)):
+        if totals[group] <= left:
+            chosen[group] = True
+            left -= totals[group]
+    if not chosen.any():
+        chosen[np.argmin(totals)] = True
+    return chosen[groups]
+
+
+def _check_left(manifests: Mapping[str, Manifest]) -> None:
+    empty = [split for split, manifest in manifests.items() if len(manifest) == 0]
+    if empty:
+        raise DataError(f"`valid_share` must leave something in every split, but {empty[0]} would be empty")
+
+
+def describe(manifest: Manifest) -> dict[str, object]:
+    """Count what a manifest holds, for the result of `prepare`."""
+    speakers = len(manifest.table.column("speaker").unique().drop_null()) if manifest.has("speaker") else 0
+    texts = len(manifest) - manifest.table.column("text").null_count if manifest.has("text") else 0
+    return {
+        "num_utterances": len(manifest),
+        "hours": round(int(manifest.num_samples_16k.sum()) / SAMPLE_RATE / 3600, 4),
+        "num_speakers": speakers,
+        "num_transcribed": texts,
+    }

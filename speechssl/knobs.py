@@ -1,0 +1,67 @@
+"""How a key of the configuration is declared, checked and listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from speechssl.errors import ConfigError
+
+MISSING = "???"
+"""Marks a key that the user must give (the marker that OmegaConf uses)."""
+
+
+def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
+    """Declare one key of the configuration.
+
+    Args:
+        default: the value when nothing else is said; `MISSING` where the user must say.
+        meaning: one line for `--help`.
+        unit: the unit of the value, if it has one.
+        source: paper section or code that the default comes from.
+    """
+    metadata = {"meaning": meaning, "unit": unit, "source": source}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check(condition: bool, key: str, must_be: str, value: object) -> None:
+    """Raise the `ConfigError` for `key` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a `ConfigError` that names the choices unless `value` is one of them."""
+    check(value in choices, key, f"one of {', '.join(choice for choice in choices if choice)}", value)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of `--help`."""
+
+    path: str
+    type_name: str
+    default: Any
+    meaning: str
+    unit: str
+    source: str
+
+
+def list_keys(schema: type, prefix: str = "") -> list[Key]:
+    """List every leaf key below a configuration dataclass, in the order in which they are declared."""
+    rows: list[Key] = []
+    hints = get_type_hints(schema)
+    instance = schema()
+    for item in fields(schema):
+        path = f"{prefix}{item.name}"
+        if is_dataclass(hints[item.name]):
+            rows += list_keys(hints[item.name], f"{path}.")
+            continue
+        kind = str(getattr(hints[item.name], "__name__", hints[item.name]))
+        meta = item.metadata
+        rows.append(Key(path, kind, getattr(instance, item.name), meta["meaning"], meta["unit"], meta["source"]))
+    return rows

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speechssl.cli.demo_plan import MIN_UPDATES, Plan, choose_splits, plan_updates, write_trials
+from speechssl.config import DemoConfig
+from speechssl.corpora.demo import SPLITS
+
+
+def write_timing(folder: Path, verb: str, audio_s_per_s: float, update_s: float) -> None:
+    (folder / verb).mkdir(parents=True)
+    lines = [
+        {
+            "update": update,
+            "split": "train",
+            "hours_seen": update * update_s / 3600,
+            # The first updates are slow, and must not count.
+            "audio_s_per_s": 1.0 if update <= 4 else audio_s_per_s,
+        }
+        for update in range(1, 13)
+    ]
+    (folder / verb / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_updates_follow_the_time_and_the_machine(tmp_path: Path) -> None:
+    write_timing(tmp_path, "pretrain", 200.0, 48.0)
+    write_timing(tmp_path, "finetune", 100.0, 16.0)
+    plan = plan_updates(DemoConfig(minutes=8.0), 60.0, tmp_path)
+    seconds = [plan.pretrain_updates * 48 / 200, *[plan.finetune_updates * 16 / 100] * 2]
+    assert 300 < sum(seconds) < 8 * 60 - 60
+    assert plan.audio_s_per_s == (200.0, 100.0)
+    longer = plan_updates(DemoConfig(minutes=16.0), 60.0, tmp_path)
+    assert longer.pretrain_updates > 2 * plan.pretrain_updates
+    shortest = plan_updates(DemoConfig(minutes=0.5), 60.0, tmp_path)
+    assert (shortest.pretrain_updates, shortest.finetune_updates) == (MIN_UPDATES, MIN_UPDATES)
+
+
+def test_a_plan_is_kept(tmp_path: Path) -> None:
+    plan = Plan(8.0, 1, 100, 200, (150.0, 90.0))
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded is not None
+    assert (loaded.pretrain_updates, loaded.finetune_updates, loaded.minutes) == (100, 200, 8.0)
+    assert Plan.load(tmp_path / "none.json") is None
+
+
+def test_a_full_demo_uses_the_whole_corpus_and_a_short_one_less() -> None:
+    assert choose_splits(8.0) == choose_splits(60.0) == SPLITS
+    assert all(split.num_speakers >= 4 and split.num_utterances >= 3 for split in choose_splits(0.2))
+
+
+def test_trials_are_of_one_sex_and_never_of_one_session(tmp_path: Path) -> None:
+    lines = ["id\tpath\tsample_rate\tnum_samples\tspeaker\tsex"]
+    sexes = {"1": "F", "2": "M", "3": "F", "4": "M"}
+    for speaker, sex in sexes.items():
+        for chapter in (1, 2):
+            for number in range(3):
+                name = f"{speaker}-{chapter}-{number:04d}"
+                lines.append(f"{name}\t{name}.flac\t16000\t32000\t{speaker}\t{sex}")
+    (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
+    write_trials(tmp_path / "test.tsv", tmp_path / "trials.txt", seed=1)
+    trials = [line.split() for line in (tmp_path / "trials.txt").read_text().splitlines()]
+    for label, one, other in trials:
+        assert one.rpartition("-")[0] != other.rpartition("-")[0]
+        assert sexes[one[0]] == sexes[other[0]]
+        assert (label == "1") == (one[0] == other[0])
+    assert sum(label == "1" for label, *_ in trials) == 4 * 9
+    assert len({(one, other) for _, one, other in trials}) == len(trials)
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0])
+def test_the_length_must_be_positive(minutes: float) -> None:
+    with pytest.raises(Exception, match="minutes"):
+        DemoConfig(minutes=minutes)

@@ -1,0 +1,70 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechssl.data.inputs import expand_audio
+from speechssl.data.manifest import save_manifest
+from speechssl.errors import DataError
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Give a folder with b.wav, deep/a.FLAC and a text that is no audio."""
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    soundfile.write(folder / "b.wav", np.zeros(160), 16_000)
+    soundfile.write(folder / "deep" / "a.FLAC", np.zeros(441), 44_100)
+    (folder / "notes.md").write_text("no audio")
+    return folder
+
+
+def list_ids(*audio: str | Path) -> list[str]:
+    return expand_audio([str(item) for item in audio]).column("id")
+
+
+def test_a_file_a_folder_and_a_glob(clips: Path) -> None:
+    assert list_ids(clips / "b.wav") == ["b"]
+    assert list_ids(clips) == ["b", "deep/a"]
+    assert list_ids(f"{clips}/**/*.[fF]*") == ["a"]
+    assert list_ids(clips / "deep" / "a.FLAC", clips / "b.wav") == ["deep/a", "b"]
+    row = expand_audio([str(clips / "deep")])[0]
+    assert (row.path, row.sample_rate, row.num_samples) == (clips / "deep" / "a.FLAC", 44_100, 441)
+
+
+def test_a_manifest_and_a_list_of_paths(clips: Path) -> None:
+    save_manifest(expand_audio([str(clips)]), clips.parent / "m.tsv")
+    assert list_ids(clips.parent / "m.tsv") == ["b", "deep/a"]
+    (clips.parent / "list.txt").write_text("clips/deep/a.FLAC\n\nclips/b.wav\n")
+    assert list_ids(clips.parent / "list.txt") == ["deep/a", "b"]
+
+
+def test_the_same_file_twice_is_one_row_and_like_names_are_told_apart(clips: Path) -> None:
+    soundfile.write(clips / "b.flac", np.zeros(160), 16_000)
+    assert list_ids(clips, clips / "b.wav") == ["b.flac", "b.wav", "deep/a"]
+
+
+def test_an_existing_name_with_brackets_is_no_glob(clips: Path) -> None:
+    os.rename(clips / "b.wav", clips / "b [1].wav")
+    assert list_ids(clips / "b [1].wav") == ["b [1]"]
+
+
+@pytest.mark.parametrize(
+    ("audio", "sentence"),
+    [
+        ([], "`audio` must be files, folders, globs or a manifest, but is not given"),
+        (["none.wav"], "`audio` must name audio that is there, but .*none.wav does not exist"),
+        (["*.mp3"], r"`audio` must match files, but the glob .*\*\.mp3 matches none"),
+        (["empty"], "`audio` must name audio, but the folder .*empty holds none"),
+        (["notes.md"], "notes.md must be audio that libsndfile reads"),
+        (["none.tsv"], "`audio` must be a manifest .* but .*none.tsv does not exist"),
+        (["list.txt"], "`audio` must name audio, but .*list.txt lists no paths"),
+    ],
+)
+def test_what_names_no_audio_gets_a_sentence(clips: Path, audio: list[str], sentence: str) -> None:
+    (clips / "empty").mkdir()
+    (clips / "list.txt").write_text("\n")
+    with pytest.raises(DataError, match=sentence):
+        expand_audio([str(clips / item) for item in audio])

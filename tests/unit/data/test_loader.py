@@ -1,0 +1,117 @@
+"""Batches: the same with any number of workers and from any first update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechssl.data.dataset import Example, ReadOptions
+from speechssl.data.loader import Batch, iterate_updates, pad_stack
+from speechssl.data.manifest import Manifest, Utterance, build_manifest
+from speechssl.data.sampler import PlanConfig, UpdatePlanner
+
+
+def prepare(examples: list[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
+    rng = np.random.default_rng([seed, number])
+    return {"drawn": [rng.random(number % 3 + 1) for _ in examples]}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("audio")
+    rows = []
+    for number in range(12):
+        rate = 16_000 if number % 2 else 22_050
+        length = round((1.0 + 0.1 * number) * rate)
+        wave = np.random.default_rng(number).uniform(-0.5, 0.5, length).astype(np.float32)
+        soundfile.write(folder / f"{number}.flac", wave, rate)
+        rows.append(Utterance(str(number), folder / f"{number}.flac", rate, length))
+    return build_manifest(rows, folder)
+
+
+def read(manifest: Manifest, first: int, last: int, workers: int, crop: bool = True, **options: object) -> list[list[Batch]]:
+    config = PlanConfig(1, 48_000, 2, 96_000, max_samples=12_000 if crop else 0)
+    planner = UpdatePlanner(manifest.num_samples_16k, config)
+    return list(iterate_updates(manifest, planner, ReadOptions(1, **options), prepare, (first, last), workers))
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    lengths = one.num_samples is None if two.num_samples is None else torch.equal(one.num_samples, two.num_samples)
+    same_inputs = all(torch.equal(one.inputs[name], two.inputs[name]) for name in one.inputs)
+    return bool(torch.equal(one.waveforms, two.waveforms) and lengths and same_inputs and one.ids == two.ids)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(manifest: Manifest, workers: int) -> None:
+    alone, helped = read(manifest, 1, 6, 0), read(manifest, 1, 6, workers)
+    assert len(alone) == len(helped) == 6
+    for one, two in zip(alone, helped, strict=True):
+        assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_any_update_can_be_read_directly(manifest: Manifest) -> None:
+    everything, tail = read(manifest, 1, 6, 0), read(manifest, 5, 6, 0)
+    assert all(equal(a, b) for a, b in zip(everything[4], tail[0], strict=True))
+
+
+def test_crops_move_from_epoch_to_epoch(manifest: Manifest) -> None:
+    seen = {}
+    for batches in read(manifest, 1, 12, 0):
+        for row, name in zip(batches[0].waveforms, batches[0].ids, strict=True):
+            seen.setdefault(name, set()).add(row.numpy().tobytes())
+    assert max(len(crops) for crops in seen.values()) > 1
+
+
+def test_whole_utterances_are_padded_and_counted(manifest: Manifest) -> None:
+    batch = next(b for u in read(manifest, 1, 6, 0, crop=False) for b in u if b.num_samples is not None)
+    assert batch.num_samples is not None
+    for row, length, name in zip(batch.waveforms, batch.num_samples.tolist(), batch.ids, strict=True):
+        assert length == manifest.num_samples_16k[int(name)]
+        assert float(row[length:].abs().sum()) == 0.0
+    assert batch.audio_s == pytest.approx(int(batch.num_samples.sum()) / 16_000)
+
+
+def test_normalisation_is_over_the_whole_utterance(manifest: Manifest) -> None:
+    batch = read(manifest, 1, 1, 0, normalize=True)[0][0]
+    whole = read(manifest, 1, 6, 0, crop=False, normalize=True)
+    for row in batch.waveforms:
+        assert abs(float(row.std()) - 1.0) > 1e-6
+    first = whole[0][0]
+    length = int(first.num_samples[0]) if first.num_samples is not None else first.waveforms.shape[1]
+    assert float(first.waveforms[0, :length].std(correction=0)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_cache_gives_the_same_samples_each_time(manifest: Manifest, tmp_path: Path) -> None:
+    cache, manifest = str(tmp_path / "cache"), manifest.select([1, 3, 5, 7, 9, 11])
+    first, again = read(manifest, 1, 3, 0, cache_dir=cache), read(manifest, 1, 3, 0, cache_dir=cache)
+    plain = read(manifest, 1, 3, 0)
+    assert len(list((tmp_path / "cache").rglob("*.wav"))) > 0
+    for one, two, three in zip(first, again, plain, strict=True):
+        assert equal(one[0], two[0])
+        torch.testing.assert_close(one[0].waveforms, three[0].waveforms, atol=1e-4, rtol=0)
+
+
+def test_a_crop_at_another_rate_is_a_stretch_of_the_whole(manifest: Manifest) -> None:
+    """Up to the resampling filter's reach at the two ends."""
+    whole = {n: row for u in read(manifest, 1, 6, 0, crop=False) for b in u for n, row in zip(b.ids, b.waveforms, strict=True)}
+    for batch in (b for u in read(manifest, 1, 4, 0) for b in u):
+        for name, row in zip(batch.ids, batch.waveforms.numpy(), strict=True):
+            inner = row[1_000:-1_000]
+            full = whole[name].numpy()
+            errors = [np.abs(full[k : k + len(inner)] - inner).max() for k in range(len(full) - len(inner))]
+            assert min(errors) < 2e-3
+
+
+def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> None:
+    batch = read(manifest, 1, 1, 0)[0][0]
+    assert batch.membership.sum(0).tolist() == [1.0] * len(batch.ids)
+    assert [size["rows"] for size in batch.sizes] == batch.membership.sum(1).int().tolist()
+
+
+def test_pad_stack() -> None:
+    stacked = pad_stack([np.ones((2, 1)), np.ones((1, 3))])
+    assert stacked.tolist() == [[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]

@@ -1,0 +1,98 @@
+"""The contrastive objective: sums that do not care how sub-batches are stacked, and metrics at known points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
+from speechssl.data.dataset import Example
+from speechssl.data.loader import Batch, collate
+from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.errors import ConfigError
+from speechssl.objectives.protocol import LossTerms, add_terms
+from speechssl.objectives.wav2vec2 import ContrastiveObjective
+
+Speech = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def objective(tiny_model_config: ModelConfig) -> ContrastiveObjective:
+    for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
+        setattr(tiny_model_config, name, 0.0)
+    torch.manual_seed(0)
+    return ContrastiveObjective(tiny_model_config, ContrastiveConfig(num_negatives=30), 1, 100)
+
+
+def make_batch(objective: ContrastiveObjective, speech: Speech, numbers: tuple[int, ...]) -> Batch:
+    """Sub-batches 0 and 1 have rows of 2.0 and 3.0 s."""
+    prepare, parts, plans = objective.make_prepare(), [], []
+    for number in numbers:
+        rows = [Example(f"{number}-{row}", speech(2.0 + number, 10 * number + row), None, None) for row in range(3)]
+        parts.append((rows, prepare(rows, 1, number)))
+        plans.append(SubBatch(number, 0, (0, 1, 2), len(rows[0].waveform)))
+    return collate(ForwardPlan(1, tuple(plans), True), parts)
+
+
+def gradients(objective: ContrastiveObjective, terms: LossTerms) -> dict[str, torch.Tensor]:
+    objective.module.zero_grad()
+    terms.sum.backward()
+    return {name: p.grad.clone() for name, p in objective.module.named_parameters() if p.grad is not None}
+
+
+def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(objective: ContrastiveObjective, speech: Speech) -> None:
+    """Noise, masks, diversity and penalty belong to the sub-batch: stacking changes nothing but rounding."""
+    stacked = objective.compute(make_batch(objective, speech, (0, 1)), 1)
+    apart = [objective.compute(make_batch(objective, speech, (number,)), 1) for number in (0, 1)]
+    together = add_terms(apart)
+    assert float(stacked.sum.detach()) == pytest.approx(float(together.sum.detach()), rel=1e-5)
+    assert int(stacked.count) == int(together.count)
+    for name, value in stacked.stats.items():
+        torch.testing.assert_close(value, together.stats[name], rtol=1e-4, atol=1e-4)
+    first, second = gradients(objective, stacked), gradients(objective, together)
+    for name, gradient in first.items():
+        torch.testing.assert_close(gradient, second[name], rtol=1e-3, atol=1e-3)
+
+
+def test_losses_add_up_in_bits(objective: ContrastiveObjective, speech: Speech) -> None:
+    terms = objective.compute(make_batch(objective, speech, (0, 1)), 1)
+    metrics = objective.summarise(terms.detach(), 1)
+    parts = sum(metrics[f"loss_{name}"] for name in ("contrastive", "diversity", "features"))
+    assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(terms.sum.detach()) / int(terms.count) / math.log(2), rel=1e-6)
+    assert 0.3 < metrics["masked_share"] < 0.6
+    assert len(metrics["hard_perplexity"]) == len(metrics["soft_perplexity"]) == 2
+    assert metrics["temperature"] == 2.0
+
+
+def test_prepare_is_a_function_of_seed_and_sub_batch(objective: ContrastiveObjective, speech: Speech) -> None:
+    rows = [Example(str(k), speech(2.0, k), None, None) for k in range(3)]
+    prepare = objective.make_prepare()
+    first, again, other = prepare(rows, 1, 5), prepare(rows, 1, 5), prepare(rows, 1, 6)
+    assert all((a == b).all() for a, b in zip(first["negatives"], again["negatives"], strict=True))
+    assert any((a != b).any() for a, b in zip(first["mask"], other["mask"], strict=True))
+    assert {mask.sum() for mask in first["mask"]} == {len(row) for row in first["negatives"]}
+
+
+def test_validation_draws_nothing(objective: ContrastiveObjective, speech: Speech) -> None:
+    objective.module.eval()
+    batch = make_batch(objective, speech, (0,))
+    with torch.no_grad():
+        values = [float(objective.compute(batch, update).sum) for update in (1, 50)]
+    assert values[0] == values[1]
+
+
+def test_training_noise_depends_on_the_sub_batch_alone(objective: ContrastiveObjective, speech: Speech) -> None:
+    batch = make_batch(objective, speech, (0,))
+    sums = [float(objective.compute(batch, 1).sum.detach()) for _ in range(2)]
+    assert sums[0] == sums[1]
+
+
+def test_a_mask_that_leaves_no_negatives_is_refused(tiny_model_config: ModelConfig) -> None:
+    tiny_model_config.mask = MaskConfig(min_spans=0)
+    with pytest.raises(ConfigError, match=r"model\.mask\.min_spans"):
+        ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 1, 100)

@@ -1,0 +1,130 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechssl.audio import AudioInfo, convert_waveform, load_audio, num_samples_at_16k, read_info
+from speechssl.errors import DataError
+
+Speech = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def flac(tmp_path: Path, speech: Speech) -> Path:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, speech(2.0, 1), 16_000)
+    return path
+
+
+def test_the_header_says_rate_channels_and_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((441, 2)), 44_100)
+    assert read_info(tmp_path / "a.wav") == AudioInfo(44_100, 2, 441)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("num_samples", [1, 2_001, 20_000])
+def test_any_rate_gives_the_announced_number_of_samples(tmp_path: Path, rate: int, num_samples: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(num_samples), rate)
+    audio = load_audio(tmp_path / "a.wav")
+    assert audio.dtype == np.float32
+    assert audio.shape == (num_samples_at_16k(num_samples, rate),)
+    assert abs(len(audio) - num_samples * 16_000 / rate) <= 0.5
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_a_tone_keeps_its_pitch_and_height(rate: int) -> None:
+    tone = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(rate) / rate)
+    expected = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(16_000) / 16_000)
+    assert np.abs(convert_waveform(tone, rate) - expected)[500:-500].max() < 1e-3
+
+
+def test_a_tone_above_the_new_band_does_not_fold_back() -> None:
+    tone = np.sin(2 * np.pi * 9_000 * np.arange(44_100) / 44_100)
+    assert np.abs(convert_waveform(tone, 44_100))[500:-500].max() < 1e-3
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack([np.full(100, 0.5), np.full(100, -0.25)], axis=1), 16_000, "FLOAT")
+    assert load_audio(tmp_path / "a.wav") == pytest.approx(np.full(100, 0.125))
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav", "ogg"])
+@pytest.mark.parametrize(("offset", "count"), [(0, 1), (0, 16_000), (7_001, 9_000), (31_000, 1_000), (32_000, 0)])
+def test_a_partial_read_is_a_slice_of_the_whole(
+    tmp_path: Path, speech: Speech, suffix: str, offset: int, count: int
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, speech(2.0, 3), 16_000)
+    whole = load_audio(path)
+    assert len(whole) == 32_000
+    part = load_audio(path, offset, count)
+    assert len(part) == count
+    # Vorbis decodes a block from its neighbours, so that the last bits depend on where the decoder starts.
+    assert part == pytest.approx(whole[offset : offset + count], abs=1e-6)
+
+
+def test_a_partial_read_of_another_rate_counts_in_the_files_own_samples(tmp_path: Path, speech: Speech) -> None:
+    soundfile.write(tmp_path / "a.wav", speech(2.0, 3, 120.0, 44_100), 44_100)
+    assert len(load_audio(tmp_path / "a.wav", 4_410, 44_100)) == 16_000
+    whole, part = load_audio(tmp_path / "a.wav"), load_audio(tmp_path / "a.wav", 22_050)
+    assert part[200:] == pytest.approx(whole[8_200:], abs=1e-3)
+
+
+@pytest.mark.parametrize(("offset", "count"), [(-1, 5), (0, 32_001), (32_001, None), (5, -1)])
+def test_a_stretch_outside_the_file_is_refused(flac: Path, offset: int, count: int | None) -> None:
+    with pytest.raises(DataError, match=r"a\.flac must hold the samples .* but has 32000"):
+        load_audio(flac, offset, count)
+
+
+def test_a_truncated_flac_is_refused_and_not_padded(flac: Path) -> None:
+    flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
+    assert read_info(flac).num_samples == 32_000
+    with pytest.raises(DataError, match=r"a\.flac must be whole, but"):
+        load_audio(flac)
+
+
+def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("This is no sound at all, but a sentence that is long enough.\n" * 20)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16_000)
+    with pytest.raises(DataError, match=r"text\.wav must be audio that libsndfile reads"):
+        read_info(tmp_path / "text.wav")
+    with pytest.raises(DataError, match=r"empty\.wav must be audio"):
+        read_info(tmp_path / "empty.wav")
+    with pytest.raises(DataError, match=r"nothing\.wav must hold audio, but has 0 samples"):
+        read_info(tmp_path / "nothing.wav")
+
+
+def test_a_format_that_is_not_read_comes_with_the_ffmpeg_command(tmp_path: Path) -> None:
+    (tmp_path / "my talk.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00" + bytes(200))
+    with pytest.raises(DataError, match=r'ffmpeg -i "my talk\.m4a" -ac 1 -ar 16000 "my talk\.flac"'):
+        load_audio(tmp_path / "my talk.m4a")
+
+
+def test_what_is_no_regular_file_is_refused_without_hanging(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(DataError, match=r"pipe\.wav must be a regular file, but is not one"):
+        read_info(tmp_path / "pipe.wav")
+    with pytest.raises(DataError, match="must be a regular file, but is a folder"):
+        read_info(tmp_path)
+    with pytest.raises(DataError, match=r"none\.wav must be readable, but is not: No such file"):
+        read_info(tmp_path / "none.wav")
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    samples = np.zeros(100, dtype=np.float32)
+    samples[50] = np.nan
+    with pytest.raises(DataError, match="must be finite"):
+        convert_waveform(samples, 16_000)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, "FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav must hold finite samples"):
+        load_audio(tmp_path / "a.wav")
+
+
+def test_integers_are_scaled_by_their_range() -> None:
+    assert convert_waveform(np.array([-32_768, 0, 16_384], dtype=np.int16), 16_000).tolist() == [-1.0, 0.0, 0.5]
+    with pytest.raises(DataError, match="must have the shape"):
+        convert_waveform(np.zeros((2, 3, 4)), 16_000)
