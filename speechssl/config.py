@@ -159,10 +159,12 @@ class TextConfig:
     vocabulary: str = knob("fairseq", "`fairseq`: its 32 symbols; `data`: the letters of data.train")
     case: str = knob("upper", "`upper`, `lower` or `keep`")
     keep: str = knob("", "characters outside the vocabulary that are kept as labels of their own, such as 0123456789")
+    unknown: str = knob("refuse", "letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
 
     def __post_init__(self) -> None:
         check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))
         check_choice("text.case", self.case, ("upper", "lower", "keep"))
+        check_choice("text.unknown", self.unknown, ("refuse", "drop"))
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,6 @@ import numpy as np
 from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import EvaluateConfig, check
 from speechssl.data.manifest import Manifest, load_manifests
-from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
 from speechssl.evaluation.recognition import recognise, require_recogniser
 from speechssl.evaluation.statistics import RELIABLE_UNITS
@@ -38,7 +37,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     manifest, num_untranscribed = _load_transcribed(config)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device)
-    vocabulary = require_recogniser(model)
+    vocabulary = require_recogniser(model, config.checkpoint)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision)
@@ -58,8 +57,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 def _load_transcribed(config: EvaluateConfig) -> tuple[Manifest, int]:
     """Load the rows that have a transcript, and count those that have none: they cannot be scored."""
     manifest = load_manifests(config.data.test, "data.test").filter_where(config.data.where)
-    if len(manifest) == 0:
-        raise DataError(f"`data.where` must match rows of data.test, but {config.data.where!r} matches none")
     manifest.require("text", "data.test")
     transcribed = [index for index, text in enumerate(manifest.column("text")) if text and text.strip()]
     missing = len(manifest) - len(transcribed)

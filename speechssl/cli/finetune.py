@@ -13,11 +13,12 @@ from speechssl.cli.training_run import choose_device, open_folder, seed_weights,
 from speechssl.config import FinetuneConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
+from speechssl.errors import DataError
 from speechssl.interop.checkpoint import load_backbone_into, load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
-from speechssl.text import Vocabulary, build_vocabulary
+from speechssl.text import Vocabulary, build_vocabulary, is_silent
 from speechssl.training.schedules import compute_frozen_updates
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
@@ -34,7 +35,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
     vocabulary = build_vocabulary(config.text, train_set.column("text"))
-    _list_unknown(vocabulary, train_set)
+    check_letters(vocabulary, train_set.column("text"), config.text.unknown)
     seed_weights(config.seed)
     model = SpeechModel(config.model, vocabulary)
     if config.init:
@@ -54,16 +55,29 @@ def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:
     return manifest
 
 
-def _list_unknown(vocabulary: Vocabulary, manifest: Manifest) -> None:
-    """Say which characters of the transcripts are no labels, so that nothing is lost unseen."""
-    unknown = vocabulary.unknown_letters(manifest.column("text"))
-    if unknown:
-        listed = ", ".join(f"{letter!r} {count}" for letter, count in unknown.most_common(20))
-        _logger.warning(
-            "data.train has characters outside the vocabulary, which are left out of the labels: %s "
-            "(text.keep or text.vocabulary=data takes them in)",
-            listed,
+def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: str) -> None:
+    """Say which characters of the transcripts are no labels, so that nothing is lost unseen.
+
+    Args:
+        vocabulary: labels.
+        texts: transcripts.
+        unknown: `text.unknown`; punctuation, which nobody speaks, is only listed.
+
+    Raises:
+        DataError: letters or digits are outside the vocabulary, and `unknown` is `refuse`.
+    """
+    counts = vocabulary.unknown_letters(text for text in texts if text)
+    spoken = {letter: count for letter, count in counts.most_common() if not is_silent(letter)}
+    listed = ", ".join(f"{letter!r} {count} ×" for letter, count in counts.most_common(20))
+    if spoken and unknown == "refuse":
+        letters = ", ".join(f"{letter!r} {count} ×" for letter, count in list(spoken.items())[:20])
+        raise DataError(
+            f"`data.train` must be spelt in the vocabulary, but has {letters} outside it "
+            f"(text.keep={''.join(spoken)!r} adds them, text.vocabulary=data takes all letters, text.unknown=drop "
+            "leaves them out of the labels)"
         )
+    if counts:
+        _logger.warning("data.train has characters outside the vocabulary, left out of the labels: %s", listed)
 
 
 def _build_source(

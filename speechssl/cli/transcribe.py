@@ -36,7 +36,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
     manifest = expand_audio(config.audio)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device)
-    require_recogniser(model)
+    require_recogniser(model, config.checkpoint)
     is_file = bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)
     target = out if is_file else out / TEXTS_NAME

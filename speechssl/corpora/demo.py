@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import soundfile
+
 from speechssl.corpora.demo_text import make_sentences
 from speechssl.corpora.espeak import Job, Voice, require_espeak, synthesise
 from speechssl.errors import DataError
@@ -48,7 +50,7 @@ class Split:
 
 
 SPLITS = (Split("train", 32, 2, 15), Split("dev", 6, 2, 5), Split("test", 12, 2, 8))
-"""Some 53 minutes of training speech, 3 of dev and 11 of test."""
+"""Some 42 minutes of training speech, 3 of dev and 9 of test."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,9 @@ def _write_speakers(folder: Path, seed: int, splits: Sequence[Split]) -> None:
     speakers = iter(make_speakers(sum(split.num_speakers for split in splits), seed))
     lines = ["; speech made by eSpeak NG for speechssl's demo\n", ";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
     for split in splits:
-        # 3 s an utterance, as it comes out on average
-        minutes = split.num_chapters * split.num_utterances * 3 / 60
         for speaker in (next(speakers) for _ in range(split.num_speakers)):
-            lines.append(
-                f"{speaker.number:<5}| {speaker.sex} | {split.name:<17}| {minutes:<6.2f}| {speaker.voice.name}\n"
-            )
+            paths = (folder / split.name / str(speaker.number)).rglob("*.flac")
+            minutes = sum(soundfile.info(path).duration for path in paths) / 60
+            cells = (f"{speaker.number:<5}", f" {speaker.sex} ", f" {split.name:<17}", f" {minutes:<6.2f}")
+            lines.append(f"{'|'.join(cells)}| {speaker.voice.name}\n")
     (folder / "SPEAKERS.TXT").write_text("".join(lines), encoding="utf-8")

@@ -30,8 +30,8 @@ from speechssl.corpora.demo_sound import SAMPLE_RATE, finish_utterance
 from speechssl.errors import ConfigError, DataError
 
 _SYNCHRONOUS = 2
-_PHONEME_EVENTS_OFF_EXIT_OFF = 0x8000
-"""espeakINITIALIZE_DONT_EXIT: report a missing data folder instead of ending the process."""
+_DONT_EXIT = 0x8000
+"""Report a missing data folder instead of ending the process."""
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 
@@ -102,9 +102,15 @@ def synthesise(jobs: Sequence[Job]) -> Iterator[str]:
         listener = Thread(target=errors.extend, args=(process.stderr,), daemon=True)
         feeder.start()
         listener.start()
-        yield from (line.rstrip("\n") for line in process.stdout)
-        feeder.join()
-        listener.join()
+        is_whole = False
+        try:
+            yield from (line.rstrip("\n") for line in process.stdout)
+            is_whole = True
+        finally:
+            if not is_whole:
+                process.terminate()
+            feeder.join()
+            listener.join()
     if process.returncode != 0:
         last = "; ".join(line.strip() for line in errors[-2:]) or f"exit code {process.returncode}"
         raise DataError(f"the demo's speech must be made by eSpeak NG, but it failed: {last}")
@@ -133,7 +139,7 @@ class Engine:
         # Held as an attribute: ctypes does not keep the callback alive.
         self._callback = callback_type(self._collect)
         data_path = os.fsencode(loader.get_data_path())
-        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, _PHONEME_EVENTS_OFF_EXIT_OFF)
+        self.sample_rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, _DONT_EXIT)
         if self.sample_rate <= 0:
             raise DataError(f"eSpeak NG must find its data in {loader.get_data_path()}, but does not")
         self._library.espeak_SetSynthCallback(self._callback)

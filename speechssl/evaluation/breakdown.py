@@ -13,6 +13,7 @@ UTTERANCES_NAME, CONFUSIONS_NAME = "utterances.tsv", "confusions.tsv"
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _SPACE, _NOTHING = "␣", "∅"
+_LONGEST = 160
 
 
 def escape_field(text: str) -> str:
@@ -58,8 +59,8 @@ def format_worst(scores: Scores, limit: int = 5) -> str:
     worst = [utterance for utterance in scores.sort_worst_first()[:limit] if utterance.letter_edits]
     return "\n".join(
         f"  {item.id}: {len(item.word_edits)} word errors in {item.num_words} words\n"
-        f"    said   {item.reference or _NOTHING}\n"
-        f"    heard  {item.hypothesis or _NOTHING}"
+        f"    said   {_shorten(item.reference)}\n"
+        f"    heard  {_shorten(item.hypothesis)}"
         for item in worst
     )
 
@@ -115,6 +116,11 @@ def _show(edit: Edit) -> str:
     """Write an edit; a space has a sign of its own."""
     said, heard = (text.replace(" ", _SPACE) for text in (edit.reference, edit.hypothesis))
     return f"{said} → {heard}" if said and heard else said or heard
+
+
+def _shorten(text: str) -> str:
+    """Cut a text to a line or two of a terminal; the file has it whole."""
+    return text if 0 < len(text) <= _LONGEST else f"{text[:_LONGEST]}…" if text else _NOTHING
 
 
 def _format_rate(rate: float | None) -> str:

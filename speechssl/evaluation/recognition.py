@@ -69,14 +69,18 @@ class Source:
         return cls([f"array {k}" for k in range(len(waveforms))], lengths, waveforms.__getitem__)
 
 
-def require_recogniser(model: SpeechModel) -> Vocabulary:
+def require_recogniser(model: SpeechModel, name: str = "this model") -> Vocabulary:
     """Return the vocabulary of a model's CTC head.
+
+    Args:
+        model: any model.
+        name: what the message calls it, such as its checkpoint.
 
     Raises:
         CheckpointError: the model has no CTC head.
     """
     if model.head is None or model.vocabulary is None:
-        raise CheckpointError("`checkpoint` must be a recogniser, but this model has no CTC head: finetune it first")
+        raise CheckpointError(f"`checkpoint` must be a recogniser, but {name} has no CTC head: finetune it first")
     return model.vocabulary
 
 
@@ -108,16 +112,25 @@ def transcribe(
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
     require_recogniser(model)
+    source = find_source(audio, sample_rate)[0]
+    return list(iterate_texts(model, source, batch_s, window_s, precision))
+
+
+def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest | None]:
+    """Find what `audio` names: the utterances, and their manifest where they are files.
+
+    Raises:
+        DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
+    """
     items = [audio] if isinstance(audio, (str, Path, np.ndarray)) else list(audio)
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if arrays and (sample_rate is None or len(arrays) < len(items)):
         problem = "also has files" if len(arrays) < len(items) else "has none"
         raise DataError(f"`audio` must be waveforms with a sample_rate, or files, but {problem}")
     if arrays and sample_rate is not None:
-        source = Source.from_arrays(arrays, sample_rate)
-    else:
-        source = Source.from_manifest(expand_audio([str(item) for item in items]))
-    return list(iterate_texts(model, source, batch_s, window_s, precision))
+        return Source.from_arrays(arrays, sample_rate), None
+    manifest = expand_audio([str(item) for item in items])
+    return Source.from_manifest(manifest), manifest
 
 
 def recognise(
@@ -153,11 +166,11 @@ def iterate_texts(
     batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
     shortest = compute_receptive_field(model.config.conv_kernels, model.config.conv_strides)
     _name_too_short(source, np.flatnonzero(lengths < shortest))
-    for chunk in _cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
+    for chunk in cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
         texts = dict.fromkeys(chunk.tolist(), "")
         fitting = chunk[(lengths[chunk] >= shortest) & (lengths[chunk] <= window)]
-        batches = plan_batches(fitting, lengths, batch_samples, _needs_equal_lengths(model))
-        for batch, waveforms in _read_ahead(source, batches):
+        batches = plan_batches(fitting, lengths, batch_samples, needs_equal_lengths(model))
+        for batch, waveforms in read_ahead(source, batches):
             logits, num_frames = _compute_logits(model, waveforms, precision)
             texts |= zip(batch, greedy_decode(logits, num_frames, vocabulary), strict=True)
         for index in chunk[lengths[chunk] > window].tolist():
@@ -212,12 +225,12 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
     return batches
 
 
-def _needs_equal_lengths(model: SpeechModel) -> bool:
+def needs_equal_lengths(model: SpeechModel) -> bool:
     """Say whether padding would change a row: group norm over all frames, as the published models have it."""
     return model.config.conv_norm == "group" and model.config.group_norm_frames == "all"
 
 
-def _cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
+def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
     """Cut 0 … n - 1 into consecutive runs of about `chunk_samples` samples."""
     numbers = (np.cumsum(lengths) - lengths) // chunk_samples
     return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(numbers)) + 1)
@@ -231,7 +244,7 @@ def _name_too_short(source: Source, indices: IntArray) -> None:
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s%s", len(indices), names, more)
 
 
-def _read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], list[FloatArray]]]:
+def read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], list[FloatArray]]]:
     """Yield batches with their waveforms, while threads read the next ones."""
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         pending: list[tuple[list[int], list[Future[FloatArray]]]] = []
@@ -250,7 +263,7 @@ def _compute_logits(model: SpeechModel, waveforms: Sequence[FloatArray], precisi
         row[: len(waveform)] = torch.from_numpy(waveform)
     was_training, device = model.training, model.device
     # The peers' group norm must see an unpadded batch as unpadded; the other norms do not mind either form.
-    num_samples = None if _needs_equal_lengths(model) else lengths.to(device)
+    num_samples = None if needs_equal_lengths(model) else lengths.to(device)
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         logits, num_frames = model.eval().logits(padded.to(device), num_samples)
     model.train(was_training)

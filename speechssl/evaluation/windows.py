@@ -8,6 +8,7 @@ furthest from an edge.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from speechssl.model.lengths import HOP_SAMPLES
 
@@ -51,7 +52,7 @@ def plan_windows(num_samples: int, window_samples: int, receptive_samples: int =
     length = (window_samples - receptive_samples) // HOP_SAMPLES + 1
     step = max(1, length - 2 * (length // _MARGIN_SHARE))
     starts = [*range(0, max(total - length, 0), step), max(total - length, 0)]
-    middles = [(left + length + right) // 2 for left, right in zip(starts, starts[1:], strict=False)]
+    middles = [(left + length + right) // 2 for left, right in pairwise(starts)]
     samples = (min(length, total) - 1) * HOP_SAMPLES + receptive_samples
     edges = zip(starts, [0, *middles], [*middles, total], strict=True)
     return [Window(start * HOP_SAMPLES, samples, first - start, last - start) for start, first, last in edges]

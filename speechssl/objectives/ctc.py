@@ -14,7 +14,7 @@ from speechssl.config import ModelConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.evaluation.decoding import greedy_decode
-from speechssl.evaluation.wer import score
+from speechssl.evaluation.wer import compare
 from speechssl.losses import compute_ctc_loss
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import sample_channel_masks, sample_masks
@@ -132,12 +132,12 @@ class CTCObjective:
         """Decode greedily and count errors against the labels, so that rates are sums over the validation set."""
         labels, lengths = batch.inputs["labels"].tolist(), batch.inputs["num_labels"][:, 0].tolist()
         references = [self.vocabulary.decode(row[:length]) for row, length in zip(labels, lengths, strict=True)]
-        scores = score(references, greedy_decode(logits, num_frames, self.vocabulary))
+        utterances = compare(references, greedy_decode(logits, num_frames, self.vocabulary))
         counts = {
-            "word_errors": sum(len(utterance.word_edits) for utterance in scores.utterances),
-            "letter_errors": sum(len(utterance.letter_edits) for utterance in scores.utterances),
-            "words": scores.num_words,
-            "letters": scores.num_letters,
+            "word_errors": sum(len(utterance.word_edits) for utterance in utterances),
+            "letter_errors": sum(len(utterance.letter_edits) for utterance in utterances),
+            "words": sum(utterance.num_words for utterance in utterances),
+            "letters": sum(utterance.num_letters for utterance in utterances),
         }
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ class Curve:
         label: what the legend calls it.
         style: CSS class that gives colour and line: `train`, `valid`, `c1` … `c5`.
         x, y: the points, x rising.
-        low, high: band around y, where several values became one point; empty without a band.
+        low, high: band around y that holds the middle 80 % of the values; empty without a band.
     """
 
     label: str
@@ -47,7 +46,7 @@ def make_curve(
         style: CSS class.
         x, y: points, x rising.
         smooth: draw the mean over about 1/20 of the run.
-        band: draw the values that the mean covers as a band around it.
+        band: draw the middle 80 % of the values that the mean covers as a band around it.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     finite = np.isfinite(ys)
@@ -100,16 +99,13 @@ def make_path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _smooth(label: str, style: str, x: FloatArray, y: FloatArray) -> Curve:
-    """Average bins, then a moving window; the band follows the least and the largest values, as smoothly."""
-    edges = np.unique(np.linspace(0, len(x), min(len(x), MAX_POINTS) + 1).round().astype(int))
-    mean = np.array([y[a:b].mean() for a, b in pairwise(edges)])
-    low = np.array([y[a:b].min() for a, b in pairwise(edges)])
-    high = np.array([y[a:b].max() for a, b in pairwise(edges)])
-    reach = max(len(mean) // 40, 1)
-    windows = [slice(max(k - reach, 0), k + reach + 1) for k in range(len(mean))]
-    lowest, highest = np.array([low[w].min() for w in windows]), np.array([high[w].max() for w in windows])
-    lines = [np.array([line[w].mean() for w in windows]) for line in (mean, lowest, highest)]
-    return Curve(label, style, x[edges[1:] - 1], *lines)
+    """Average a moving window at `MAX_POINTS` places; the band holds the middle 80 % of the window's values."""
+    ends = np.unique(np.linspace(1, len(x), min(len(x), MAX_POINTS)).round().astype(int))
+    reach = max(len(x) // 40, 1)
+    windows = [y[max(end - 1 - reach, 0) : end + reach] for end in ends]
+    mean = np.array([window.mean() for window in windows])
+    low, high = (np.array([np.percentile(window, share) for window in windows]) for share in (10, 90))
+    return Curve(label, style, x[ends - 1], mean, low, high)
 
 
 def _find_x_range(curves: Sequence[Curve]) -> tuple[float, float]:

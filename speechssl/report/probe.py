@@ -66,16 +66,26 @@ def list_baselines(run: RunFolder) -> list[tuple[str, float]]:
     measure = find_measure(run)
     found = []
     for key, value in (run.result.get("baselines") or {}).items():
-        figure = value.get(measure) if isinstance(value, dict) else value
-        if isinstance(figure, (int, float)):
-            found.append((NAMES.get(key, key.replace("_", " ")), float(figure)))
+        figure = _read_figure(value, measure)
+        if figure is not None:
+            found.append((NAMES.get(key, key.replace("_", " ")), figure))
     return found
+
+
+def _read_figure(value: Any, measure: str) -> float | None:
+    """Read a baseline's figure: given as it is, by its name, or as the best of its layers."""
+    if isinstance(value, dict) and isinstance(value.get(measure), (int, float)):
+        return float(value[measure])
+    if isinstance(value, (int, float)):
+        return float(value)
+    values = [point.y for point in _read_points(value.get("layers") if isinstance(value, dict) else value, measure)]
+    return (min(values) if measure == "eer" else max(values)) if values else None
 
 
 def _draw_by_layer(run: RunFolder, points: list[Point], measure: str) -> str:
     series = [("pretrained", "c1", points)]
     for key, value in (run.result.get("baselines") or {}).items():
-        rows = _read_points(value.get("layers"), measure) if isinstance(value, dict) else []
+        rows = _read_points(value.get("layers") if isinstance(value, dict) else value, measure)
         if [row.x for row in rows] == [point.x for point in points]:
             series.append((NAMES.get(key, key), "c2", rows))
     drawn = {label for label, _, _ in series}

@@ -16,8 +16,8 @@ from speechssl.report.spectrogram import compute_log_mel, draw_spectrogram
 from speechssl.report.strip import Strip, count_seconds
 
 EXAMPLE_S = 6.0
-USE_UTTERANCES, USE_S = 40, 6.0
-"""Code use is counted on at most so many utterances, the first seconds of each: 4 minutes of speech."""
+USE_UTTERANCES, USE_S = 30, 5.0
+"""Code use is counted on at most so many utterances, the first seconds of each: some minutes of speech."""
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -42,6 +42,7 @@ class Setup:
         store: where checkpoints go; None keeps none (a probe).
         open_writers: opens the writers of metrics for a run that goes on from an update.
         stop: says when to stop.
+        is_quiet: no lines of progress.
     """
 
     objective: Objective
@@ -54,6 +55,7 @@ class Setup:
     store: CheckpointStore | None = None
     open_writers: Callable[[int], Sequence[MetricsWriter]] = lambda update: ()
     stop: StopFlag = field(default_factory=StopFlag)
+    is_quiet: bool = False
 
 
 class Trainer:
@@ -160,7 +162,8 @@ class Trainer:
         self.progress.audio_s += audio_s
         extra: Metrics = {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / max(seconds, 1e-9)}
         self._write("train", metrics | extra)
-        if self.progress.update % self.config.log_every == 0 or self.progress.update == 1:
+        due = self.progress.update % self.config.log_every == 0 or self.progress.update == 1
+        if due and not self.setup.is_quiet:
             _logger.info(format_progress(self.progress.update, self.config.max_updates, "train", metrics | extra))
 
     def _finish_update(self) -> None:

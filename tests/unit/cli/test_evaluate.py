@@ -141,7 +141,7 @@ def test_a_manifest_without_text_is_refused(tmp_path: Path) -> None:
 def test_no_manifest_no_rows_and_no_resamples_are_refused(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`data\.test`"):
         evaluate.run(schemas.EvaluateConfig(checkpoint="runs/x", out=str(tmp_path / "out")))
-    with pytest.raises(DataError, match=r"`data\.where` must match rows"):
+    with pytest.raises(DataError, match=r"`data\.where` must keep some rows"):
         evaluate.run(make_config(manifest, tmp_path / "out", where="speaker=nobody"))
     with pytest.raises(ConfigError, match="`num_resamples` must be at least 1"):
         evaluate.run(make_config(manifest, tmp_path / "out", num_resamples=0))

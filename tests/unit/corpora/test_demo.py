@@ -61,9 +61,7 @@ def test_the_sound_is_speech_with_quiet_edges(tree: Path) -> None:
         assert edge < 0.05 * np.square(sound).mean()
 
 
-def test_a_corpus_that_is_there_is_left_alone(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_that_is_there_is_left_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "synthesise", lambda jobs: pytest.fail("made again"))
     assert build_demo_corpus(tree.parent, seed=3, splits=SMALL) == tree
     assert build_demo_corpus(tree.parent, seed=3) == tree
@@ -155,3 +153,13 @@ def test_a_session_has_its_own_tone_and_noise() -> None:
     assert abs(len(one) - 1.3 * 16_000) < 200
     shorter = finish_utterance(speech, 22_050, 1.1, 1, 5)
     assert abs((len(shorter) - 4800) * 1.1 - 16_000) < 200
+
+
+def test_the_helper_stops_when_nobody_listens(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
+    voice = espeak.Voice("en-us+f2", 200, 50, 50, 1.0)
+    jobs = [espeak.Job(str(tmp_path / f"{number}.flac"), "hello", voice, 1, number) for number in range(3000)]
+    made = espeak.synthesise(jobs)
+    next(made)
+    made.close()
+    assert len(list(tmp_path.glob("*.flac"))) < 1000

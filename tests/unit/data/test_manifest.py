@@ -9,7 +9,17 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_ma
 from speechssl.errors import ConfigError, DataError
 
 HEADER = "id\tpath\tsample_rate\tnum_samples\n"
-AWKWARD = ["a\ttab", "two\nlines", "back\\slash", "\\n is no new line", '"quoted', "d'accord", "Grüße 你好 🎙", "#", "\r"]
+AWKWARD = [
+    "a\ttab",
+    "two\nlines",
+    "back\\slash",
+    "\\n is no new line",
+    '"quoted',
+    "d'accord",
+    "Grüße 你好 🎙",
+    "#",
+    "\r",
+]
 
 
 def make_manifest(num_rows: int = 40, seed: int = 0, root: Path = Path("/corpus")) -> Manifest:
@@ -168,8 +178,8 @@ def test_a_limit_works_without_speakers() -> None:
 def test_a_million_rows_open_in_seconds(tmp_path: Path) -> None:
     lines = "".join(f"u{n}\td/{n}.flac\t16000\t{16_000 + n}\ts{n % 1000}\tHELLO WORLD {n}\n" for n in range(1_000_000))
     (tmp_path / "m.tsv").write_text(HEADER.rstrip() + "\tspeaker\ttext\n" + lines)
-    start = time.monotonic()
+    start = time.process_time()
     manifest = load_manifest(tmp_path / "m.tsv")
     assert manifest.num_samples_16k[999_999] == 1_015_999
     assert manifest[999_999].text == "HELLO WORLD 999999"
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5  # of all threads, whatever else the machine does

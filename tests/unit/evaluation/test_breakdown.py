@@ -36,6 +36,7 @@ def test_worst_shows_both_texts_and_leaves_out_what_is_right(scores: Scores) -> 
     assert "said   THE CAT SAT" in text
     assert "heard  ∅" in text
     assert breakdown.format_worst(score(["A"], ["A"])) == ""
+    assert breakdown.format_worst(score(["A"], ["B" * 500])).endswith("B" * 160 + "…")
 
 
 def test_speakers_have_a_line_each(scores: Scores) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,3 +31,14 @@ def test_a_result_without_layers_still_has_its_figures(make: SimpleNamespace, tm
     run = load_run(folder)
     assert describe_probe(run)[1][0].value == "50.0 %"
     assert "By layer" not in make_probe(run)
+
+
+def test_a_baseline_by_layers_is_drawn_beside_the_model(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.probe(tmp_path / "probe", "eer")
+    layers = [{"layer": k, "eer": 40.0 - k} for k in range(5)]
+    result = json.loads((folder / "result.json").read_text())
+    result["baselines"] = {"log_mel": {"eer": 35.0}, "untrained": {"layers": layers}}
+    (folder / "result.json").write_text(json.dumps(result))
+    run = load_run(folder)
+    assert list_baselines(run) == [("log-mel statistics", 35.0), ("untrained encoder", 36.0)]
+    assert make_probe(run).count("<circle") == 10

@@ -1,0 +1,63 @@
+"""`speechssl embed`: model + audio → embeddings in a file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from speechssl.cli.output import resolve_out
+from speechssl.config import EmbedConfig
+from speechssl.data.inputs import expand_audio
+from speechssl.evaluation.embedding_files import SUFFIXES, check_suffix, write_embeddings
+from speechssl.evaluation.embeddings import Embedder, choose_layers, iterate_tables
+from speechssl.evaluation.recognition import Source
+from speechssl.interop.checkpoint import load_model
+from speechssl.progress import track
+from speechssl.training.devices import resolve_device, resolve_precision
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: EmbedConfig) -> dict[str, Any]:
+    """Embed every utterance and return what was written where.
+
+    Raises:
+        ConfigError: `layer` is out of range, or `out` has a suffix that is no format.
+        DataError: nothing matches `audio`, or a file cannot be read.
+    """
+    device = resolve_device(config.device)
+    model = load_model(config.checkpoint, device)
+    precision = resolve_precision(config.precision, device)
+    choice = choose_layers(config.layer, model.num_layers)
+    embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)
+    manifest = expand_audio(config.audio)
+    out = _resolve_file(config)
+    num_rows = embedder.count_rows(Source.from_manifest(manifest))
+    start = time.monotonic()
+    tables = track(iterate_tables(embedder, manifest), "embed", len(manifest), "utterances")
+    write_embeddings(out, tables, num_rows, embedder.dim)
+    seconds = time.monotonic() - start
+    _logger.info("%d embeddings of %d numbers in %s", num_rows, embedder.dim, out)
+    return {
+        "out": str(out),
+        "num_utterances": len(manifest),
+        "num_rows": num_rows,
+        "dim": embedder.dim,
+        "layers": list(choice.names),
+        "pooling": config.pooling,
+        "hours": manifest.total_s / 3600,
+        "audio_s_per_s": manifest.total_s / seconds,
+    }
+
+
+def _resolve_file(config: EmbedConfig) -> Path:
+    """Find the file to write: `out` itself, or `embeddings.<format>` in the folder that it names."""
+    if config.out and Path(config.out).suffix:
+        check_suffix(Path(config.out))
+        return resolve_out(config.out, "embed", config.overwrite, is_file=True)
+    folder = resolve_out(config.out, "embed", config.overwrite)
+    name = f"embeddings.{config.format}"
+    assert Path(name).suffix in SUFFIXES, name
+    return resolve_out(str(folder / name), "embed", config.overwrite, is_file=True)

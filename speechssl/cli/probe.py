@@ -1,0 +1,208 @@
+"""`speechssl probe`: what a frozen model knows about speakers, by layer and mixed, beside two baselines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from speechssl.cli.output import resolve_out, write_result
+from speechssl.config import ProbeConfig
+from speechssl.data.manifest import Manifest, load_manifests
+from speechssl.errors import DataError
+from speechssl.evaluation.probing import limit_source, pool_log_mel, pool_states, split_stratified, standardise
+from speechssl.evaluation.statistics import Interval, compute_interval
+from speechssl.evaluation.verification import (
+    Trials,
+    compute_eer,
+    compute_eer_interval,
+    make_trials,
+    read_trials,
+    score_trials,
+)
+from speechssl.interop.checkpoint import build_untrained, load_model
+from speechssl.objectives.speaker import SpeakerProbe
+from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.probing import train_probe
+
+_logger = logging.getLogger("speechssl")
+
+FloatArray = npt.NDArray[np.float32]
+Pooled = tuple[FloatArray, FloatArray]
+
+TEST_SHARE = 0.2
+SATURATED_SHARE = 95.0
+"""A baseline above this accuracy (or below 5 % EER) leaves a model nothing to show."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one kind of features, in percent."""
+
+    mixed: float
+    layers: list[float]
+    weights: list[float]
+    interval: Interval
+    by_speaker: dict[str, float]
+
+
+def run(config: ProbeConfig) -> dict[str, Any]:
+    """Probe model, untrained encoder and log-mel statistics alike, and return the figures.
+
+    Raises:
+        DataError: no `speaker` column, or too few utterances of a speaker.
+    """
+    train, test = load_sets(config)
+    device = resolve_device(config.device)
+    model = load_model(config.checkpoint, device)
+    precision = resolve_precision(config.precision, device)
+    measure = make_measure(config, train, test)
+    out = resolve_out(config.out, "probe", config.overwrite)
+    sources = [limit_source(manifest, config.data.max_s) for manifest in (train, test)]
+    untrained = build_untrained(model, config.seed)
+
+    def pool(which: Any) -> Pooled:
+        first, second = (pool_states(which, source, config.batch_s, precision) for source in sources)
+        return standardise(first, second)
+
+    figures = {
+        "model": measure(pool(model)),
+        "untrained": measure(pool(untrained)),
+        "log_mel": measure(standardise(pool_log_mel(sources[0]), pool_log_mel(sources[1]))),
+    }
+    result = summarise(config, figures, train, test) | {"out": str(out)}
+    _log(result, figures)
+    write_result(out, result)
+    return result
+
+
+def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest]:
+    """Load the two sets; without `data.test`, split by utterance so that every speaker is in both.
+
+    Raises:
+        DataError: a manifest has no speakers, or a speaker of the test is not in the training (identification).
+    """
+    train = load_manifests(config.data.train, "data.train").filter_where(config.data.where)
+    train.require("speaker", "data.train")
+    if not config.data.test:
+        speakers = train.column("speaker")
+        lone = [name for name in dict.fromkeys(speakers) if speakers.count(name) < 2]
+        if lone:
+            raise DataError(f"`data.train` must have two utterances of each speaker to be split, but has one of {lone[0]}")
+        kept, held = split_stratified(speakers, TEST_SHARE, config.seed)
+        _logger.info("data.test is not given: %d utterances of the same speakers are held out", len(held))
+        return train.select(kept), train.select(held)
+    test = load_manifests(config.data.test, "data.test").filter_where(config.data.where)
+    test.require("speaker", "data.test")
+    unknown = sorted(set(test.column("speaker")) - set(train.column("speaker")))
+    if config.task == "identification" and unknown:
+        raise DataError(f"`data.test` must have the speakers of data.train, but has {', '.join(unknown[:5])}")
+    return train, test
+
+
+def make_measure(config: ProbeConfig, train: Manifest, test: Manifest) -> Callable[[Pooled], Figures]:
+    """Make the function that turns standardised features of both sets into figures."""
+    names, labels = np.unique(np.array(train.column("speaker")), return_inverse=True)
+
+    def fit(features: FloatArray) -> SpeakerProbe:
+        return train_probe(features, labels.astype(np.int64), len(names), config.updates, config.lr, config.seed)
+
+    if config.task == "identification":
+        wanted = np.searchsorted(names, np.array(test.column("speaker")))
+        return lambda pooled: _identify(config, fit, pooled, wanted, test.column("speaker"))
+    trials = _find_trials(config, test)
+    return lambda pooled: _verify(config, fit, pooled, trials, test.column("speaker"))
+
+
+def _find_trials(config: ProbeConfig, test: Manifest) -> Trials:
+    if config.data.trials:
+        return read_trials(config.data.trials, test.column("id"))
+    sexes = test.column("sex") if test.has("sex") else None
+    return make_trials(test.column("speaker"), sexes, config.num_trials, config.seed)
+
+
+def _identify(
+    config: ProbeConfig,
+    fit: Callable[[FloatArray], SpeakerProbe],
+    pooled: Pooled,
+    wanted: npt.NDArray[np.int64],
+    speakers: list[str],
+) -> Figures:
+    train, test = pooled
+
+    def count_right(probe: SpeakerProbe, features: FloatArray) -> npt.NDArray[np.float64]:
+        guesses = probe(torch.from_numpy(features)).argmax(-1).numpy()
+        return (guesses == wanted).astype(np.float64)
+
+    states = range(train.shape[1])
+    layers = [100 * float(count_right(fit(train[:, s : s + 1]), test[:, s : s + 1]).mean()) for s in states]
+    mixed = fit(train)
+    right = count_right(mixed, test)
+    interval = compute_interval(right, np.ones(len(right)), speakers, config.num_resamples, config.seed)
+    owners = np.array(speakers)
+    each = {name: 100 * float(right[owners == name].mean()) for name in sorted(set(speakers))}
+    return Figures(100 * float(right.mean()), layers, mixed.weights.tolist(), interval, each)
+
+
+def _verify(
+    config: ProbeConfig, fit: Callable[[FloatArray], SpeakerProbe], pooled: Pooled, trials: Trials, speakers: list[str]
+) -> Figures:
+    train, test = pooled
+    layers = [compute_eer(score_trials(test[:, s], trials), trials.same) for s in range(train.shape[1])]
+    mixed = fit(train)
+    scores = score_trials(mixed.combine(torch.from_numpy(test)).numpy(), trials)
+    interval = compute_eer_interval(scores, trials, speakers, config.num_resamples, config.seed)
+    owners = np.array(speakers)
+    each = {}
+    for name in sorted(set(speakers)):
+        part = (owners[trials.first] == name) | (owners[trials.second] == name)
+        if trials.same[part].any() and not trials.same[part].all():
+            each[name] = compute_eer(scores[part], trials.same[part])
+    return Figures(compute_eer(scores, trials.same), layers, mixed.weights.tolist(), interval, each)
+
+
+def summarise(config: ProbeConfig, figures: dict[str, Figures], train: Manifest, test: Manifest) -> dict[str, Any]:
+    """Collect the figures of the JSON line."""
+    name = "accuracy" if config.task == "identification" else "eer"
+    model, baselines = figures["model"], {key: figures[key] for key in ("log_mel", "untrained")}
+    result: dict[str, Any] = {
+        "task": config.task,
+        name: model.mixed,
+        f"{name}_interval": model.interval.to_dict(),
+        "layers": [{"layer": layer, name: value} for layer, value in enumerate(model.layers)],
+        "layer_weights": model.weights,
+        "baselines": {key: {name: value.mixed} for key, value in baselines.items()},
+        "saturated": [key for key, value in baselines.items() if _is_saturated(value.mixed, name)],
+        "num_speakers": len(set(test.column("speaker"))),
+        "num_train_utterances": len(train),
+        "num_test_utterances": len(test),
+        "checkpoint": config.checkpoint,
+    }
+    states = figures["untrained"].layers
+    result["baselines"]["untrained"]["layers"] = [{"layer": k, name: value} for k, value in enumerate(states)]
+    if not model.interval.reliable:
+        result["speakers"] = model.by_speaker
+    return result
+
+
+def _is_saturated(value: float, name: str) -> bool:
+    return value > SATURATED_SHARE if name == "accuracy" else value < 100 - SATURATED_SHARE
+
+
+def _log(result: dict[str, Any], figures: dict[str, Figures]) -> None:
+    """Lay the figures out on stderr; every speaker's where they are few."""
+    name = "accuracy" if result["task"] == "identification" else "eer"
+    _logger.info("%-34s %s %%", f"{result['task']} of {result['num_speakers']} speakers", name)
+    for key, value in figures.items():
+        note = "  (saturated)" if key in result["saturated"] else ""
+        label = {"model": "this model, learned mix", "log_mel": "log-mel statistics", "untrained": "untrained encoder"}[key]
+        _logger.info("  %-32s %6.2f  %s%s", label, value.mixed, value.interval, note)
+    for row in result["layers"]:
+        _logger.info("  layer %-26d %6.2f", row["layer"], row[name])
+    for speaker, value in result.get("speakers", {}).items():
+        _logger.info("  speaker %-24s %6.2f", speaker, value)

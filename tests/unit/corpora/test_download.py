@@ -1,0 +1,197 @@
+import functools
+import hashlib
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from speechssl.corpora import download
+from speechssl.corpora.download import ARCHIVES, Archive, download_parts
+from speechssl.corpora.librispeech import list_splits
+from speechssl.errors import ConfigError, DataError
+
+PATH = "/31/dev-clean-2.tar.gz"
+
+
+@dataclass
+class Server:
+    """What the local server gives, and what it was asked for."""
+
+    content: bytes
+    break_after: int | None = None
+    knows_ranges: bool = True
+    status: int = 200
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Gives one archive, from the byte that is asked for, and may drop the connection once."""
+
+    def __init__(self, state: Server, *arguments: object) -> None:
+        self.state = state
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        state, asked = self.state, self.headers.get("Range", "")
+        state.requests.append(f"{self.path} {asked}".strip())
+        if state.status != 200 or self.path != PATH:
+            self.send_error(state.status if state.status != 200 else 404)
+            return
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.knows_ranges else 0
+        if start >= len(state.content):
+            self.send_error(416)
+            return
+        body = state.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        cut, state.break_after = state.break_after, None
+        self.wfile.write(body if cut is None else body[:cut])
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def make_archive(names: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in names.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Give a server that has the part dev-clean-2, whose sum is the one that is expected."""
+    noise = hashlib.shake_256(b"seed").digest(60_000)
+    state = Server(make_archive({
+        "LibriSpeech/dev-clean-2/84/1/84-1-0000.flac": noise,
+        "LibriSpeech/dev-clean-2/84/1/84-1.trans.txt": b"84-1-0000 HELLO\n",
+        "LibriSpeech/SPEAKERS.TXT": b"84 | F | dev-clean-2 | 1.0 | Ann\n",
+    }))  # fmt: skip
+    expect(monkeypatch, state.content)
+    monkeypatch.setattr(download, "WAIT_S", 0.0)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, state))
+    state.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield state
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setitem(ARCHIVES, "dev-clean-2", Archive(31, hashlib.md5(content).hexdigest()))
+
+
+def test_a_part_is_fetched_once_and_unpacked(tmp_path: Path, server: Server) -> None:
+    tree = download_parts(["dev-clean-2", "dev-clean-2"], tmp_path, server.url)
+    assert tree == tmp_path / "LibriSpeech"
+    assert list_splits(tree) == ["dev-clean-2"]
+    assert (tree / "SPEAKERS.TXT").is_file()
+    (tmp_path / "dev-clean-2.tar.gz").unlink()
+    download_parts(["dev-clean-2"], tmp_path, server.url + "/")
+    assert server.requests == [PATH]
+    assert [path.name for path in tmp_path.iterdir()] == ["LibriSpeech"]
+
+
+def test_an_archive_that_is_there_is_not_fetched(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "dev-clean-2.tar.gz").write_bytes(server.content)
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+    assert server.requests == []
+
+
+def test_a_broken_connection_is_resumed_where_it_stopped(tmp_path: Path, server: Server) -> None:
+    server.break_after = 20_000
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+    assert server.requests == [PATH, f"{PATH} bytes=20000-"]
+
+
+def test_a_second_run_goes_on_with_what_the_first_one_left(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "dev-clean-2.tar.gz.part").write_bytes(server.content[:30_000])
+    download_parts(["dev-clean-2"], tmp_path, server.url)
+    assert server.requests == [f"{PATH} bytes=30000-"]
+
+
+def test_a_whole_part_is_recognised(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "dev-clean-2.tar.gz.part").write_bytes(server.content)
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+
+
+def test_a_server_without_ranges_sends_everything_again(tmp_path: Path, server: Server) -> None:
+    server.knows_ranges = False
+    (tmp_path / "dev-clean-2.tar.gz.part").write_bytes(b"x" * 30_000)
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+
+
+def test_a_corrupted_archive_is_deleted_and_named(tmp_path: Path, server: Server) -> None:
+    right = server.content
+    server.content = right[:-1] + bytes([right[-1] ^ 1])
+    with pytest.raises(
+        DataError, match=r"dev-clean-2\.tar\.gz must have the MD5 sum [0-9a-f]{32}, but .* it is deleted"
+    ):
+        download_parts(["dev-clean-2"], tmp_path, server.url)
+    assert not list(tmp_path.glob("*.tar.gz*"))
+    server.content = right
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "LibriSpeech/dev-clean-2/../../../../evil"])
+def test_an_archive_cannot_write_outside(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    server.content = make_archive({"LibriSpeech/dev-clean-2/1/1/1-1-0.flac": b"x", name: b"evil"})
+    expect(monkeypatch, server.content)
+    root = tmp_path / "a" / "b"
+    root.mkdir(parents=True)
+    if name.startswith("/"):
+        # The filter strips the leading slash: the member lands inside, where nothing takes it up.
+        download_parts(["dev-clean-2"], root, server.url)
+    else:
+        with pytest.raises(DataError, match="must be an archive that can be unpacked, but is not"):
+            download_parts(["dev-clean-2"], root, server.url)
+        assert not (root / "LibriSpeech" / "dev-clean-2").exists()
+    assert not [path for path in tmp_path.rglob("evil*")]
+    assert not list(root.glob(".*"))
+
+
+def test_an_archive_of_something_else_is_refused(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = make_archive({"LibriSpeech/README.TXT": b"x"})
+    expect(monkeypatch, server.content)
+    with pytest.raises(DataError, match=r"must hold LibriSpeech/dev-clean-2, but does not"):
+        download_parts(["dev-clean-2"], tmp_path, server.url)
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (503, 5)])
+def test_a_server_that_refuses_is_named(tmp_path: Path, server: Server, status: int, tries: int) -> None:
+    server.status = status
+    with pytest.raises(DataError, match=rf"dev-clean-2\.tar\.gz must be there, but the server answers {status}"):
+        download_parts(["dev-clean-2"], tmp_path, server.url)
+    assert len(server.requests) == tries
+
+
+def test_a_server_out_of_reach_is_named(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(DataError, match="must be within reach, but is not .*; the same command goes on"):
+        download_parts(["dev-clean-2"], tmp_path, "http://127.0.0.1:1")
+
+
+def test_an_unknown_part_gets_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`download` must be some of dev-clean, .*, but one is 'train-clean'"):
+        download_parts(["train-clean"], tmp_path, "http://127.0.0.1:1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_published_sum_is_a_sum() -> None:
+    assert all(len(archive.md5) == 32 and int(archive.md5, 16) for archive in ARCHIVES.values())
+    assert len({archive.md5 for archive in ARCHIVES.values()}) == len(ARCHIVES)

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from speechssl.corpora.folder import read_folder
+from speechssl.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give a folder of empty files with audio names: one at the top, two of Ann's, one of Bob's."""
+    for name in ("top.wav", "ann/a_1.wav", "ann/a_2.flac", "bob/b_1.mp3"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ann" / "a_1.txt").write_text("\ufeffHello,\n  world \n", encoding="utf-8")
+    (tmp_path / "ann" / "a_2.txt").write_text(" \n")
+    return tmp_path
+
+
+def test_speakers_are_the_parent_folders_and_transcripts_lie_beside(folder: Path) -> None:
+    recordings = read_folder(folder, "")
+    assert [(r.id, r.speaker, r.text) for r in recordings] == [
+        ("ann/a_1", "ann", "Hello, world"),
+        ("ann/a_2", "ann", None),
+        ("bob/b_1", "bob", None),
+        ("top", None, None),
+    ]
+
+
+def test_a_pattern_finds_the_speaker(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert [r.speaker for r in read_folder(folder, r"(\w)_\d")] == ["a", "a", "b", None]
+    assert "speaker_pattern does not match 1 files, such as" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("(", r"`speaker_pattern` must be a regular expression, but \("),
+        (r"\w", r"`speaker_pattern` must have one group, .* has 0"),
+        (r"(\w)(\d)", "has 2"),
+        (r"spk(\d+)", "`speaker_pattern` must match the paths, but .* matches none"),
+    ],
+)
+def test_a_pattern_that_finds_nothing_gets_a_sentence(folder: Path, pattern: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_folder(folder, pattern)
+
+
+def test_formats_that_are_not_read_are_named_with_the_command(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "talk.m4a").touch()
+    assert len(read_folder(folder, "")) == 4
+    assert 'left out: 1 files such as talk.m4a must be converted first, each with ffmpeg -i "talk.m4a"' in caplog.text
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "x.mp4").touch()
+    with pytest.raises(DataError, match=r'has none: 1 files such as x\.mp4 .* ffmpeg -i "x\.mp4"'):
+        read_folder(tmp_path / "phone", "")
+
+
+def test_a_transcript_in_another_encoding_is_named(folder: Path) -> None:
+    (folder / "top.txt").write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(DataError, match=r"top\.txt must be text in UTF-8"):
+        read_folder(folder, "")

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechssl.corpora.librispeech import find_tree, list_splits, read_sexes, read_splits
+from speechssl.errors import DataError
+
+
+def write_tree(root: Path) -> Path:
+    """Write two splits: `train` with FLAC, Ogg and WAV by two speakers, `mine` without transcripts."""
+    tree = root / "LibriSpeech"
+    for name in ("train/84/1/84-1-0001.flac", "train/84/1/84-1-0000.ogg", "train/9/2/9-2-0000.wav"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tree / name, np.zeros(1600), 16_000)
+    (tree / "mine/7/1").mkdir(parents=True)
+    soundfile.write(tree / "mine/7/1/7-1-0000.flac", np.zeros(1600), 16_000)
+    (tree / "train/84/1/84-1.trans.txt").write_text("84-1-0000 HELLO WORLD\n84-1-0001 IT'S ME\n84-1-0009 NOT HERE\n")
+    (tree / "SPEAKERS.TXT").write_text(";ID |SEX| SUBSET | MINUTES | NAME\n84   | F | x | 25.1 | |CBW|Ann\n9 | M | x\n")
+    (tree / "books").mkdir()
+    return tree
+
+
+def test_splits_have_speaker_sex_and_transcript_sorted_by_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = write_tree(tmp_path)
+    splits = read_splits(tree, [])
+    assert list(splits) == ["mine", "train"]
+    assert [(r.id, r.speaker, r.text, r.extra["sex"]) for r in splits["train"]] == [
+        ("84-1-0000", "84", "HELLO WORLD", "F"),
+        ("84-1-0001", "84", "IT'S ME", "F"),
+        ("9-2-0000", "9", None, "M"),
+    ]
+    assert [(r.id, r.text, r.extra["sex"]) for r in splits["mine"]] == [("7-1-0000", None, None)]
+    assert "train: 1 transcripts have no audio, such as 84-1-0009" in caplog.text
+
+
+def test_a_tree_is_found_by_itself_its_parent_or_a_split(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    assert find_tree(tree) == (tree, "")
+    assert find_tree(tmp_path) == (tree, "")
+    assert find_tree(tree / "train") == (tree, "train")
+    (tmp_path / "other" / "split" / "ann" / "monday").mkdir(parents=True)
+    soundfile.write(tmp_path / "other/split/ann/monday/1.wav", np.zeros(16), 16_000)
+    assert find_tree(tmp_path / "other") is None
+    assert list_splits(tmp_path / "other") == ["split"]
+
+
+def test_a_split_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    assert list(read_splits(tree, ["train"])) == ["train"]
+    with pytest.raises(DataError, match=r"`splits` must be .* has mine, train, not dev-clean"):
+        read_splits(tree, ["dev-clean"])
+    with pytest.raises(DataError, match="has no folder with SPEAKER/CHAPTER/audio files"):
+        read_splits(tree / "books", [])
+
+
+def test_the_same_name_twice_is_told_apart_by_its_path(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    soundfile.write(tree / "train/84/1/84-1-0000.flac", np.zeros(1600), 16_000)
+    ids = [recording.id for recording in read_splits(tree, ["train"])["train"]]
+    assert ids == ["84/1/84-1-0000.flac", "84/1/84-1-0000.ogg", "84/1/84-1-0001", "9/2/9-2-0000"]
+
+
+def test_sexes_are_unknown_without_the_list(tmp_path: Path) -> None:
+    assert read_sexes(tmp_path / "SPEAKERS.TXT") == {}
