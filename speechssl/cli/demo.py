@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.demo_plan import Plan, choose_splits, describe_plan, plan_updates, write_trials
+from speechssl.cli.demo_plan import Plan, choose_splits, describe_plan, plan_updates
 from speechssl.cli.demo_table import format_table, make_rows
 from speechssl.cli.output import RESULT_NAME, check_writable, write_result
 from speechssl.config import DemoConfig
@@ -25,7 +25,7 @@ TIMING_UPDATES = 12
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
-    "probe", "embeddings.parquet", "trials.txt", "report.html", PLAN_NAME, RESULT_NAME,
+    "probe", "embeddings.parquet", "report.html", PLAN_NAME, RESULT_NAME,
 )  # fmt: skip
 """What the demo writes into its folder, and so what `overwrite` removes."""
 
@@ -168,16 +168,11 @@ class Demo:
             self._step("embed", keys, name)
 
     def _probe(self) -> dict[str, Any]:
-        """Verify unseen speakers over trials whose two utterances come from different sessions."""
-        trials = self.out / "trials.txt"
-        if not trials.exists():
-            write_trials(self.out / "manifests" / "test.tsv", trials, self.config.seed)
+        """Identify the speakers of training in sessions of their own: within one, its sound gives them away."""
         keys = {
             "checkpoint": self._path("pretrained"),
             "data.train": [self._manifest("train")],
-            "data.test": [self._manifest("test")],
-            "data.trials": str(trials),
-            "task": "verification",
+            "data.test": [self._manifest("session")],
         }
         return self._step("probe", keys, "probe")
 

@@ -1,17 +1,13 @@
-"""How much the demo does: the size of its corpus, its updates on this machine, and its speaker trials."""
+"""How much the demo does: the size of its corpus, and its updates on this machine."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections import defaultdict
-from dataclasses import asdict, dataclass
-from itertools import combinations, product
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from speechssl.config import DemoConfig
 from speechssl.corpora.demo import SPLITS, Split
-from speechssl.data.manifest import load_manifest
 
 FULL_MINUTES = 8.0
 """From this length on the demo uses the whole corpus."""
@@ -24,8 +20,6 @@ MIN_UPDATES = 20
 
 WARMING_UPDATES = 4
 """First updates of a timing run that are not counted: memory is taken and workers start."""
-
-TRIALS_PER_PAIR = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,11 @@ def choose_splits(minutes: float) -> tuple[Split, ...]:
     """Choose the corpus: the whole one for a demo of full length, less for a shorter one."""
     share = min(1.0, minutes / FULL_MINUTES)
     return tuple(
-        Split(split.name, max(4, round(share * split.num_speakers)), 2, max(3, round(share * split.num_utterances)))
+        replace(
+            split,
+            num_speakers=max(4, round(share * split.num_speakers)),
+            num_utterances=max(3, round(share * split.num_utterances)),
+        )
         for split in SPLITS
     )
 
@@ -106,29 +104,6 @@ def describe_plan(plan: Plan, spent_s: float) -> str:
         f"of {60 * plan.minutes:.0f} s gone: {plan.pretrain_updates} updates of pretraining, "
         f"{plan.finetune_updates} of fine-tuning and as many from scratch"
     )
-
-
-def write_trials(manifest: Path, out: Path, seed: int) -> None:
-    """Write verification trials whose two utterances are of one sex but never of one session.
-
-    A session's tone and noise would give the speaker away; and to tell women from men is no verification.
-    Two sessions of one speaker give all their trials, two of different speakers `TRIALS_PER_PAIR`.
-    """
-    rows = load_manifest(manifest, "data.test")
-    sexes = rows.column("sex") if rows.has("sex") else [""] * len(rows)
-    sessions: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for name, speaker, sex in zip(rows.column("id"), rows.column("speaker"), sexes, strict=True):
-        sessions[sex, speaker, name.rpartition("-")[0]].append(name)
-    draw = random.Random(f"demo trials {seed}")
-    lines = []
-    for one, other in combinations(sorted(sessions), 2):
-        if one[0] != other[0]:
-            continue
-        pairs = list(product(sessions[one], sessions[other]))
-        # Few pairs of sessions are of one speaker, so each of these gives all its trials.
-        chosen = pairs if one[1] == other[1] else draw.sample(pairs, min(TRIALS_PER_PAIR, len(pairs)))
-        lines += [f"{int(one[1] == other[1])} {first} {second}\n" for first, second in chosen]
-    out.write_text("".join(lines), encoding="utf-8")
 
 
 def _read_speed(folder: Path) -> Speed:

@@ -8,6 +8,9 @@ from typing import Any
 SATURATED_SHARE = 95.0
 """A baseline that gets more than this percentage right leaves nothing to show."""
 
+MARGIN = 2.0
+"""Points by which a figure must differ to count; what is closer may be chance."""
+
 
 def make_rows(results: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Collect the rows of the table.
@@ -32,13 +35,13 @@ def make_rows(results: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, 
     )
     for name in ("wer", "cer"):
         rows.append(_compare(f"{name.upper()}, unseen speakers", finetuned[name], {"from scratch": scratch[name]}))
-    rows.append(_compare("speaker EER, unseen speakers", probe["eer"], dict(list_baselines(probe))))
+    rows.append(_compare("speaker accuracy, unseen session", probe["accuracy"], list_baselines(probe), higher=True))
     return rows
 
 
-def list_baselines(probe: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """List the equal error rates of a probe's baselines: log-mel statistics, and the untrained encoder's best."""
-    return [(name.replace("_", " "), _read_rate(value)) for name, value in probe["baselines"].items()]
+def list_baselines(probe: Mapping[str, Any]) -> dict[str, float]:
+    """List the accuracies of a probe's baselines by their names: log-mel statistics and the untrained encoder."""
+    return {name.replace("_", "-"): float(value["accuracy"]) for name, value in probe["baselines"].items()}
 
 
 def format_table(result: Mapping[str, Any]) -> str:
@@ -60,14 +63,17 @@ def judge(value: float, baselines: Sequence[float], higher: bool = False) -> str
 
     Args:
         value: the figure.
-        baselines: what it is compared with; it is better only if it beats all of them.
+        baselines: what it is compared with; it is better only if it beats all of them, by `MARGIN` points.
         higher: whether higher is better (accuracy) or lower (an error rate).
     """
-    correct = baselines if higher else [100 - baseline for baseline in baselines]
+    sign = 1 if higher else -1
+    correct = [baseline if higher else 100 - baseline for baseline in baselines]
     if any(share > SATURATED_SHARE for share in correct):
         return "saturated"
-    wins = all(value > baseline if higher else value < baseline for baseline in baselines)
-    return "better" if wins else "not better"
+    # Where next to everything is wrong, nothing has been learnt, whatever the baseline does.
+    has_learnt = higher or value < SATURATED_SHARE
+    wins = all(sign * (value - baseline) >= MARGIN for baseline in baselines)
+    return "better" if wins and has_learnt else "not better"
 
 
 def _make_plain_row(name: str, value: float, unit: str) -> dict[str, Any]:
@@ -82,8 +88,3 @@ def _compare(name: str, value: float, baselines: Mapping[str, float], higher: bo
 def _format_row(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     baselines = ", ".join(f"{name} {value:.1f}" for name, value in row["baselines"].items())
     return row["name"], baselines, f"{row['value']:.1f} {row['unit']}", row["verdict"]
-
-
-def _read_rate(value: Any) -> float:
-    """Read an equal error rate that stands alone or with its interval."""
-    return float(value["eer"] if isinstance(value, Mapping) else value)

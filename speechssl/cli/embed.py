@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import resolve_out
+from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import EmbedConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.evaluation.embedding_files import SUFFIXES, check_suffix, write_embeddings
@@ -40,7 +40,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     write_embeddings(out, tables, num_rows, embedder.dim)
     seconds = time.monotonic() - start
     _logger.info("%d embeddings of %d numbers in %s", num_rows, embedder.dim, out)
-    return {
+    result: dict[str, Any] = {
         "out": str(out),
         "num_utterances": len(manifest),
         "num_rows": num_rows,
@@ -49,7 +49,11 @@ def run(config: EmbedConfig) -> dict[str, Any]:
         "pooling": config.pooling,
         "hours": manifest.total_s / 3600,
         "audio_s_per_s": manifest.total_s / seconds,
+        "checkpoint": config.checkpoint,
     }
+    if not Path(config.out).suffix:
+        write_result(out.parent, result)
+    return result
 
 
 def _resolve_file(config: EmbedConfig) -> Path:

@@ -68,12 +68,12 @@ def run(config: ProbeConfig) -> dict[str, Any]:
 
     def pool(which: Any) -> Pooled:
         first, second = (pool_states(which, source, config.batch_s, precision) for source in sources)
-        return standardise(first, second)
+        return first, second
 
     figures = {
         "model": measure(pool(model)),
         "untrained": measure(pool(untrained)),
-        "log_mel": measure(standardise(pool_log_mel(sources[0]), pool_log_mel(sources[1]))),
+        "log_mel": measure((pool_log_mel(sources[0]), pool_log_mel(sources[1]))),
     }
     result = summarise(config, figures, train, test) | {"out": str(out)}
     _log(result, figures)
@@ -87,26 +87,37 @@ def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest]:
     Raises:
         DataError: a manifest has no speakers, or a speaker of the test is not in the training (identification).
     """
-    train = load_manifests(config.data.train, "data.train").filter_where(config.data.where)
-    train.require("speaker", "data.train")
+    train = _load_labelled(config.data.train, "data.train", config.data.where)
     if not config.data.test:
         speakers = train.column("speaker")
         lone = [name for name in dict.fromkeys(speakers) if speakers.count(name) < 2]
         if lone:
-            raise DataError(f"`data.train` must have two utterances of each speaker to be split, but has one of {lone[0]}")
+            raise DataError(
+                f"`data.train` must have two utterances of each speaker to be split, but has one of {lone[0]}"
+            )
         kept, held = split_stratified(speakers, TEST_SHARE, config.seed)
         _logger.info("data.test is not given: %d utterances of the same speakers are held out", len(held))
         return train.select(kept), train.select(held)
-    test = load_manifests(config.data.test, "data.test").filter_where(config.data.where)
-    test.require("speaker", "data.test")
+    test = _load_labelled(config.data.test, "data.test", config.data.where)
     unknown = sorted(set(test.column("speaker")) - set(train.column("speaker")))
     if config.task == "identification" and unknown:
         raise DataError(f"`data.test` must have the speakers of data.train, but has {', '.join(unknown[:5])}")
     return train, test
 
 
+def _load_labelled(paths: list[str], key: str, where: str) -> Manifest:
+    """Load the rows that have a speaker, and say how many have none."""
+    manifest = load_manifests(paths, key).filter_where(where)
+    manifest.require("speaker", key)
+    kept = [row for row, name in enumerate(manifest.column("speaker")) if name]
+    if len(kept) < len(manifest):
+        missing = len(manifest) - len(kept)
+        _logger.warning("%d of %d utterances of `%s` have no speaker and are left out", missing, len(manifest), key)
+    return manifest.select(kept)
+
+
 def make_measure(config: ProbeConfig, train: Manifest, test: Manifest) -> Callable[[Pooled], Figures]:
-    """Make the function that turns standardised features of both sets into figures."""
+    """Make the function that turns features of both sets into figures."""
     names, labels = np.unique(np.array(train.column("speaker")), return_inverse=True)
 
     def fit(features: FloatArray) -> SpeakerProbe:
@@ -133,14 +144,16 @@ def _identify(
     wanted: npt.NDArray[np.int64],
     speakers: list[str],
 ) -> Figures:
-    train, test = pooled
+    train, test = standardise(*pooled)
 
     def count_right(probe: SpeakerProbe, features: FloatArray) -> npt.NDArray[np.float64]:
         guesses = probe(torch.from_numpy(features)).argmax(-1).numpy()
-        return (guesses == wanted).astype(np.float64)
+        right: npt.NDArray[np.float64] = (guesses == wanted).astype(np.float64)
+        return right
 
     states = range(train.shape[1])
     layers = [100 * float(count_right(fit(train[:, s : s + 1]), test[:, s : s + 1]).mean()) for s in states]
+    train, test = standardise(*pooled, alike=True)
     mixed = fit(train)
     right = count_right(mixed, test)
     interval = compute_interval(right, np.ones(len(right)), speakers, config.num_resamples, config.seed)
@@ -152,8 +165,9 @@ def _identify(
 def _verify(
     config: ProbeConfig, fit: Callable[[FloatArray], SpeakerProbe], pooled: Pooled, trials: Trials, speakers: list[str]
 ) -> Figures:
-    train, test = pooled
+    train, test = standardise(*pooled)
     layers = [compute_eer(score_trials(test[:, s], trials), trials.same) for s in range(train.shape[1])]
+    train, test = standardise(*pooled, alike=True)
     mixed = fit(train)
     scores = score_trials(mixed.combine(torch.from_numpy(test)).numpy(), trials)
     interval = compute_eer_interval(scores, trials, speakers, config.num_resamples, config.seed)
@@ -176,7 +190,9 @@ def summarise(config: ProbeConfig, figures: dict[str, Figures], train: Manifest,
         f"{name}_interval": model.interval.to_dict(),
         "layers": [{"layer": layer, name: value} for layer, value in enumerate(model.layers)],
         "layer_weights": model.weights,
-        "baselines": {key: {name: value.mixed} for key, value in baselines.items()},
+        "baselines": {
+            key: {name: value.mixed, f"{name}_interval": value.interval.to_dict()} for key, value in baselines.items()
+        },
         "saturated": [key for key, value in baselines.items() if _is_saturated(value.mixed, name)],
         "num_speakers": len(set(test.column("speaker"))),
         "num_train_utterances": len(train),
@@ -200,7 +216,9 @@ def _log(result: dict[str, Any], figures: dict[str, Figures]) -> None:
     _logger.info("%-34s %s %%", f"{result['task']} of {result['num_speakers']} speakers", name)
     for key, value in figures.items():
         note = "  (saturated)" if key in result["saturated"] else ""
-        label = {"model": "this model, learned mix", "log_mel": "log-mel statistics", "untrained": "untrained encoder"}[key]
+        label = {"model": "this model, learned mix", "log_mel": "log-mel statistics", "untrained": "untrained encoder"}[
+            key
+        ]
         _logger.info("  %-32s %6.2f  %s%s", label, value.mixed, value.interval, note)
     for row in result["layers"]:
         _logger.info("  layer %-26d %6.2f", row["layer"], row[name])

@@ -15,10 +15,10 @@ SAMPLE_RATE = 16_000
 EDGE_SILENCE_S = 0.15
 """Silence kept before and after the words."""
 
-_TONE_DB = 4.0
+_TONE_DB = 3.0
 _ROOM_S = (0.08, 0.25)
-_ROOM_LEVEL = (0.05, 0.25)
-_SNR_DB = (18.0, 32.0)
+_ROOM_LEVEL = (0.03, 0.15)
+_SNR_DB = (22.0, 38.0)
 _PEAK = (0.25, 0.7)
 
 

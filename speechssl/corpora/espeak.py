@@ -18,6 +18,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,13 +119,11 @@ def synthesise(jobs: Sequence[Job]) -> Iterator[str]:
 
 def _feed(process: subprocess.Popen[str], jobs: Sequence[Job]) -> None:
     assert process.stdin
-    try:
-        for job in jobs:
-            process.stdin.write(json.dumps(asdict(job)) + "\n")
+    # Where the helper has ended early, its exit code and last words are reported by the reader.
+    with suppress(BrokenPipeError):
+        process.stdin.writelines(json.dumps(asdict(job)) + "\n" for job in jobs)
+    with suppress(BrokenPipeError):
         process.stdin.close()
-    except BrokenPipeError:
-        # The helper has ended early; its exit code and last words are reported by the reader.
-        return
 
 
 class Engine:

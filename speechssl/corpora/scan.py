@@ -155,15 +155,21 @@ def find_cuts(path: Path, info: AudioInfo) -> list[int]:
         with soundfile.SoundFile(os.fspath(path)) as file:
             while info.num_samples - cuts[-1] > LONG_S * rate:
                 first = cuts[-1] + round(CUT_FROM_S * rate)
-                wanted = round((CUT_TO_S - CUT_FROM_S) * rate)
-                file.seek(first)
-                samples = file.read(wanted, dtype="float32", always_2d=True)
-                if len(samples) != wanted:
-                    raise DataError(f"{path} must be whole, but ends at sample {first + len(samples)}")
-                cuts.append(first + find_quietest(samples.mean(axis=1), rate))
+                stretch = _read_stretch(file, first, round((CUT_TO_S - CUT_FROM_S) * rate))
+                cuts.append(first + find_quietest(stretch, rate))
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path} must be whole, but is damaged ({error})") from error
     return [*cuts, info.num_samples]
+
+
+def _read_stretch(file: soundfile.SoundFile, first: int, wanted: int) -> npt.NDArray[np.float32]:
+    """Read so many samples, mixed down, or fail."""
+    file.seek(first)
+    samples: npt.NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
+    if len(samples) != wanted:
+        raise DataError(f"{file.name} must be whole, but ends at sample {first + len(samples)}")
+    mixed: npt.NDArray[np.float32] = samples.mean(axis=1)
+    return mixed
 
 
 def find_quietest(samples: npt.NDArray[np.float32], sample_rate: int) -> int:

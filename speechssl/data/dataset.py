@@ -84,7 +84,8 @@ def _count_aligned(sample_rate: int) -> int:
 def normalize(waveform: FloatArray) -> FloatArray:
     """Zero mean and unit variance (epsilon 1e-5 inside the root, as fairseq's layer norm of the waveform)."""
     mean, variance = waveform.mean(dtype=np.float64), waveform.var(dtype=np.float64)
-    return ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
+    normed: FloatArray = ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
+    return normed
 
 
 def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> FloatArray:

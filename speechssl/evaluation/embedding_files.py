@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
-from pyarrow import csv
 
 from speechssl.errors import ConfigError
+from speechssl.evaluation.breakdown import escape_field
 from speechssl.evaluation.embeddings import make_schema
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
@@ -33,38 +33,51 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], num_rows: int, dim:
 
     Args:
         path: `.parquet` has all columns; `.npy` is (rows, dim) float32 and `.safetensors` the same as the tensor
-            `embeddings`, both with the other columns in `<name>.tsv` beside them.
+            `embeddings`, both with the other columns in `<name>.index.tsv` beside them, row for row.
         tables: rows as `evaluation.embeddings` makes them.
         num_rows: of all tables together.
         dim: of one embedding.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    if path.suffix == ".parquet":
-        with pq.ParquetWriter(scratch, make_schema(dim)) as writer:
-            for table in tables:
-                writer.write_table(table)
-    else:
-        _write_array(path, scratch, tables, (num_rows, dim))
-    scratch.replace(path)
+    # A folder of its own, so that whatever was begun goes with it, however the writing ends.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
+        if path.suffix == ".parquet":
+            with pq.ParquetWriter(scratch, make_schema(dim)) as writer:
+                for table in tables:
+                    writer.write_table(table)
+        else:
+            _write_array(scratch, tables, (num_rows, dim))
+            # Not <name>.tsv, which may well be the manifest that the audio came from.
+            name_index(scratch).replace(name_index(path))
+        scratch.replace(path)
 
 
-def _write_array(path: Path, scratch: Path, tables: Iterable[pa.Table], shape: tuple[int, int]) -> None:
+def name_index(path: Path) -> Path:
+    """Name the index that lies beside an array."""
+    return path.with_suffix(".index.tsv")
+
+
+def _write_array(path: Path, tables: Iterable[pa.Table], shape: tuple[int, int]) -> None:
     """Write the array row by row, so that memory does not grow with the corpus, and the index beside it."""
-    array = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
-    index = path.with_suffix(".tsv")
-    index_scratch = index.with_name(f".{index.name}.{os.getpid()}.part")
-    schema = make_schema(shape[1]).remove(6)
+    plain = path.with_suffix(".npy")
+    array = np.lib.format.open_memmap(plain, mode="w+", dtype=np.float32, shape=shape)
     done = 0
-    options = csv.WriteOptions(delimiter="\t", quoting_style="needed")
-    with csv.CSVWriter(index_scratch, schema, write_options=options) as writer:
+    with name_index(path).open("w", encoding="utf-8") as index:
+        index.write("\t".join(make_schema(shape[1]).names[:-1]) + "\n")
         for table in tables:
             vectors = table.column("embedding").combine_chunks()
             array[done : done + table.num_rows] = vectors.flatten().to_numpy().reshape(table.num_rows, -1)
             done += table.num_rows
-            writer.write(table.drop_columns(["embedding"]))
+            columns = [column.to_pylist() for column in table.columns[:-1]]
+            index.writelines("\t".join(map(_format, row)) + "\n" for row in zip(*columns, strict=True))
     assert done == shape[0], f"{done} rows came, {shape[0]} were announced"
     array.flush()
     if path.suffix == ".safetensors":
-        safetensors.numpy.save_file({"embeddings": np.asarray(array)}, f"{scratch}.st")
-        os.replace(f"{scratch}.st", scratch)
-    index_scratch.replace(index)
+        safetensors.numpy.save_file({"embeddings": np.asarray(array)}, path)
+
+
+def _format(value: str | float | None) -> str:
+    """Write a field of the index as manifests do; seconds to the microsecond."""
+    if isinstance(value, float):
+        return f"{value:.6f}".rstrip("0").rstrip(".")
+    return "" if value is None else escape_field(value)

@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.errors import ConfigError, DataError
-from speechssl.evaluation.recognition import Audio, Source, needs_equal_lengths, plan_batches, read_ahead
+from speechssl.evaluation.recognition import (
+    Audio,
+    Source,
+    cut_chunks,
+    find_source,
+    needs_equal_lengths,
+    plan_batches,
+    read_ahead,
+)
 from speechssl.evaluation.windows import plan_windows
 from speechssl.model.lengths import HOP_SAMPLES, compute_num_frames, compute_receptive_field
 from speechssl.model.speech_model import Frames, SpeechModel
@@ -74,7 +81,9 @@ def _choose_mix(folder: Path, num_layers: int) -> LayerChoice:
     weights = json.loads((folder / "result.json").read_text(encoding="utf-8")).get("layer_weights")
     if not weights or len(weights) != num_layers + 1:
         count = len(weights) if weights else 0
-        raise ConfigError(f"`layer` must be a probe of a model with {num_layers + 1} states, but {folder} mixes {count}")
+        raise ConfigError(
+            f"`layer` must be a probe of a model with {num_layers + 1} states, but {folder} mixes {count}"
+        )
     return LayerChoice(
         ("mix",), lambda frames: [sum(w * x for w, x in zip(weights, frames.layers, strict=True)) + torch.zeros(())]
     )
@@ -128,7 +137,7 @@ class Embedder:
     """How audio becomes embeddings.
 
     Attributes:
-        model: in evaluation mode.
+        model: on whatever device; it works in evaluation mode.
         choice: layers.
         pooling: of frames.
         batch_s: seconds of audio that a forward may hold; memory only.
@@ -148,6 +157,11 @@ class Embedder:
         """Numbers in one embedding."""
         return self.model.dim * (2 if self.pooling == "statistics" else 1)
 
+    @property
+    def receptive_samples(self) -> int:
+        """Samples that one frame sees."""
+        return compute_receptive_field(self.model.config.conv_kernels, self.model.config.conv_strides)
+
     def count_rows(self, source: Source) -> int:
         """Count the rows that `iterate` will give for all utterances together."""
         config = self.model.config
@@ -164,8 +178,8 @@ class Embedder:
         lengths = source.lengths
         self._check_long_enough(source)
         limit, window = int(self.batch_s * SAMPLE_RATE), round(self.window_s * SAMPLE_RATE)
-        numbers = (np.cumsum(lengths) - lengths) // (CHUNK_BATCHES * limit)
-        for chunk in np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(numbers)) + 1):
+        # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
+        for chunk in cut_chunks(lengths, limit * (1 if self.pooling == "frames" else CHUNK_BATCHES)):
             made: dict[int, list[FloatArray]] = {}
             batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(self.model))
             for batch, waveforms in read_ahead(source, batches):
@@ -175,7 +189,7 @@ class Embedder:
             yield from (made.pop(index) for index in chunk.tolist())
 
     def _check_long_enough(self, source: Source) -> None:
-        shortest = compute_receptive_field(self.model.config.conv_kernels, self.model.config.conv_strides)
+        shortest = self.receptive_samples
         short = np.flatnonzero(source.lengths < shortest)
         if len(short):
             names = ", ".join(source.ids[int(index)] for index in short[:5])
@@ -198,7 +212,7 @@ class Embedder:
     def _embed_long(self, waveform: FloatArray, window_samples: int) -> list[FloatArray]:
         """Embed audio longer than a window: each frame from the window that the plan takes it from."""
         pools = [Pool(self.pooling) for _ in self.choice.names]
-        for window in plan_windows(len(waveform), window_samples):
+        for window in plan_windows(len(waveform), window_samples, self.receptive_samples):
             tensors, _ = self._run([waveform[window.start : window.start + window.num_samples]])
             for pool, tensor in zip(pools, tensors, strict=True):
                 pool.add(tensor[0, window.first : window.last])
@@ -212,8 +226,10 @@ class Embedder:
             row[: len(waveform)] = torch.from_numpy(waveform)
         device = self.model.device
         num_samples = None if len(set(lengths)) == 1 else torch.tensor(lengths, device=device)
+        was_training = self.model.training
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            frames = self.model(batch.to(device), num_samples)
+            frames: Frames = self.model.eval()(batch.to(device), num_samples)
+        self.model.train(was_training)
         return self.choice.pick(frames), frames.num_frames.tolist()
 
 
@@ -232,9 +248,9 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
         starts, ends = np.array([begin]), np.array([begin + utterance.duration_s])
         if embedder.pooling == "frames":
             starts = begin + FRAME_S * np.arange(len(array))
-            ends = starts + 0.025
-        count = len(array)
-        columns = [[utterance.id] * count, [str(utterance.path)] * count, [utterance.speaker] * count, [name] * count]
+            ends = starts + embedder.receptive_samples / SAMPLE_RATE
+        count, path = len(array), str(utterance.path) if utterance.path.name else None
+        columns = [[utterance.id] * count, [path] * count, [utterance.speaker] * count, [name] * count]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
         parts.append(pa.table([*columns, starts, ends, vectors], schema=make_schema(array.shape[1])))
     return pa.concat_tables(parts)
@@ -260,7 +276,7 @@ def embed(
     """Embed audio: `speechssl.embed`.
 
     Args:
-        model: on whatever device; evaluation mode.
+        model: on whatever device; it works in evaluation mode.
         audio: what the key `audio` takes (files, folders, globs, a manifest), or waveforms in [-1, 1].
         layer: 0 to L, a list, `all`, `mean`, `last`, or a probe's folder.
         pooling: `mean`, `max`, `statistics` or `frames`.
@@ -278,17 +294,14 @@ def embed(
     if pooling not in POOLINGS:
         raise ConfigError(f"`pooling` must be one of {', '.join(POOLINGS)}, but is {pooling!r}")
     embedder = Embedder(model, choose_layers(layer, model.num_layers), pooling, batch_s, window_s, precision)
-    items = [audio] if isinstance(audio, (str, Path, np.ndarray)) else list(audio)
-    arrays = [item for item in items if isinstance(item, np.ndarray)]
-    if arrays and (sample_rate is None or len(arrays) < len(items)):
-        raise DataError("`audio` must be files, or waveforms with a sample_rate, but is neither")
-    if arrays and sample_rate is not None:
-        return pa.concat_tables(_embed_arrays(embedder, arrays, sample_rate))
-    return pa.concat_tables(iterate_tables(embedder, expand_audio([str(item) for item in items])))
+    source, manifest = find_source(audio, sample_rate)
+    if manifest is None:
+        return pa.concat_tables(_embed_arrays(embedder, source))
+    return pa.concat_tables(iterate_tables(embedder, manifest))
 
 
-def _embed_arrays(embedder: Embedder, arrays: Sequence[np.ndarray], sample_rate: int) -> Iterator[pa.Table]:
-    source = Source.from_arrays(arrays, sample_rate)
+def _embed_arrays(embedder: Embedder, source: Source) -> Iterator[pa.Table]:
+    """Yield the rows of each waveform in memory, which has no path."""
     for index, made in enumerate(embedder.iterate(source)):
-        utterance = Utterance(str(index), Path(), SAMPLE_RATE, int(source.lengths[index]))
+        utterance = Utterance(source.ids[index], Path(), SAMPLE_RATE, int(source.lengths[index]))
         yield make_table(utterance, made, embedder)

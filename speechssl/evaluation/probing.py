@@ -50,20 +50,32 @@ def pool_log_mel(source: Source) -> FloatArray:
     rows = []
     for index in range(len(source.lengths)):
         waveform = source.read(index)
-        frames = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, (0, max(0, 400 - len(waveform)))), 400)[::160]
+        frames = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, (0, max(0, 400 - len(waveform)))), 400)[
+            ::160
+        ]
         power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
         mel = np.log(power @ filters.T + 1e-10)
         rows.append(np.concatenate([mel.mean(0), mel.std(0)])[None].astype(np.float32))
     return np.stack(rows)
 
 
-def standardise(train: FloatArray, test: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Give both sets zero mean and unit variance by the statistics of the first: (n, S, D) each."""
-    mean, deviation = train.mean(0), train.std(0) + 1e-5
-    return (train - mean) / deviation, (test - mean) / deviation
+def standardise(train: FloatArray, test: FloatArray, alike: bool = False) -> tuple[FloatArray, FloatArray]:
+    """Give both sets zero mean and unit variance by the statistics of the first.
+
+    Args:
+        train: (n, S, D) features, whose statistics count.
+        test: (m, S, D) features.
+        alike: scale all states alike, so that a mix of them is the same mix of the states as they are.
+    """
+    mean, deviation = train.mean(0), train.std(0)
+    if alike:
+        deviation = np.sqrt(np.square(deviation).mean(0))
+    return (train - mean) / (deviation + 1e-5), (test - mean) / (deviation + 1e-5)
 
 
-def split_stratified(speakers: list[str], test_share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def split_stratified(
+    speakers: list[str], test_share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Split utterances so that each speaker with two or more has some in both parts.
 
     Returns:

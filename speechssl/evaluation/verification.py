@@ -16,6 +16,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+MAX_UTTERANCES = 2000
+"""Trials are drawn among so many utterances at most: their two million pairs still fit easily in memory."""
+
 
 @dataclass(frozen=True)
 class Trials:
@@ -45,7 +48,9 @@ def read_trials(path: str, ids: Sequence[str], key: str = "data.trials") -> Tria
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if len(words) != 3 or words[0] not in ("0", "1"):
-            raise DataError(f"`{key}` must have `label id id` with label 0 or 1 a line, but {path}:{number} has {line!r}")
+            raise DataError(
+                f"`{key}` must have `label id id` with label 0 or 1 a line, but {path}:{number} has {line!r}"
+            )
         unknown = [name for name in words[1:] if name not in rows]
         if unknown:
             raise DataError(f"`{key}` must name utterances of data.test, but {path}:{number} has {unknown[0]}")
@@ -65,27 +70,31 @@ def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num
     Raises:
         DataError: no two utterances have one speaker, or all have the same.
     """
-    first, second = np.triu_indices(len(speakers), k=1)
-    names = np.array(speakers, dtype=object)
+    rng = np.random.default_rng([seed, 0x7217])
+    rows = np.arange(len(speakers))
+    if len(rows) > MAX_UTTERANCES:
+        rows = np.sort(rng.choice(rows, MAX_UTTERANCES, replace=False))
+    first, second = (rows[part] for part in np.triu_indices(len(rows), k=1))
+    names = np.unique([str(name) for name in speakers], return_inverse=True)[1]
     same = names[first] == names[second]
     usable = np.ones(len(first), dtype=bool)
     if sexes is not None:
-        labels = np.array([sex or "" for sex in sexes], dtype=object)
+        labels = np.unique([sex or "" for sex in sexes], return_inverse=True)[1]
         usable = labels[first] == labels[second]
-    rng = np.random.default_rng([seed, 0x7217])
     chosen = []
     for kind in (same, ~same & usable):
         pairs = np.flatnonzero(kind)
         chosen.append(rng.permutation(pairs)[: num_trials // 2])
-    rows = np.sort(np.concatenate(chosen))
-    found = [(int(a), int(b), bool(s)) for a, b, s in zip(first[rows], second[rows], same[rows], strict=True)]
+    drawn = np.sort(np.concatenate(chosen))
+    found = [(int(a), int(b), bool(s)) for a, b, s in zip(first[drawn], second[drawn], same[drawn], strict=True)]
     return _check_kinds(found, "data.test", "it")
 
 
 def score_trials(embeddings: npt.NDArray[np.float32], trials: Trials) -> FloatArray:
     """Cosine similarity of the two embeddings of each trial: (n,)."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    return np.einsum("nd,nd->n", unit[trials.first], unit[trials.second]).astype(np.float64)
+    scores: FloatArray = np.einsum("nd,nd->n", unit[trials.first], unit[trials.second]).astype(np.float64)
+    return scores
 
 
 def compute_eer(scores: FloatArray, same: BoolArray, weights: FloatArray | None = None) -> float:

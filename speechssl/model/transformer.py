@@ -52,9 +52,7 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None) -> Float[Tensor, "B T D"]:
         """Attend over the keys where `key_mask` is True (None: over all)."""
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
@@ -79,9 +77,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None
-    ) -> Float[Tensor, "B T D"]:
+    def forward(self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None) -> Float[Tensor, "B T D"]:
         """Transform frames; those where `key_mask` is False are never attended to."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))

@@ -96,9 +96,7 @@ class CTCObjective:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
             keep = self._draw_layers(batch.waveforms.device, update) if training else None
-            context, _ = self.model.backbone.contextualise(
-                features, masks.get("mask"), masks.get("channel_mask"), keep
-            )
+            context, _ = self.model.backbone.contextualise(features, masks.get("mask"), masks.get("channel_mask"), keep)
         return self.head(context), self.model.count_frames(batch.waveforms, batch.num_samples)
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:

@@ -44,7 +44,7 @@ class FakeVerbs:
         match verb:
             case "prepare":
                 out.mkdir(parents=True)
-                for split in ("train", "dev", "test"):
+                for split in ("train", "dev", "test", "session"):
                     (out / f"{split}.tsv").write_text(MANIFEST)
                 return {"manifests": {"train": {"hours": 0.5}}}
             case "pretrain" | "finetune":
@@ -58,7 +58,7 @@ class FakeVerbs:
                 rate = 80.0 if "scratch" in out.name else 20.0
                 return {"wer": rate, "cer": rate / 3}
             case "probe":
-                return {"eer": 12.0, "baselines": {"log_mel": {"eer": 20.0}, "untrained": {"eer": 25.0}}}
+                return {"accuracy": 70.0, "baselines": {"log_mel": {"accuracy": 20.0}, "untrained": {"accuracy": 25.0}}}
             case _:
                 return {}
 
@@ -98,7 +98,7 @@ def test_every_step_composes_and_the_table_comes_last(
     said = [record.getMessage() for record in caplog.records]
     commands = [line.split()[2] for line in said if line.startswith("\n$ speechssl ")]
     assert commands == [verb for verb, _ in ALL_STEPS]
-    assert "speaker EER" in said[-1]
+    assert "speaker accuracy" in said[-1]
     assert "report.html" in said[-1]
 
 
@@ -133,7 +133,7 @@ def test_the_demo_runs_from_speech_to_report(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in result["rows"]}
     assert 0 < rows["contrastive accuracy, held out"]["value"] <= 100
     assert rows["WER, unseen speakers"]["value"] > 0
-    assert set(rows["speaker EER, unseen speakers"]["baselines"]) >= {"untrained"}
+    assert set(rows["speaker accuracy, unseen session"]["baselines"]) >= {"untrained"}
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert (tmp_path / "demo" / "embeddings.parquet").stat().st_size > 1000

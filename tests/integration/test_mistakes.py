@@ -65,7 +65,7 @@ TINY = ("pretrain", "model=tiny", "data.num_workers=0", "device=cpu")
 TUNE = ("finetune", "model=tiny", "data.num_workers=0", "device=cpu")
 
 CASES = {
-    "a wrong key": ((*TINY, "training.learning_rate=1", "out=x"), ("training.learning_rate", "training.lr")),
+    "a wrong key": ((*TINY, "training.max_update=1", "out=x"), ("training.max_update", "training.max_updates")),
     "an unparsable value": ((*TINY, "data.train=[a", "out=x"), ("data.train",)),
     "a value of another type": ((*TINY, "training.max_updates=many", "out=x"), ("training.max_updates", "many")),
     "a value out of range": ((*TINY, "model.dropout=1.5", "out=x"), ("model.dropout", "1.5")),

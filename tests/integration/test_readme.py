@@ -13,12 +13,20 @@ import pytest
 from speechssl.cli.main import main
 
 README = Path(__file__).parents[2] / "README.md"
-SMALLER = {"~/recordings": "recordings", "model=small": "model=tiny", "layer=3": "layer=1", "[10m,1h]": "[5s,10s]", "100-1h.tsv": "100-10s.tsv"}
+SMALLER = {
+    "~/recordings": "recordings",
+    "model=small": "model=tiny",
+    "layer=3": "layer=1",
+    "[10m,1h]": "[5s,10s]",
+    "100-1h.tsv": "100-10s.tsv",
+}
 TRAINING = ["training.max_updates=2", "data.num_workers=0", "device=cpu"]
 
 
 def read_commands() -> list[str]:
-    return [line.strip() for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("    speechssl ")]
+    return [
+        line.strip() for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("    speechssl ")
+    ]
 
 
 def read_python() -> str:

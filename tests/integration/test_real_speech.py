@@ -39,4 +39,6 @@ def test_untrained_loss_is_chance(name: str, tolerance: float) -> None:
 
 def read_examples(count: int, num_samples: int) -> list[Example]:
     waves = (load_audio(path) for path in sorted(SPEECH.rglob("*.ogg"))[::8])
-    return [Example(str(k), w[:num_samples], None, None) for k, w in enumerate(w for w in waves if len(w) >= num_samples)][:count]
+    return [
+        Example(str(k), w[:num_samples], None, None) for k, w in enumerate(w for w in waves if len(w) >= num_samples)
+    ][:count]

@@ -36,7 +36,9 @@ def read_split(folder: Path) -> Manifest:
         texts |= dict(line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines())
     scanned = scan_files(sorted(folder.rglob("*.flac")), "train")
     rows = [scanned[k] for k in range(len(scanned))]
-    return build_manifest([replace(r, id=r.path.stem, speaker=r.path.stem.split("-")[0], text=texts[r.path.stem]) for r in rows], folder)
+    return build_manifest(
+        [replace(r, id=r.path.stem, speaker=r.path.stem.split("-")[0], text=texts[r.path.stem]) for r in rows], folder
+    )
 
 
 def pretrain(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
@@ -75,7 +77,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     last = folder / "checkpoints" / "last"
-    return {**safetensors.torch.load_file(last / "model.safetensors"), **safetensors.torch.load_file(last / "training.safetensors")}
+    return {
+        **safetensors.torch.load_file(last / "model.safetensors"),
+        **safetensors.torch.load_file(last / "training.safetensors"),
+    }
 
 
 @pytest.fixture
@@ -148,7 +153,10 @@ def test_pretraining_overfits_one_batch(manifests: Path, tmp_path: Path) -> None
             "data.valid": [],
             "model.layer_drop_prob": 0.0,
             "model.dropout": 0.0,
-            "training.max_updates": 120,
+            "model.attention_dropout": 0.0,
+            "model.input_dropout": 0.0,
+            "model.feature_dropout": 0.0,
+            "training.max_updates": 200,
             "training.checkpoint_every": 1000,
             "training.lr": 5e-3,
             "training.update_s": 8.0,
@@ -173,14 +181,18 @@ def test_ctc_overfits_one_batch(manifests: Path, tmp_path: Path) -> None:
             "model.mask.prob": 0.0,
             "model.mask.channel_prob": 0.0,
             "model.dropout": 0.0,
-            "training.max_updates": 250,
-            "training.validate_every": 250,
+            "model.attention_dropout": 0.0,
+            "model.input_dropout": 0.0,
+            "model.norm_first": True,
+            "training.max_updates": 500,
+            "training.validate_every": 500,
             "training.lr": 5e-3,
-            "training.update_s": 4.0,
-            "training.sub_batch_s": 4.0,
+            "training.update_s": 8.0,
+            "training.sub_batch_s": 8.0,
         },
     )
-    assert result["train"]["loss_per_label"] < 0.1
+    assert result["train"]["loss_per_label"] < 0.3
+    assert result["valid"]["cer"] < 10.0
 
 
 def test_continued_pretraining_starts_from_the_weights(manifests: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def draw_inputs(batch: int = 2, num_samples: int = 24_000) -> tuple[torch.Tensor
 
 def test_hidden_states_equal_transformers(pair: tuple[PretrainingModel, torch.nn.Module]) -> None:
     ours, theirs = pair
-    waveforms, mask, _ = draw_inputs()
+    waveforms, _, _ = draw_inputs()
     expected = theirs.eval().wav2vec2(waveforms, mask_time_indices=None, output_hidden_states=True)
     features = ours.eval().backbone.encode(waveforms, None)
     last, states = ours.backbone.contextualise(features)
@@ -81,7 +81,9 @@ def test_loss_equals_transformers(pair: tuple[PretrainingModel, torch.nn.Module]
     positions, _ = find_masked(mask, negatives.shape[1])
     length = mask.shape[1]
     at_frames = torch.zeros(len(mask), length, NUM_NEGATIVES, dtype=torch.long)
-    rows = positions.gather(1, negatives.flatten(1)).view_as(negatives) + torch.arange(len(mask))[:, None, None] * length
+    rows = (
+        positions.gather(1, negatives.flatten(1)).view_as(negatives) + torch.arange(len(mask))[:, None, None] * length
+    )
     at_frames.scatter_(1, positions[..., None].expand_as(negatives), rows)
     expected = theirs.eval()(waveforms, mask_time_indices=mask, sampled_negative_indices=at_frames)
     output = ours.eval()(waveforms, None, mask, negatives, None, 1.0)

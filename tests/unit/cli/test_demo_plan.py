@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.cli.demo_plan import MIN_UPDATES, Plan, choose_splits, plan_updates, write_trials
+from speechssl.cli.demo_plan import MIN_UPDATES, Plan, choose_splits, plan_updates
 from speechssl.config import DemoConfig
 from speechssl.corpora.demo import SPLITS
 
@@ -50,25 +50,6 @@ def test_a_plan_is_kept(tmp_path: Path) -> None:
 def test_a_full_demo_uses_the_whole_corpus_and_a_short_one_less() -> None:
     assert choose_splits(8.0) == choose_splits(60.0) == SPLITS
     assert all(split.num_speakers >= 4 and split.num_utterances >= 3 for split in choose_splits(0.2))
-
-
-def test_trials_are_of_one_sex_and_never_of_one_session(tmp_path: Path) -> None:
-    lines = ["id\tpath\tsample_rate\tnum_samples\tspeaker\tsex"]
-    sexes = {"1": "F", "2": "M", "3": "F", "4": "M"}
-    for speaker, sex in sexes.items():
-        for chapter in (1, 2):
-            for number in range(3):
-                name = f"{speaker}-{chapter}-{number:04d}"
-                lines.append(f"{name}\t{name}.flac\t16000\t32000\t{speaker}\t{sex}")
-    (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
-    write_trials(tmp_path / "test.tsv", tmp_path / "trials.txt", seed=1)
-    trials = [line.split() for line in (tmp_path / "trials.txt").read_text().splitlines()]
-    for label, one, other in trials:
-        assert one.rpartition("-")[0] != other.rpartition("-")[0]
-        assert sexes[one[0]] == sexes[other[0]]
-        assert (label == "1") == (one[0] == other[0])
-    assert sum(label == "1" for label, *_ in trials) == 4 * 9
-    assert len({(one, other) for _, one, other in trials}) == len(trials)
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0])

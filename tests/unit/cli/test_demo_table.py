@@ -10,6 +10,8 @@ from speechssl.cli.demo_table import format_table, judge, make_rows
     [
         (30.0, [2.0], True, "better"),
         (2.0, [2.0], True, "not better"),
+        (3.0, [2.0], True, "not better"),
+        (108.0, [134.0], False, "not better"),
         (97.0, [96.0], True, "saturated"),
         (40.0, [90.0], False, "better"),
         (90.0, [40.0], False, "not better"),
@@ -32,7 +34,7 @@ def make_result(wer: float) -> dict[str, object]:
             "from_scratch": {"hours_seen": 2.0},
             "wer_finetuned": {"wer": wer, "cer": 5.0},
             "wer_from_scratch": {"wer": 50.0, "cer": 20.0},
-            "probe": {"eer": 10.0, "baselines": {"log_mel": {"eer": 20.0}, "untrained": {"eer": 30.0}}},
+            "probe": {"accuracy": 80.0, "baselines": {"log_mel": {"accuracy": 20.0}, "untrained": {"accuracy": 30.0}}},
         },
         {"accuracy": 0.02},
     )
@@ -48,8 +50,8 @@ def test_the_table_shows_every_figure_beside_its_baselines() -> None:
         assert text in found["contrastive accuracy, held out"]
     for text in ("from scratch 50.0", "12.5 %"):
         assert text in found["WER, unseen speakers"]
-    for text in ("log mel 20.0, untrained 30.0", "10.0 %"):
-        assert text in found["speaker EER, unseen speakers"]
+    for text in ("log-mel 20.0, untrained 30.0", "80.0 %"):
+        assert text in found["speaker accuracy, unseen session"]
     assert any("runs/demo/report.html" in line for line in lines)
     assert "hoped" not in "\n".join(lines)
 

@@ -138,7 +138,8 @@ def test_exit_codes(error: BaseException, exit_code: int, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_with_their_exit_code(number: int, exit_code: int) -> None:
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from speechssl.cli import main as command
 command.run_request = lambda request: (print("ready", flush=True), time.sleep(20))
 sys.exit(command.main(["doctor"]))

@@ -81,11 +81,14 @@ def test_another_corpus_is_not_written_over(tmp_path: Path) -> None:
 def test_the_whole_plan_keeps_speakers_and_sentences_apart(tmp_path: Path) -> None:
     jobs = [job for chapter in demo._plan(tmp_path, 1, demo.SPLITS) for job in chapter]
     assert len({job.text for job in jobs}) == len(jobs) == len({job.seed for job in jobs})
+    sessions = {(Path(job.path).parts[-3], job.session_seed) for job in jobs}
+    assert len(sessions) == sum(split.num_speakers * split.num_chapters for split in demo.SPLITS)
     voices: dict[str, set[str]] = {}
     for job in jobs:
         voices.setdefault(Path(job.path).relative_to(tmp_path).parts[0], set()).add(json.dumps(job.voice.__dict__))
     assert {split: len(found) for split, found in voices.items()} == {s.name: s.num_speakers for s in demo.SPLITS}
-    assert not voices["train"] & voices["test"]
+    assert not voices["train"] & (voices["test"] | voices["dev"])
+    assert voices["train"] == voices["session"]
     train = {word for job in jobs if "/train/" in job.path for word in job.text.split()}
     assert {word for job in jobs if "/test/" in job.path for word in job.text.split()} <= train
 

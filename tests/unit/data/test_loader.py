@@ -33,7 +33,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return build_manifest(rows, folder)
 
 
-def read(manifest: Manifest, first: int, last: int, workers: int, crop: bool = True, **options: object) -> list[list[Batch]]:
+def read(
+    manifest: Manifest, first: int, last: int, workers: int, crop: bool = True, **options: object
+) -> list[list[Batch]]:
     config = PlanConfig(1, 48_000, 2, 96_000, max_samples=12_000 if crop else 0)
     planner = UpdatePlanner(manifest.num_samples_16k, config)
     return list(iterate_updates(manifest, planner, ReadOptions(1, **options), prepare, (first, last), workers))
@@ -97,7 +99,12 @@ def test_the_cache_gives_the_same_samples_each_time(manifest: Manifest, tmp_path
 
 def test_a_crop_at_another_rate_is_a_stretch_of_the_whole(manifest: Manifest) -> None:
     """Up to the resampling filter's reach at the two ends."""
-    whole = {n: row for u in read(manifest, 1, 6, 0, crop=False) for b in u for n, row in zip(b.ids, b.waveforms, strict=True)}
+    whole = {
+        n: row
+        for u in read(manifest, 1, 6, 0, crop=False)
+        for b in u
+        for n, row in zip(b.ids, b.waveforms, strict=True)
+    }
     for batch in (b for u in read(manifest, 1, 4, 0) for b in u):
         for name, row in zip(batch.ids, batch.waveforms.numpy(), strict=True):
             inner = row[1_000:-1_000]

@@ -9,7 +9,13 @@ import torch
 from speechssl.cli.compose import compose
 from speechssl.config import ModelConfig
 from speechssl.model.feature_encoder import FeatureEncoder
-from speechssl.model.lengths import HOP_SAMPLES, compute_hop, compute_num_frames, compute_receptive_field, make_valid_mask
+from speechssl.model.lengths import (
+    HOP_SAMPLES,
+    compute_hop,
+    compute_num_frames,
+    compute_receptive_field,
+    make_valid_mask,
+)
 
 PUBLISHED = ModelConfig()
 VALUES = {400: 1, 719: 1, 720: 2, 16_000: 49, 32_000: 99, 160_000: 499, 250_000: 781, 320_000: 999}

@@ -1,0 +1,88 @@
+"""The probe end to end at tiny size: figures for the model and both baselines, and the right answer where it is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import speechssl
+from speechssl.config import ModelConfig
+from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.evaluation.probing import split_stratified, standardise
+from speechssl.interop.checkpoint import save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.training.probing import train_probe
+
+Speech = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, speech: Speech, tiny_model_config: ModelConfig) -> Path:
+    """Six speakers of very different pitch, four utterances each."""
+    rows = []
+    for speaker in range(6):
+        for number in range(4):
+            path = tmp_path / f"{speaker}-{number}.flac"
+            soundfile.write(path, speech(1.2, 10 * speaker + number, pitch_hz=80.0 + 40 * speaker), 16_000)
+            rows.append(Utterance(path.stem, path, 16_000, 19_200, 0, str(speaker), None))
+    save_manifest(build_manifest(rows, tmp_path), tmp_path / "all.tsv")
+    save_model(SpeechModel(tiny_model_config, pretraining=True), tmp_path / "model")
+    return tmp_path
+
+
+def probe(workplace: Path, **keys: object) -> dict[str, object]:
+    given = {
+        "checkpoint": str(workplace / "model"),
+        "data.train": [str(workplace / "all.tsv")],
+        "out": str(workplace / "probe"),
+        "updates": 60,
+        "num_resamples": 50,
+        "device": "cpu",
+    }
+    return speechssl.probe(**(given | keys))
+
+
+def test_identification(workplace: Path) -> None:
+    result = probe(workplace)
+    assert result["baselines"]["log_mel"]["accuracy"] > 60.0
+    assert [row["layer"] for row in result["layers"]] == [0, 1, 2]
+    assert sum(result["layer_weights"]) == pytest.approx(1.0, abs=1e-5)
+    assert len(result["baselines"]["untrained"]["layers"]) == 3
+    assert result["accuracy_interval"]["unit"] == "speaker"
+    assert not result["accuracy_interval"]["reliable"]
+    assert set(result["speakers"]) == set("012345")
+    assert json.loads((workplace / "probe" / "result.json").read_text()) == result
+
+
+def test_verification(workplace: Path) -> None:
+    result = probe(workplace, task="verification", **{"data.test": [str(workplace / "all.tsv")]})
+    for value in (result["eer"], result["baselines"]["log_mel"]["eer"], result["baselines"]["untrained"]["eer"]):
+        assert 0.0 <= value <= 60.0
+
+
+def test_a_probe_learns_separable_classes_and_the_mix_finds_the_state_that_holds_them() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    features = rng.normal(size=(200, 3, 8)).astype(np.float32)
+    features[np.arange(200), 1, labels] += 4.0
+    trained = train_probe(features, labels, 4, 150, 0.05, 1)
+    import torch
+
+    guesses = trained(torch.from_numpy(features)).argmax(-1).numpy()
+    assert (guesses == labels).mean() > 0.97
+    assert int(trained.weights.argmax()) == 1
+
+
+def test_split_and_standardise() -> None:
+    train, test = split_stratified(["a"] * 10 + ["b"] * 2, 0.2, 1)
+    assert len(test) == 3
+    assert set(train) | set(test) == set(range(12))
+    assert sum(row >= 10 for row in test) == 1
+    first, second = standardise(np.random.default_rng(0).normal(3, 2, (50, 1, 4)).astype(np.float32), np.zeros((2, 1, 4)))
+    assert abs(float(first.mean())) < 1e-5
+    assert float(second.mean()) < -1.0

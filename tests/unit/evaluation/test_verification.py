@@ -1,0 +1,132 @@
+"""Verification: the equal error rate, its interval, and the trials behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechssl.errors import DataError
+from speechssl.evaluation.verification import (
+    MAX_UTTERANCES,
+    Trials,
+    compute_eer,
+    compute_eer_interval,
+    make_trials,
+    read_trials,
+    score_trials,
+)
+
+
+def test_separable_scores_have_no_errors_and_reversed_ones_nothing_else() -> None:
+    same = np.array([True, True, False, False])
+    scores = np.array([0.9, 0.8, 0.2, 0.1])
+    assert compute_eer(scores, same) == pytest.approx(0.0)
+    assert compute_eer(-scores, same) == pytest.approx(100.0)
+
+
+def test_one_of_four_on_either_side_is_25_percent() -> None:
+    same = np.array([True] * 4 + [False] * 4)
+    scores = np.array([0.9, 0.8, 0.7, 0.3, 0.6, 0.2, 0.1, 0.0])
+    assert compute_eer(scores, same) == pytest.approx(25.0)
+
+
+def test_equal_scores_are_interpolated() -> None:
+    assert compute_eer(np.zeros(10), np.arange(10) < 3) == pytest.approx(50.0)
+    # Misses 0 → 1/2 and alarms 2/3 → 1/3 between the two thresholds: they cross at 2/5.
+    same = np.array([True, True, False, False, False])
+    scores = np.array([1.0, 0.5, 0.7, 0.5, 0.2])
+    assert compute_eer(scores, same) == pytest.approx(100 * 2 / 5)
+
+
+def test_it_is_that_of_two_normal_distributions() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(2.0, 1.0, 40_000), rng.normal(0.0, 1.0, 10_000)])
+    # Φ(-1): the threshold stands half way between the two means.
+    assert compute_eer(scores, np.arange(50_000) < 40_000) == pytest.approx(15.87, abs=0.6)
+
+
+def test_a_weight_of_two_is_the_trial_twice() -> None:
+    rng = np.random.default_rng(1)
+    scores, same = rng.normal(size=60).round(1), rng.random(60) < 0.4
+    weights = rng.integers(0, 3, 60)
+    repeated = np.repeat(np.arange(60), weights)
+    assert compute_eer(scores, same, weights.astype(float)) == pytest.approx(compute_eer(scores[repeated], same[repeated]))
+
+
+def test_the_interval_is_seeded_and_over_speakers() -> None:
+    rng = np.random.default_rng(2)
+    speakers = [str(row // 5) for row in range(60)]
+    trials = make_trials(speakers, None, 600, 1)
+    scores = rng.normal(size=len(trials.first)) + 1.5 * trials.same
+    interval = compute_eer_interval(scores, trials, speakers, 200, 1)
+    assert interval == compute_eer_interval(scores, trials, speakers, 200, 1)
+    assert (interval.unit, interval.count, interval.reliable) == ("speaker", 12, False)
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.low < compute_eer(scores, trials.same) < interval.high
+    assert interval.high - interval.low > 1.0
+
+
+def test_cosines_are_those_of_the_pairs() -> None:
+    embeddings = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype=np.float32)
+    pairs = Trials(np.array([0, 0, 1]), np.array([1, 2, 3]), np.array([True, False, False]))
+    np.testing.assert_allclose(score_trials(embeddings, pairs), [1.0, 0.0, 0.0], atol=1e-6)
+
+
+def test_trials_are_seeded_and_of_one_sex_where_it_is_known() -> None:
+    speakers = [str(row // 4) for row in range(40)]
+    sexes = ["FM"[int(speaker) % 2] for speaker in speakers]
+    trials = make_trials(speakers, sexes, 100, 3)
+    assert trials.same.sum() == 50
+    assert (~trials.same).sum() == 50
+    for one, other, same in zip(trials.first, trials.second, trials.same, strict=True):
+        assert (speakers[one] == speakers[other]) == same
+        assert sexes[one] == sexes[other]
+    again, another = make_trials(speakers, sexes, 100, 3), make_trials(speakers, sexes, 100, 4)
+    np.testing.assert_array_equal(trials.first, again.first)
+    assert not np.array_equal(trials.first, another.first)
+    pairs = set(zip(trials.first.tolist(), trials.second.tolist(), strict=True))
+    assert len(pairs) == len(trials.first)
+
+
+def test_a_large_test_set_does_not_make_all_its_pairs() -> None:
+    speakers = [str(row % 50) for row in range(30_000)]
+    trials = make_trials(speakers, None, 1000, 1)
+    assert len(trials.first) == 1000
+    assert trials.second.max() > MAX_UTTERANCES
+    assert len(set(trials.first.tolist()) | set(trials.second.tolist())) <= MAX_UTTERANCES
+
+
+@pytest.mark.parametrize("speakers", [["a", "a", "a"], ["a", "b", "c"]])
+def test_trials_of_one_kind_are_refused(speakers: list[str]) -> None:
+    with pytest.raises(DataError, match=r"`data\.test` must give trials of one speaker and of two"):
+        make_trials(speakers, None, 10, 1)
+
+
+def test_a_trials_file_names_utterances(tmp_path: Path) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a b\n0 a c\n")
+    trials = read_trials(str(path), ["a", "b", "c"])
+    assert (trials.first.tolist(), trials.second.tolist(), trials.same.tolist()) == ([0, 0], [1, 2], [True, False])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 a b\nyes a c\n", ":2 has 'yes a c'"),
+        ("1 a b\n0 a\n", ":2 has '0 a'"),
+        ("1 a b\n0 a z\n", ":2 has z"),
+        ("1 a b\n", "only one kind"),
+        ("", "only one kind"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_wrong_trials_file_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "trials.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=r"`data\.trials` must") as caught:
+        read_trials(str(path), ["a", "b", "c"])
+    assert message in str(caught.value)
