@@ -1,4 +1,4 @@
-"""The probe end to end at tiny size: figures for the model and both baselines, and the right answer where it is known."""
+"""The probe end to end at tiny size: figures for the model and both baselines, right where the answer is known."""
 
 from __future__ import annotations
 
@@ -83,6 +83,8 @@ def test_split_and_standardise() -> None:
     assert len(test) == 3
     assert set(train) | set(test) == set(range(12))
     assert sum(row >= 10 for row in test) == 1
-    first, second = standardise(np.random.default_rng(0).normal(3, 2, (50, 1, 4)).astype(np.float32), np.zeros((2, 1, 4)))
+    first, second = standardise(
+        np.random.default_rng(0).normal(3, 2, (50, 1, 4)).astype(np.float32), np.zeros((2, 1, 4))
+    )
     assert abs(float(first.mean())) < 1e-5
     assert float(second.mean()) < -1.0

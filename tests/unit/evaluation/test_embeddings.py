@@ -108,7 +108,9 @@ def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "out.safetensors")["embeddings"], expected)
     lines = (tmp_path / "out.index.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["id", "path", "speaker", "layer", "start_s", "end_s"]
-    assert [line.split("\t")[0] for line in lines[1:]] == pq.read_table(tmp_path / "out.parquet").column("id").to_pylist()
+    assert [line.split("\t")[0] for line in lines[1:]] == pq.read_table(tmp_path / "out.parquet").column(
+        "id"
+    ).to_pylist()
     names = {"out.parquet", "out.npy", "out.safetensors", "out.index.tsv"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
@@ -144,7 +146,9 @@ def test_a_probes_mix_is_a_weighted_sum(model: SpeechModel, folder: Path, tmp_pa
 def test_arrays_need_their_rate_and_audio_a_frame(model: SpeechModel, speech: Speech) -> None:
     wave = speech(1.0, 3)
     np.testing.assert_allclose(
-        vectors(embed(model, wave, sample_rate=16_000)), model(torch.from_numpy(wave)[None]).last[0].mean(0)[None], atol=1e-5
+        vectors(embed(model, wave, sample_rate=16_000)),
+        model(torch.from_numpy(wave)[None]).last[0].mean(0)[None],
+        atol=1e-5,
     )
     with pytest.raises(DataError, match="sample_rate"):
         embed(model, wave)

@@ -52,7 +52,9 @@ def test_a_weight_of_two_is_the_trial_twice() -> None:
     scores, same = rng.normal(size=60).round(1), rng.random(60) < 0.4
     weights = rng.integers(0, 3, 60)
     repeated = np.repeat(np.arange(60), weights)
-    assert compute_eer(scores, same, weights.astype(float)) == pytest.approx(compute_eer(scores[repeated], same[repeated]))
+    assert compute_eer(scores, same, weights.astype(float)) == pytest.approx(
+        compute_eer(scores[repeated], same[repeated])
+    )
 
 
 def test_the_interval_is_seeded_and_over_speakers() -> None:

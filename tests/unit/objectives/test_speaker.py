@@ -1,0 +1,48 @@
+"""The speaker probe: an even mix at first, and a loss that is a sum over utterances."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from speechssl.data.loader import Batch
+from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.objectives.protocol import add_terms
+from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
+
+
+def make_batch(features: torch.Tensor, labels: torch.Tensor) -> Batch:
+    count = len(labels)
+    plan = ForwardPlan(1, (SubBatch(0, 0, tuple(range(count)), 0),), True)
+    inputs = {"features": features, "labels": labels[:, None]}
+    return Batch(torch.zeros(count, 1), None, [""] * count, plan, torch.ones(1, count), inputs, [])
+
+
+def test_the_mix_is_even_at_first() -> None:
+    probe, features = SpeakerProbe(3, 4, 5), torch.randn(2, 3, 4)
+    torch.testing.assert_close(probe.weights, torch.full((3,), 1 / 3))
+    torch.testing.assert_close(probe.combine(features), features.mean(1))
+
+
+def test_a_probe_that_knows_nothing_has_the_loss_of_chance() -> None:
+    probe = SpeakerProbe(3, 4, 5)
+    torch.nn.init.zeros_(probe.linear.weight)
+    torch.nn.init.zeros_(probe.linear.bias)
+    objective = SpeakerObjective(probe)
+    terms = objective.compute(make_batch(torch.randn(6, 3, 4), torch.arange(6) % 5), 1)
+    metrics = objective.summarise(terms, 1)
+    assert metrics["loss"] == pytest.approx(math.log(5), abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx(2 / 6)
+
+
+def test_terms_add_up_over_forwards() -> None:
+    objective = SpeakerObjective(SpeakerProbe(2, 4, 3))
+    features, labels = torch.randn(7, 2, 4), torch.arange(7) % 3
+    whole = objective.compute(make_batch(features, labels), 1)
+    parts = [objective.compute(make_batch(features[rows], labels[rows]), 1) for rows in (slice(0, 3), slice(3, 7))]
+    joined = add_terms(parts)
+    torch.testing.assert_close(joined.sum, whole.sum)
+    assert int(joined.count) == 7
+    assert objective.summarise(joined, 1)["accuracy"] == objective.summarise(whole, 1)["accuracy"]
