@@ -15,7 +15,7 @@ SAMPLE_RATE = 16_000
 EDGE_SILENCE_S = 0.15
 """Silence kept before and after the words."""
 
-_TONE_DB = 6.0
+_TONE_DB = 3.0
 _ROOM_S = (0.08, 0.25)
 _ROOM_LEVEL = (0.03, 0.15)
 _SNR_DB = (22.0, 38.0)

@@ -42,9 +42,7 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], num_rows: int, dim:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         if path.suffix == ".parquet":
-            with pq.ParquetWriter(scratch, make_schema(dim)) as writer:
-                for table in tables:
-                    writer.write_table(table)
+            _write_parquet(scratch, tables, dim)
         else:
             _write_array(scratch, tables, (num_rows, dim))
             # Not <name>.tsv, which may well be the manifest that the audio came from.
@@ -55,6 +53,12 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], num_rows: int, dim:
 def name_index(path: Path) -> Path:
     """Name the index that lies beside an array."""
     return path.with_suffix(".index.tsv")
+
+
+def _write_parquet(path: Path, tables: Iterable[pa.Table], dim: int) -> None:
+    with pq.ParquetWriter(path, make_schema(dim)) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def _write_array(path: Path, tables: Iterable[pa.Table], shape: tuple[int, int]) -> None:

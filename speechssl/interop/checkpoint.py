@@ -25,7 +25,7 @@ class ModelCard:
     """What `config.json` of a checkpoint says.
 
     Attributes:
-        kind: `pretraining` or `ctc`.
+        kind: `pretraining`, `ctc`, or `backbone` for a model without heads.
         model: the network.
         vocabulary: of a recogniser.
         update: how far the training had come.
@@ -149,7 +149,7 @@ def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:
     safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     stored = {
         "version": FORMAT_VERSION,
-        "kind": "ctc" if model.head is not None else "pretraining",
+        "kind": "ctc" if model.head is not None else "pretraining" if model.pretraining is not None else "backbone",
         "update": update,
         "model": asdict(model.config),
         "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,

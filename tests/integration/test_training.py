@@ -169,13 +169,12 @@ def test_pretraining_overfits_one_batch(manifests: Path, tmp_path: Path) -> None
 
 
 def test_ctc_overfits_one_batch(manifests: Path, tmp_path: Path) -> None:
-    """Two utterances are learned by heart: no errors on them."""
+    """Three utterances are learned by heart: hardly an error on them."""
     result = finetune(
         manifests,
         tmp_path / "run",
         **{
             "model": "tiny",
-            "data.limit_s": 5.0,
             "data.valid": [str(manifests / "train.tsv")],
             "data.where": "speaker=1",
             "model.mask.prob": 0.0,
@@ -183,16 +182,17 @@ def test_ctc_overfits_one_batch(manifests: Path, tmp_path: Path) -> None:
             "model.dropout": 0.0,
             "model.attention_dropout": 0.0,
             "model.input_dropout": 0.0,
-            "model.norm_first": True,
-            "training.max_updates": 500,
-            "training.validate_every": 500,
+            "model.model_dim": 64,
+            "training.max_updates": 200,
+            "training.validate_every": 200,
             "training.lr": 5e-3,
-            "training.update_s": 8.0,
-            "training.sub_batch_s": 8.0,
+            "training.update_s": 12.0,
+            "training.sub_batch_s": 12.0,
+            "training.forward_s": 16.0,
         },
     )
-    assert result["train"]["loss_per_label"] < 0.3
-    assert result["valid"]["cer"] < 10.0
+    assert result["train"]["loss_per_label"] < 0.1
+    assert result["valid"]["cer"] < 5.0
 
 
 def test_continued_pretraining_starts_from_the_weights(manifests: Path, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Models go to disk and come back whole, whatever heads they have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechssl.config import ModelConfig, TextConfig
+from speechssl.errors import CheckpointError
+from speechssl.interop.checkpoint import build_config, load_model, read_card, save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import build_vocabulary
+
+
+@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
+def test_round_trip(tiny_model_config: ModelConfig, tmp_path: Path, kind: str) -> None:
+    vocabulary = build_vocabulary(TextConfig(), []) if kind == "ctc" else None
+    model = SpeechModel(tiny_model_config, vocabulary, pretraining=kind == "pretraining").eval()
+    save_model(model, tmp_path, update=7)
+    loaded = load_model(str(tmp_path))
+    card = read_card(tmp_path)
+    assert (card.kind, card.update, card.model) == (kind, 7, tiny_model_config)
+    assert loaded.vocabulary == vocabulary
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_trainable_keeps_gradients(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
+    save_model(SpeechModel(tiny_model_config, pretraining=True), tmp_path)
+    model = load_model(str(tmp_path), trainable=True)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_unknown_key_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="num_feet"):
+        build_config(ModelConfig, {"num_feet": 2})
+
+
+def test_weights_of_another_shape_are_refused(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
+    save_model(SpeechModel(tiny_model_config), tmp_path)
+    text = (tmp_path / "config.json").read_text().replace('"ffn_dim": 64', '"ffn_dim": 80')
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="must be a whole checkpoint"):
+        load_model(str(tmp_path))
