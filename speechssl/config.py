@@ -1,13 +1,12 @@
 """Every knob, once: its default, unit, meaning and source.
 
-`conf/` holds values that differ from these defaults, `cli/` composes them, and everything below takes these
-dataclasses or plain values. The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's released
-configuration); `F:` in a source means fairseq.
+`conf/` holds values that differ from these defaults, `cli/` composes them, everything below takes these dataclasses.
+The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration); `F:` in a source means fairseq.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from speechssl.knobs import MISSING, Key, check, check_choice, knob, list_keys
@@ -69,6 +68,7 @@ class ModelConfig:
     group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all` as the peers do")
     feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
     normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
+    waveform_epsilon: float = knob(1e-5, "added to the variance that normalize_waveform divides by; Hugging Face has 1e-7", "", "F: layer_norm")
     num_layers: int = knob(12, "transformer blocks", "", "§4.2")
     model_dim: int = knob(768, "width D of the transformer", "", "§4.2")
     ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
@@ -93,6 +93,7 @@ class ModelConfig:
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
         check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
+        check(self.waveform_epsilon > 0, "model.waveform_epsilon", "positive", self.waveform_epsilon)
         check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
         same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
         check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
@@ -100,9 +101,7 @@ class ModelConfig:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
 
 
-_PROBABILITIES = (
-    "dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout",
-)  # fmt: skip
+_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
 
 
 @dataclass(kw_only=True)
@@ -231,7 +230,7 @@ class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "checkpoint to continue from, with a fresh schedule; empty: from scratch")
+    init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig, "the network")
     objective: ContrastiveConfig = knob(ContrastiveConfig, "the contrastive task")
@@ -243,7 +242,7 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained checkpoint; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
     model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
@@ -264,10 +263,7 @@ class PrepareConfig:
     valid_share: float = knob(0.0, "share held out as `valid`, by speaker, or by file where speakers are unknown")
     format: str = knob("tsv", "`tsv` or `parquet`")
     table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
-    columns: dict[str, str] = field(
-        default_factory=lambda: {"path": "path", "text": "text", "speaker": "speaker"},
-        metadata={"meaning": "which column of `table` holds path, text and speaker", "unit": "", "source": ""},
-    )
+    columns: dict[str, str] = knob({"path": "path", "text": "text", "speaker": "speaker"}, "which column of `table` holds path, text and speaker")
     speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
     seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
     overwrite: bool = knob(False, "replace manifests that are there")
@@ -282,7 +278,7 @@ class PrepareConfig:
 class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
-    checkpoint: str = knob(MISSING, "run folder (its best checkpoint) or one checkpoint")
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
     window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
@@ -361,6 +357,19 @@ class ProbeConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check_choice("task", self.task, ("identification", "verification"))
+
+
+@dataclass(kw_only=True)
+class ConvertConfig:
+    """Keys of `speechssl convert`."""
+
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
+    to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq` or `torchaudio`")
+    out: str = knob("", "folder to write, or file for fairseq and torchaudio; empty: runs/convert-<date>-<time>")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio"))
 
 
 @dataclass(kw_only=True)

@@ -87,7 +87,7 @@ CASES = {
     "a file that is not audio": (("embed", "pretrained", "text.wav"), ("text.wav",)),
     "a format that ffmpeg knows": (("embed", "pretrained", "film.m4a"), ("film.m4a", "ffmpeg -i")),
     "a layer out of range": (("embed", "pretrained", "a.flac", "layer=9"), ("layer", "9", "2")),
-    "a later verb": (("convert", "pretrained"), ("convert",)),
+    "a later verb": (("bench", "pretrain"), ("bench",)),
     "no such verb": (("pretrian",), ("pretrain",)),
 }
 
