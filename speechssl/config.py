@@ -244,6 +244,7 @@ class FinetuneConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "pretrained checkpoint; empty: train `model` from scratch")
+    reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
     model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
