@@ -19,13 +19,13 @@ from speechssl.corpora.demo import build_demo_corpus
 from speechssl.errors import ConfigError
 from speechssl.functions import run_verb
 
-PLAN_NAME = "plan.json"
+PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
 TIMING_UPDATES = 12
 """Updates of the two short runs that measure this machine's speed."""
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
-    "probe", "embeddings.parquet", "report.html", PLAN_NAME, RESULT_NAME,
+    "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME, RESULT_NAME,
 )  # fmt: skip
 """What the demo writes into its folder, and so what `overwrite` removes."""
 
@@ -48,8 +48,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
     if finished is not None:
         _logger.info("%s is finished\n%s", out, format_table(finished))
         return finished
-    results = demo.run_steps()
-    result = demo.summarise(results)
+    try:
+        result = demo.summarise(demo.run_steps())
+    finally:
+        demo.save_elapsed()
     write_result(out, result)
     _logger.info("\n%s", format_table(result))
     return result
@@ -82,7 +84,18 @@ class Demo:
     config: DemoConfig
 
     def __post_init__(self) -> None:
-        self.start = time.monotonic()
+        self.start, self.earlier_s = time.monotonic(), 0.0
+        if (self.out / ELAPSED_NAME).is_file():
+            self.earlier_s = json.loads((self.out / ELAPSED_NAME).read_text(encoding="utf-8"))["seconds"]
+
+    @property
+    def spent_s(self) -> float:
+        """Time that the demo has taken, earlier starts included."""
+        return self.earlier_s + time.monotonic() - self.start
+
+    def save_elapsed(self) -> None:
+        """Note the time for a later start, however this one ends."""
+        (self.out / ELAPSED_NAME).write_text(json.dumps({"seconds": round(self.spent_s, 1)}) + "\n", encoding="utf-8")
 
     def check_same(self) -> None:
         """Make sure that `out` is new or holds this same demo.
@@ -120,7 +133,7 @@ class Demo:
         rows = make_rows(results, first)
         return {
             "out": str(self.out),
-            "minutes": round((time.monotonic() - self.start) / 60, 2),
+            "minutes": round(self.spent_s / 60, 2),
             "rows": rows,
             "as_hoped": all(row["verdict"] != "not better" for row in rows),
             "report": self._path("report.html"),
@@ -140,7 +153,7 @@ class Demo:
         for verb in ("pretrain", "finetune"):
             keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES}
             self._step(verb, keys, f"timing/{verb}")
-        spent_s = time.monotonic() - self.start
+        spent_s = self.spent_s
         plan = plan_updates(self.config, spent_s, self.out / "timing")
         plan.save(self.out / PLAN_NAME)
         _logger.info("%s", describe_plan(plan, spent_s))

@@ -10,7 +10,7 @@ import numpy as np
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.training_run import choose_device, open_folder, seed_weights, train
-from speechssl.config import FinetuneConfig
+from speechssl.config import FinetuneConfig, check
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
@@ -40,7 +40,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     seed_weights(config.seed)
     model = SpeechModel(config.model, vocabulary)
     if config.init:
-        load_backbone_into(model, load_model(config.init, key="init"))
+        _start_from(model, config)
     frozen = compute_frozen_updates(config.training) if config.init else 0
     objective = CTCObjective(model, config.seed, frozen)
     pin = device[0].type == "cuda"
@@ -48,6 +48,22 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     valid = _build_source(config, objective, valid_set, "data.valid", pin) if valid_set else None
     _logger.info(describe_plan(source, config.training, "data.train"))
     return train(config, folder, objective, source, valid, device)
+
+
+def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:
+    """Copy the pretrained weights; the last `reset_layers` blocks and the norm after them stay as initialised.
+
+    Raises:
+        ConfigError: there are not so many blocks.
+    """
+    last = model.config.num_layers
+    check(
+        0 <= config.reset_layers <= last,
+        "reset_layers",
+        f"between 0 and {last}, the blocks there are",
+        config.reset_layers,
+    )
+    load_backbone_into(model, load_model(config.init, key="init"), last - config.reset_layers)
 
 
 def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:

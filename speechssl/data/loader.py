@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.manifest import Manifest
-from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner
+from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner, round_up
 
 Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
 """`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
@@ -78,7 +79,10 @@ def collate(plan: ForwardPlan, parts: Sequence[tuple[list[Example], dict[str, li
     """
     examples = [example for rows, _ in parts for example in rows]
     lengths = np.array([len(example.waveform) for example in examples], dtype=np.int64)
-    unpadded = bool((lengths == lengths[0]).all())
+    waveforms = pad_stack([example.waveform for example in examples])
+    if not plan.sub_batches[0].crop_samples:
+        waveforms = F.pad(waveforms, (0, round_up(waveforms.shape[1]) - waveforms.shape[1]))
+    unpadded = bool((lengths == waveforms.shape[1]).all())
     inputs = {name: pad_stack([row for _, made in parts for row in made[name]]) for name in parts[0][1]}
     counts = [len(rows) for rows, _ in parts]
     membership = torch.zeros(len(parts), len(examples))
@@ -88,7 +92,7 @@ def collate(plan: ForwardPlan, parts: Sequence[tuple[list[Example], dict[str, li
         sizes.append({"first": first, "rows": count, **{k: max(len(row) for row in v) for k, v in made.items()}})
         first += count
     return Batch(
-        waveforms=pad_stack([example.waveform for example in examples]),
+        waveforms=waveforms,
         num_samples=None if unpadded else torch.from_numpy(lengths),
         ids=[example.id for example in examples],
         plan=plan,

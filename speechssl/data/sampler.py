@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+T = TypeVar("T", int, IntArray)
 
-CTC_BUCKET_SAMPLES = 8_000
-"""Whole utterances within half a second of each other change places between epochs."""
+WHOLE_STEP_SAMPLES = 16_000
+"""Batches of whole utterances are padded to a multiple of this, and utterances of one multiple change places between
+epochs. The CPU prepares its kernels for every new shape, which costs as much as computing seconds of speech."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class UpdatePlanner:
         if config.max_samples:
             self.lengths = np.minimum(lengths, config.max_samples)
         else:
-            self.lengths = -(-lengths // CTC_BUCKET_SAMPLES) * CTC_BUCKET_SAMPLES
+            self.lengths = round_up(lengths)
         self.bounds = _cut(np.sort(self.lengths)[::-1], config.sub_batch_samples)
         self._plan_epoch = lru_cache(maxsize=2)(self._compute_epoch)
 
@@ -142,6 +145,11 @@ class UpdatePlanner:
             rows, longest = len(sub_batch.indices), length
         last = len(groups) - 1
         return [ForwardPlan(update, tuple(group), index == last) for index, group in enumerate(groups)]
+
+
+def round_up(lengths: T) -> T:
+    """Round samples up to a multiple of `WHOLE_STEP_SAMPLES`."""
+    return -(-lengths // WHOLE_STEP_SAMPLES) * WHOLE_STEP_SAMPLES
 
 
 def _cut(falling: IntArray, capacity: int) -> IntArray:

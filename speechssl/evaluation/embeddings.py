@@ -25,6 +25,7 @@ from speechssl.evaluation.recognition import (
     needs_equal_lengths,
     plan_batches,
     read_ahead,
+    stack_waveforms,
 )
 from speechssl.evaluation.windows import plan_windows
 from speechssl.model.lengths import HOP_SAMPLES, compute_num_frames, compute_receptive_field
@@ -220,15 +221,10 @@ class Embedder:
 
     def _run(self, waveforms: Sequence[FloatArray]) -> tuple[list[Tensor], list[int]]:
         """Run the model over a batch: the chosen tensors (B, T, D) and the valid frames of each row."""
-        lengths = [len(waveform) for waveform in waveforms]
-        batch = torch.zeros(len(waveforms), max(lengths))
-        for row, waveform in zip(batch, waveforms, strict=True):
-            row[: len(waveform)] = torch.from_numpy(waveform)
-        device = self.model.device
-        num_samples = None if len(set(lengths)) == 1 else torch.tensor(lengths, device=device)
+        batch, num_samples = stack_waveforms(self.model, waveforms)
         was_training = self.model.training
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            frames: Frames = self.model.eval()(batch.to(device), num_samples)
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            frames: Frames = self.model.eval()(batch, num_samples)
         self.model.train(was_training)
         return self.choice.pick(frames), frames.num_frames.tolist()
 

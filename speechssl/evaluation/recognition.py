@@ -16,6 +16,7 @@ from torch import Tensor
 from speechssl.audio import SAMPLE_RATE, convert_waveform, load_audio
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest
+from speechssl.data.sampler import round_up
 from speechssl.errors import CheckpointError, DataError
 from speechssl.evaluation.decoding import greedy_decode
 from speechssl.evaluation.windows import plan_windows
@@ -217,7 +218,8 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
     batches: list[list[int]] = []
     for index in indices[np.argsort(-lengths[indices], kind="stable")].tolist():
         longest = lengths[batches[-1][0]] if batches else 0
-        fits = longest > 0 and longest * (len(batches[-1]) + 1) <= batch_samples
+        width = longest if equal else round_up(longest)
+        fits = longest > 0 and width * (len(batches[-1]) + 1) <= batch_samples
         if fits and (not equal or lengths[index] == longest):
             batches[-1].append(index)
         else:
@@ -228,6 +230,22 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
 def needs_equal_lengths(model: SpeechModel) -> bool:
     """Say whether padding would change a row: group norm over all frames, as the published models have it."""
     return model.config.conv_norm == "group" and model.config.group_norm_frames == "all"
+
+
+def stack_waveforms(model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:
+    """Pad waveforms to one length and stack them, on the model's device.
+
+    Returns:
+        (B, N) float32, N a multiple of a second so that few shapes occur, and (B,) int64 valid samples. The peers'
+        group norm must see an unpadded batch as unpadded: it gets N as it is, and None.
+    """
+    exact = needs_equal_lengths(model)
+    longest = max(len(waveform) for waveform in waveforms)
+    padded = torch.zeros(len(waveforms), longest if exact else round_up(longest))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    lengths = None if exact else torch.tensor([len(waveform) for waveform in waveforms], device=model.device)
+    return padded.to(model.device), lengths
 
 
 def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
@@ -257,14 +275,9 @@ def read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[l
 
 def _compute_logits(model: SpeechModel, waveforms: Sequence[FloatArray], precision: str) -> tuple[Tensor, Tensor]:
     """Run one forward: logits (B, T, V) float32 and valid frames (B,), both on the CPU."""
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    padded = torch.zeros(len(waveforms), int(lengths.max()))
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = torch.from_numpy(waveform)
+    padded, num_samples = stack_waveforms(model, waveforms)
     was_training, device = model.training, model.device
-    # The peers' group norm must see an unpadded batch as unpadded; the other norms do not mind either form.
-    num_samples = None if needs_equal_lengths(model) else lengths.to(device)
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits, num_frames = model.eval().logits(padded.to(device), num_samples)
+        logits, num_frames = model.eval().logits(padded, num_samples)
     model.train(was_training)
     return logits.float().cpu(), num_frames.cpu()

@@ -141,16 +141,34 @@ def build_untrained(model: SpeechModel, seed: int) -> SpeechModel:
     return fresh.to(model.device).eval().requires_grad_(False)
 
 
-def load_backbone_into(model: SpeechModel, source: SpeechModel) -> None:
+def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int | None = None) -> None:
     """Copy the backbone of `source` into `model` (fine-tuning, continued pretraining).
+
+    Args:
+        model: gets the weights.
+        source: has them.
+        num_blocks: copy only so many transformer blocks, from the first; the others, and the norm that
+            follows the last one, keep what `model` has. None copies all.
 
     Raises:
         SpeechSSLError: the networks have different shapes.
     """
     try:
-        model.backbone.load_state_dict(source.backbone.state_dict())
+        own, weights = model.backbone.state_dict(), source.backbone.state_dict()
+        kept = list_after_block(model, num_blocks)
+        model.backbone.load_state_dict({**weights, **{name: own[name] for name in own if name.startswith(kept)}})
     except RuntimeError as error:
         raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {error}") from error
+
+
+def list_after_block(model: SpeechModel, num_blocks: int | None) -> tuple[str, ...]:
+    """List how the names of the backbone's weights begin that come after its first `num_blocks` transformer blocks."""
+    last = model.config.num_layers
+    if num_blocks is None or num_blocks == last:
+        return ()
+    blocks = tuple(f"transformer.blocks.{number}." for number in range(num_blocks, last))
+    # Post-norm models have this norm before the first block.
+    return (*blocks, "transformer.norm.") if model.config.norm_first else blocks
 
 
 def _collapse(model: SpeechModel) -> dict[str, torch.Tensor]:

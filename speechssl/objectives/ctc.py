@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from speechssl.config import ModelConfig
 from speechssl.data.dataset import Example
@@ -96,7 +97,11 @@ class CTCObjective:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
             keep = self._draw_layers(batch.waveforms.device, update) if training else None
-            context, _ = self.model.backbone.contextualise(features, masks.get("mask"), masks.get("channel_mask"), keep)
+            mask = masks.get("mask")
+            if mask is not None:
+                # Drawn over the frames of the longest row, which the batch's padding may exceed.
+                mask = F.pad(mask, (0, features.normed.shape[1] - mask.shape[1]))
+            context, _ = self.model.backbone.contextualise(features, mask, masks.get("channel_mask"), keep)
         return self.head(context), self.model.count_frames(batch.waveforms, batch.num_samples)
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:

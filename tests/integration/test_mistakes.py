@@ -87,6 +87,10 @@ CASES = {
     "a file that is not audio": (("embed", "pretrained", "text.wav"), ("text.wav",)),
     "a format that ffmpeg knows": (("embed", "pretrained", "film.m4a"), ("film.m4a", "ffmpeg -i")),
     "a layer out of range": (("embed", "pretrained", "a.flac", "layer=9"), ("layer", "9", "2")),
+    "more blocks reset than there are": (
+        ("finetune", "init=pretrained", "data.train=good.tsv", "reset_layers=3", "device=cpu", "out=x"),
+        ("reset_layers", "2", "3"),
+    ),
     "a later verb": (("bench", "pretrain"), ("bench",)),
     "no such verb": (("pretrian",), ("pretrain",)),
 }

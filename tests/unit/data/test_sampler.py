@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speechssl.data.sampler import PlanConfig, UpdatePlanner
+from speechssl.data.sampler import PlanConfig, UpdatePlanner, round_up
 
 CONFIG = PlanConfig(
     seed=1, sub_batch_samples=160_000, sub_batches_per_update=4, forward_samples=160_000, max_samples=64_000
@@ -82,7 +82,7 @@ def test_ascending_epochs_take_short_utterances_first() -> None:
     planner = UpdatePlanner(lengths, replace(CONFIG, max_samples=0, sub_batch_samples=400_000, ascending_epochs=1))
     size = planner.sub_batches_per_epoch
     longest = [int(lengths[list(planner.find_sub_batch(n).indices)].max()) for n in range(2 * size)]
-    rising = [-(-value // 8_000) for value in longest[:size]]
+    rising = [round_up(value) for value in longest[:size]]
     assert rising == sorted(rising)
     assert longest[size:] != sorted(longest[size:])
 

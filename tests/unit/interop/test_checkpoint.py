@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import build_config, read_card, save_model
+from speechssl.interop.checkpoint import build_config, load_backbone_into, read_card, save_model
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
@@ -46,3 +47,18 @@ def test_weights_of_another_shape_are_refused(tiny_model_config: ModelConfig, tm
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match="must be a whole checkpoint"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_last_blocks_may_stay_as_initialised(tiny_model_config: ModelConfig, norm_first: bool) -> None:
+    config = replace(tiny_model_config, num_layers=3, norm_first=norm_first)
+    model, source = SpeechModel(config), SpeechModel(config)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1.0)
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    load_backbone_into(model, source, num_blocks=1)
+    fresh = ["transformer.blocks.1.", "transformer.blocks.2.", *(["transformer.norm."] if norm_first else [])]
+    for name, value in model.backbone.state_dict().items():
+        expected = before if name.startswith(tuple(fresh)) else source.backbone.state_dict()
+        assert torch.equal(value, expected[name]), name
