@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from speechssl.errors import CheckpointError
 
 DAMAGE = (
     OSError, EOFError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    ArithmeticError, AssertionError, MemoryError, struct.error,
+    ArithmeticError, AssertionError, MemoryError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 """What readers of binary files raise for bytes that are no such file: their unpickler is a small machine that trips
 over its own stack, index and types."""
@@ -86,8 +87,31 @@ def load_pickle(path: Path) -> Any:
 
     Raises:
         pickle.UnpicklingError: it holds anything else, or is no torch file.
+        ValueError: it would unfold to more than the file has.
     """
-    return torch.load(path, map_location="cpu", weights_only=True)
+    check_archive(path)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = [value for value in stored.values() if isinstance(value, Tensor)] if isinstance(stored, dict) else []
+    # A tensor of stride 0, or thousands on one storage, are small in the file and large wherever they are copied.
+    if sum(value.nbytes for value in tensors) > path.stat().st_size:
+        raise ValueError("its tensors are larger than the file")
+    return stored
+
+
+def check_archive(path: Path) -> None:
+    """Look at the directory of a torch file that is a zip archive; torch itself never compresses.
+
+    Raises:
+        ValueError: an entry is compressed, or all together are larger than the file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch's files never are")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are larger than the file")
 
 
 def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:

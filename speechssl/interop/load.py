@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,14 @@ from safetensors import safe_open
 
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import CONFIG, find_checkpoint, load_weights, read_card, save_model
-from speechssl.interop.files import DAMAGE, first_line, is_safetensors, load_pickle, read_json
+from speechssl.interop.fairseq import read_fairseq, write_fairseq
+from speechssl.interop.fairseq_file import look_into
+from speechssl.interop.files import DAMAGE, first_line, is_safetensors, read_json
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.huggingface_processor import EPSILON
+from speechssl.interop.inert_pickle import StoredTensor
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -137,9 +139,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         case "huggingface":
             write_huggingface(model, out, update)
         case "fairseq":
-            from speechssl.interop.fairseq import write_fairseq
-
-            write_fairseq(model, out)
+            write_fairseq(model, out, update)
         case "torchaudio":
             write_torchaudio(model, out, update)
         case _:
@@ -171,8 +171,6 @@ def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
     names = _list_tensors(path, key)
     if names is None:
-        from speechssl.interop.fairseq import read_fairseq
-
         return read_fairseq(path, key)
     if is_torchaudio(names):
         return read_torchaudio(path, key)
@@ -186,18 +184,14 @@ def _read_file(path: Path, key: str) -> Foreign:
 
 
 def _list_tensors(path: Path, key: str) -> set[str] | None:
-    """List the names in a file of tensors; None for a file that holds more, as fairseq's do."""
+    """List the names in a file of tensors; None for a file that holds more, as fairseq's do. Nothing is run."""
+    if not is_safetensors(path):
+        content = look_into(path, key).content
+        is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
+        return {str(name) for name in content} if is_flat and content else None
     try:
-        if is_safetensors(path):
-            with safe_open(path, framework="pt") as file:
-                return set(file.keys())
-        stored = load_pickle(path)
-    except pickle.UnpicklingError:
-        # fairseq's files may hold classes; its reader looks at them without running anything.
-        return None
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
     except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
-    if isinstance(stored, dict) and stored and all(isinstance(value, torch.Tensor) for value in stored.values()):
-        return {str(name) for name in stored}
-    return None

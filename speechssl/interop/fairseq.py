@@ -1,0 +1,214 @@
+"""fairseq's `.pt` files of wav2vec 2.0, pretrained and fine-tuned with CTC: in and out, without fairseq."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.checkpoint import ModelCard, build_config
+from speechssl.interop.fairseq_config import find_sections, read_config, write_config
+from speechssl.interop.fairseq_file import StoredFile, look_into
+from speechssl.interop.files import DAMAGE, detach, first_line
+from speechssl.interop.foreign import OURS, Foreign, check_names, collapse, find_kind, make_extra, read_extra
+from speechssl.interop.inert_pickle import StoredTensor, simplify
+from speechssl.interop.names import CODEBOOK, WRAPPERS, list_names, rename, strip_all
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, find_case
+
+DICTIONARY = "dict.ltr.txt"
+"""File of a fine-tuned model's labels, as fairseq's recipes call it; it lies in the data folder there."""
+
+SPECIALS = FAIRSEQ_SYMBOLS[:4]
+"""What every dictionary of fairseq begins with; the first is the CTC blank."""
+
+FAIRSEQ_WRAPPERS = (*WRAPPERS, "w2v_encoder.", "w2v_model.")
+"""What stands before a name: a fine-tuned model puts `w2v_encoder.w2v_model.` before the network's."""
+
+HEADS = ("quantizer.", "project_q.", "final_proj.")
+"""Weights of pretraining, which some fine-tuned files kept."""
+
+_POSITION = "encoder.pos_conv.0."
+_SPELLINGS = {
+    f"{_POSITION}parametrizations.weight.original0": f"{_POSITION}weight_g",
+    f"{_POSITION}parametrizations.weight.original1": f"{_POSITION}weight_v",
+}
+
+
+def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
+    """Read a file of fairseq's, of any version, without running anything in it.
+
+    Args:
+        path: of the `.pt` file. A fine-tuned model's labels are read from dict.ltr.txt beside it; without that file,
+            a head of 32 outputs has fairseq's 32 letters.
+        key: the key that errors name.
+
+    Returns:
+        The model; float16 weights become float32.
+
+    Raises:
+        CheckpointError: the file is damaged, its configuration asks for what is not here, or weights or labels are
+            missing or left over.
+    """
+    stored = look_into(path, key)
+    tensors, dropped = _find_tensors(stored, key)
+    source = {_SPELLINGS.get(name, name): value for name, value in strip_all(tensors, key, FAIRSEQ_WRAPPERS).items()}
+    if f"{_POSITION}weight" in source:
+        raise CheckpointError(
+            f"`{key}` must hold the positional convolution as two parts, but {path} has it fused as {_POSITION}weight"
+        )
+    kind = "ctc" if "proj.weight" in source else "pretraining" if "final_proj.weight" in source else "backbone"
+    plain = _read_plain(stored, key)
+    ours = read_extra(plain, key)
+    is_finetuned = any("w2v_encoder." in name for name in tensors)
+    left: tuple[str, ...] = ()
+    if ours:
+        config = build_config(ModelConfig, ours["model"])
+    else:
+        config, left = read_config(find_sections(plain, is_finetuned, str(path), key), kind, str(path), key)
+    if kind == "ctc" and (extra := sorted(name for name in source if name.startswith(HEADS))):
+        source = {name: value for name, value in source.items() if name not in extra}
+        dropped = (*dropped, "heads of pretraining")
+    weights = _take(source, config, kind, path, key)
+    vocabulary = _read_vocabulary(path, ours, len(weights["head.linear.bias"]), key) if kind == "ctc" else None
+    card = ModelCard(kind, config, vocabulary, ours.get("update", _find_update(plain)))
+    return Foreign("fairseq", card, weights, (*dropped, *left), says_padding=bool(ours))
+
+
+def write_fairseq(model: SpeechModel, path: Path, update: int = 0) -> None:
+    """Write a file that fairseq's `wav2vec2` or `wav2vec_ctc` loads strictly, of plain values alone.
+
+    Args:
+        model: a pretraining model or a recogniser.
+        path: of the file. The labels of a recogniser are written to dict.ltr.txt beside it, which fairseq wants in
+            its data folder.
+        update: how far the training had come.
+
+    Raises:
+        CheckpointError: fairseq has no model for it: one without heads, or labels that are no dictionary of fairseq's.
+    """
+    kind, config = find_kind(model), model.config
+    if kind == "backbone":
+        raise CheckpointError(
+            "`checkpoint` must have a CTC head or the heads of pretraining to be written for fairseq, but has neither"
+        )
+    _check_dictionary(model.vocabulary)
+    weights = {}
+    for name, value in collapse(model).items():
+        theirs = rename(name, "fairseq")
+        assert theirs is not None, f"{name} has a name there"
+        prefix = (
+            "" if kind == "pretraining" else "w2v_encoder." if theirs.startswith("proj.") else "w2v_encoder.w2v_model."
+        )
+        weights[prefix + theirs] = value.reshape(1, -1, value.shape[-1]) if name == CODEBOOK else value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {
+        "args": None,
+        "cfg": write_config(config, kind),
+        "model": detach(weights),
+        "criterion": None,
+        "optimizer_history": [
+            {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": update}
+        ],
+        "task_state": {},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+        OURS: make_extra(model, update),
+    }
+    torch.save(stored, path)
+    if model.vocabulary is not None:
+        # fairseq reads "symbol count"; the counts only mattered when the dictionary was made.
+        lines = [f"{symbol} 1\n" for symbol in model.vocabulary.symbols[len(SPECIALS) :]]
+        (path.parent / DICTIONARY).write_text("".join(lines), encoding="utf-8")
+
+
+def _find_tensors(stored: StoredFile, key: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read the weights; what is no tensor among them, such as a moving average, is left behind and named."""
+    content = stored.content
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
+        raise CheckpointError(f"`{key}` must be a checkpoint of fairseq, but {stored.path} holds no model")
+    found = {name: value for name, value in model.items() if isinstance(value, StoredTensor)}
+    others = tuple(sorted(f"model[{name!r}]" for name in model if name not in found))
+    if not any(re.search(r"post_extract_proj|self_attn\.", name) for name in found):
+        raise CheckpointError(f"`{key}` must be wav2vec 2.0 of fairseq, but the weights in {stored.path} are not")
+    return stored.read(found, key), others
+
+
+def _read_plain(stored: StoredFile, key: str) -> dict[str, Any]:
+    """Read what stands beside the weights: the configurations, how far it was trained, our own facts."""
+    names = ("cfg", "args", "optimizer_history", OURS)
+    try:
+        return {name: simplify(stored.content[name]) for name in names if name in stored.content}
+    except DAMAGE as error:
+        problem = f"that of {stored.path} is not ({first_line(error)})"
+        raise CheckpointError(f"`{key}` must have a configuration that can be read, but {problem}") from error
+
+
+def _find_update(plain: dict[str, Any]) -> int:
+    """Find how many updates the model was trained for; 0 where the file does not say."""
+    history = plain.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else None
+    update = last.get("num_updates") if isinstance(last, dict) else None
+    return update if type(update) is int and update >= 0 else 0
+
+
+def _take(source: dict[str, Tensor], config: ModelConfig, kind: str, path: Path, key: str) -> dict[str, Tensor]:
+    """Take the weights under our names; none may be missing or left over."""
+    theirs = {name: str(rename(name, "fairseq")) for name in list_names(config, kind)}
+    check_names(theirs.values(), source, key, str(path))
+    weights = {name: source[there] for name, there in theirs.items()}
+    groups, codes = config.quantizer.num_groups, config.quantizer.num_codes
+    if CODEBOOK in weights and weights[CODEBOOK].shape[:2] == (1, groups * codes):
+        weights[CODEBOOK] = weights[CODEBOOK].reshape(groups, codes, -1)
+    return weights
+
+
+def _read_vocabulary(path: Path, ours: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
+    """Find the labels of a head: our own facts, the dictionary beside the file, or fairseq's letters."""
+    beside = path.parent / DICTIONARY
+    if ours.get("vocabulary"):
+        vocabulary = Vocabulary.from_dict(ours["vocabulary"])
+    elif beside.is_file():
+        vocabulary = _read_dictionary(beside, key)
+    elif num_rows == len(FAIRSEQ_SYMBOLS):
+        vocabulary = Vocabulary(FAIRSEQ_SYMBOLS)
+    else:
+        raise CheckpointError(
+            f"`{key}` must have {DICTIONARY} beside it, with the labels of its {num_rows} outputs, but {path} has none"
+        )
+    if len(vocabulary) != num_rows:
+        raise CheckpointError(
+            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {beside.name} beside "
+            f"{path.name} makes {len(vocabulary)} with {' '.join(SPECIALS)}"
+        )
+    return vocabulary
+
+
+def _read_dictionary(path: Path, key: str) -> Vocabulary:
+    """Read `symbol count` lines, as fairseq does: the four specials come first."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{key}` must have a dictionary as text, but {path} is not ({error})") from error
+    rows = [line.rstrip().rsplit(" ", 1) for line in lines if line.strip()]
+    if not all(len(row) == 2 and row[1].isascii() and row[1].isdigit() for row in rows):
+        raise CheckpointError(f"`{key}` must have a dictionary of `symbol count` lines, but {path} has others")
+    symbols = (*SPECIALS, *(row[0] for row in rows))
+    try:
+        return Vocabulary(symbols, find_case(symbols))
+    except ConfigError as error:
+        raise CheckpointError(f"`{key}` must have labels of words, but in {path} {error}") from error
+
+
+def _check_dictionary(vocabulary: Vocabulary | None) -> None:
+    if vocabulary is not None and vocabulary.symbols[: len(SPECIALS)] != SPECIALS:
+        raise CheckpointError(
+            f"`checkpoint` must have labels that begin with {' '.join(SPECIALS)} to be written for fairseq, but has "
+            f"{' '.join(vocabulary.symbols[: len(SPECIALS)])}"
+        )

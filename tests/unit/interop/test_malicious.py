@@ -1,0 +1,351 @@
+"""Checkpoints made to harm: none runs anything, each is refused in one sentence, quickly and in little memory.
+
+Target S1 of the reliability notes: at least 12 payloads, 0 side effects, each rejected in less than 5 s with a peak of
+less than twice the file and 200 MB. What each would do is leave a file behind, or take all memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError
+from speechssl.interop.fairseq_file import MAGIC
+from speechssl.interop.load import load_model
+from speechssl.model.speech_model import SpeechModel
+from tests.unit.interop.fairseq_files import export
+
+SECONDS, MEGABYTES = 5.0, 200
+
+
+class Call:
+    """Calls something when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.args
+
+
+class State(Call):
+    """Calls something with what it would be given as its state."""
+
+    def __reduce__(self) -> Any:
+        return collections.OrderedDict, (), None, None, iter([("x", Call(self.function, *self.args))])
+
+
+def save(value: Any, path: Path) -> None:
+    torch.save(value, path)
+
+
+def save_old(value: Any, path: Path) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def save_archive(path: Path, description: bytes, numbers: bytes = b"", deflate: bool = False) -> None:
+    """Write an archive as torch does, with a description of one's own."""
+    kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("archive/data.pkl", description)
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/data/0", numbers)
+        archive.writestr("archive/version", "3\n")
+
+
+def describe_tensor(count: int, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
+    """Describe a fairseq file with one weight, of whatever storage, shape and strides."""
+    parts = [
+        "}(Vmodel\n}(Vencoder.layers.0.self_attn.q_proj.weight\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\n",
+        f"ctorch\nFloatStorage\nV0\nVcpu\nI{count}\ntQI{offset}\n",
+        "(" + "".join(f"I{n}\n" for n in shape) + "t(" + "".join(f"I{n}\n" for n in strides) + "t",
+        "I00\nccollections\nOrderedDict\n(tRtRuVcfg\n}u.",
+    ]
+    return b"\x80\x02" + "".join(parts).encode()
+
+
+def payloads(marker: Path) -> dict[str, Any]:
+    """Objects that would leave a file behind, by what they call."""
+    path = str(marker)
+    torch_load = marker.with_name("inner.pt")
+    return {
+        "open": Call(open, path, "w"),
+        "os.system": Call(os.system, f"touch {path}"),
+        "exec": Call(exec, f"open({path!r}, 'w')"),
+        "eval": Call(eval, f"open({path!r}, 'w')"),
+        "subprocess": Call(subprocess.call, ["touch", path]),
+        "os.mkdir": Call(os.mkdir, path),
+        "import": Call(importlib.import_module, "antigravity"),
+        "pickle in a pickle": Call(pickle.loads, pickle.dumps(Call(open, path, "w"))),
+        "torch.load": Call(torch.load, str(torch_load), None, pickle, **{}),
+        "in a mapping's items": State(open, path, "w"),
+        "rename": Call(os.symlink, path + "x", path),
+        "getattr": Call(getattr, Call(open, path, "w"), "name"),
+    }
+
+
+NAMES = list(payloads(Path("x")))
+
+
+@pytest.fixture
+def stored(tiny_model_config: ModelConfig, tmp_path: Path) -> dict[str, Any]:
+    """What a good file holds."""
+    torch.manual_seed(0)
+    return export(SpeechModel(tiny_model_config, pretraining=True), tmp_path / "good")
+
+
+def check(path: Path, marker: Path, reason: str = "`checkpoint` must ", good: bool = False) -> None:
+    """Open a file in this process and see that nothing happened."""
+    before = set(path.parent.iterdir())
+    modules = "antigravity" in sys.modules
+    if good:
+        load_model(str(path))
+    else:
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            load_model(str(path))
+        assert str(caught.value).startswith("`checkpoint` must ")
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+    assert not marker.exists()
+    assert not marker.is_symlink()
+    assert set(path.parent.iterdir()) == before
+    assert ("antigravity" in sys.modules) == modules
+
+
+@pytest.mark.parametrize("writer", [save, save_old], ids=["zip", "old"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_among_the_weights_is_refused(
+    name: str, writer: Callable[[Any, Path], None], stored: dict[str, Any], tmp_path: Path
+) -> None:
+    marker = tmp_path / "executed"
+    payload = payloads(marker)[name]
+    for place in ("whole", "model", "args"):
+        content = {
+            "whole": payload,
+            "model": {**stored, "model": payload},
+            "args": {**stored, "args": payload, "cfg": None},
+        }[place]
+        writer(content, tmp_path / f"{place}.pt")
+        check(tmp_path / f"{place}.pt", marker)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_payload_beside_the_weights_is_never_run(name: str, stored: dict[str, Any], tmp_path: Path) -> None:
+    """A good model with something else in its optimizer state loads, and that is never looked at."""
+    marker = tmp_path / "executed"
+    payload = payloads(marker)[name]
+    save({**stored, "last_optimizer_state": payload, "extra_state": [payload]}, tmp_path / "a.pt")
+    check(tmp_path / "a.pt", marker, good=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_other_doors(name: str, tmp_path: Path) -> None:
+    """A bare pickle, a Hugging Face folder's pytorch_model.bin, a torchaudio file."""
+    marker = tmp_path / "executed"
+    payload = payloads(marker)[name]
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(payload))
+    check(tmp_path / "bare.pt", marker)
+    save({"encoder.transformer.layer_norm.weight": torch.zeros(1), "x": payload}, tmp_path / "torchaudio.pt")
+    check(tmp_path / "torchaudio.pt", marker)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))
+    save({"wav2vec2.masked_spec_embed": payload}, tmp_path / "hf" / "pytorch_model.bin")
+    check(tmp_path / "hf", marker)
+
+
+INSTRUCTIONS = {
+    "a class is instantiated by INST": "(V/dev/null\ni__builtin__\nopen\n.",
+    "a class is instantiated by OBJ": "(c__builtin__\nopen\nV/dev/null\no.",
+    "an extension is looked up": "\x82\x01.",
+    "a function gets a state": "ctorch._utils\n_rebuild_tensor_v2\n}V__defaults__\n(I1\ntsb.",
+    "a class gets attributes": "cargparse\nNamespace\nN}V__setstate__\nI1\ns\x86b.",
+    "a result is called": "cargparse\nNamespace\n(tR(tR.",
+    "a number is called": "I1\n(tR.",
+    "a list gets items": "]I1\nI2\ns.",
+    "text gets elements": "Vx\nI1\na.",
+    "a mapping of what cannot be a key": "}]I1\ns.",
+    "memory of a huge index": "I1\nr\x7f\x7f\x7f\x7f0h\x01.",
+    "bytes longer than the file": "B\x7f\x7f\x7f\x7fabc.",
+    "text longer than the file": "X\x7f\x7f\x7f\x7fabc.",
+    "a byte array of a terabyte": "\x96\x00\x00\x00\x00\x00\x01\x00\x00.",
+    "a number of thousands of digits": f"I{'9' * 4500}\n.",
+    "an empty stack": "0.",
+    "no end": "(",
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instructions_that_no_such_file_has(name: str, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    description = b"\x80\x02" + INSTRUCTIONS[name].encode("latin-1")
+    save_archive(tmp_path / "a.pt", description)
+    check(tmp_path / "a.pt", marker)
+    (tmp_path / "old.pt").write_bytes(
+        b"".join(pickle.dumps(value, 2) for value in (MAGIC, 1001, {"little_endian": True})) + description
+    )
+    check(tmp_path / "old.pt", marker)
+
+
+def test_a_tensor_by_hand_is_read(tmp_path: Path) -> None:
+    """The description below is a good one: what makes the others fail is what they change."""
+    save_archive(tmp_path / "a.pt", describe_tensor(4, (2, 2), (2, 1)), bytes(16))
+    check(tmp_path / "a.pt", tmp_path / "x", "must hold fairseq's configuration")
+
+
+TENSORS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
+    "stride 0": (4, (1_000_000, 1_000_000), (0, 0), 0),
+    "outside its storage": (4, (2, 2), (2, 1), 3),
+    "far outside": (4, (2, 2), (2, 1), 10**15),
+    "before its storage": (4, (2, 2), (2, 1), -4),
+    "negative strides": (4, (2, 2), (-2, 1), 3),
+    "negative shape": (4, (-2, -2), (2, 1), 0),
+    "storage longer than the file": (10**12, (10**6, 10**6), (10**6, 1), 0),
+    "numbers beyond 64 bits": (4, (10**30, 2), (2, 1), 0),
+    "strides for other dimensions": (4, (2, 2), (1,), 0),
+    "overlapping": (4, (3, 2), (1, 1), 0),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_that_lie_about_their_storage(name: str, tmp_path: Path) -> None:
+    save_archive(tmp_path / "a.pt", describe_tensor(*TENSORS[name]), bytes(16))
+    check(tmp_path / "a.pt", tmp_path / "x", "must be a whole checkpoint, but")
+
+
+def nest(depth: int, width: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def hold_itself() -> Any:
+    value: dict[str, Any] = {}
+    value["model"] = value
+    return value
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"model": {"x": nest(30, 2)}},
+        {"model": {"x": nest(60, 1)}},
+        {"model": {"x": nest(8, 9)}},
+        hold_itself(),
+        {"model": {"w2v_args": hold_itself()}},
+        {"model": {"conv_feature_layers": "[(512,10,5)]*10**9"}},
+        {"model": {"conv_feature_layers": "().__class__.__base__.__subclasses__()"}},
+        {"model": {"encoder_layers": 10**9}},
+        {"model": {"encoder_embed_dim": 2**40}},
+        {"model": {"final_dim": "${oc.env:HOME}"}},
+        {"model": {"_target_": "os.system", "quantize_targets": "yes"}},
+    ],
+    ids=range(11),
+)
+def test_configurations_that_grow_or_compute(cfg: Any, stored: dict[str, Any], tmp_path: Path) -> None:
+    save({**stored, "cfg": cfg}, tmp_path / "a.pt")
+    check(tmp_path / "a.pt", tmp_path / "executed")
+
+
+MEASURE = """
+import resource, sys, time
+from speechssl.errors import CheckpointError
+from speechssl.interop.load import load_model
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    start = time.perf_counter()
+    try:
+        load_model(path)
+        print("LOADED", path)
+    except CheckpointError as error:
+        print(f"{time.perf_counter() - start:.3f}", error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def write_bombs(folder: Path) -> list[Path]:
+    """Write small files that would take gigabytes."""
+    paths = [folder / f"{name}.pt" for name in ("deflated", "stride", "memo", "overlap", "names", "old", "ops", "dir")]
+    deflated, stride, memo, overlap, names, old, instructions, directory = paths
+    save_archive(deflated, describe_tensor(2**27, (2**27,), (1,)), bytes(1 << 20) * 512, deflate=True)
+    save_archive(stride, describe_tensor(4, (10**6, 10**6), (0, 0)), bytes(16))
+    save_archive(memo, b"\x80\x02I1\nr\xff\xff\xff\x0f.")
+    alias = torch.zeros(1 << 18)
+    torch.save({"model": {f"encoder.layers.{n}.self_attn.x": alias for n in range(2000)}}, overlap)
+    torch.save({f"encoder.transformer.{n}": alias.half().expand(1000, -1) for n in range(10)}, names)
+    start = b"".join(pickle.dumps(value, 2) for value in (MAGIC, 1001, {"little_endian": True}))
+    description = describe_tensor(2**40, (2**40,), (1,))
+    # The old container has its storages by persistent ids with text instead of ours, and lengths before the numbers.
+    old.write_bytes(start + description + pickle.dumps(["0"], 2) + struct.pack("<q", 2**40))
+    save_archive(instructions, b"\x80\x02" + b"N0" * (1 << 25) + b"N.")
+    with zipfile.ZipFile(directory, "w") as archive:
+        for number in range(50_000):
+            archive.writestr(f"archive/data/{number}", b"")
+    return paths
+
+
+def test_bombs_are_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
+    paths = write_bombs(tmp_path)
+    largest = max(path.stat().st_size for path in paths)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, check=True, timeout=120
+    )
+    *lines, peak = done.stdout.splitlines()
+    assert len(lines) == len(paths)
+    for line in lines:
+        seconds, _, sentence = line.partition(" ")
+        assert sentence.startswith("`checkpoint` must "), line
+        assert float(seconds) < SECONDS, line
+    assert int(peak) * 1024 < 2 * largest + MEGABYTES * 2**20
+
+
+def test_a_folder_of_ours_cannot_name_classes(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
+    import speechssl
+
+    speechssl.save(SpeechModel(tiny_model_config), tmp_path / "ours")
+    path = tmp_path / "ours" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["model"]["_target_"] = "os.abort"
+    path.write_text(json.dumps(stored))
+    check(tmp_path / "ours", tmp_path / "executed", "has \\['_target_'\\]")
+
+
+@pytest.mark.parametrize("header", [b"{" * 100_000, struct.pack("<Q", 2**40) + b"{", struct.pack("<Q", 2) + b"{}" * 9])
+def test_safetensors_that_lie(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(header)
+    check(tmp_path / "a.safetensors", tmp_path / "executed")
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(stored: dict[str, Any], tmp_path: Path) -> None:
+    for writer in (save, save_old):
+        buffer = io.BytesIO()
+        writer(stored, buffer)  # type: ignore[arg-type]
+        whole = buffer.getvalue()
+        for end in range(1, len(whole), len(whole) // 23):
+            (tmp_path / "a.pt").write_bytes(whole[:end])
+            check(tmp_path / "a.pt", tmp_path / "executed")
+
+
+def test_the_measure_of_memory_can_fail() -> None:
+    code = "import resource; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; x = bytearray(300 << 20)\n"
+    code += "x[::4096] = bytes(len(x[::4096])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 > MEGABYTES * 2**20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
