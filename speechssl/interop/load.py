@@ -28,7 +28,7 @@ from speechssl.interop.torchaudio import (
 )
 from speechssl.model.speech_model import SpeechModel
 
-FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio")
+FORMATS = ("speechssl", "huggingface", "torchaudio")
 """What `save` and `convert` write; the first two are folders, the others files."""
 
 VALID_FRAMES = (
@@ -44,8 +44,8 @@ def load_model(
     """Load a model for use, wherever it comes from.
 
     Args:
-        checkpoint: a run folder (its best checkpoint), one checkpoint folder, a Hugging Face folder, a fairseq `.pt`,
-            a torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
+        checkpoint: a run folder (its best checkpoint), one checkpoint folder, a Hugging Face folder, a
+            torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         key: the key that errors name.
@@ -120,7 +120,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
 
     Args:
         model: to write.
-        out: a folder for `speechssl` and `huggingface`, a file for `fairseq` and `torchaudio`.
+        out: a folder for `speechssl` and `huggingface`, a file for `torchaudio`.
         format: one of `FORMATS`.
         update: how far the training had come.
 
@@ -136,10 +136,6 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
             save_model(model, out, update)
         case "huggingface":
             write_huggingface(model, out, update)
-        case "fairseq":
-            from speechssl.interop.fairseq import write_fairseq
-
-            write_fairseq(model, out)
         case "torchaudio":
             write_torchaudio(model, out, update)
         case _:
@@ -171,16 +167,17 @@ def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
     names = _list_tensors(path, key)
     if names is None:
-        from speechssl.interop.fairseq import read_fairseq
-
-        return read_fairseq(path, key)
+        raise CheckpointError(
+            f"`{key}` must hold nothing but weights where it is a file, but {path} holds more (checkpoints of fairseq "
+            "are not read yet)"
+        )
     if is_torchaudio(names):
         return read_torchaudio(path, key)
     folder = path.parent
     if (folder / CONFIG).is_file():
         raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {key}={folder}")
     raise CheckpointError(
-        f"`{key}` must be a checkpoint of fairseq or torchaudio where it is a file, but {path} has the weights "
+        f"`{key}` must be a state dict of torchaudio where it is a file, but {path} has the weights "
         f"{', '.join(sorted(names)[:3])}, …"
     )
 
@@ -193,7 +190,7 @@ def _list_tensors(path: Path, key: str) -> set[str] | None:
                 return set(file.keys())
         stored = load_pickle(path)
     except pickle.UnpicklingError:
-        # fairseq's files may hold classes; its reader looks at them without running anything.
+        # It names classes, as fairseq's files may: nothing of it has run.
         return None
     except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
