@@ -1,108 +1,18 @@
 """Every knob, once: its default, unit, meaning and source.
 
-`conf/` holds values that differ from these defaults, `cli/` composes them, and everything below takes these
-dataclasses or plain values. The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's released
-configuration); `F:` in a source means fairseq.
+`conf/` holds values that differ from these defaults, `cli/` composes them, everything below takes these dataclasses.
+The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration); `F:` in a source means fairseq.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from speechssl.knobs import MISSING, Key, check, check_choice, knob, list_keys
+from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
 
-__all__ = ["MISSING", "Key", "check", "check_choice", "knob", "list_keys"]
-
-
-@dataclass(kw_only=True)
-class MaskConfig:
-    """Span masks over time and over channels (wav2vec 2.0 §3.1, §4.2)."""
-
-    prob: float = knob(0.65, "span length × the probability that a frame starts a span (not the share masked)", "", "F: mask_prob")
-    length: int = knob(10, "length of a span", "frames", "§4.2")
-    min_spans: int = knob(2, "least number of spans in a row", "", "F: min_masks")
-    equalise: bool = knob(True, "give all rows of a sub-batch the same number of masked frames", "", "F: require_same_masks")
-    channel_prob: float = knob(0.0, "the same for spans of channels, set to zero (fine-tuning)", "", "F: mask_channel_prob")
-    channel_length: int = knob(64, "length of a span of channels", "channels", "F: mask_channel_length")
-
-    def __post_init__(self) -> None:
-        check(0.0 <= self.prob <= 1.0, "model.mask.prob", "between 0 and 1", self.prob)
-        check(self.length >= 1, "model.mask.length", "at least 1 frame", self.length)
-        check(self.min_spans >= 0, "model.mask.min_spans", "0 or more", self.min_spans)
-        check(0.0 <= self.channel_prob <= 1.0, "model.mask.channel_prob", "between 0 and 1", self.channel_prob)
-        check(self.channel_length >= 1, "model.mask.channel_length", "at least 1 channel", self.channel_length)
-
-
-@dataclass(kw_only=True)
-class QuantizerConfig:
-    """The Gumbel product quantizer (§3.2)."""
-
-    num_groups: int = knob(2, "codebooks G", "", "§4.2")
-    num_codes: int = knob(320, "codes V in each codebook", "", "§4.2")
-    codevector_dim: int = knob(256, "size of a code vector, all groups together", "", "F: latent_dim")
-    temperature_start: float = knob(2.0, "Gumbel temperature before the first update", "", "§4.2")
-    temperature_end: float = knob(0.5, "floor of the Gumbel temperature", "", "§4.2")
-    temperature_decay: float = knob(0.999995, "factor of the temperature an update", "", "§4.2")
-    temperature_reference_updates: int = knob(
-        0, "scale the decay as if the run had this many updates; 0: take updates as they are", "updates"
-    )
-
-    def __post_init__(self) -> None:
-        check(self.num_groups >= 1, "model.quantizer.num_groups", "at least 1", self.num_groups)
-        check(self.num_codes >= 2, "model.quantizer.num_codes", "at least 2", self.num_codes)
-        divides = self.codevector_dim % self.num_groups == 0
-        check(divides, "model.quantizer.codevector_dim", f"a multiple of {self.num_groups}", self.codevector_dim)
-        check(self.temperature_end > 0, "model.quantizer.temperature_end", "positive", self.temperature_end)
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """Feature encoder, context network and quantizer; the defaults are BASE."""
-
-    name: str = knob("base", "name of the preset in conf/model")
-    conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
-    conv_kernels: list[int] = knob([10, 3, 3, 3, 3, 2, 2], "kernel of each convolution", "samples", "§4.2")
-    conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
-    conv_bias: bool = knob(False, "biases in the convolutions", "", "F: conv_bias")
-    conv_norm: str = knob("group", "`group`: per-channel norm over time after the first layer; `layer`: over channels in all", "", "F: extractor_mode")
-    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all` as the peers do")
-    feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
-    normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
-    num_layers: int = knob(12, "transformer blocks", "", "§4.2")
-    model_dim: int = knob(768, "width D of the transformer", "", "§4.2")
-    ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
-    num_heads: int = knob(12, "attention heads (the paper's text says 8, every released model has 12)", "", "F: encoder_attention_heads")
-    norm_first: bool = knob(False, "layer norm before each part (pre-norm) instead of after it", "", "F: layer_norm_first")
-    position_kernel: int = knob(128, "kernel of the positional convolution", "frames", "F: conv_pos")
-    position_groups: int = knob(16, "groups of the positional convolution", "", "F: conv_pos_groups")
-    dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
-    attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
-    activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
-    input_dropout: float = knob(0.1, "dropout on the projected features", "", "F: dropout_input")
-    feature_dropout: float = knob(0.1, "dropout on the quantizer's input", "", "F: dropout_features")
-    layer_drop_prob: float = knob(0.05, "probability that a block is skipped in an update", "", "§4.2")
-    head_dropout: float = knob(0.0, "dropout before the CTC head", "", "F: final_dropout")
-    target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
-    quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
-    mask: MaskConfig = knob(MaskConfig, "masks")
-
-    def __post_init__(self) -> None:
-        check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
-        groups = self.model_dim % self.position_groups == 0
-        check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
-        check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
-        check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
-        check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
-        same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
-        check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
-        for name in _PROBABILITIES:
-            check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
-
-
-_PROBABILITIES = (
-    "dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout",
-)  # fmt: skip
+__all__ = ["MISSING", "Key", "MaskConfig", "ModelConfig", "QuantizerConfig", "check", "check_choice", "knob", "list_keys"]
 
 
 @dataclass(kw_only=True)
@@ -231,7 +141,7 @@ class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "checkpoint to continue from, with a fresh schedule; empty: from scratch")
+    init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig, "the network")
     objective: ContrastiveConfig = knob(ContrastiveConfig, "the contrastive task")
@@ -243,7 +153,7 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained checkpoint; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
@@ -265,10 +175,7 @@ class PrepareConfig:
     valid_share: float = knob(0.0, "share held out as `valid`, by speaker, or by file where speakers are unknown")
     format: str = knob("tsv", "`tsv` or `parquet`")
     table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
-    columns: dict[str, str] = field(
-        default_factory=lambda: {"path": "path", "text": "text", "speaker": "speaker"},
-        metadata={"meaning": "which column of `table` holds path, text and speaker", "unit": "", "source": ""},
-    )
+    columns: dict[str, str] = knob({"path": "path", "text": "text", "speaker": "speaker"}, "which column of `table` holds path, text and speaker")
     speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
     seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
     overwrite: bool = knob(False, "replace manifests that are there")
@@ -283,7 +190,7 @@ class PrepareConfig:
 class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
-    checkpoint: str = knob(MISSING, "run folder (its best checkpoint) or one checkpoint")
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, torchaudio file, torchaudio:BUNDLE or Hub id")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
     window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
@@ -362,6 +269,19 @@ class ProbeConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check_choice("task", self.task, ("identification", "verification"))
+
+
+@dataclass(kw_only=True)
+class ConvertConfig:
+    """Keys of `speechssl convert`."""
+
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, torchaudio file, torchaudio:BUNDLE or Hub id")
+    to: str = knob("huggingface", "`speechssl`, `huggingface` or `torchaudio`")
+    out: str = knob("", "folder to write, or file for torchaudio; empty: runs/convert-<date>-<time>")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check_choice("to", self.to, ("speechssl", "huggingface", "torchaudio"))
 
 
 @dataclass(kw_only=True)

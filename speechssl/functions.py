@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from speechssl.errors import CheckpointError, ConfigError
+from speechssl.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,34 +27,34 @@ def load(
     """Load a model, with its head and vocabulary where it has them.
 
     Args:
-        checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint) or one checkpoint.
+        checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint), one checkpoint, a Hugging
+            Face folder, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
 
     Raises:
         CheckpointError: nothing is there, or it does not load.
     """
-    from speechssl.interop.checkpoint import load_model
+    from speechssl.interop.load import load_model
 
     return load_model(os.fspath(checkpoint), device=device, trainable=trainable)
 
 
 def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:
-    """Save a model as a folder that `load` and `checkpoint=` take.
+    """Save a model so that `load` and `checkpoint=` take it, or another toolkit does.
 
     Args:
         model: to save.
-        folder: made if it is missing.
-        format: `speechssl`; other formats come with a later version.
+        folder: the folder to write, made if it is missing; for `torchaudio` the file.
+        format: `speechssl`, `huggingface` or `torchaudio`.
 
     Raises:
         ConfigError: another format.
+        CheckpointError: the format has no place for this network.
     """
-    from speechssl.interop.checkpoint import save_model
+    from speechssl.interop.load import write_model
 
-    if format != "speechssl":
-        raise ConfigError(f"`format` must be speechssl in this version (huggingface comes later), but is {format!r}")
-    save_model(model, Path(folder))
+    write_model(model, Path(folder), format)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def pretraining_forward(
     if model.pretraining is None:
         raise CheckpointError("`model` must have its pretraining heads, but this one has none")
     if model.config.normalize_waveform:
-        waveforms = normalize_waveforms(waveforms, num_samples)
+        waveforms = normalize_waveforms(waveforms, num_samples, model.config.waveform_epsilon)
     output = model.pretraining(waveforms, num_samples, mask, negatives, gumbel_noise, temperature)
     terms = compute_terms(output, waveforms.new_ones(1, len(waveforms)), ContrastiveConfig())
     contrastive, diversity, features = (terms.stats[name] for name in ("contrastive", "diversity", "features"))
@@ -225,6 +225,11 @@ def evaluate(**keys: Any) -> dict[str, Any]:
 def probe(**keys: Any) -> dict[str, Any]:
     """Run the verb `probe`; see `run_verb`."""
     return run_verb("probe", keys)
+
+
+def convert(**keys: Any) -> dict[str, Any]:
+    """Run the verb `convert`; see `run_verb`."""
+    return run_verb("convert", keys)
 
 
 def report(**keys: Any) -> dict[str, Any]:

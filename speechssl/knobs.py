@@ -21,8 +21,8 @@ def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
         source: paper section or code that the default comes from.
     """
     metadata = {"meaning": meaning, "unit": unit, "source": source}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)

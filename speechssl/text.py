@@ -160,6 +160,14 @@ def fold(text: str, case: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def find_case(symbols: Iterable[str]) -> str:
+    """Find which case of letters the labels have: `upper`, `lower`, or `keep` for both or neither."""
+    letters = [symbol for symbol in symbols if len(symbol) == 1]
+    if any(letter != letter.lower() for letter in letters):
+        return "keep" if any(letter != letter.upper() for letter in letters) else "upper"
+    return "lower" if any(letter != letter.upper() for letter in letters) else "keep"
+
+
 def is_silent(character: str) -> bool:
     """Say whether a character is punctuation that nobody speaks; `'`, `%`, `&`, `@` and `#` are not."""
     if character == WORD_BOUNDARY:

@@ -46,6 +46,7 @@ NEEDS = (
     Need("jiwer", "jiwer", "word and character error rates"),
     Need("tensorboard", "torch.utils.tensorboard", "curves"),
     Need("rich", "rich", "progress bars"),
+    Need("huggingface_hub", "huggingface_hub", "models of the Hugging Face Hub", extra="hub"),
     Need("espeakng-loader", "espeakng_loader", "the demo's speech (eSpeak NG, GPL-3)", extra="demo"),
 )
 

@@ -13,7 +13,7 @@ from speechssl.data.inputs import expand_audio
 from speechssl.evaluation.embedding_files import SUFFIXES, check_suffix, write_embeddings
 from speechssl.evaluation.embeddings import Embedder, choose_layers, iterate_tables
 from speechssl.evaluation.recognition import Source
-from speechssl.interop.checkpoint import load_model
+from speechssl.interop.load import load_model
 from speechssl.progress import track
 from speechssl.training.devices import resolve_device, resolve_precision
 

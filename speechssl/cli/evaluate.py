@@ -17,7 +17,7 @@ from speechssl.evaluation import breakdown
 from speechssl.evaluation.recognition import recognise, require_recogniser
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
-from speechssl.interop.checkpoint import load_model
+from speechssl.interop.load import load_model
 from speechssl.text import Vocabulary
 from speechssl.training.devices import resolve_device, resolve_precision
 

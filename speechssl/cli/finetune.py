@@ -14,7 +14,8 @@ from speechssl.config import FinetuneConfig, check
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
-from speechssl.interop.checkpoint import load_backbone_into, load_model
+from speechssl.interop.checkpoint import load_backbone_into
+from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
@@ -100,7 +101,10 @@ def _build_source(
     config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, pin: bool
 ) -> ManifestSource:
     is_training = key == "data.train"
-    options = ReadOptions(config.seed, config.model.normalize_waveform, config.data.cache_dir, is_training)
+    network = config.model
+    options = ReadOptions(
+        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
+    )
     return build_source(
         select_usable(manifest, objective.vocabulary, config, key),
         objective.make_prepare(),

@@ -12,7 +12,8 @@ from speechssl.cli.training_run import choose_device, open_folder, seed_weights,
 from speechssl.config import PretrainConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
-from speechssl.interop.checkpoint import load_backbone_into, load_model
+from speechssl.interop.checkpoint import load_backbone_into
+from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
@@ -44,7 +45,10 @@ def _build_source(
 ) -> ManifestSource:
     is_training = key == "data.train"
     manifest = select_long_enough(select_utterances(paths, key, config.data, config.seed, is_training), config, key)
-    options = ReadOptions(config.seed, config.model.normalize_waveform, config.data.cache_dir, is_training)
+    network = config.model
+    options = ReadOptions(
+        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
+    )
     return build_source(
         manifest,
         objective.make_prepare(),

@@ -25,7 +25,8 @@ from speechssl.evaluation.verification import (
     read_trials,
     score_trials,
 )
-from speechssl.interop.checkpoint import build_untrained, load_model
+from speechssl.interop.checkpoint import build_untrained
+from speechssl.interop.load import load_model
 from speechssl.objectives.speaker import SpeakerProbe
 from speechssl.training.devices import resolve_device, resolve_precision
 from speechssl.training.probing import train_probe

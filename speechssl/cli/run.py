@@ -29,8 +29,6 @@ def build_config(request: Request) -> Any:
 
 def _read_stored_model(init: str) -> dict[str, Any]:
     """Read the keys of `model` from a checkpoint."""
-    from dataclasses import asdict
+    from speechssl.interop.load import read_stored_model
 
-    from speechssl.interop.checkpoint import find_checkpoint, read_card
-
-    return asdict(read_card(find_checkpoint(init, key="init"), key="init").model)
+    return read_stored_model(init)

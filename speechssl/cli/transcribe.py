@@ -13,7 +13,7 @@ from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest
 from speechssl.evaluation.breakdown import escape_field
 from speechssl.evaluation.recognition import Source, iterate_texts, require_recogniser
-from speechssl.interop.checkpoint import load_model
+from speechssl.interop.load import load_model
 from speechssl.progress import track
 from speechssl.training.devices import resolve_device, resolve_precision
 

@@ -83,6 +83,12 @@ VERBS: dict[str, Verb] = {
         ("checkpoint", "data.train", "data.test"),
         ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
     ),
+    "convert": Verb(
+        schemas.ConvertConfig,
+        "between our checkpoints, Hugging Face folders and torchaudio files",
+        ("checkpoint", "to", "out"),
+        ("convert runs/small huggingface out=hf/small", "convert facebook/wav2vec2-base speechssl out=models/base"),
+    ),
     "report": Verb(
         schemas.ReportConfig,
         "one or more run folders → one self-contained HTML page",
@@ -97,7 +103,7 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
-LATER_VERBS = ("check", "convert", "bench")
+LATER_VERBS = ("check", "bench")
 """Verbs that a later version brings; until then they are answered with exit code 2."""
 
 

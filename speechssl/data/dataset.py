@@ -42,12 +42,14 @@ class ReadOptions:
         normalize: zero mean and unit variance, over the whole utterance before cropping.
         cache_dir: folder of decoded audio; empty decodes every time.
         random_crops: False crops from the middle (validation).
+        epsilon: `model.waveform_epsilon`, where `normalize` is set.
     """
 
     seed: int
     normalize: bool = False
     cache_dir: str = ""
     random_crops: bool = True
+    epsilon: float = 1e-5
 
 
 def read_sub_batch(manifest: Manifest, sub_batch: SubBatch, options: ReadOptions) -> list[Example]:
@@ -70,7 +72,8 @@ def read_example(manifest: Manifest, index: int, sub_batch: SubBatch, options: R
         start, length = int(rng.integers(0, room + 1)) if options.random_crops else room // 2, crop
         start -= start % _count_aligned(utterance.sample_rate)
     if options.normalize:
-        waveform = normalize(_read(utterance, 0, total, options.cache_dir))[start : start + length]
+        whole = _read(utterance, 0, total, options.cache_dir)
+        waveform = normalize(whole, options.epsilon)[start : start + length]
     else:
         waveform = _read(utterance, start, length, options.cache_dir)
     return Example(utterance.id, waveform, utterance.text, utterance.speaker)
@@ -81,10 +84,10 @@ def _count_aligned(sample_rate: int) -> int:
     return SAMPLE_RATE // math.gcd(SAMPLE_RATE, sample_rate)
 
 
-def normalize(waveform: FloatArray) -> FloatArray:
-    """Zero mean and unit variance (epsilon 1e-5 inside the root, as fairseq's layer norm of the waveform)."""
+def normalize(waveform: FloatArray, epsilon: float = 1e-5) -> FloatArray:
+    """Zero mean and unit variance, with the epsilon inside the root (1e-5: fairseq's layer norm of the waveform)."""
     mean, variance = waveform.mean(dtype=np.float64), waveform.var(dtype=np.float64)
-    normed: FloatArray = ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
+    normed: FloatArray = ((waveform - mean) / np.sqrt(variance + epsilon)).astype(np.float32)
     return normed
 
 

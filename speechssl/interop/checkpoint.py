@@ -76,11 +76,6 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     return ModelCard(stored["kind"], build_config(ModelConfig, stored["model"]), vocabulary, stored["update"])
 
 
-def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
-    """Read the keys of `model` that a checkpoint stores, as plain values."""
-    return asdict(read_card(find_checkpoint(checkpoint, key), key).model)
-
-
 def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
     """Build a configuration dataclass from plain values; keys it does not have are an error.
 
@@ -93,32 +88,13 @@ def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
     if unknown:
         raise CheckpointError(f"`checkpoint` must have a configuration that this version knows, but has {unknown}")
     built = {name: build_config(hints[name], v) if is_dataclass(hints[name]) else v for name, v in values.items()}
-    return schema(**built)
-
-
-def load_model(
-    checkpoint: str, device: str | torch.device = "cpu", trainable: bool = False, key: str = "checkpoint"
-) -> SpeechModel:
-    """Load a model for use.
-
-    Args:
-        checkpoint: a run folder (its best checkpoint) or one checkpoint folder.
-        device: where the weights go.
-        trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        key: the key that errors name.
-
-    Returns:
-        The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them.
-
-    Raises:
-        CheckpointError: nothing is there, a file is damaged, or weights are missing or too many.
-    """
-    folder = find_checkpoint(checkpoint, key)
-    card = read_card(folder, key)
-    model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
-    load_weights(model, folder, key)
-    model.to(device)
-    return model.train(trainable).requires_grad_(trainable)
+    try:
+        return schema(**built)
+    except TypeError as error:
+        problem = f"its configuration holds a value of the wrong type ({error})"
+        raise CheckpointError(
+            f"`checkpoint` must have a configuration that this version knows, but {problem}"
+        ) from error
 
 
 def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint") -> None:

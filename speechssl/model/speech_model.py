@@ -113,4 +113,6 @@ class SpeechModel(nn.Module):
         return compute_num_frames(num_samples, self.config.conv_kernels, self.config.conv_strides)
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
-        return normalize_waveforms(waveforms, num_samples) if self.config.normalize_waveform else waveforms
+        if not self.config.normalize_waveform:
+            return waveforms
+        return normalize_waveforms(waveforms, num_samples, self.config.waveform_epsilon)

@@ -93,10 +93,13 @@ class Wav2Vec2(nn.Module):
         return context, states
 
 
-def normalize_waveforms(waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None) -> Float[Tensor, "B N"]:
+def normalize_waveforms(
+    waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None, epsilon: float = 1e-5
+) -> Float[Tensor, "B N"]:
     """Give each row zero mean and unit variance over its valid samples; padding becomes zero.
 
-    Population variance, epsilon 1e-5 inside the root, as fairseq's `layer_norm` of the waveform.
+    Population variance, epsilon inside the root: 1e-5 in fairseq's `layer_norm` of the waveform, 1e-7 in Hugging
+    Face's feature extractor. It matters where speech is quiet.
     """
     lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
     valid = make_valid_mask(lengths.long(), waveforms.shape[1])
@@ -104,4 +107,4 @@ def normalize_waveforms(waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor
     mean = torch.where(valid, waveforms, 0.0).sum(1, keepdim=True) / count
     centred = torch.where(valid, waveforms - mean, 0.0)
     variance = centred.square().sum(1, keepdim=True) / count
-    return centred * torch.rsqrt(variance + 1e-5)
+    return centred * torch.rsqrt(variance + epsilon)

@@ -12,7 +12,7 @@ import torch
 
 from speechssl.audio import SAMPLE_RATE, load_audio
 from speechssl.data.manifest import Manifest, load_manifests
-from speechssl.interop.checkpoint import load_model
+from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
 from speechssl.report.run_folder import RunFolder

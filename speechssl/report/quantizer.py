@@ -52,7 +52,8 @@ def solve_masked(live: Live, waveform: FloatArray, num_negatives: int, seed: int
     if mask.sum() < 2:
         return np.zeros(num_frames, dtype=np.bool_), np.zeros(0, dtype=np.bool_)
     negatives = sample_negatives(int(mask.sum()), num_negatives, rng)
-    prepared = normalize_waveforms(batch, None) if live.model.config.normalize_waveform else batch
+    config = live.model.config
+    prepared = normalize_waveforms(batch, None, config.waveform_epsilon) if config.normalize_waveform else batch
     rows = torch.from_numpy(mask)[None], torch.from_numpy(negatives)[None]
     output = live.model.pretraining(prepared, None, *rows, None, 1.0)
     return mask, (output.logits[0].argmax(-1) == 0).numpy()

@@ -49,7 +49,8 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
     plain = asdict(config)
     if (folder / CONFIG).exists():
         stored = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        _check_same(stored, plain, folder)
+        # A key that is younger than the run had its default's meaning then.
+        _check_same(_fill(stored, config), plain, folder)
         result = _read_result(folder)
         if result is not None and result["updates"] == config.training.max_updates:
             return result
@@ -90,8 +91,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _fill(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Give the keys that a stored configuration lacks their defaults; flat."""
+    return {**flatten(asdict(type(config)())), **flatten(stored)}
+
+
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    before, after = flatten(stored), flatten(wanted)
+    before, after = stored, flatten(wanted)
     for key in sorted(before.keys() | after.keys()):
         if key not in FREE_KEYS and before.get(key) != after.get(key):
             raise ConfigError(

@@ -10,7 +10,8 @@ import torch
 
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import build_config, load_backbone_into, load_model, read_card, save_model
+from speechssl.interop.checkpoint import build_config, load_backbone_into, read_card, save_model
+from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
 

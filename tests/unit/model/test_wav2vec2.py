@@ -12,6 +12,7 @@ from speechssl.config import ModelConfig
 from speechssl.errors import ConfigError
 from speechssl.model.heads import CTCHead
 from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
 
 SIZES = {
@@ -131,3 +132,25 @@ def test_waveform_normalisation_is_per_row_and_ignores_padding() -> None:
     torch.testing.assert_close(normed[0, :400], expected, atol=1e-5, rtol=1e-4)
     assert float(normed[0, 400:].abs().max()) == 0.0
     torch.testing.assert_close(normed[1], torch.nn.functional.layer_norm(rows[1], (1_000,)), atol=1e-5, rtol=1e-4)
+
+
+def test_the_epsilon_matters_where_speech_is_quiet(tiny_model_config: ModelConfig) -> None:
+    quiet = torch.randn(1, 4_000) * 1e-3
+    rms = [float(normalize_waveforms(quiet, None, epsilon).square().mean().sqrt()) for epsilon in (1e-5, 1e-7)]
+    assert rms[0] == pytest.approx((1e-6 / 1.1e-5) ** 0.5, rel=0.1)
+    assert rms[1] == pytest.approx((1e-6 / 1.1e-6) ** 0.5, rel=0.1)
+    config = replace(tiny_model_config, normalize_waveform=True, waveform_epsilon=1e-7)
+    torch.manual_seed(0)
+    models = [SpeechModel(config), SpeechModel(replace(config, waveform_epsilon=1e-5))]
+    models[1].load_state_dict(models[0].state_dict())
+    first, second = (model.eval()(quiet).last for model in models)
+    assert not torch.equal(first, second)
+
+
+def test_training_prepares_waveforms_as_the_model_does() -> None:
+    from speechssl.data.dataset import normalize
+
+    quiet = (torch.randn(4_000) * 1e-3).numpy()
+    for epsilon in (1e-5, 1e-7):
+        expected = normalize_waveforms(torch.from_numpy(quiet)[None], None, epsilon)[0]
+        torch.testing.assert_close(torch.from_numpy(normalize(quiet, epsilon)), expected, atol=1e-6, rtol=1e-5)

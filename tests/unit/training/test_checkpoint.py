@@ -9,7 +9,8 @@ import torch
 
 from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import build_untrained, find_checkpoint, load_model, read_card
+from speechssl.interop.checkpoint import build_untrained, find_checkpoint, read_card
+from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.checkpoint import CheckpointStore, Progress
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients

@@ -1,0 +1,61 @@
+"""`speechssl convert`: between our checkpoints, Hugging Face folders and torchaudio files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from speechssl.cli.output import resolve_out, write_result
+from speechssl.config import ConvertConfig
+from speechssl.interop.foreign import Foreign, build_model, describe
+from speechssl.interop.load import list_choices, open_checkpoint, write_model
+
+FILES = {"torchaudio": "model.pt"}
+"""The formats that are one file, and its name where `out` is a folder."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: ConvertConfig) -> dict[str, Any]:
+    """Read one checkpoint, write it in another format, and return what was read, chosen, written and left behind.
+
+    `out` with a suffix is a file; without one it is a folder and gets `result.json` as well.
+
+    Raises:
+        CheckpointError: the checkpoint does not load, or the format has no place for its network.
+        ConfigError: `out` cannot be written or holds a finished result.
+    """
+    foreign = open_checkpoint(config.checkpoint)
+    model = build_model(foreign)
+    choices = list_choices(foreign)
+    _logger.info("; ".join([describe(foreign), *choices]))
+    is_file = config.to in FILES and bool(Path(config.out).suffix) and not Path(config.out).is_dir()
+    out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
+    target = out / FILES[config.to] if config.to in FILES and not is_file else out
+    dropped = write_model(model, target, config.to, foreign.card.update)
+    result = _summarise(config, foreign) | {
+        "out": str(target),
+        "left_behind": [*foreign.dropped, *dropped],
+        "notes": [*foreign.notes, *choices],
+    }
+    if not is_file:
+        write_result(out, result)
+    return result
+
+
+def _summarise(config: ConvertConfig, foreign: Foreign) -> dict[str, Any]:
+    """Say what was read: family, kind, size, vocabulary, and what decides the audio that enters."""
+    card = foreign.card
+    return {
+        "checkpoint": config.checkpoint,
+        "from": foreign.family,
+        "to": config.to,
+        "kind": card.kind,
+        "model": card.model.name,
+        "parameters": sum(value.numel() for value in foreign.weights.values()),
+        "num_symbols": len(card.vocabulary) if card.vocabulary else None,
+        "normalize_waveform": card.model.normalize_waveform,
+        "waveform_epsilon": card.model.waveform_epsilon,
+        "group_norm_frames": card.model.group_norm_frames if card.model.conv_norm == "group" else None,
+    }

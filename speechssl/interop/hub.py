@@ -1,0 +1,63 @@
+"""Models of the Hugging Face Hub: fetched into its own cache, and found there without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from speechssl.errors import CheckpointError
+
+FACTS = ("config.json", "preprocessor_config.json", "processor_config.json", "vocab.json", "tokenizer_config.json",
+         "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+"""The small files of a model; what else a repository holds is never fetched."""
+
+WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"), ("pytorch_model.bin",))
+"""Spellings of the weights, of which the first that is there is fetched."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Say whether a value is `owner/model` (or `owner/model@revision`) and no path that is there or almost there.
+
+    Where a folder of the owner's name lies here, the value is a path that was mistyped.
+    """
+    owner = checkpoint.partition("/")[0]
+    return _ID.fullmatch(checkpoint) is not None and not Path(checkpoint).exists() and not Path(owner).exists()
+
+
+def fetch_from_hub(checkpoint: str, key: str = "checkpoint") -> Path:
+    """Fetch a model, or find it in the cache.
+
+    Args:
+        checkpoint: `owner/model`, or `owner/model@revision` to stay with one version of it.
+        key: the key that errors name.
+
+    Returns:
+        The folder of the cache that holds it. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` count.
+
+    Raises:
+        CheckpointError: `huggingface_hub` is not installed, there is no such model, or the Hub cannot be reached and
+            the cache does not hold it.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"`{key}` must be something that is here, but {checkpoint} is not; to take it from the Hugging Face Hub, "
+            "pip install 'speechssl[hub]'"
+        ) from error
+    name, _, revision = checkpoint.partition("@")
+    try:
+        for spelling in WEIGHTS:
+            patterns = [*FACTS, *spelling]
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+            if (folder / spelling[0]).is_file():
+                return folder
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"`{key}` must be something that is here or a model of the Hub, but {checkpoint} is not here, and the Hub "
+            f"says: {reason}"
+        ) from error
+    return folder

@@ -1,0 +1,200 @@
+"""The one entrance of `checkpoint=` and `init=`, and the one exit of `save` and `convert`."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.checkpoint import CONFIG, find_checkpoint, load_weights, read_card, save_model
+from speechssl.interop.files import DAMAGE, first_line, is_safetensors, load_pickle, read_json
+from speechssl.interop.foreign import Foreign, build_model, describe, wrap
+from speechssl.interop.hub import fetch_from_hub, is_hub_id
+from speechssl.interop.huggingface import read_huggingface, write_huggingface
+from speechssl.interop.huggingface_processor import EPSILON
+from speechssl.interop.torchaudio import (
+    PREFIX,
+    is_torchaudio,
+    list_left_behind,
+    read_bundle,
+    read_torchaudio,
+    write_torchaudio,
+)
+from speechssl.model.speech_model import SpeechModel
+
+FORMATS = ("speechssl", "huggingface", "torchaudio")
+"""What `save` and `convert` write; the first two are folders, the others files."""
+
+VALID_FRAMES = (
+    "group_norm_frames=valid: batches give what single utterances give (all: padding leaks in, as it does there)"
+)
+
+_logger = logging.getLogger("speechssl")
+
+
+def load_model(
+    checkpoint: str, device: str | torch.device = "cpu", trainable: bool = False, key: str = "checkpoint"
+) -> SpeechModel:
+    """Load a model for use, wherever it comes from.
+
+    Args:
+        checkpoint: a run folder (its best checkpoint), one checkpoint folder, a Hugging Face folder, a
+            torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
+        device: where the weights go.
+        trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
+        key: the key that errors name.
+
+    Returns:
+        The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them. What is
+        known of a model of another toolkit is logged in one line.
+
+    Raises:
+        CheckpointError: nothing is there, a file is damaged, or weights are missing or too many.
+    """
+    foreign = read_foreign(checkpoint, key)
+    if foreign is None:
+        folder = find_checkpoint(checkpoint, key)
+        card = read_card(folder, key)
+        model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
+        load_weights(model, folder, key)
+    else:
+        model = build_model(foreign, key)
+        _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
+    model.to(device)
+    return model.train(trainable).requires_grad_(trainable)
+
+
+def open_checkpoint(checkpoint: str, key: str = "checkpoint") -> Foreign:
+    """Read any checkpoint, one of ours too, with all that is known of it.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    foreign = read_foreign(checkpoint, key)
+    if foreign is not None:
+        return foreign
+    folder = find_checkpoint(checkpoint, key)
+    return wrap(load_model(str(folder), key=key), update=read_card(folder, key).update)
+
+
+def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
+    """Read the keys of `model` that a checkpoint stores, as plain values."""
+    foreign = read_foreign(checkpoint, key)
+    card = read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
+    return asdict(card.model)
+
+
+def read_foreign(checkpoint: str, key: str) -> Foreign | None:
+    """Read a checkpoint of another toolkit; None where the value names one of ours, or nothing.
+
+    The content decides, never the name: a folder by what its config.json says, a file by the names of its weights.
+
+    Raises:
+        CheckpointError: it is of another toolkit and does not load, or of none that is known.
+    """
+    if checkpoint.startswith(PREFIX):
+        return read_bundle(checkpoint.removeprefix(PREFIX), key)
+    path = Path(checkpoint)
+    if path.is_file():
+        return _read_file(path, key)
+    if is_hub_id(checkpoint):
+        return read_huggingface(fetch_from_hub(checkpoint, key), key)
+    if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
+        if "model_type" in stored:
+            return read_huggingface(path, key)
+        raise CheckpointError(
+            f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
+            "version nor model_type"
+        )
+    return None
+
+
+def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> tuple[str, ...]:
+    """Write a model in one of the formats.
+
+    Args:
+        model: to write.
+        out: a folder for `speechssl` and `huggingface`, a file for `torchaudio`.
+        format: one of `FORMATS`.
+        update: how far the training had come.
+
+    Returns:
+        What the format has no place for and is left behind; it is logged too.
+
+    Raises:
+        ConfigError: there is no such format.
+        CheckpointError: the format has no place for this network.
+    """
+    match format:
+        case "speechssl":
+            save_model(model, out, update)
+        case "huggingface":
+            write_huggingface(model, out, update)
+        case "torchaudio":
+            write_torchaudio(model, out, update)
+        case _:
+            raise ConfigError(f"`format` must be one of {', '.join(FORMATS)}, but is {format!r}")
+    dropped = _list_left_behind(model, format)
+    if dropped:
+        _logger.warning("%s has no place for: %s", format, ", ".join(dropped))
+    return dropped
+
+
+def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
+    """List what a model has and a format has no place for."""
+    config = model.config
+    if format == "torchaudio":
+        return list_left_behind(model)
+    if format == "huggingface" and config.normalize_waveform and config.waveform_epsilon != EPSILON:
+        return (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {EPSILON:g})",)
+    return ()
+
+
+def list_choices(foreign: Foreign) -> tuple[str, ...]:
+    """List what was chosen for a model of another toolkit that its checkpoint does not say."""
+    config = foreign.card.model
+    is_said = foreign.says_padding or foreign.family == "speechssl" or config.conv_norm != "group"
+    return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
+
+
+def _read_file(path: Path, key: str) -> Foreign:
+    """Read a single file by what it holds."""
+    names = _list_tensors(path, key)
+    if names is None:
+        raise CheckpointError(
+            f"`{key}` must hold nothing but weights where it is a file, but {path} holds more (checkpoints of fairseq "
+            "are not read yet)"
+        )
+    if is_torchaudio(names):
+        return read_torchaudio(path, key)
+    folder = path.parent
+    if (folder / CONFIG).is_file():
+        raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {key}={folder}")
+    raise CheckpointError(
+        f"`{key}` must be a state dict of torchaudio where it is a file, but {path} has the weights "
+        f"{', '.join(sorted(names)[:3])}, …"
+    )
+
+
+def _list_tensors(path: Path, key: str) -> set[str] | None:
+    """List the names in a file of tensors; None for a file that holds more, as fairseq's do."""
+    try:
+        if is_safetensors(path):
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
+        stored = load_pickle(path)
+    except pickle.UnpicklingError:
+        # It names classes, as fairseq's files may: nothing of it has run.
+        return None
+    except DAMAGE as error:
+        problem = f"{path} does not load ({first_line(error)})"
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+    if isinstance(stored, dict) and stored and all(isinstance(value, torch.Tensor) for value in stored.values()):
+        return {str(name) for name in stored}
+    return None

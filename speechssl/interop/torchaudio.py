@@ -1,0 +1,283 @@
+"""torchaudio's `wav2vec2_model`: state dicts in and out, with the facts that they lack beside them, and its bundles.
+
+A state dict does not say how many heads there are, where the layer norms stand, or how the waveform is prepared. A JSON
+file of the same name beside it does; ours holds the arguments of `torchaudio.models.wav2vec2_model` as well, so that
+
+    model = torchaudio.models.wav2vec2_model(**json.load(open("model.json"))["torchaudio"])
+    model.load_state_dict(torch.load("model.pt"))
+
+builds the network there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from speechssl.config import ModelConfig, QuantizerConfig
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.checkpoint import ModelCard, build_config
+from speechssl.interop.files import detach, read_json, read_tensors, write_json, write_tensors
+from speechssl.interop.foreign import (
+    OURS,
+    Foreign,
+    check_names,
+    choose_gradient_scale,
+    collapse,
+    draw_mask_vector,
+    drop_identity,
+    find_kind,
+    make_extra,
+    make_identity,
+    name_size,
+    read_extra,
+)
+from speechssl.interop.names import MASK, list_names, rename, strip_all
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import Vocabulary, find_case
+
+PREFIX = "torchaudio:"
+"""What a `checkpoint=` value begins with that names one of torchaudio's bundles."""
+
+STRIDES: dict[tuple[int, ...], list[int]] = {(10, 3, 3, 3, 3, 2, 2): [5, 2, 2, 2, 2, 2, 2]}
+"""Strides of the published kernels; a state dict holds none."""
+
+NEEDED = ("encoder_num_heads", "encoder_layer_norm_first")
+"""Arguments of `wav2vec2_model` that no shape says."""
+
+_MODES = {"group": "group_norm", "layer": "layer_norm"}
+_POSITION = "encoder.transformer.pos_conv_embed.conv."
+_SPELLINGS = {
+    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
+    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
+}
+
+
+def is_torchaudio(names: set[str]) -> bool:
+    """Say whether the names of a file are those of torchaudio's model."""
+    return any("encoder.transformer." in name for name in names)
+
+
+def read_torchaudio(path: Path, key: str = "checkpoint") -> Foreign:
+    """Read a state dict of torchaudio's `wav2vec2_model`, and the JSON file beside it.
+
+    Args:
+        path: of the state dict, `.pt` or safetensors.
+        key: the key that errors name.
+
+    Returns:
+        The model; its mask vector is drawn, since torchaudio has none.
+
+    Raises:
+        CheckpointError: the file is damaged, weights are missing or left over, or the JSON file does not say what the
+            weights do not.
+    """
+    weights = read_tensors(path, key)
+    facts_path = path.with_suffix(".json")
+    if not facts_path.is_file():
+        raise CheckpointError(
+            f"`{key}` must have {facts_path.name} beside {path}, which says "
+            f'{{"torchaudio": {{"{NEEDED[0]}": …, "{NEEDED[1]}": …}}, "normalize_waveform": …}} (and "labels" for '
+            "a recogniser), since a state dict does not, but there is none"
+        )
+    return build_foreign(weights, read_json(facts_path, key), str(path), key)
+
+
+def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
+    """Read one of torchaudio's bundles, fetched by torchaudio into torch's own cache.
+
+    Args:
+        name: such as `WAV2VEC2_ASR_BASE_960H`.
+        key: the key that errors name.
+
+    Raises:
+        CheckpointError: there is no such bundle, it is no wav2vec 2.0 model, or it cannot be fetched.
+    """
+    from torchaudio import pipelines
+
+    kinds = (pipelines.Wav2Vec2Bundle, pipelines.Wav2Vec2ASRBundle)
+    bundles = {key: value for key, value in vars(pipelines).items() if isinstance(value, kinds)}
+    bundle = bundles.get(name)
+    if bundle is None:
+        listed = ", ".join(sorted(bundles))
+        raise CheckpointError(f"`{key}` must be {PREFIX} and one of {listed}, but is {PREFIX}{name}")
+    if bundle._model_type != "Wav2Vec2":
+        raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {PREFIX}{name} is {bundle._model_type}")
+    try:
+        weights = bundle.get_model().state_dict()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"`{key}` must be a bundle that can be fetched, but {PREFIX}{name}: {error}") from error
+    facts: dict[str, Any] = {"torchaudio": bundle._params, "normalize_waveform": bundle._normalize_waveform}
+    if isinstance(bundle, pipelines.Wav2Vec2ASRBundle):
+        facts["labels"] = list(bundle.get_labels())
+    return build_foreign(weights, facts, f"{PREFIX}{name}", key)
+
+
+def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> Foreign:
+    """Bring a state dict and the facts beside it into our terms.
+
+    Args:
+        source: state dict, with torchaudio's names.
+        facts: `torchaudio` (arguments of `wav2vec2_model`), `normalize_waveform`, `waveform_epsilon`, `labels`; or
+            `speechssl`, which one of our exports has and which says everything.
+        where: file or bundle, for errors.
+        key: the key that errors name.
+
+    Raises:
+        CheckpointError: a fact is missing or contradicts the weights, or weights are missing or left over.
+    """
+    source = {_SPELLINGS.get(name, name): value.float() for name, value in strip_all(source, key).items()}
+    if f"{_POSITION}weight" in source:
+        raise CheckpointError(
+            f"`{key}` must hold the positional convolution as two parts, but {where} has it fused as {_POSITION}weight"
+        )
+    kind = "ctc" if "aux.weight" in source else "backbone"
+    config = _read_config(source, facts, where, key)
+    names = {name: rename(name, "torchaudio") for name in list_names(config, kind) if name != MASK}
+    if config.conv_channels[-1] == config.model_dim:
+        drop_identity(source, "torchaudio", where, key)
+    check_names({str(name) for name in names.values()}, source, key, where)
+    weights = {name: source[str(theirs)] for name, theirs in names.items()}
+    weights[MASK] = draw_mask_vector(config.model_dim)
+    vocabulary = _read_vocabulary(facts, len(source["aux.bias"]), where, key) if kind == "ctc" else None
+    ours = read_extra(facts, key)
+    card = ModelCard(kind, config, vocabulary, ours.get("update", 0))
+    note = "no mask vector in it: one was drawn"
+    return Foreign("torchaudio", card, weights, notes=(note,), says_padding=bool(ours))
+
+
+def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
+    """Write a state dict that torchaudio's `wav2vec2_model` loads, and the JSON file with the facts beside it.
+
+    Args:
+        model: a backbone, a pretraining model or a recogniser. The mask vector and the pretraining heads have no
+            place there and are left behind.
+        path: of the state dict: safetensors where it ends so, else a torch file.
+        update: how far the training had come.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    renamed = {rename(name, "torchaudio"): value for name, value in collapse(model).items()}
+    weights = {name: value for name, value in renamed.items() if name is not None}
+    if config.conv_channels[-1] == config.model_dim:
+        weights |= make_identity(config.model_dim, "torchaudio")
+    if path.suffix == ".safetensors":
+        write_tensors(path, weights)
+    else:
+        torch.save(detach(weights), path)
+    facts = {
+        "torchaudio": make_arguments(config, len(model.vocabulary) if model.vocabulary else None),
+        "normalize_waveform": config.normalize_waveform,
+        "waveform_epsilon": config.waveform_epsilon,
+        "labels": list(model.vocabulary.symbols) if model.vocabulary else None,
+        OURS: make_extra(model, update),
+    }
+    write_json(path.with_suffix(".json"), facts)
+
+
+def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
+    """List what a model has and torchaudio's has no place for."""
+    heads = ("quantizer, target and context projection",) if find_kind(model) == "pretraining" else ()
+    return ("mask vector", *heads)
+
+
+def make_arguments(config: ModelConfig, num_labels: int | None) -> dict[str, Any]:
+    """Make the arguments of `torchaudio.models.wav2vec2_model`."""
+    convolutions = zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
+    return {
+        "extractor_mode": _MODES[config.conv_norm],
+        "extractor_conv_layer_config": [list(layer) for layer in convolutions],
+        "extractor_conv_bias": config.conv_bias,
+        "encoder_embed_dim": config.model_dim,
+        "encoder_projection_dropout": config.input_dropout,
+        "encoder_pos_conv_kernel": config.position_kernel,
+        "encoder_pos_conv_groups": config.position_groups,
+        "encoder_num_layers": config.num_layers,
+        "encoder_num_heads": config.num_heads,
+        "encoder_attention_dropout": config.attention_dropout,
+        "encoder_ff_interm_features": config.ffn_dim,
+        "encoder_ff_interm_dropout": config.activation_dropout,
+        "encoder_dropout": config.dropout,
+        "encoder_layer_norm_first": config.norm_first,
+        "encoder_layer_drop": config.layer_drop_prob,
+        "aux_num_out": num_labels,
+    }
+
+
+def _read_config(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> ModelConfig:
+    """Find the network: from our own export's facts, or from shapes and the facts that shapes do not say."""
+    ours = read_extra(facts, key)
+    if ours:
+        config: ModelConfig = build_config(ModelConfig, ours["model"])
+        return config
+    given = facts.get("torchaudio") or {}
+    missing = [name for name in NEEDED if name not in given]
+    missing += ["normalize_waveform"] if not isinstance(facts.get("normalize_waveform"), bool) else []
+    if missing:
+        raise CheckpointError(f"`{key}` must say {' and '.join(missing)} beside {where}, but does not")
+    try:
+        return _derive(source, facts, given)
+    except KeyError as error:
+        raise CheckpointError(f"`{key}` must be torchaudio's wav2vec 2.0 model, but {where} lacks {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
+
+
+def _derive(source: dict[str, Tensor], facts: dict[str, Any], given: dict[str, Any]) -> ModelConfig:
+    """Read the network off the shapes of its weights."""
+    count = len({name.split(".")[2] for name in source if name.startswith("feature_extractor.conv_layers.")})
+    convs = [source[f"feature_extractor.conv_layers.{index}.conv.weight"] for index in range(count)]
+    kernels = [conv.shape[2] for conv in convs]
+    strides = [layer[2] for layer in given.get("extractor_conv_layer_config", [])] or STRIDES.get(tuple(kernels), [1])
+    position = source[f"{_POSITION}parametrizations.weight.original1"]
+    blocks = {name.split(".")[3] for name in source if name.startswith("encoder.transformer.layers.")}
+    conv_norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in source else "group"
+    config = ModelConfig(
+        conv_channels=[conv.shape[0] for conv in convs],
+        conv_kernels=kernels,
+        conv_strides=strides,
+        conv_bias="feature_extractor.conv_layers.0.conv.bias" in source,
+        conv_norm=conv_norm,
+        feature_gradient_scale=choose_gradient_scale(conv_norm),
+        normalize_waveform=facts["normalize_waveform"],
+        waveform_epsilon=facts.get("waveform_epsilon", 1e-5),
+        num_layers=len(blocks),
+        model_dim=position.shape[0],
+        ffn_dim=source["encoder.transformer.layers.0.feed_forward.intermediate_dense.bias"].shape[0],
+        num_heads=given["encoder_num_heads"],
+        norm_first=given["encoder_layer_norm_first"],
+        position_kernel=position.shape[2],
+        position_groups=position.shape[0] // position.shape[1],
+        dropout=given.get("encoder_dropout", 0.1),
+        attention_dropout=given.get("encoder_attention_dropout", 0.1),
+        activation_dropout=given.get("encoder_ff_interm_dropout", 0.0),
+        input_dropout=given.get("encoder_projection_dropout", 0.1),
+        layer_drop_prob=given.get("encoder_layer_drop", 0.05),
+        quantizer=QuantizerConfig(),
+    )
+    config.name = name_size(config)
+    return config
+
+
+def _read_vocabulary(facts: dict[str, Any], num_rows: int, where: str, key: str) -> Vocabulary:
+    """Read the labels of a recogniser, the blank first."""
+    ours = read_extra(facts, key)
+    if ours.get("vocabulary"):
+        vocabulary = Vocabulary.from_dict(ours["vocabulary"])
+    else:
+        labels = facts.get("labels")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise CheckpointError(f"`{key}` must say the labels of its head beside {where}, but does not")
+        try:
+            vocabulary = Vocabulary(tuple(labels), find_case(labels))
+        except ConfigError as error:
+            raise CheckpointError(f"`{key}` must have labels of words, but in {where} {error}") from error
+    if len(vocabulary) != num_rows:
+        raise CheckpointError(
+            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {where} has "
+            f"{len(vocabulary)}"
+        )
+    return vocabulary

@@ -1,0 +1,145 @@
+"""State dicts that go to torchaudio and come from there, one of its bundles among them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechssl.errors import CheckpointError
+from speechssl.interop.load import load_model
+from speechssl.interop.names import MASK
+from speechssl.interop.torchaudio import make_arguments, read_torchaudio, write_torchaudio
+from speechssl.model.speech_model import SpeechModel
+from tests.parity.test_huggingface_folders import NORMS, draw_waveforms, make_model
+
+torchaudio = pytest.importorskip("torchaudio", reason="torchaudio is the other side of this test")
+
+KINDS = ("backbone", "pretraining", "ctc")
+
+
+def build_there(arguments: dict[str, object]) -> torch.nn.Module:
+    return torchaudio.models.wav2vec2_model(**arguments).eval()
+
+
+def compare(ours: SpeechModel, theirs: torch.nn.Module) -> None:
+    """Compare every layer, and the output: the final norm's, or the head's."""
+    waveforms = draw_waveforms(2)
+    inputs = waveforms
+    if ours.config.normalize_waveform:
+        from speechssl.model.wav2vec2 import normalize_waveforms
+
+        inputs = normalize_waveforms(waveforms, None, ours.config.waveform_epsilon)
+    with torch.inference_mode():
+        layers, _ = theirs.extract_features(inputs)
+        out, _ = theirs(inputs)
+        frames = ours(waveforms)
+        last = ours.head(frames.last) if ours.head is not None else frames.last
+    for layer, reference in zip(frames.layers[1:], layers, strict=True):
+        torch.testing.assert_close(layer, reference, atol=1e-5, rtol=0)
+    torch.testing.assert_close(last, out, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_exported_file_loads_strictly_and_comes_back_bitwise(
+    kind: str, norms: str, suffix: str, tmp_path: Path
+) -> None:
+    ours = make_model(kind, norms, feature_gradient_scale=0.3)
+    path = tmp_path / f"model{suffix}"
+    write_torchaudio(ours, path, update=4)
+    theirs = build_there(json.loads((tmp_path / "model.json").read_text())["torchaudio"])
+    if suffix == ".pt":
+        theirs.load_state_dict(torch.load(path))
+    else:
+        from safetensors.torch import load_file
+
+        theirs.load_state_dict(load_file(path))
+    compare(ours, theirs)
+    back = load_model(str(path))
+    assert back.config == ours.config
+    assert back.vocabulary == ours.vocabulary
+    assert read_torchaudio(path).card.update == 4
+    weights = {name: value for name, value in ours.state_dict().items() if not name.startswith("pretraining.")}
+    assert back.state_dict().keys() == weights.keys()
+    assert all(torch.equal(back.state_dict()[name], value) for name, value in weights.items() if name != MASK)
+
+
+@pytest.mark.parametrize("norms", NORMS)
+def test_a_state_dict_of_theirs_loads_with_a_few_facts(norms: str, tmp_path: Path) -> None:
+    config = make_model("backbone", norms, group_norm_frames="valid").config
+    torch.manual_seed(1)
+    theirs = build_there(make_arguments(config, 29))
+    torch.save({f"model.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "theirs.pt")
+    facts = {
+        "torchaudio": {"encoder_num_heads": 4, "encoder_layer_norm_first": config.norm_first},
+        "normalize_waveform": config.normalize_waveform,
+        "labels": ["-", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"],
+    }
+    (tmp_path / "theirs.json").write_text(json.dumps(facts))
+    ours = load_model(str(tmp_path / "theirs.pt"))
+    compare(ours, theirs)
+    assert ours.vocabulary is not None
+    assert ours.vocabulary.case == "upper"
+    assert ours.config.conv_norm == config.conv_norm
+
+
+def test_what_a_state_dict_does_not_say_is_asked_for(tmp_path: Path) -> None:
+    write_torchaudio(make_model("ctc"), tmp_path / "a.pt")
+    facts = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(CheckpointError, match=r"`checkpoint` must have a\.json beside .*encoder_num_heads"):
+        load_model(str(tmp_path / "a.pt"))
+    del facts["speechssl"], facts["torchaudio"]["encoder_num_heads"], facts["normalize_waveform"]
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="must say encoder_num_heads and normalize_waveform"):
+        load_model(str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("name", ["WAV2VEC2_ASR_BASE_960H", "WAV2VEC2_LARGE_LV60K"])
+def test_a_bundle_loads_from_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle's network is made small, and its file lies where torch would have put it."""
+    bundle = getattr(torchaudio.pipelines, name)
+    is_layer = bundle._params["extractor_mode"] == "layer_norm"
+    config = make_model("backbone", "layer" if is_layer else "group").config
+    for key, value in make_arguments(config, bundle._params["aux_num_out"]).items():
+        monkeypatch.setitem(bundle._params, key, value)
+    torch.manual_seed(3)
+    stored = build_there(bundle._params)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    weights = stored.state_dict()
+    if "aux.weight" in weights:
+        # The file on the server still has the rows of <pad>, </s> and <unk>, which torchaudio takes out.
+        for part in ("aux.weight", "aux.bias"):
+            rows = weights[part]
+            weights[part] = torch.cat([rows[:1], torch.zeros_like(rows[:3]), rows[1:]])
+    torch.save(weights, tmp_path / "hub" / "checkpoints" / Path(bundle._path).name)
+    ours = load_model(f"torchaudio:{name}")
+    assert ours.config.normalize_waveform == is_layer
+    compare(ours, stored)
+    if not is_layer:
+        assert ours.vocabulary is not None
+        assert ours.vocabulary.symbols[:3] == ("-", "|", "E")
+
+
+def test_a_wrong_bundle_is_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match="one of .*WAV2VEC2_BASE.*but is torchaudio:WAVE2VEC"):
+        load_model("torchaudio:WAVE2VEC")
+    with pytest.raises(CheckpointError, match="must be a wav2vec 2.0 model, but torchaudio:WAVLM_BASE is WavLM"):
+        load_model("torchaudio:WAVLM_BASE")
+
+
+def test_a_bundle_that_cannot_be_fetched_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setitem(torchaudio.pipelines.WAV2VEC2_BASE._params, "encoder_num_layers", 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(CheckpointError, match="can be fetched, but torchaudio:WAV2VEC2_BASE: no route to host"):
+        load_model("torchaudio:WAV2VEC2_BASE")

@@ -1,0 +1,33 @@
+"""One table of names a family: every weight has a name there, no two share one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError
+from speechssl.interop.names import MASK, TABLES, list_names, rename, strip_all
+
+
+@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_every_weight_has_one_name(family: str, kind: str, norm: str, tiny_model_config: ModelConfig) -> None:
+    # As many blocks as two digits, so that 1 and 10 are told apart.
+    config = replace(tiny_model_config, num_layers=12, conv_norm=norm, conv_bias=norm == "layer")
+    names = {name: rename(name, family) for name in list_names(config, kind)}
+    lost = {name for name, theirs in names.items() if theirs is None}
+    assert all(family == "torchaudio" and (name == MASK or name.startswith("pretraining.")) for name in lost)
+    kept = [theirs for theirs in names.values() if theirs is not None]
+    assert len(set(kept)) == len(kept)
+    assert not any("backbone" in theirs or "blocks" in theirs for theirs in kept)
+
+
+def test_wrappers_are_stripped_in_any_order() -> None:
+    weights = {"module._orig_mod.model.wav2vec2.a": torch.zeros(1), "_orig_mod.module.b": torch.zeros(1)}
+    assert set(strip_all(weights, "checkpoint")) == {"a", "b"}
+    with pytest.raises(CheckpointError, match="has a under two prefixes"):
+        strip_all({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "checkpoint")
