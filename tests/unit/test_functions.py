@@ -30,7 +30,7 @@ def test_save_and_load_give_the_same_frames(model: SpeechModel, tmp_path: Path) 
     assert all(parameter.requires_grad for parameter in speechssl.load(tmp_path / "saved", trainable=True).parameters())
 
 
-@pytest.mark.parametrize("format", ["huggingface"])
+@pytest.mark.parametrize("format", ["huggingface", "fairseq"])
 def test_other_formats_keep_the_pretraining_heads(format: str, model: SpeechModel, tmp_path: Path) -> None:
     speechssl.save(model, tmp_path / "saved.pt", format=format)
     loaded = speechssl.load(tmp_path / "saved.pt").state_dict()
