@@ -190,7 +190,7 @@ class PrepareConfig:
 class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
-    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, torchaudio file, torchaudio:BUNDLE or Hub id")
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
     window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
@@ -275,13 +275,13 @@ class ProbeConfig(InferenceConfig):
 class ConvertConfig:
     """Keys of `speechssl convert`."""
 
-    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, torchaudio file, torchaudio:BUNDLE or Hub id")
-    to: str = knob("huggingface", "`speechssl`, `huggingface` or `torchaudio`")
-    out: str = knob("", "folder to write, or file for torchaudio; empty: runs/convert-<date>-<time>")
+    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
+    to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq` or `torchaudio`")
+    out: str = knob("", "folder to write, or file for fairseq and torchaudio; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
-        check_choice("to", self.to, ("speechssl", "huggingface", "torchaudio"))
+        check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio"))
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,7 @@ def load(
 
     Args:
         checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint), one checkpoint, a Hugging
-            Face folder, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
+            Face folder, a fairseq `.pt`, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
 
@@ -45,8 +45,8 @@ def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "spee
 
     Args:
         model: to save.
-        folder: the folder to write, made if it is missing; for `torchaudio` the file.
-        format: `speechssl`, `huggingface` or `torchaudio`.
+        folder: the folder to write, made if it is missing; for `fairseq` and `torchaudio` the file.
+        format: `speechssl`, `huggingface`, `fairseq` or `torchaudio`.
 
     Raises:
         ConfigError: another format.

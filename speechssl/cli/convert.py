@@ -1,4 +1,4 @@
-"""`speechssl convert`: between our checkpoints, Hugging Face folders and torchaudio files."""
+"""`speechssl convert`: between our checkpoints, Hugging Face folders, fairseq `.pt` and torchaudio files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from speechssl.config import ConvertConfig
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
 
-FILES = {"torchaudio": "model.pt"}
+FILES = {"fairseq": "model.pt", "torchaudio": "model.pt"}
 """The formats that are one file, and its name where `out` is a folder."""
 
 _logger = logging.getLogger("speechssl")

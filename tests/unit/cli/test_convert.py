@@ -40,12 +40,13 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
 
 
 def test_round_the_formats(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ours → Hugging Face → ours: the weights stay bitwise the same."""
+    """Ours → Hugging Face → fairseq → ours: the weights stay bitwise the same."""
     first = run(capsys, "convert", "pretrained", "huggingface", "out=hf")
     assert (first["from"], first["to"], first["kind"]) == ("speechssl", "huggingface", "pretraining")
     assert first["left_behind"] == first["notes"] == []
-    last = run(capsys, "convert", "hf", "to=speechssl", "out=back")
-    assert (last["from"], last["parameters"]) == ("huggingface", first["parameters"])
+    run(capsys, "convert", "hf", "fairseq", "fs.pt")
+    last = run(capsys, "convert", "fs.pt", "to=speechssl", "out=back")
+    assert (last["from"], last["parameters"]) == ("fairseq", first["parameters"])
     before, after = load_model("pretrained").state_dict(), load_model("back").state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -94,7 +95,7 @@ def test_a_finished_conversion_is_not_overwritten(place: Path, capsys: pytest.Ca
     run(capsys, "convert", "recogniser", "huggingface", "out=hf", "overwrite=true")
 
 
-@pytest.mark.parametrize("format", ["huggingface", "torchaudio"])
+@pytest.mark.parametrize("format", ["huggingface", "fairseq", "torchaudio"])
 def test_training_and_measuring_start_from_it(
     format: str, place: Path, librispeech_tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +127,7 @@ def test_a_recogniser_transcribes_and_is_evaluated(
     [
         (("convert",), "`checkpoint` must be given"),
         (("convert", "nowhere"), "nowhere does not exist"),
-        (("convert", "recogniser", "onyx"), "`to` must be one of speechssl, huggingface, torchaudio"),
+        (("convert", "recogniser", "onyx"), "`to` must be one of speechssl, huggingface, fairseq, torchaudio"),
         (("convert", "recogniser", "huggingface", "recogniser/config.json/x"), "`out` must be a place"),
         (("convert", "truncated"), "`checkpoint` must be a whole file of tensors"),
         (("finetune", "init=truncated", "out=x"), "`init` must be a whole file of tensors"),

@@ -18,7 +18,7 @@ from speechssl.interop.load import load_model, open_checkpoint, read_stored_mode
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
 
-FORMATS = {"speechssl": "folder", "huggingface": "folder", "torchaudio": "model.bin"}
+FORMATS = {"speechssl": "folder", "huggingface": "folder", "torchaudio": "model.bin", "fairseq": "weights.whatever"}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_file_inside_a_folder_is_answered_with_the_folder(recogniser: SpeechMo
     with pytest.raises(CheckpointError, match=r"must be the folder of model\.safetensors, but is the file: init="):
         load_model(str(tmp_path / "hf" / "model.safetensors"), key="init")
     torch.save({"some.weight": torch.zeros(1)}, tmp_path / "lone.pt")
-    with pytest.raises(CheckpointError, match=r"must be a state dict of torchaudio .* some\.weight"):
+    with pytest.raises(CheckpointError, match=r"must be a checkpoint of fairseq or torchaudio .* some\.weight"):
         load_model(str(tmp_path / "lone.pt"))
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_one_sentence(recogniser: SpeechModel, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`format` must be one of speechssl, huggingface, torchaudio"):
+    with pytest.raises(ConfigError, match="`format` must be one of speechssl, huggingface, fairseq, torchaudio"):
         speechssl.save(recogniser, tmp_path / "x", format="tensorflow")
 
 
