@@ -12,12 +12,13 @@ from torch import Tensor
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import ModelCard, build_config
+from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.fairseq_config import find_sections, read_config, write_config
-from speechssl.interop.fairseq_file import StoredFile, look_into
-from speechssl.interop.files import DAMAGE, detach, first_line
+from speechssl.interop.files import detach
 from speechssl.interop.foreign import OURS, Foreign, check_names, collapse, find_kind, make_extra, read_extra
 from speechssl.interop.inert_pickle import StoredTensor, simplify
 from speechssl.interop.names import CODEBOOK, WRAPPERS, list_names, rename, strip_all
+from speechssl.interop.torch_file import StoredFile, look_into
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, find_case
 

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
-
-DAMAGE = (
-    OSError, EOFError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    ArithmeticError, AssertionError, MemoryError, struct.error, zipfile.BadZipFile,
-)  # fmt: skip
-"""What readers of binary files raise for bytes that are no such file: their unpickler is a small machine that trips
-over its own stack, index and types."""
+from speechssl.interop.damage import DAMAGE, first_line
+from speechssl.interop.inert_pickle import StoredTensor
+from speechssl.interop.torch_file import look_into
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
@@ -70,48 +61,20 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds something other than tensors.
     """
     try:
-        stored = safetensors.torch.load_file(path) if is_safetensors(path) else load_pickle(path)
-    except pickle.UnpicklingError as error:
-        problem = f"{path} holds more than tensors, and nothing else is ever unpickled"
-        raise CheckpointError(f"`{key}` must be a file of tensors, but {problem}") from error
+        if is_safetensors(path):
+            return {name: value.float() for name, value in safetensors.torch.load_file(path).items()}
     except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
         raise CheckpointError(f"`{key}` must be a whole file of tensors, but {problem}") from error
-    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise CheckpointError(f"`{key}` must be a file of named tensors, but {path} holds something else")
-    return {str(name): value.float() for name, value in stored.items()}
+    return _read_torch_file(path, key)
 
 
-def load_pickle(path: Path) -> Any:
-    """Load a torch file with torch's restricted unpickler, which builds tensors and plain containers only.
-
-    Raises:
-        pickle.UnpicklingError: it holds anything else, or is no torch file.
-        ValueError: it would unfold to more than the file has.
-    """
-    check_archive(path)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = [value for value in stored.values() if isinstance(value, Tensor)] if isinstance(stored, dict) else []
-    # A tensor of stride 0, or thousands on one storage, are small in the file and large wherever they are copied.
-    if sum(value.nbytes for value in tensors) > path.stat().st_size:
-        raise ValueError("its tensors are larger than the file")
-    return stored
-
-
-def check_archive(path: Path) -> None:
-    """Look at the directory of a torch file that is a zip archive; torch itself never compresses.
-
-    Raises:
-        ValueError: an entry is compressed, or all together are larger than the file.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, which torch's files never are")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its entries are larger than the file")
+def _read_torch_file(path: Path, key: str) -> dict[str, Tensor]:
+    stored = look_into(path, key)
+    content = stored.content
+    if not isinstance(content, dict) or not all(isinstance(value, StoredTensor) for value in content.values()):
+        raise CheckpointError(f"`{key}` must be a file of tensors, but {path} holds more, which is never unpickled")
+    return stored.read({str(name): value for name, value in content.items()}, key)
 
 
 def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
@@ -122,8 +85,3 @@ def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
 def detach(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give tensors as a file holds them: contiguous float32 copies on the CPU that share nothing."""
     return {name: value.detach().cpu().float().clone().contiguous() for name, value in weights.items()}
-
-
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's message, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

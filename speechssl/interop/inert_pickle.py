@@ -2,18 +2,17 @@
 
 fairseq's files hold objects of argparse, omegaconf and fairseq itself, which torch's restricted unpickler refuses.
 Here nothing is imported and nothing is called: a class becomes a `Global`, an object a `Placeholder` that keeps what
-the file gave it, a tensor a `StoredTensor` that says where its numbers lie.
-
-The one module that takes an unpickler from `pickle`: tests/architecture/test_unsafe_calls.py knows it by name.
+the file gave it, a tensor a `StoredTensor` that says where its numbers lie. The instructions come one by one from
+`pickletools`, which only takes them apart.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
+import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import IO, Any, Protocol, cast
 
 import torch
 
@@ -33,13 +32,8 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-_NAMED_OPCODES = """
-    PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE
-    TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
-    GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ BINPERSID GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE
-"""
-_OPCODES = {getattr(pickle, name)[0] for name in _NAMED_OPCODES.split()}
+MAX_DIMENSIONS, MAX_INDEX = 16, 2**62
+"""Most dimensions of a tensor, and the largest offset, length or stride."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +93,15 @@ def unpickle(file: Readable) -> Any:
     """Read one pickled value from where a file stands.
 
     Raises:
-        ValueError: it has instructions that do more than describe data, or describe what cannot be.
-        pickle.UnpicklingError: it is damaged.
+        ValueError: it is damaged, has instructions that do more than describe data, or describes what cannot be.
     """
-    try:
-        return _InertUnpickler(file, encoding="utf-8").load()
-    except KeyError as error:
-        raise ValueError(f"instruction {error}, which no such file has") from error
+    machine = _Machine()
+    # genops reads and reads lines, and asks for nothing else of a file.
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
+        if opcode.name == "STOP":
+            return machine.pop()
+        machine.step(opcode.name, argument)
+    raise ValueError("it has no end")
 
 
 def simplify(value: Any) -> Any:
@@ -124,73 +120,187 @@ def simplify(value: Any) -> Any:
     return _simplify(value, MAX_DEPTH, [MAX_NODES])
 
 
-class _InertUnpickler(pickle._Unpickler):
-    """Reads the instructions that describe data, calls nothing, imports nothing.
+class _Machine:
+    """The stack on which instructions put values together; those that build or call leave a description instead."""
 
-    Python's own loop, with the few instructions replaced that would touch classes; the fast one in C reserves memory
-    for whatever index a file asks for.
-    """
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
 
-    stack: list[Any]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code: run for code, run in pickle._Unpickler.dispatch.items() if code in _OPCODES
-    }
+    def step(self, name: str, argument: Any) -> None:
+        """Follow one instruction."""
+        if name in _VALUES:
+            self._stack.append(argument)
+        elif name in _CONSTANTS:
+            self._stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self._stack.append(_EMPTY[name]())
+        elif name in _TUPLES:
+            self._stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
+        elif name in _STEPS:
+            _STEPS[name](self, argument)
+        elif name not in _IGNORED:
+            raise ValueError(f"instruction {name}, which no such file has")
 
-    def find_class(self, module: str, name: str) -> Global:
-        """Give the name."""
-        return Global(module, name)
+    def pop(self) -> Any:
+        """Take the value on top; never one below the last mark."""
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise ValueError("its stack is empty")
+        return self._stack.pop()
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """Give the place of a run of numbers."""
-        _, kind, key, _, count, *view = pid
-        if not isinstance(kind, Global) or kind.module != "torch" or kind.name not in DTYPES or any(view):
-            raise ValueError(f"numbers of the kind {kind}")
-        if type(key) is not str or type(count) is not int:
-            raise ValueError("a storage without a key and a length")
-        return Storage(DTYPES[kind.name], key, count)
+    def _top(self) -> Any:
+        value = self.pop()
+        self._stack.append(value)
+        return value
 
-    def _pop_values(self) -> list[Any]:
-        values: list[Any] = self.pop_mark()  # type: ignore[attr-defined]
+    def _pop_marked(self) -> list[Any]:
+        if not self._marks:
+            raise ValueError("it lacks a mark")
+        start = self._marks.pop()
+        values = self._stack[start:]
+        del self._stack[start:]
         return values
 
-    def _load_reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(_make(function, args))
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self._stack))
 
-    def _load_build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
+    def _drop(self, _: Any) -> None:
+        self.pop()
+
+    def _drop_marked(self, _: Any) -> None:
+        self._pop_marked()
+
+    def _remember(self, index: int | None) -> None:
+        self._memo[len(self._memo) if index is None else index] = self._top()
+
+    def _recall(self, index: int) -> None:
+        if index not in self._memo:
+            raise ValueError(f"it recalls value {index}, which it never kept")
+        self._stack.append(self._memo[index])
+
+    def _name(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._stack.append(Global(module, name))
+
+    def _name_from_stack(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if type(module) is not str or type(name) is not str:
+            raise ValueError("a class without a name")
+        self._stack.append(Global(module, name))
+
+    def _describe_storage(self, _: Any) -> None:
+        self._stack.append(_make_storage(self.pop()))
+
+    def _describe_object(self, _: Any) -> None:
+        args, function = self.pop(), self.pop()
+        self._stack.append(_make(function, args))
+
+    def _set_state(self, _: Any) -> None:
+        state, target = self.pop(), self._top()
         if isinstance(target, Placeholder):
             target.state = state
         elif not isinstance(target, dict):
             raise ValueError(f"a state for {type(target).__name__}")
 
-    def _load_setitems(self) -> None:
-        values = self._pop_values()
-        _get_items(self.stack[-1]).update(zip(values[::2], values[1::2], strict=True))
+    def _add_item(self, _: Any) -> None:
+        value, name = self.pop(), self.pop()
+        _set_items(self._top(), [name, value])
 
-    def _load_setitem(self) -> None:
-        value, name = self.stack.pop(), self.stack.pop()
-        _get_items(self.stack[-1])[name] = value
+    def _add_items(self, _: Any) -> None:
+        values = self._pop_marked()
+        _set_items(self._top(), values)
 
-    def _load_appends(self) -> None:
-        values = self._pop_values()
-        _get_elements(self.stack[-1]).extend(values)
+    def _append(self, _: Any) -> None:
+        value = self.pop()
+        _get_elements(self._top()).append(value)
 
-    def _load_append(self) -> None:
-        value = self.stack.pop()
-        _get_elements(self.stack[-1]).append(value)
+    def _append_all(self, _: Any) -> None:
+        values = self._pop_marked()
+        _get_elements(self._top()).extend(values)
 
-    def _load_additems(self) -> None:
-        values, target = self._pop_values(), self.stack[-1]
+    def _make_tuple(self, _: Any) -> None:
+        self._stack.append(tuple(self._pop_marked()))
+
+    def _make_list(self, _: Any) -> None:
+        self._stack.append(self._pop_marked())
+
+    def _make_dict(self, _: Any) -> None:
+        values = self._pop_marked()
+        self._stack.append({})
+        _set_items(self._top(), values)
+
+    def _make_frozen_set(self, _: Any) -> None:
+        self._stack.append(frozenset(_check_key(value) for value in self._pop_marked()))
+
+    def _add_elements(self, _: Any) -> None:
+        values, target = self._pop_marked(), self._top()
         if type(target) is not set:
             raise ValueError(f"elements for {type(target).__name__}")
-        target.update(values)
+        target.update(_check_key(value) for value in values)
 
-    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _load_reduce
-    dispatch[pickle.BUILD[0]] = _load_build
-    dispatch[pickle.SETITEMS[0]], dispatch[pickle.SETITEM[0]] = _load_setitems, _load_setitem
-    dispatch[pickle.APPENDS[0]], dispatch[pickle.APPEND[0]] = _load_appends, _load_append
-    dispatch[pickle.ADDITEMS[0]] = _load_additems
+
+_VALUES = frozenset((
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES",
+))  # fmt: skip
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_IGNORED = frozenset(("PROTO", "FRAME"))
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": _Machine._mark,
+    "POP": _Machine._drop,
+    "POP_MARK": _Machine._drop_marked,
+    "PUT": _Machine._remember,
+    "BINPUT": _Machine._remember,
+    "LONG_BINPUT": _Machine._remember,
+    "MEMOIZE": _Machine._remember,
+    "GET": _Machine._recall,
+    "BINGET": _Machine._recall,
+    "LONG_BINGET": _Machine._recall,
+    "GLOBAL": _Machine._name,
+    "STACK_GLOBAL": _Machine._name_from_stack,
+    "BINPERSID": _Machine._describe_storage,
+    "REDUCE": _Machine._describe_object,
+    "NEWOBJ": _Machine._describe_object,
+    "BUILD": _Machine._set_state,
+    "SETITEM": _Machine._add_item,
+    "SETITEMS": _Machine._add_items,
+    "APPEND": _Machine._append,
+    "APPENDS": _Machine._append_all,
+    "TUPLE": _Machine._make_tuple,
+    "LIST": _Machine._make_list,
+    "DICT": _Machine._make_dict,
+    "FROZENSET": _Machine._make_frozen_set,
+    "ADDITEMS": _Machine._add_elements,
+}
+
+
+def _check_key(value: Any) -> Any:
+    """Let through what may be a key: a hash of nested tuples takes time and depth without limit."""
+    if value is not None and type(value) not in (str, int, float, bool, bytes, Global):
+        raise ValueError(f"{type(value).__name__} as a key")
+    return value
+
+
+def _set_items(target: Any, values: list[Any]) -> None:
+    items = target.items if isinstance(target, Placeholder) else target
+    if type(items) is not dict:
+        raise ValueError(f"items for {type(target).__name__}")
+    items.update(zip(map(_check_key, values[::2]), values[1::2], strict=True))
+
+
+def _make_storage(description: Any) -> Storage:
+    """Describe a run of numbers from torch's ("storage", class, key, device, count)."""
+    _, kind, key, _, count, *view = description
+    if not isinstance(kind, Global) or kind.module != "torch" or kind.name not in DTYPES or any(view):
+        raise ValueError("numbers of a kind that no checkpoint has")
+    if type(key) is not str or type(count) is not int:
+        raise ValueError("a storage without a key and a length")
+    return Storage(DTYPES[kind.name], key, count)
 
 
 def _make(function: Any, args: Any) -> Any:
@@ -202,10 +312,12 @@ def _make(function: Any, args: Any) -> Any:
 
 
 def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or not all(type(number) is int for number in numbers):
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor without storage, shape and strides")
-    return StoredTensor(storage, offset, tuple(shape), tuple(strides))
+    numbers = (offset, *shape, *strides)
+    if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and abs(number) < MAX_INDEX for number in numbers):
+        raise ValueError("a tensor of a shape that cannot be")
+    return StoredTensor(storage, offset, shape, strides)
 
 
 def _make_parameter(data: Any, *_: Any) -> Any:
@@ -213,7 +325,7 @@ def _make_parameter(data: Any, *_: Any) -> Any:
 
 
 def _make_mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
-    return {name: value for name, value in pairs}
+    return {_check_key(name): value for name, value in pairs}
 
 
 def _make_plain(of: Any, *_: Any) -> Placeholder:
@@ -230,13 +342,6 @@ _MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("copyreg", "_reconstructor"): _make_plain,
     ("copy_reg", "_reconstructor"): _make_plain,
 }
-
-
-def _get_items(target: Any) -> dict[Any, Any]:
-    items = target.items if isinstance(target, Placeholder) else target
-    if type(items) is not dict:
-        raise ValueError(f"items for {type(target).__name__}")
-    return items
 
 
 def _get_elements(target: Any) -> list[Any]:

@@ -12,14 +12,15 @@ from safetensors import safe_open
 
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import CONFIG, find_checkpoint, load_weights, read_card, save_model
+from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.fairseq import read_fairseq, write_fairseq
-from speechssl.interop.fairseq_file import look_into
-from speechssl.interop.files import DAMAGE, first_line, is_safetensors, read_json
+from speechssl.interop.files import is_safetensors, read_json
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.huggingface_processor import EPSILON
 from speechssl.interop.inert_pickle import StoredTensor
+from speechssl.interop.torch_file import look_into
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -185,13 +186,13 @@ def _read_file(path: Path, key: str) -> Foreign:
 
 def _list_tensors(path: Path, key: str) -> set[str] | None:
     """List the names in a file of tensors; None for a file that holds more, as fairseq's do. Nothing is run."""
-    if not is_safetensors(path):
-        content = look_into(path, key).content
-        is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
-        return {str(name) for name in content} if is_flat and content else None
     try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
+        if is_safetensors(path):
+            with safe_open(path, framework="pt") as file:
+                return set(file.keys())
     except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+    content = look_into(path, key).content
+    is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
+    return {str(name) for name in content} if is_flat and content else None

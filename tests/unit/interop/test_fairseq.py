@@ -75,7 +75,7 @@ def test_every_layout_is_read(
 def test_neither_fairseq_nor_omegaconf_is_imported(pretrained: SpeechModel, tmp_path: Path) -> None:
     write(export(pretrained, tmp_path), "structured DictConfig", tmp_path / "theirs.pt")
     code = (
-        "import sys, pathlib; from speechssl.interop.fairseq_file import look_into\n"
+        "import sys, pathlib; from speechssl.interop.torch_file import look_into\n"
         "from speechssl.interop.inert_pickle import simplify\n"
         f"print(simplify(look_into(pathlib.Path({str(tmp_path / 'theirs.pt')!r})).content['cfg'])['model']['_name'])\n"
         "print([name for name in sys.modules if name.startswith(('omegaconf', 'fairseq'))])"

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import pickle
-import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,12 +26,14 @@ import torch
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.fairseq_file import MAGIC
 from speechssl.interop.load import load_model
+from speechssl.interop.torch_file import MAGIC
 from speechssl.model.speech_model import SpeechModel
 from tests.unit.interop.fairseq_files import export
 
 SECONDS, MEGABYTES = 5.0, 200
+
+IS_LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured in /proc")
 
 
 class Call:
@@ -83,7 +85,6 @@ def describe_tensor(count: int, shape: tuple[int, ...], strides: tuple[int, ...]
 def payloads(marker: Path) -> dict[str, Any]:
     """Objects that would leave a file behind, by what they call."""
     path = str(marker)
-    torch_load = marker.with_name("inner.pt")
     return {
         "open": Call(open, path, "w"),
         "os.system": Call(os.system, f"touch {path}"),
@@ -93,7 +94,7 @@ def payloads(marker: Path) -> dict[str, Any]:
         "os.mkdir": Call(os.mkdir, path),
         "import": Call(importlib.import_module, "antigravity"),
         "pickle in a pickle": Call(pickle.loads, pickle.dumps(Call(open, path, "w"))),
-        "torch.load": Call(torch.load, str(torch_load), None, pickle, **{}),
+        "copy": Call(shutil.copy, sys.executable, path),
         "in a mapping's items": State(open, path, "w"),
         "rename": Call(os.symlink, path + "x", path),
         "getattr": Call(getattr, Call(open, path, "w"), "name"),
@@ -169,6 +170,9 @@ def test_the_other_doors(name: str, tmp_path: Path) -> None:
     check(tmp_path / "hf", marker)
 
 
+TUPLES = "N" + "q\x00h\x00\x86" * 64
+"""A pair of a pair of a pair …, which is small for who has its address and endless for who walks it."""
+
 INSTRUCTIONS = {
     "a class is instantiated by INST": "(V/dev/null\ni__builtin__\nopen\n.",
     "a class is instantiated by OBJ": "(c__builtin__\nopen\nV/dev/null\no.",
@@ -187,6 +191,10 @@ INSTRUCTIONS = {
     "a number of thousands of digits": f"I{'9' * 4500}\n.",
     "an empty stack": "0.",
     "no end": "(",
+    "a key whose hash never ends": f"}}{TUPLES}I1\ns.",
+    "a set of what never ends": f"\x8f({TUPLES}\x90.",
+    "a message that never ends": f"(Vstorage\n{TUPLES}V0\nVcpu\nI4\ntQ.",
+    "a value below the mark is taken": "I1\n(0.",
 }
 
 
@@ -263,20 +271,29 @@ def test_configurations_that_grow_or_compute(cfg: Any, stored: dict[str, Any], t
     check(tmp_path / "a.pt", tmp_path / "executed")
 
 
-MEASURE = """
-import resource, sys, time
+PEAK = """
+def read_peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+"""
+"""Most memory that a process has had, in KiB; `ru_maxrss` starts with that of the process that started it."""
+
+MEASURE = f"""
+import sys, time
+{PEAK}
 from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = read_peak()
 for path in sys.argv[1:]:
     start = time.perf_counter()
     try:
         load_model(path)
         print("LOADED", path)
     except CheckpointError as error:
-        print(f"{time.perf_counter() - start:.3f}", error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(f"{{time.perf_counter() - start:.3f}}", error)
+print(read_peak() - before)
 """
 
 
@@ -284,7 +301,7 @@ def write_bombs(folder: Path) -> list[Path]:
     """Write small files that would take gigabytes."""
     paths = [folder / f"{name}.pt" for name in ("deflated", "stride", "memo", "overlap", "names", "old", "ops", "dir")]
     deflated, stride, memo, overlap, names, old, instructions, directory = paths
-    save_archive(deflated, describe_tensor(2**27, (2**27,), (1,)), bytes(1 << 20) * 512, deflate=True)
+    save_archive(deflated, describe_tensor(80 << 20, (80 << 20,), (1,)), bytes(1 << 20) * 320, deflate=True)
     save_archive(stride, describe_tensor(4, (10**6, 10**6), (0, 0)), bytes(16))
     save_archive(memo, b"\x80\x02I1\nr\xff\xff\xff\x0f.")
     alias = torch.zeros(1 << 18)
@@ -301,6 +318,7 @@ def write_bombs(folder: Path) -> list[Path]:
     return paths
 
 
+@IS_LINUX
 def test_bombs_are_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
     paths = write_bombs(tmp_path)
     largest = max(path.stat().st_size for path in paths)
@@ -343,9 +361,8 @@ def test_a_truncated_file_is_refused_wherever_it_ends(stored: dict[str, Any], tm
             check(tmp_path / "a.pt", tmp_path / "executed")
 
 
+@IS_LINUX
 def test_the_measure_of_memory_can_fail() -> None:
-    code = "import resource; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; x = bytearray(300 << 20)\n"
-    code += "x[::4096] = bytes(len(x[::4096])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    code = f"{PEAK}\nbefore = read_peak()\nx = b'1' * (300 << 20)\nprint(read_peak() - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 > MEGABYTES * 2**20
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0

@@ -7,7 +7,6 @@ weights are read, so that an optimizer state costs nothing.
 from __future__ import annotations
 
 import mmap
-import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.files import DAMAGE, check_archive, first_line
+from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.inert_pickle import Placeholder, Storage, StoredTensor, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -89,13 +88,13 @@ def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
     """
     try:
         return _look_into_zip(path) if zipfile.is_zipfile(path) else _look_into_old(path)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, *DAMAGE) as error:
+    except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
 
 
 def _look_into_zip(path: Path) -> StoredFile:
-    check_archive(path)
+    _check_archive(path)
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         places = {entry.filename: (_find_data(file, entry), entry.file_size) for entry in archive.infolist()}
         described = [name for name in places if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -111,6 +110,16 @@ def _look_into_zip(path: Path) -> StoredFile:
     prefix = f"{folder}data/"
     storages = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
     return StoredFile(path, content, storages)
+
+
+def _check_archive(path: Path) -> None:
+    """Look at the directory of an archive; torch itself never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch's files never are")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are larger than the file")
 
 
 def _slice(view: mmap.mmap, place: tuple[int, int]) -> bytes:
@@ -138,6 +147,8 @@ def _look_into_old(path: Path) -> StoredFile:
         sizes = _list_item_sizes(content)
         places = {}
         for name in names:
+            if type(name) is not str:
+                raise ValueError("a storage without a name")
             (count,) = struct.unpack("<q", view.read(8))
             # A storage that no tensor of the file uses has no kind: then nothing behind it can be found.
             size = count * sizes[name]
