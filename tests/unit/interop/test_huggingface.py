@@ -201,7 +201,7 @@ def write_module(folder: Path) -> None:
 
 MISTAKES: dict[str, tuple[Change, str]] = {
     "truncated weights": (truncate, r"must be a whole file of tensors, but .*model\.safetensors does not load"),
-    "a pickle with more than tensors": (write_module, "holds more than tensors, and nothing else is ever unpickled"),
+    "a pickle with more than tensors": (write_module, "holds more, which is never unpickled"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"must have model\.safetensors or pytorch_model\.bin"),
     "another architecture": (
         lambda f: edit(f, "config.json", model_type="hubert"),
