@@ -87,10 +87,23 @@ def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
             other instructions than those that describe data).
     """
     try:
-        return _look_into_zip(path) if zipfile.is_zipfile(path) else _look_into_old(path)
+        if zipfile.is_zipfile(path):
+            return _look_into_zip(path)
+        _check_start(path)
+        return _look_into_old(path)
     except DAMAGE as error:
         problem = f"{path} does not load ({first_line(error)})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+
+
+def _check_start(path: Path) -> None:
+    """Look at the first bytes of a file that is no whole archive."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK":
+        raise ValueError("it is cut off")
+    if start[:1] != b"\x80":
+        raise ValueError("it does not begin as torch's files do")
 
 
 def _look_into_zip(path: Path) -> StoredFile:

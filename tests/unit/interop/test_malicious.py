@@ -352,13 +352,13 @@ def test_safetensors_that_lie(header: bytes, tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(stored: dict[str, Any], tmp_path: Path) -> None:
-    for writer in (save, save_old):
+    for writer, reason in ((save, r"does not load \(it is cut off\)"), (save_old, "`checkpoint` must ")):
         buffer = io.BytesIO()
         writer(stored, buffer)  # type: ignore[arg-type]
         whole = buffer.getvalue()
-        for end in range(1, len(whole), len(whole) // 23):
+        for end in range(2, len(whole), len(whole) // 23):
             (tmp_path / "a.pt").write_bytes(whole[:end])
-            check(tmp_path / "a.pt", tmp_path / "executed")
+            check(tmp_path / "a.pt", tmp_path / "executed", reason)
 
 
 @IS_LINUX
