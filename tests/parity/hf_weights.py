@@ -1,11 +1,11 @@
-"""Weights of `transformers` models under our names: what the parity tests copy across."""
+"""Small networks for the parity tests, and weights of `transformers` models under our names, which they copy across."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from transformers import Wav2Vec2Config
 
-from speechssl.config import ModelConfig
+from speechssl.config import ModelConfig, QuantizerConfig
 
 CONVOLUTIONS = "wav2vec2.feature_extractor.conv_layers."
 
@@ -29,6 +29,31 @@ RENAMES = (
     ("project_q.", "target_projection."),
     ("project_hid.", "context_projection."),
 )
+
+
+GROUP = {"conv_norm": "group", "conv_bias": False, "norm_first": False}
+LAYER = {"conv_norm": "layer", "conv_bias": True, "norm_first": True}
+
+
+def make_config(**changes: object) -> ModelConfig:
+    """A network of seven convolutions and three blocks without dropout."""
+    values = {
+        "conv_channels": [16] * 7,
+        "num_layers": 3,
+        "model_dim": 32,
+        "ffn_dim": 48,
+        "num_heads": 4,
+        "position_kernel": 16,
+        "position_groups": 4,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "input_dropout": 0.0,
+        "feature_dropout": 0.0,
+        "layer_drop_prob": 0.0,
+        "target_dim": 12,
+        "quantizer": QuantizerConfig(num_codes=10, codevector_dim=8),
+    }
+    return ModelConfig(**(values | changes))  # type: ignore[arg-type]
 
 
 def make_hf_config(config: ModelConfig, num_negatives: int) -> Wav2Vec2Config:

@@ -22,7 +22,7 @@ from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary, build_vocabulary
-from tests.parity.test_transformers import GROUP, LAYER, make_config
+from tests.parity.hf_weights import GROUP, LAYER, make_config
 
 transformers = pytest.importorskip("transformers", reason="transformers is the other side of this test")
 
