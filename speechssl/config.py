@@ -276,12 +276,12 @@ class ConvertConfig:
     """Keys of `speechssl convert`."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq` or `torchaudio`")
-    out: str = knob("", "folder to write, or file for fairseq and torchaudio; empty: runs/convert-<date>-<time>")
+    to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
+    out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
-        check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio"))
+        check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"))
 
 
 @dataclass(kw_only=True)

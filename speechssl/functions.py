@@ -45,11 +45,12 @@ def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "spee
 
     Args:
         model: to save.
-        folder: the folder to write, made if it is missing; for `fairseq` and `torchaudio` the file.
-        format: `speechssl`, `huggingface`, `fairseq` or `torchaudio`.
+        folder: the folder to write, made if it is missing; for `fairseq`, `torchaudio` and ONNX the file.
+        format: `speechssl`, `huggingface`, `fairseq` or `torchaudio`; for serving `onnx` (the logits of a recogniser,
+            else features) or `onnx_features`, which are not read back.
 
     Raises:
-        ConfigError: another format.
+        ConfigError: another format, or its packages are not installed.
         CheckpointError: the format has no place for this network.
     """
     from speechssl.interop.load import write_model

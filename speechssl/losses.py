@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,7 +88,70 @@ def compute_ctc_loss(
     Source: Graves et al. 2006; reduction and zeroed infinities as fairseq's CTC criterion.
     """
     log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
-    loss: Tensor = F.ctc_loss(
-        log_probs, labels, num_frames, num_labels, blank=blank, reduction="sum", zero_infinity=True
-    )
-    return loss
+    nats, _ = _align(log_probs, labels, num_frames, num_labels, blank)
+    return torch.where(torch.isinf(nats), 0.0, nats).sum()
+
+
+@torch.library.custom_op(
+    "speechssl::ctc_align",
+    mutates_args=(),
+    schema="(Tensor log_probs, Tensor labels, Tensor num_frames, Tensor num_labels, int blank) -> (Tensor, Tensor)",
+)
+def _align(
+    log_probs: Tensor, labels: Tensor, num_frames: Tensor, num_labels: Tensor, blank: int
+) -> tuple[Tensor, Tensor]:
+    """Sum over the paths of each utterance: nats (B,), and the forward variables (B, T, 2U + 1) for the gradient.
+
+    This is what `F.ctc_loss` calls, but for the shape of the second result, which depends there on the values of
+    `num_labels`: no compiler can know it, and a graph would break. Here it goes by the labels' padded length.
+    """
+    nats, alpha = torch._ctc_loss(log_probs, labels, num_frames, num_labels, blank, True)
+    return nats, F.pad(alpha, (0, 2 * labels.shape[1] + 1 - alpha.shape[2]))
+
+
+@_align.register_fake
+def _make_shapes(
+    log_probs: Tensor, labels: Tensor, num_frames: Tensor, num_labels: Tensor, blank: int
+) -> tuple[Tensor, Tensor]:
+    length, batch, _ = log_probs.shape
+    return log_probs.new_empty(batch), log_probs.new_empty(batch, length, 2 * labels.shape[1] + 1)
+
+
+@torch.library.custom_op(
+    "speechssl::ctc_align_backward",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor log_probs, Tensor labels, Tensor num_frames, Tensor num_labels, Tensor nats, "
+    "Tensor alpha, int blank) -> Tensor",
+)
+def _align_backward(
+    gradient: Tensor,
+    log_probs: Tensor,
+    labels: Tensor,
+    num_frames: Tensor,
+    num_labels: Tensor,
+    nats: Tensor,
+    alpha: Tensor,
+    blank: int,
+) -> Tensor:
+    """Gradient (T, B, V) of the log probabilities; zero where an utterance has no path."""
+    alpha = alpha[..., : 2 * int(num_labels.max()) + 1].contiguous()
+    inputs = (log_probs, labels, num_frames, num_labels, nats, alpha)
+    result: Tensor = torch.ops.aten._ctc_loss_backward(gradient, *inputs, blank, True)
+    return result
+
+
+@_align_backward.register_fake
+def _make_gradient_shape(gradient: Tensor, log_probs: Tensor, *others: Any) -> Tensor:
+    return log_probs.new_empty(log_probs.shape)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.blank = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    return _align_backward(gradient, *ctx.saved_tensors, ctx.blank), None, None, None, None
+
+
+_align.register_autograd(_differentiate, setup_context=_keep_for_backward)

@@ -1,4 +1,4 @@
-"""`speechssl convert`: between our checkpoints, Hugging Face folders, fairseq `.pt` and torchaudio files."""
+"""`speechssl convert`: between our checkpoints, Hugging Face folders, fairseq `.pt`, torchaudio files; ONNX out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from speechssl.config import ConvertConfig
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
 
-FILES = {"fairseq": "model.pt", "torchaudio": "model.pt"}
+FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", "onnx_features": "model.onnx"}
 """The formats that are one file, and its name where `out` is a folder."""
 
 _logger = logging.getLogger("speechssl")
@@ -24,7 +24,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the checkpoint does not load, or the format has no place for its network.
-        ConfigError: `out` cannot be written or holds a finished result.
+        ConfigError: `out` cannot be written or holds a finished result, or the format's packages are not installed.
     """
     foreign = open_checkpoint(config.checkpoint)
     model = build_model(foreign)

@@ -47,6 +47,9 @@ NEEDS = (
     Need("tensorboard", "torch.utils.tensorboard", "curves"),
     Need("rich", "rich", "progress bars"),
     Need("huggingface_hub", "huggingface_hub", "models of the Hugging Face Hub", extra="hub"),
+    Need("onnx", "onnx", "exports for serving", extra="onnx"),
+    Need("onnxscript", "onnxscript", "exports for serving", extra="onnx"),
+    Need("onnxruntime", "onnxruntime", "runs what was exported", extra="onnx"),
     Need("espeakng-loader", "espeakng_loader", "the demo's speech (eSpeak NG, GPL-3)", extra="demo"),
 )
 

@@ -85,7 +85,7 @@ VERBS: dict[str, Verb] = {
     ),
     "convert": Verb(
         schemas.ConvertConfig,
-        "between our checkpoints, Hugging Face folders, fairseq .pt and torchaudio files",
+        "between our checkpoints, Hugging Face folders, fairseq .pt and torchaudio files; ONNX for serving",
         ("checkpoint", "to", "out"),
         ("convert runs/small huggingface out=hf/small", "convert facebook/wav2vec2-base speechssl out=models/base"),
     ),

@@ -20,6 +20,8 @@ from speechssl.interop.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.huggingface_processor import EPSILON
 from speechssl.interop.inert_pickle import StoredTensor
+from speechssl.interop.onnx import choose_output, write_onnx
+from speechssl.interop.onnx import list_left_behind as list_not_served
 from speechssl.interop.torch_file import look_into
 from speechssl.interop.torchaudio import (
     PREFIX,
@@ -31,8 +33,8 @@ from speechssl.interop.torchaudio import (
 )
 from speechssl.model.speech_model import SpeechModel
 
-FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio")
-"""What `save` and `convert` write; the first two are folders, the others files."""
+FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features")
+"""What `save` and `convert` write; the first two are folders, the others files. ONNX is not read back."""
 
 VALID_FRAMES = (
     "group_norm_frames=valid: batches give what single utterances give (all: padding leaks in, as it does there)"
@@ -123,7 +125,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
 
     Args:
         model: to write.
-        out: a folder for `speechssl` and `huggingface`, a file for `fairseq` and `torchaudio`.
+        out: a folder for `speechssl` and `huggingface`, else a file.
         format: one of `FORMATS`.
         update: how far the training had come.
 
@@ -131,7 +133,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         What the format has no place for and is left behind; it is logged too.
 
     Raises:
-        ConfigError: there is no such format.
+        ConfigError: there is no such format, or its packages are not installed.
         CheckpointError: the format has no place for this network.
     """
     match format:
@@ -143,6 +145,8 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
             write_fairseq(model, out, update)
         case "torchaudio":
             write_torchaudio(model, out, update)
+        case "onnx" | "onnx_features":
+            write_onnx(model, out, _choose_output(model, format), update)
         case _:
             raise ConfigError(f"`format` must be one of {', '.join(FORMATS)}, but is {format!r}")
     dropped = _list_left_behind(model, format)
@@ -156,9 +160,16 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     config = model.config
     if format == "torchaudio":
         return list_left_behind(model)
+    if format.startswith("onnx"):
+        return list_not_served(model, _choose_output(model, format))
     if format == "huggingface" and config.normalize_waveform and config.waveform_epsilon != EPSILON:
         return (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {EPSILON:g})",)
     return ()
+
+
+def _choose_output(model: SpeechModel, format: str) -> str:
+    """Choose what an ONNX file gives: `onnx_features` says it, `onnx` goes by the model's head."""
+    return "features" if format == "onnx_features" else choose_output(model)
 
 
 def list_choices(foreign: Foreign) -> tuple[str, ...]:

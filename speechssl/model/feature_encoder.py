@@ -80,6 +80,8 @@ class FeatureEncoder(nn.Module):
         super().__init__()
         self.kernels, self.strides = tuple(config.conv_kernels), tuple(config.conv_strides)
         self.gradient_scale = config.feature_gradient_scale
+        # Known before the forward: a compiler for all lengths takes every number there for a variable.
+        self.is_trained = config.feature_gradient_scale > 0
         self.masked_statistics = config.group_norm_frames == "valid"
         inputs = [1, *config.conv_channels[:-1]]
         self.convs = nn.ModuleList(
@@ -107,7 +109,7 @@ class FeatureEncoder(nn.Module):
             hold no meaning. With layer norm, or group norm over valid frames, a row's valid frames do not depend
             on its batch; with `group_norm_frames=all` padding leaks into the statistics, as in the peers.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient_scale > 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             x = waveforms[:, None, None, :]
             for index in range(len(self.convs)):
                 x = self._layer(index, x, num_samples)

@@ -92,17 +92,16 @@ class CTCObjective:
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, Tensor]:
         """Give logits (B, T, V) and valid frames (B,) of a batch, whose waveforms are normalised already."""
         training = self.model.training
-        frozen = training and update <= self.frozen_updates
         masks = batch.inputs if training else {}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
-            keep = self._draw_layers(batch.waveforms.device, update) if training else None
-            mask = masks.get("mask")
-            if mask is not None:
-                # Drawn over the frames of the longest row, which the batch's padding may exceed.
-                mask = F.pad(mask, (0, features.normed.shape[1] - mask.shape[1]))
-            context, _ = self.model.backbone.contextualise(features, mask, masks.get("channel_mask"), keep)
-        return self.head(context), self.model.count_frames(batch.waveforms, batch.num_samples)
+        return compute_logits(
+            self.model,
+            batch.waveforms,
+            batch.num_samples,
+            masks.get("mask"),
+            masks.get("channel_mask"),
+            self._draw_layers(batch.waveforms.device, update) if training else None,
+            is_frozen=training and update <= self.frozen_updates,
+        )
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Loss in nats an utterance, and a label; in validation also word and character error rate in percent."""
@@ -148,6 +147,39 @@ class CTCObjective:
         config = self.model.config
         keep = draw_kept_layers(config.num_layers, config.layer_drop_prob, self.seed, update)
         return None if keep is None else torch.from_numpy(keep).to(device)
+
+
+def compute_logits(
+    model: SpeechModel,
+    waveforms: Tensor,
+    num_samples: Tensor | None,
+    mask: Tensor | None = None,
+    channel_mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    is_frozen: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run backbone and head with everything that is usually drawn given explicitly; `torch.compile` finds one graph.
+
+    Args:
+        model: with its CTC head.
+        waveforms: (B, N) float32 at 16 kHz, normalised already where the model wants it.
+        num_samples: (B,) valid samples; None where nothing is padded.
+        mask: (B, T') bool, T' at most the frames T of the batch, True where masked.
+        channel_mask: (B, D) bool, True where a channel is zero.
+        keep: (L,) bool, False for blocks that LayerDrop skips.
+        is_frozen: the backbone gets no gradient.
+
+    Returns:
+        Logits (B, T, V), and the valid frames (B,).
+    """
+    assert model.head is not None, "CTC needs a head"
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
+        features = model.backbone.encode(waveforms, num_samples)
+        if mask is not None:
+            # Drawn over the frames of the longest row, which the batch's padding may exceed.
+            mask = F.pad(mask, (0, features.normed.shape[1] - mask.shape[1]))
+        context, _ = model.backbone.contextualise(features, mask, channel_mask, keep)
+    return model.head(context), model.count_frames(waveforms, num_samples)
 
 
 def needs_more_frames(text_labels: Sequence[int], num_frames: int) -> bool:

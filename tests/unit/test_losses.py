@@ -80,3 +80,22 @@ def test_ctc_by_hand() -> None:
     probs = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]]])
     loss = compute_ctc_loss(probs.log(), torch.tensor([2]), torch.tensor([[1]]), torch.tensor([1]))
     assert float(loss) == pytest.approx(-math.log(0.3 * 0.6 + 0.3 * 0.1 + 0.5 * 0.6), rel=1e-5)
+
+
+@pytest.mark.parametrize("num_labels", [[4, 1, 0, 4], [2, 1, 0, 2]])
+def test_ctc_is_bitwise_that_of_torch_with_its_gradient(num_labels: list[int]) -> None:
+    """Labels padded further than the longest row, rows of different length, and one that no path fits."""
+    torch.manual_seed(1)
+    labels, lengths = torch.randint(1, 5, (4, 5)), torch.tensor(num_labels)
+    labels[3] = 2
+    num_frames = torch.tensor([9, 8, 7, 2])
+    ours, theirs = (torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2))
+    found = compute_ctc_loss(ours, num_frames, labels, lengths)
+    log_probs = theirs.log_softmax(-1).transpose(0, 1)
+    expected = torch.nn.functional.ctc_loss(log_probs, labels, num_frames, lengths, reduction="sum", zero_infinity=True)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    (0.3 * found).backward()
+    (0.3 * expected).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=0, rtol=0)
+    assert ours.grad is not None
+    assert not ours.grad[3].any()

@@ -1,0 +1,121 @@
+"""Exports against PyTorch; test_serving.py runs these in a process of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+import speechssl
+from speechssl.cli.main import main
+from speechssl.config import MaskConfig, ModelConfig, QuantizerConfig, TextConfig
+from speechssl.interop.onnx import export_program
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import build_vocabulary
+
+LIMIT = 1e-4
+LENGTHS_S = (0.1, 0.7, 1.0, 4.3, 30.0)
+LAYER = {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize_waveform": True}
+SMALL = Path(__file__).parents[2] / "conf" / "model" / "small.yaml"
+
+
+def build(config: ModelConfig, has_head: bool = True) -> SpeechModel:
+    torch.manual_seed(5)
+    return SpeechModel(config, build_vocabulary(TextConfig(), []) if has_head else None).eval()
+
+
+def compare(model: SpeechModel, what: str, call: Any, rows: tuple[int, ...] = (1, 3)) -> float:
+    """Compare a runtime with PyTorch, each row alone in PyTorch's; the largest difference over valid frames."""
+    worst = 0.0
+    for batch in rows:
+        for seconds in LENGTHS_S:
+            generator = torch.Generator().manual_seed(round(10 * seconds) + batch)
+            size = round(16_000 * seconds)
+            lengths = torch.tensor([size, max(size // 2, 400), max(size - 777, 400)][:batch])
+            waveforms = 0.1 * torch.randn(batch, size, generator=generator) + 0.05
+            for row, length in enumerate(lengths.tolist()):
+                waveforms[row, length:] = 0.0
+            values, num_frames = call(waveforms, lengths)
+            for row, length in enumerate(lengths.tolist()):
+                with torch.inference_mode():
+                    alone = waveforms[row : row + 1, :length]
+                    expected = model.logits(alone)[0] if what == "logits" else model(alone).last
+                assert num_frames[row] == expected.shape[1]
+                worst = max(worst, float((values[row, : num_frames[row]] - expected[0]).abs().max()))
+                assert not values[row, num_frames[row] :].any()
+    return worst
+
+
+def open_session(path: Path) -> tuple[onnxruntime.InferenceSession, Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def call(waveforms: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        values, num_frames = session.run(None, {"waveforms": waveforms.numpy(), "num_samples": lengths.numpy()})
+        return torch.from_numpy(values), num_frames
+
+    return session, call
+
+
+def test_convert(
+    tmp_path: Path, tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    speechssl.save(build(tiny_model_config), "recogniser")
+    assert main(["convert", "recogniser", "onnx", "out=serve/model.onnx"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert (result["to"], result["out"], result["left_behind"]) == ("onnx", "serve/model.onnx", ["mask vector"])
+    assert "torchvision" not in captured.err
+    assert [path.name for path in (tmp_path / "serve").iterdir()] == ["model.onnx"]
+    session, call = open_session(tmp_path / "serve" / "model.onnx")
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [
+        ("waveforms", ["batch", "samples"]),
+        ("num_samples", ["batch"]),
+    ]
+    assert [value.name for value in session.get_outputs()] == ["logits", "num_frames"]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["audio"])["sample_rate"] == 16_000
+    assert compare(speechssl.load("recogniser"), "logits", call) < LIMIT
+    # The shortest that the graph takes, and a row without a single frame.
+    values, num_frames = call(torch.ones(2, 720), torch.tensor([720, 399]))
+    assert num_frames.tolist() == [2, 0]
+    assert values.isfinite().all()
+    assert not values[1].any()
+
+
+def test_the_program_and_the_model_afterwards(tiny_model_config: ModelConfig) -> None:
+    model = build(replace(tiny_model_config, **LAYER))
+    model.train().backbone.encoder.eval()
+    model.backbone.mask_embedding.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    program = export_program(model, "features")
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    with torch.no_grad():
+        assert compare(model.eval(), "features", program.module()) < LIMIT
+        with pytest.raises(AssertionError, match="720"):
+            program.module()(torch.zeros(1, 700), torch.tensor([700]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["logits", "features"])
+@pytest.mark.parametrize("network", ["group", "layer", "small"])
+def test_every_network_and_output(network: str, what: str, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
+    config = replace(tiny_model_config, **LAYER) if network == "layer" else tiny_model_config
+    model = build(read_small() if network == "small" else config)
+    speechssl.save(model, tmp_path / "model.onnx", format="onnx" if what == "logits" else "onnx_features")
+    worst = compare(model, what, open_session(tmp_path / "model.onnx")[1])
+    print(f"{network} {what}: {worst:.1e}")
+    assert worst < LIMIT
+
+
+def read_small() -> ModelConfig:
+    values = yaml.safe_load(SMALL.read_text(encoding="utf-8"))
+    parts = {"quantizer": QuantizerConfig(**values.pop("quantizer")), "mask": MaskConfig(**values.pop("mask"))}
+    return ModelConfig(**values, **parts)
