@@ -20,8 +20,8 @@ from speechssl.errors import ConfigError
 from speechssl.functions import run_verb
 
 PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
-TIMING_UPDATES = 12
-"""Updates of the two short runs that measure this machine's speed."""
+TIMING_UPDATES = 24
+"""Updates of the two short runs that measure this machine's speed: shared machines have slow seconds."""
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
