@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from speechssl.evaluation.decoding import greedy_decode as greedy_decode
     from speechssl.evaluation.wer import compute_error_rates as compute_error_rates
     from speechssl.evaluation.wer import score as score
+    from speechssl.functions import bench as bench
     from speechssl.functions import convert as convert
     from speechssl.functions import demo as demo
     from speechssl.functions import doctor as doctor
@@ -47,7 +48,7 @@ __version__ = "0.1.0.dev0"
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "demo", "prepare", "pretrain", "finetune", "evaluate", "probe", "convert", "doctor",
+    "demo", "prepare", "pretrain", "finetune", "evaluate", "probe", "convert", "bench", "doctor",
 )  # fmt: skip
 
 _HOMES = {

@@ -298,13 +298,42 @@ class DemoConfig:
     """Keys of `speechssl demo`."""
 
     out: str = knob("runs/demo", "folder to write")
-    minutes: float = knob(8.0, "time that the whole demo should take on two cores", "min")
+    minutes: float = knob(8.5, "time that the whole demo should take on two cores", "min")
     seed: int = knob(1, "seed of the speech and of every step")
     device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
     overwrite: bool = knob(False, "replace a finished demo")
 
     def __post_init__(self) -> None:
         check(self.minutes >= 0.2, "minutes", "at least 0.2", self.minutes)
+
+
+@dataclass(kw_only=True)
+class BenchDataConfig(SelectionConfig):
+    """Speech to measure with."""
+
+    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) for `load`, and for `pretrain` in place of noise")
+
+
+@dataclass(kw_only=True)
+class BenchConfig(CommonConfig):
+    """Keys of `speechssl bench`."""
+
+    job: str = knob("pretrain", "`pretrain`, `ctc`, `extract` or `load`")
+    out: str = knob("", "folder for the result; empty: runs/bench-<date>-<time>")
+    batch: int = knob(4, "rows of a step", "rows")
+    seconds: float = knob(5.0, "length of each row", "s")
+    steps: int = knob(10, "steps that are measured", "steps")
+    warmup_steps: int = knob(3, "steps before them that are not", "steps")
+    data: BenchDataConfig = knob(BenchDataConfig, "speech to measure with; without it noise made on the spot")
+    model: ModelConfig = knob(ModelConfig, "the network; for `ctc` with the values of its fine-tuning preset")
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_choice("job", self.job, ("pretrain", "ctc", "extract", "load"))
+        check(self.batch >= 1, "batch", "at least 1", self.batch)
+        check(self.seconds >= 0.1, "seconds", "at least 0.1", self.seconds)
+        check(self.steps >= 1, "steps", "at least 1", self.steps)
+        check(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
 
 
 @dataclass(kw_only=True)

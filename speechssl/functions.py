@@ -238,6 +238,11 @@ def report(**keys: Any) -> dict[str, Any]:
     return run_verb("report", keys)
 
 
+def bench(**keys: Any) -> dict[str, Any]:
+    """Run the verb `bench`; see `run_verb`."""
+    return run_verb("bench", keys)
+
+
 def doctor(**keys: Any) -> dict[str, Any]:
     """Run the verb `doctor`; see `run_verb`."""
     return run_verb("doctor", keys)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.demo_plan import Plan, choose_splits, describe_plan, plan_updates
+from speechssl.cli.demo_plan import Plan, choose_splits, plan_finetuning, plan_pretraining
 from speechssl.cli.demo_table import format_table, make_rows
 from speechssl.cli.output import RESULT_NAME, check_writable, write_result
 from speechssl.config import DemoConfig
@@ -20,8 +20,8 @@ from speechssl.errors import ConfigError
 from speechssl.functions import run_verb
 
 PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
-TIMING_UPDATES = 12
-"""Updates of the two short runs that measure this machine's speed."""
+TIMING_UPDATES = 24
+"""Updates of the two short runs that measure this machine's speed: shared machines have slow seconds."""
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
@@ -93,6 +93,11 @@ class Demo:
         """Time that the demo has taken, earlier starts included."""
         return self.earlier_s + time.monotonic() - self.start
 
+    @property
+    def _total_s(self) -> float:
+        """Time that the demo may take."""
+        return 60 * self.config.minutes
+
     def save_elapsed(self) -> None:
         """Note the time for a later start, however this one ends."""
         (self.out / ELAPSED_NAME).write_text(json.dumps({"seconds": round(self.spent_s, 1)}) + "\n", encoding="utf-8")
@@ -146,29 +151,43 @@ class Demo:
         return self._step("prepare", {"root": str(speech), "corpus": "demo"}, "manifests")
 
     def _plan(self) -> Plan:
-        """Measure how fast this machine trains, and share out the time that is left; once for each demo."""
+        """Measure how fast this machine pretrains, and decide for how long; once for each demo."""
         plan = Plan.load(self.out / PLAN_NAME)
         if plan is not None:
             return plan
-        for verb in ("pretrain", "finetune"):
-            keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES}
-            self._step(verb, keys, f"timing/{verb}")
-        spent_s = self.spent_s
-        plan = plan_updates(self.config, spent_s, self.out / "timing")
+        plan = plan_pretraining(self.config, self.spent_s, self._time("pretrain"))
         plan.save(self.out / PLAN_NAME)
-        _logger.info("%s", describe_plan(plan, spent_s))
+        _logger.info("\n%.0f s of %.0f s are gone: %d updates", self.spent_s, self._total_s, plan.pretrain_updates)
         return plan
+
+    def _plan_finetuning(self, plan: Plan) -> int:
+        """Measure how fast this machine fine-tunes, and decide for how long; once for each demo."""
+        if plan.finetune_updates is None:
+            plan = plan_finetuning(plan, self.spent_s, self._time("finetune"))
+            plan.save(self.out / PLAN_NAME)
+            message = "\n%.0f s of %.0f s are gone: %d updates of fine-tuning, and as many from scratch"
+            _logger.info(message, self.spent_s, self._total_s, plan.finetune_updates)
+        assert plan.finetune_updates is not None
+        return plan.finetune_updates
+
+    def _time(self, verb: str) -> Path:
+        """Train for a few updates, and return the folder with their speeds."""
+        keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES}
+        self._step(verb, keys, f"timing/{verb}")
+        return self.out / "timing" / verb
 
     def _train(self, plan: Plan) -> dict[str, dict[str, Any]]:
         """Pretrain; then fine-tune, and train from scratch on the same labels for as many updates."""
         valid = {"data.valid": [self._manifest("dev")]}
         pretrain = {**self._training_keys("pretrain"), **valid, "training.max_updates": plan.pretrain_updates}
-        scratch = {**self._training_keys("finetune"), **valid, "training.max_updates": plan.finetune_updates}
+        pretrained = self._step("pretrain", pretrain, "pretrained")
+        updates = self._plan_finetuning(plan)
+        scratch = {**self._training_keys("finetune"), **valid, "training.max_updates": updates}
         finetune = {"init": self._path("pretrained"), **scratch}
         # The network comes with the checkpoint.
         del finetune["model"]
         return {
-            "pretrained": self._step("pretrain", pretrain, "pretrained"),
+            "pretrained": pretrained,
             "finetuned": self._step("finetune", finetune, "finetuned"),
             "from_scratch": self._step("finetune", scratch, "from_scratch"),
         }

@@ -95,6 +95,12 @@ VERBS: dict[str, Verb] = {
         ("run",),
         ("report runs/small", "report runs/small runs/ctc out=both.html"),
     ),
+    "bench": Verb(
+        schemas.BenchConfig,
+        "how fast this machine does the package's work: audio a second, share of its peak, memory, time by part",
+        ("job", "model"),
+        ("bench pretrain base batch=4 seconds=5", "bench load data.train=m/train.tsv data.num_workers=2"),
+    ),
     "doctor": Verb(
         schemas.DoctorConfig,
         "what is installed, what is missing and how to get it, what this machine can do",
@@ -103,7 +109,7 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
-LATER_VERBS = ("check", "bench")
+LATER_VERBS = ("check",)
 """Verbs that a later version brings; until then they are answered with exit code 2."""
 
 

@@ -91,7 +91,7 @@ CASES = {
         ("finetune", "init=pretrained", "data.train=good.tsv", "reset_layers=3", "device=cpu", "out=x"),
         ("reset_layers", "2", "3"),
     ),
-    "a later verb": (("bench", "pretrain"), ("bench",)),
+    "a later verb": (("check", "good.tsv"), ("check",)),
     "no such verb": (("pretrian",), ("pretrain",)),
 }
 

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.cli.demo_plan import MIN_UPDATES, Plan, choose_splits, plan_updates
+from speechssl.cli.demo_plan import (
+    MIN_UPDATES,
+    Plan,
+    choose_splits,
+    compute_reserve_s,
+    plan_finetuning,
+    plan_pretraining,
+)
 from speechssl.config import DemoConfig
 from speechssl.corpora.demo import SPLITS
 
@@ -25,25 +32,29 @@ def write_timing(folder: Path, verb: str, audio_s_per_s: float, update_s: float)
     (folder / verb / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_updates_follow_the_time_and_the_machine(tmp_path: Path) -> None:
+def test_pretraining_follows_the_time_and_the_machine(tmp_path: Path) -> None:
     write_timing(tmp_path, "pretrain", 200.0, 48.0)
-    write_timing(tmp_path, "finetune", 100.0, 16.0)
-    plan = plan_updates(DemoConfig(minutes=8.0), 60.0, tmp_path)
-    seconds = [plan.pretrain_updates * 48 / 200, *[plan.finetune_updates * 16 / 100] * 2]
-    assert 300 < sum(seconds) < 8 * 60 - 60
-    assert plan.audio_s_per_s == (200.0, 100.0)
-    longer = plan_updates(DemoConfig(minutes=16.0), 60.0, tmp_path)
+    plan = plan_pretraining(DemoConfig(minutes=8.0), 60.0, tmp_path / "pretrain")
+    assert 100 < plan.pretrain_updates * 48 / 200 < 0.7 * (8 * 60 - 60)
+    assert plan.finetune_updates is None
+    longer = plan_pretraining(DemoConfig(minutes=16.0), 60.0, tmp_path / "pretrain")
     assert longer.pretrain_updates > 2 * plan.pretrain_updates
-    shortest = plan_updates(DemoConfig(minutes=0.5), 60.0, tmp_path)
-    assert (shortest.pretrain_updates, shortest.finetune_updates) == (MIN_UPDATES, MIN_UPDATES)
+    assert plan_pretraining(DemoConfig(minutes=0.5), 60.0, tmp_path / "pretrain").pretrain_updates == MIN_UPDATES
+
+
+def test_finetuning_gets_what_pretraining_has_left(tmp_path: Path) -> None:
+    write_timing(tmp_path, "finetune", 100.0, 16.0)
+    begun = Plan(minutes=8.0, seed=1, pretrain_updates=100)
+    updates = [plan_finetuning(begun, spent_s, tmp_path / "finetune").finetune_updates for spent_s in (200, 300, 600)]
+    assert updates == [int((480 - spent_s - compute_reserve_s(8.0)) / 2 * 100 / 16) for spent_s in (200, 300)] + [
+        MIN_UPDATES
+    ]
 
 
 def test_a_plan_is_kept(tmp_path: Path) -> None:
-    plan = Plan(8.0, 1, 100, 200, (150.0, 90.0))
-    plan.save(tmp_path / "plan.json")
-    loaded = Plan.load(tmp_path / "plan.json")
-    assert loaded is not None
-    assert (loaded.pretrain_updates, loaded.finetune_updates, loaded.minutes) == (100, 200, 8.0)
+    for plan in (Plan(8.0, 1, 100), Plan(8.0, 1, 100, 200)):
+        plan.save(tmp_path / "plan.json")
+        assert Plan.load(tmp_path / "plan.json") == plan
     assert Plan.load(tmp_path / "none.json") is None
 
 

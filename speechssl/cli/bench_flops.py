@@ -1,0 +1,84 @@
+"""How many floating-point operations the model's matrix products and convolutions take, from its configuration.
+
+A multiplication and its addition are two operations. Counted is what the mathematics asks for: norms, activations,
+dropout and softmax are left out, and so is what an implementation computes a second time. Blocks that LayerDrop skips
+are counted, since they are computed and discarded.
+"""
+
+from __future__ import annotations
+
+from speechssl.config import ModelConfig
+from speechssl.model.lengths import compute_num_frames
+
+BACKWARD = 2.0
+"""Backward costs twice its forward: one product for the gradient of the input, one for that of the weight (in
+attention: one for each of the two factors)."""
+
+
+def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
+    """Count the forward operations of each convolution of the feature encoder, for one row.
+
+    Args:
+        config: the network.
+        num_samples: length of the row at 16 kHz.
+    """
+    counts, length, width = [], num_samples, 1
+    for channels, kernel, stride in zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True):
+        length = (length - kernel) // stride + 1
+        counts.append(2.0 * length * width * kernel * channels)
+        width = channels
+    return counts
+
+
+def count_transformer(config: ModelConfig, num_frames: int) -> dict[str, float]:
+    """Count the forward operations of everything between the convolutions and the heads, for one row.
+
+    Returns:
+        `projection` (features to D), `positions` (grouped convolution), `blocks` (the six linear layers of each
+        block) and `attention` (scores and weighted sum, quadratic in the frames).
+    """
+    width, features = config.model_dim, config.conv_channels[-1]
+    per_frame = 4 * width * width + 2 * width * config.ffn_dim
+    return {
+        "projection": 2.0 * num_frames * features * width * (features != width),
+        "positions": 2.0 * num_frames * width * (width // config.position_groups) * config.position_kernel,
+        "blocks": 2.0 * config.num_layers * num_frames * per_frame,
+        "attention": 2.0 * config.num_layers * 2 * num_frames * num_frames * width,
+    }
+
+
+def count_pretraining_heads(config: ModelConfig, num_masked: float) -> float:
+    """Count the forward operations of the quantizer, the projections and the similarities, for one row.
+
+    Args:
+        config: the network.
+        num_masked: masked frames of the row; only these pass through the heads.
+    """
+    quantizer = config.quantizer
+    codes = quantizer.num_groups * quantizer.num_codes
+    vectors = quantizer.num_codes * quantizer.codevector_dim
+    projections = (quantizer.codevector_dim + config.model_dim) * config.target_dim
+    per_frame = config.conv_channels[-1] * codes + vectors + projections + num_masked * config.target_dim
+    return 2.0 * num_masked * per_frame
+
+
+def count_row(config: ModelConfig, num_samples: int, heads: float = 0.0, backward: bool = True) -> float:
+    """Count the operations of one row, forward and, in training, backward.
+
+    The first convolution needs no gradient of its input. With `model.feature_gradient_scale=0` the convolutions run
+    forward only.
+
+    Args:
+        config: the network.
+        num_samples: length of the row at 16 kHz.
+        heads: forward operations of what stands on top of the transformer.
+        backward: whether it is trained.
+    """
+    front_end = count_front_end(config, num_samples)
+    num_frames = compute_num_frames(num_samples, config.conv_kernels, config.conv_strides)
+    rest = sum(count_transformer(config, num_frames).values()) + heads
+    forward = sum(front_end) + rest
+    if not backward:
+        return forward
+    learned = BACKWARD * sum(front_end[1:]) + (BACKWARD - 1.0) * front_end[0]
+    return forward + BACKWARD * rest + (learned if config.feature_gradient_scale > 0 else 0.0)

@@ -1,0 +1,63 @@
+"""The side-by-side scripts run to the end, at tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from speechssl.cli import bench_meter
+from tests.benchmarks import extraction, pretrain_step
+from tests.benchmarks.side_by_side import summarise_ratio
+
+TINY = ["model=tiny", "device=cpu", "warmup_steps=1"]
+
+
+@pytest.fixture(autouse=True)
+def quick_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_meter, "CEILING_SIZES", {"cpu": (128,)})
+    monkeypatch.setattr(bench_meter, "CEILING_S", 0.02)
+
+
+def read_tables(text: str) -> list[list[list[str]]]:
+    """Read the cells of the tables of a Markdown text, without their head."""
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block[2:]] for block in blocks]
+
+
+def test_pretraining_step(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="transformers is the other side")
+    pretrain_step.main([*TINY, "batch=2", "seconds=1", "--repeats", "2", "--no-memory"])
+    rows, ratios = read_tables(capsys.readouterr().out)
+    assert [row[1] for row in rows] == list(pretrain_step.NAMES)
+    assert all(float(row[3]) > 0 for row in rows)
+    assert len(ratios) == 4
+    assert all(float(row[1]) > 0 for row in ratios)
+
+
+def test_extraction_gives_everyone_the_same_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="transformers is the other side")
+    pytest.importorskip("torchaudio", reason="torchaudio is another side")
+    extraction.main([*TINY, "--utterances", "4", "--scale", "0.1", "--batch-s", "2", "--repeats", "1", "--no-memory"])
+    rows, ratios, cosines = read_tables(capsys.readouterr().out)
+    assert [row[1] for row in rows] == list(extraction.NAMES)
+    assert len(ratios) == 10
+    lowest = {name: float(value) for name, value in cosines}
+    assert lowest["transformers one by one float32"] == pytest.approx(1.0, abs=1e-5)
+    # In padded batches the others' group norm sees the padding.
+    assert min(lowest.values()) > 0.9
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretrain_step.main([*TINY, "batch=1", "seconds=1", "--repeats", "1", "--only", "ours float32"])
+    (rows,) = read_tables(capsys.readouterr().out)
+    assert float(rows[0][5]) > 100
+
+
+def test_a_ratio_is_taken_turn_by_turn() -> None:
+    middle, spread, low, high = summarise_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
+    assert (middle, spread, low, high) == (2.0, 0.0, 2.0, 2.0)
