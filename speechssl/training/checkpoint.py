@@ -15,6 +15,7 @@ from torch import Tensor
 
 from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import load_weights, save_model
+from speechssl.interop.damage import first_line
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.optim import export_state, import_state
@@ -96,11 +97,11 @@ class CheckpointStore:
         try:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            problem = f"{folder} does not load ({error})"
+            import_state(optimizer, module, _strip(tensors, "optimizer/"))
+            objective.load_state(_strip(tensors, "objective/"))
+        except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
+            problem = f"{folder} does not load ({first_line(error)})"
             raise CheckpointError(f"`out` must hold a whole checkpoint, but {problem}") from error
-        import_state(optimizer, module, _strip(tensors, "optimizer/"))
-        objective.load_state(_strip(tensors, "objective/"))
         return progress
 
     def finish(self) -> None:

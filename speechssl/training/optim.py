@@ -50,10 +50,18 @@ def export_state(optimizer: torch.optim.AdamW, module: nn.Module) -> dict[str, T
 
 
 def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give the optimizer back what `export_state` made of it."""
+    """Give the optimizer back what `export_state` made of it.
+
+    Raises:
+        ValueError: something in it belongs to no parameter, or has another shape than its own.
+    """
     parameters = dict(module.named_parameters())
     for key, value in state.items():
         field, _, name = key.partition("/")
+        if name not in parameters:
+            raise ValueError(f"{key} belongs to no parameter")
         parameter = parameters[name]
+        if field != "step" and value.shape != parameter.shape:
+            raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
         device = torch.device("cpu") if field == "step" and not parameter.is_cuda else parameter.device
         optimizer.state[parameter][field] = value.to(device)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import build_untrained, find_checkpoint, read_card
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.checkpoint import CheckpointStore, Progress
+from speechssl.training.checkpoint import STATE, TENSORS, CheckpointStore, Progress
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
 
 
@@ -79,6 +82,59 @@ def test_damage_is_one_sentence(objective: ContrastiveObjective, optimizer: torc
         load_model(str(tmp_path), key="init")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_model(str(tmp_path / "nowhere"))
+
+
+def rename_tensor(folder: Path) -> None:
+    stored = load_file(folder / TENSORS)
+    stored["optimizer/exp_avg/nowhere"] = torch.zeros(1)
+    save_file(stored, folder / TENSORS)
+
+
+def shrink_tensor(folder: Path) -> None:
+    stored = load_file(folder / TENSORS)
+    name = next(name for name in stored if name.startswith("optimizer/exp_avg/"))
+    save_file({**stored, name: torch.zeros(1)}, folder / TENSORS)
+
+
+def forget_the_watch(folder: Path) -> None:
+    stored = load_file(folder / TENSORS)
+    save_file({name: value for name, value in stored.items() if not name.startswith("objective/")}, folder / TENSORS)
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a pickle as the optimizer's file": lambda f: (f / TENSORS).write_bytes(pickle.dumps(Payload(f / "executed"))),
+    "torch's pickle as the optimizer's file": lambda f: torch.save({"optimizer": Payload(f / "executed")}, f / TENSORS),
+    "a pickle as the counters": lambda f: (f / STATE).write_bytes(pickle.dumps(Payload(f / "executed"))),
+    "counters that nest without end": lambda f: (f / STATE).write_text("[" * 100_000),
+    "a counter too many": lambda f: (f / STATE).write_text('{"update": 1, "_target_": "os.abort"}'),
+    "a list as the counters": lambda f: (f / STATE).write_text("[1, 2, 3, 4, 5]"),
+    "a state of no parameter": rename_tensor,
+    "a state of another shape": shrink_tensor,
+    "no state of the watch": forget_the_watch,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_hostile_state_is_one_sentence_and_runs_nothing(
+    damage: str, objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    folder = store.save(objective, optimizer, Progress(1), is_best=True)
+    DAMAGES[damage](folder)
+    with pytest.raises(CheckpointError, match="`out` must hold a whole checkpoint, but .* does not load") as caught:
+        store.load(folder, objective, optimizer)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "executed").exists()
 
 
 def test_the_untrained_model_is_the_same_network_with_other_weights(
