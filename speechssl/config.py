@@ -298,7 +298,7 @@ class DemoConfig:
     """Keys of `speechssl demo`."""
 
     out: str = knob("runs/demo", "folder to write")
-    minutes: float = knob(8.0, "time that the whole demo should take on two cores", "min")
+    minutes: float = knob(8.5, "time that the whole demo should take on two cores", "min")
     seed: int = knob(1, "seed of the speech and of every step")
     device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
     overwrite: bool = knob(False, "replace a finished demo")
