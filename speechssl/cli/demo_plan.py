@@ -12,10 +12,14 @@ from speechssl.corpora.demo import SPLITS, Split
 FULL_MINUTES = 8.0
 """From this length on the demo uses the whole corpus."""
 
-PRETRAIN_SHARE = 0.6
-"""Share of the time for training that pretraining gets; the two fine-tunings have half of the rest each. Pretraining
-pays late: after 309 updates fine-tuning was worse than training from scratch, after 606 better. With 0.7 and a machine
-that seemed fast for seconds, nothing was left for fine-tuning (2026-11-23)."""
+PRETRAIN_SHARE = 0.5
+"""Share of the time for training that pretraining gets by the first seconds' speed; the two fine-tunings have half of
+what it leaves each. Pretraining pays late: after 309 updates fine-tuning was worse than training from scratch, after 606
+better (2026-11-23)."""
+
+FINETUNE_S = 45.0
+"""Least seconds of each fine-tuning in a demo of full length, even if it then takes longer: a machine that was fast for
+seconds may be slow for minutes, and a hundred updates of fine-tuning show little."""
 
 MIN_UPDATES = 20
 """A demo of seconds still runs so many updates of each kind; its figures then show nothing, and the table says so."""
@@ -84,7 +88,9 @@ def plan_finetuning(plan: Plan, spent_s: float, timing: Path) -> Plan:
         spent_s: time that is gone.
         timing: folder of a short fine-tuning that measures this machine's speed.
     """
-    return replace(plan, finetune_updates=_count_updates(_compute_left_s(plan.minutes, spent_s) / 2, timing))
+    least_s = FINETUNE_S * min(1.0, plan.minutes / FULL_MINUTES)
+    seconds = max(least_s, _compute_left_s(plan.minutes, spent_s) / 2)
+    return replace(plan, finetune_updates=_count_updates(seconds, timing))
 
 
 def compute_reserve_s(minutes: float) -> float:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from speechssl.cli.demo_plan import (
+    FINETUNE_S,
     MIN_UPDATES,
     Plan,
     choose_splits,
@@ -45,10 +47,11 @@ def test_pretraining_follows_the_time_and_the_machine(tmp_path: Path) -> None:
 def test_finetuning_gets_what_pretraining_has_left(tmp_path: Path) -> None:
     write_timing(tmp_path, "finetune", 100.0, 16.0)
     begun = Plan(minutes=8.0, seed=1, pretrain_updates=100)
-    updates = [plan_finetuning(begun, spent_s, tmp_path / "finetune").finetune_updates for spent_s in (200, 300, 600)]
-    assert updates == [int((480 - spent_s - compute_reserve_s(8.0)) / 2 * 100 / 16) for spent_s in (200, 300)] + [
-        MIN_UPDATES
-    ]
+    for spent_s, wanted_s in ((100, (480 - 100 - compute_reserve_s(8.0)) / 2), (300, 50.0), (600, FINETUNE_S)):
+        plan = plan_finetuning(begun, spent_s, tmp_path / "finetune")
+        assert plan.finetune_updates == int(wanted_s * 100 / 16)
+    short = plan_finetuning(replace(begun, minutes=0.2), 60.0, tmp_path / "finetune")
+    assert short.finetune_updates == MIN_UPDATES
 
 
 def test_a_plan_is_kept(tmp_path: Path) -> None:
