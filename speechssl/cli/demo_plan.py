@@ -14,8 +14,8 @@ FULL_MINUTES = 8.0
 
 PRETRAIN_SHARE = 0.5
 """Share of the time for training that pretraining gets by the first seconds' speed; the two fine-tunings have half of
-what it leaves each. Pretraining pays late: after 309 updates fine-tuning was worse than training from scratch, after 606
-better (2026-11-23)."""
+what it leaves each. Pretraining pays late: after 309 updates fine-tuning was worse than training from scratch, after
+606 better (2026-11-23)."""
 
 FINETUNE_S = 45.0
 """Least seconds of each fine-tuning in a demo of full length, even if it then takes longer: a machine that was fast for
