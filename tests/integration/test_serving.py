@@ -17,6 +17,7 @@ needs_onnx = pytest.mark.skipif(
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_a_converted_recogniser() -> None:
     run_unhooked(CASES)
 

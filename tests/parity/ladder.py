@@ -5,7 +5,7 @@ Run as a program it prints the largest difference of each rung: `python -m tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -205,16 +205,16 @@ def measure(ours: Rungs, theirs: Rungs, num_frames: list[int]) -> dict[str, floa
     return found
 
 
-def find_first(differences: dict[str, float], bar: float, inner_bar: float = 0.0) -> str:
+def find_first(differences: dict[str, float], bar: float, wider: Mapping[str, float] | None = None) -> str:
     """Name the first rung above its bar; an empty string where there is none.
 
     Args:
         differences: from `measure`.
         bar: largest difference allowed.
-        inner_bar: the same for the blocks' outputs, which grow with depth where no norm follows; 0: as `bar`.
+        wider: other bars, by the first word of a rung's name.
     """
     for name, value in differences.items():
-        if not value <= (inner_bar or bar if name.startswith("layer") else bar):
+        if not value <= (wider or {}).get(name.split()[0], bar):
             return f"{name}: {value:.1e}"
     return ""
 
