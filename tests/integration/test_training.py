@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,15 @@ from speechssl.errors import ConfigError, StoppedOnRequest
 from speechssl.training.stop import StopFlag
 
 TIMES = ("audio_s_per_s",)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Sums over two threads, as a user has them: some operations give other bits there from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +104,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_is_the_uninterrupted_one(
     manifests: Path, tmp_path: Path, stop_after: Callable[[int], None], workers: int
@@ -112,6 +122,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_finetuning_resumes_to_the_bit(manifests: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
     pretrain(manifests, tmp_path / "pre", **{"training.max_updates": 2})
     finetune(manifests, tmp_path / "whole", init=str(tmp_path / "pre"))
