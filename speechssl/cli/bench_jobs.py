@@ -19,7 +19,7 @@ from speechssl.data.loader import Batch
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
-from speechssl.objectives.protocol import Objective, make_torch_seed
+from speechssl.objectives.protocol import Metrics, Objective, make_torch_seed
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text import build_vocabulary
 from speechssl.training.devices import autocast
@@ -80,9 +80,10 @@ class TrainingJob:
         self.transformer: nn.Module | None = objective.module.get_submodule("backbone.transformer")
         self.optimizer = build_optimizer(objective.module, config)
         self.update = 0
+        self.metrics: Metrics = {}
 
     def run_step(self, stopwatch: Stopwatch) -> Work:
-        """Make one update."""
+        """Make one update; its metrics are in `metrics` afterwards."""
         self.update += 1
         module = self.objective.module
         batch = next(self.batches)[0]
@@ -98,11 +99,11 @@ class TrainingJob:
         terms = terms.detach()
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         stopwatch.mark("optimizer")
-        metrics = {**self.objective.summarise(terms, self.update), "grad_norm": norm}
+        self.metrics = {**self.objective.summarise(terms, self.update), "grad_norm": norm}
         stopwatch.mark("metrics")
         self.optimizer.step()
         stopwatch.mark("optimizer")
-        self.objective.check_health(terms, metrics, self.update)
+        self.objective.check_health(terms, self.metrics, self.update)
         stopwatch.mark("metrics")
         return Work(batch.audio_s, self.count(batch))
 

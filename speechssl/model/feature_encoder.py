@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config import ModelConfig
+from speechssl.model import cpu_products
+from speechssl.model.cpu_products import WindowProduct
 from speechssl.model.lengths import compute_num_frames, make_valid_mask
 
 
@@ -64,7 +66,11 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each position on its own."""
-        return super().forward(input.movedim(1, 3).float()).movedim(3, 1).to(input.dtype)
+        return self.normalize_last(input.movedim(1, 3)).movedim(3, 1)
+
+    def normalize_last(self, x: Tensor) -> Tensor:
+        """Normalise (…, C) over its last dimension."""
+        return super().forward(x.float()).to(x.dtype)
 
 
 class FeatureEncoder(nn.Module):
@@ -110,19 +116,45 @@ class FeatureEncoder(nn.Module):
             on its batch; with `group_norm_frames=all` padding leaks into the statistics, as in the peers.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
-            x = waveforms[:, None, None, :]
-            for index in range(len(self.convs)):
-                x = self._layer(index, x, num_samples)
+            convolve = self._convolve_on_cpu if self._suits_cpu(waveforms) else self._convolve
+            x = convolve(waveforms, num_samples)
         num_frames = None if num_samples is None else compute_num_frames(num_samples, self.kernels, self.strides)
-        return scale_gradient(x, self.gradient_scale).squeeze(2).transpose(1, 2), num_frames
+        return scale_gradient(x, self.gradient_scale), num_frames
+
+    def _suits_cpu(self, waveforms: Tensor) -> bool:
+        # A bias before group norm is no use, and `first_convolution` has no place for it.
+        return cpu_products.is_for(waveforms) and (self.group_norm is None or self._conv(0).bias is None)
+
+    def _convolve_on_cpu(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        """Compute (B, T, C) features with the channels innermost all the way, each GELU part of the next product."""
+        first = self._conv(0)
+        if self.group_norm is not None:
+            num_valid = self._count_first(num_samples)
+            z: Tensor | WindowProduct = cpu_products.fold_group_norm(waveforms, first, self.group_norm, num_valid)
+        else:
+            z = self._normalize_layer(0, cpu_products.first_convolution(waveforms, first))
+        for index in range(1, len(self.convs)):
+            z = self._normalize_layer(index, cpu_products.gelu_convolution(z, self._conv(index)))
+        return F.gelu(z.compute() if isinstance(z, WindowProduct) else z)
+
+    def _normalize_layer(self, index: int, x: Tensor) -> Tensor:
+        """Normalise (B, T, C) over its channels where this encoder does."""
+        if not len(self.layer_norms):
+            return x
+        norm = self.layer_norms[index]
+        assert isinstance(norm, ChannelLayerNorm), f"a layer norm, not {type(norm)}"
+        return norm.normalize_last(x)
+
+    def _convolve(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        """Compute (B, T, C) features on any device."""
+        x = waveforms[:, None, None, :]
+        for index in range(len(self.convs)):
+            x = self._layer(index, x, num_samples)
+        return x.squeeze(2).transpose(1, 2)
 
     def _layer(self, index: int, x: Tensor, num_samples: Tensor | None) -> Tensor:
-        """Convolve, normalise where there is a norm, GELU; x is (B, C, 1, T) with the channels innermost in memory.
-
-        A 2-D convolution over height 1 in that layout took half the time of the 1-D one on two CPU cores.
-        """
-        conv = self.convs[index]
-        assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
+        """Convolve, normalise where there is a norm, GELU; x is (B, C, 1, T) with the channels innermost in memory."""
+        conv = self._conv(index)
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(x, conv.weight[:, :, None, :], conv.bias, stride=(1, self.strides[index]))
         if len(self.layer_norms):
@@ -130,6 +162,11 @@ class FeatureEncoder(nn.Module):
         if self.group_norm is not None and index == 0:
             x = self.group_norm(x, self._count_first(num_samples))
         return F.gelu(x)
+
+    def _conv(self, index: int) -> nn.Conv1d:
+        conv = self.convs[index]
+        assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
+        return conv
 
     def _count_first(self, num_samples: Tensor | None) -> Tensor | None:
         """Count the valid outputs of the first convolution, where group norm is to know them."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from speechssl.model.dropout import Dropout
+
 
 class CTCHead(nn.Module):
     """Dropout and one linear layer to the vocabulary; weight Xavier uniform, bias 0 (fairseq's wav2vec2_asr)."""
 
     def __init__(self, dim: int, num_symbols: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(dim, num_symbols)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

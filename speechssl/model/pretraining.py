@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config import ModelConfig
+from speechssl.model.dropout import Dropout
 from speechssl.model.lengths import make_valid_mask
 from speechssl.model.quantizer import GumbelQuantizer
 from speechssl.model.wav2vec2 import Features, Wav2Vec2
@@ -54,7 +55,7 @@ class PretrainingModel(nn.Module):
         super().__init__()
         self.backbone = Wav2Vec2(config)
         self.quantizer = GumbelQuantizer(config.quantizer, config.conv_channels[-1])
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
         self.target_projection = nn.Linear(config.quantizer.codevector_dim, config.target_dim)
         self.context_projection = nn.Linear(config.model_dim, config.target_dim)
         self.logit_temperature = logit_temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from speechssl.config import ModelConfig
+from speechssl.model import cpu_products
+from speechssl.model.cpu_attention import attend_with_dropout
+from speechssl.model.dropout import Dropout
 from speechssl.model.lengths import make_valid_mask
 
 
@@ -58,7 +62,10 @@ class SelfAttention(nn.Module):
         heads = (batch, length, self.num_heads, dim // self.num_heads)
         query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+        if dropout and cpu_products.is_for(x):
+            y = attend_with_dropout(query, key, value, key_mask, dropout)
+        else:
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
         return out
 
@@ -74,8 +81,8 @@ class TransformerBlock(nn.Module):
         self.inner = nn.Linear(config.model_dim, config.ffn_dim)
         self.outer = nn.Linear(config.ffn_dim, config.model_dim)
         self.ffn_norm = nn.LayerNorm(config.model_dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None) -> Float[Tensor, "B T D"]:
         """Transform frames; those where `key_mask` is False are never attended to."""
@@ -88,7 +95,10 @@ class TransformerBlock(nn.Module):
         return normed
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.outer(self.activation_dropout(F.gelu(self.inner(x))))
+        z = self.inner(x)
+        if cpu_products.is_for(z):
+            return cpu_products.gelu_linear(z, self.outer, self.activation_dropout.prob if self.training else 0.0)
+        out: Tensor = self.outer(self.activation_dropout(F.gelu(z)))
         return out
 
 
@@ -103,7 +113,7 @@ class Transformer(nn.Module):
         self.norm_first = config.norm_first
         self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
         self.norm = nn.LayerNorm(config.model_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
@@ -122,8 +132,9 @@ class Transformer(nn.Module):
             x: (B, T, D) projected (and masked) features.
             num_frames: (B,) valid frames; padded frames are set to zero before the positions and are never
                 attended to. None where nothing is padded.
-            keep: (L,) False for blocks that LayerDrop skips in this update; None keeps all. A skipped block is
-                computed and discarded, so that every parameter takes part in every update on every rank.
+            keep: (L,) on the CPU, False for blocks that LayerDrop skips in this update; None keeps all. The
+                parameters of a skipped block get gradients of zero, so that every parameter takes part in every
+                update on every rank.
 
         Returns:
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
@@ -138,7 +149,27 @@ class Transformer(nn.Module):
         x = self.dropout(x if self.norm_first else self.norm(x))
         states = [x]
         for index, block in enumerate(self.blocks):
-            y = block(x, key_mask)
-            x = y if keep is None else torch.where(keep[index], y, x)
+            x = block(x, key_mask) if keep is None else _keep_or_skip(block, x, key_mask, keep[index])
             states.append(x)
         return (self.norm(x) if self.norm_first else x), states
+
+
+def _keep_or_skip(block: nn.Module, x: Tensor, key_mask: Tensor | None, keep: Tensor) -> Tensor:
+    """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
+    if torch.compiler.is_compiling():
+        return torch.where(keep.to(x.device), block(x, key_mask), x)
+    out: Tensor = block(x, key_mask) if bool(keep) else _Skip.apply(x, *block.parameters())
+    return out
+
+
+class _Skip(torch.autograd.Function):
+    """Identity; the gradients of all further arguments are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from speechssl.config import ModelConfig
 from speechssl.errors import ConfigError
+from speechssl.model.dropout import Dropout
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
 from speechssl.model.transformer import Transformer
@@ -52,7 +53,7 @@ class Wav2Vec2(nn.Module):
         self.feature_norm = nn.LayerNorm(channels)
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.rand(config.model_dim))
         self.transformer = Transformer(config)
 

@@ -99,7 +99,7 @@ class CTCObjective:
             batch.num_samples,
             masks.get("mask"),
             masks.get("channel_mask"),
-            self._draw_layers(batch.waveforms.device, update) if training else None,
+            self._draw_layers(update) if training else None,
             is_frozen=training and update <= self.frozen_updates,
         )
 
@@ -143,10 +143,10 @@ class CTCObjective:
         }
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 
-    def _draw_layers(self, device: torch.device, update: int) -> Tensor | None:
+    def _draw_layers(self, update: int) -> Tensor | None:
         config = self.model.config
         keep = draw_kept_layers(config.num_layers, config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep).to(device)
+        return None if keep is None else torch.from_numpy(keep)
 
 
 def compute_logits(

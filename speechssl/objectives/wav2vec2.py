@@ -116,7 +116,7 @@ class ContrastiveObjective:
             batch.inputs["negatives"],
             noise,
             self.temperature(update) if training else 1.0,
-            self._draw_layers(batch.waveforms.device, update) if training else None,
+            self._draw_layers(update) if training else None,
         )
         return compute_terms(output, batch.membership, self.task)
 
@@ -168,9 +168,9 @@ class ContrastiveObjective:
             noise[size["first"] : size["first"] + size["rows"], : size["negatives"]] = drawn
         return noise
 
-    def _draw_layers(self, device: torch.device, update: int) -> Tensor | None:
+    def _draw_layers(self, update: int) -> Tensor | None:
         keep = draw_kept_layers(self.config.num_layers, self.config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep).to(device)
+        return None if keep is None else torch.from_numpy(keep)
 
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:
