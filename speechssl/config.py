@@ -85,6 +85,7 @@ class TrainingConfig:
     update_s: float = knob(5600.0, "audio an update, over all ranks and accumulation steps", "s", "§4.2: 1.6 h")
     sub_batch_s: float = knob(87.5, "audio a sub-batch: what crop length, equal masks and perplexity belong to", "s", "F: max_tokens 1.4M")
     forward_s: float = knob(87.5, "audio that one forward may hold: memory only, never the result", "s")
+    activation_checkpointing: bool = knob(False, "compute transformer blocks again in the backward: memory for time, never the result")
     lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
     schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
     warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")
@@ -324,6 +325,7 @@ class BenchConfig(CommonConfig):
     seconds: float = knob(5.0, "length of each row", "s")
     steps: int = knob(10, "steps that are measured", "steps")
     warmup_steps: int = knob(3, "steps before them that are not", "steps")
+    activation_checkpointing: bool = knob(False, "as `training.activation_checkpointing`, for `pretrain` and `ctc`")
     data: BenchDataConfig = knob(BenchDataConfig, "speech to measure with; without it noise made on the spot")
     model: ModelConfig = knob(ModelConfig, "the network; for `ctc` with the values of its fine-tuning preset")
 

@@ -60,11 +60,13 @@ def feed_plainly(z: Tensor, linear: nn.Linear, dropout: float) -> Tensor:
     return F.linear(drop_plainly(x, dropout) if dropout else x, linear.weight, linear.bias)
 
 
-def keep_or_discard(block: nn.Module, x: Tensor, key_mask: Tensor | None, keep: Tensor) -> Tensor:
+def keep_or_discard(
+    block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Tensor | None], keep: Tensor
+) -> Tensor:
     """Compute every block, and discard what LayerDrop skips; the draws in there are given back."""
     with torch.random.fork_rng(devices=[], enabled=not bool(keep)):
-        y: Tensor = block(x, key_mask)
-    return torch.where(keep, y, x)
+        y = run(*inputs)
+    return torch.where(keep, y, inputs[0])
 
 
 PLAIN: dict[str, tuple[Any, str, Callable[..., Any]]] = {

@@ -13,7 +13,7 @@ from torch import nn
 from speechssl.cli.bench_batches import make_batches, open_manifest
 from speechssl.cli.bench_flops import count_pretraining_heads, count_row
 from speechssl.cli.bench_meter import Stopwatch, read_worker_mib
-from speechssl.cli.training_run import seed_weights
+from speechssl.cli.training_run import seed_weights, set_activation_checkpointing
 from speechssl.config import BenchConfig, ContrastiveConfig, TextConfig, TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.model.lengths import compute_num_frames
@@ -177,6 +177,7 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
     batches = _open_batches(config, objective, pin_memory=device[0].type == "cuda")
     if config.job == "load":
         return LoadingJob(batches)
+    set_activation_checkpointing(objective.module, config.activation_checkpointing)
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
@@ -196,6 +197,7 @@ def _open_batches(config: BenchConfig, objective: ContrastiveObjective, pin_memo
 def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> TrainingJob:
     vocabulary = build_vocabulary(TextConfig(), ())
     objective = CTCObjective(SpeechModel(config.model, vocabulary), config.seed)
+    set_activation_checkpointing(objective.module, config.activation_checkpointing)
     batches = make_batches(config, objective.make_prepare(), whole=True)
     network = config.model
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from speechssl.cli.output import check_writable, write_result
 from speechssl.config import FinetuneConfig, PretrainConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
+from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
@@ -66,6 +68,13 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(make_torch_seed(seed, "weights"))
 
 
+def set_activation_checkpointing(module: nn.Module, is_on: bool) -> None:
+    """Set it in every transformer of a model."""
+    for part in module.modules():
+        if isinstance(part, Transformer):
+            part.activation_checkpointing = is_on
+
+
 def train(
     config: TrainingVerbConfig,
     folder: Path,
@@ -75,6 +84,7 @@ def train(
     device: tuple[torch.device, str],
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result."""
+    set_activation_checkpointing(objective.module, config.training.activation_checkpointing)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
     setup = Setup(

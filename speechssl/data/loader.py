@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -182,6 +183,8 @@ def iterate_plans(
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Yield the batch of each forward plan, in order; arguments as in `iterate_updates`."""
+    # Workers inherit this process, with what Arrow keeps of tables that are gone.
+    pa.default_memory_pool().release_unused()
     loader = DataLoader(
         _ForwardDataset(manifest, options, prepare),
         batch_size=None,

@@ -193,7 +193,11 @@ def load_manifest(path: str | os.PathLike[str], key: str = "data.train") -> Mani
     if table.num_rows == 0:
         raise DataError(f"`{key}` must hold utterances, but {file} has no rows")
     folder = (file.parent / root) if root else file.parent
-    return Manifest(_type_columns(table, file, key), folder.resolve(), str(file))
+    manifest = Manifest(_type_columns(table, file, key), folder.resolve(), str(file))
+    del table
+    # Reading takes three times what is kept, and Arrow would keep that too.
+    pa.default_memory_pool().release_unused()
+    return manifest
 
 
 def load_manifests(paths: Sequence[str], key: str) -> Manifest:

@@ -7,6 +7,7 @@ to the order of float32 sums. docs/speed.md has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +129,12 @@ def _apply(
     return out
 
 
+_PART_FRAMES = 2048
+"""Outputs that are made at a time: what lies between two products stays a few MiB, however long the audio."""
+
+
 class _GeluConvolution(torch.autograd.Function):
-    """GELU, dropout, convolution, one row of the batch after the other; only what went in is kept for the backward.
+    """GELU, dropout, convolution, part by part of each row; only what went in is kept for the backward.
 
     A kernel of k taps at stride s is ⌈k / s⌉ products: the rows of each are s consecutive frames, which lie side by
     side in memory, and one row begins where the last ended.
@@ -152,17 +157,10 @@ class _GeluConvolution(torch.autograd.Function):
         num_outputs, width, kernel = weight.shape
         flat = _flatten(weight)
         out = z.new_empty(len(z), (z.shape[1] - kernel) // stride + 1, num_outputs)
-        for index, target in enumerate(out):
-            source = _activate(_make_row(z, weights, shift, index), mask, ctx.scale)
-            for first, taps in _plan_products(kernel, stride):
-                rows = _view_rows(source, first, taps, stride, len(target))
-                columns = flat[:, first * width : (first + taps) * width].t()
-                if first:
-                    target.addmm_(rows, columns)
-                elif bias is None:
-                    torch.mm(rows, columns, out=target)
-                else:
-                    torch.addmm(bias, rows, columns, out=target)
+        for index, row in enumerate(out):
+            for target, frames in _cut(row, stride, kernel):
+                source = _activate(_make_part(z, weights, shift, index, frames), mask, frames, ctx.scale)
+                _multiply(target, source, flat, bias, stride, width)
         return out
 
     @staticmethod
@@ -170,40 +168,65 @@ class _GeluConvolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, weights, shift, weight, mask = ctx.saved_tensors
         grad, needs = grads[0].contiguous(), ctx.needs_input_grad
-        to_weight = torch.zeros(len(weight), weight.shape[1] * weight.shape[2]) if needs[3] else None
+        width, kernel = weight.shape[1], weight.shape[2]
+        to_weight = torch.zeros(len(weight), kernel * width) if needs[3] else None
         to_z = torch.empty_like(z) if needs[0] else None
-        to_weights = torch.empty_like(weights) if needs[1] else None
-        to_shift = torch.empty_like(shift) if needs[2] else None
-        for index, target in enumerate(grad):
-            row = _make_row(z, weights, shift, index)
+        to_weights = torch.zeros_like(weights) if needs[1] else None
+        to_shift = torch.zeros_like(shift) if needs[2] else None
+        for index, row in enumerate(grad):
             if to_weight is not None:
-                _add_weight_gradient(to_weight, _activate(row, mask, ctx.scale), target, weight, ctx.stride)
-            if not (needs[0] or needs[1]):
+                for target, frames in _cut(row, ctx.stride, kernel):
+                    source = _activate(_make_part(z, weights, shift, index, frames), mask, frames, ctx.scale)
+                    _add_weight_gradient(to_weight, source, target, weight, ctx.stride)
+            if not any(needs[:3]):
                 continue
-            to_row = torch.empty_like(row) if to_z is None else to_z[index]
-            _compute_row_gradient(to_row, target, weight, ctx.stride)
-            if mask is not None:
-                to_row.mul_(ctx.scale).masked_fill_(~mask[index], 0.0)
-            torch.ops.aten.gelu_backward.grad_input(to_row, row, grad_input=to_row)
-            if to_weights is not None and to_shift is not None:
-                torch.mm(z[index].t(), to_row, out=to_weights[index])
-                torch.sum(to_row, 0, keepdim=True, out=to_shift[index])
+            to_row = z.new_empty(z.shape[1], width) if to_z is None else to_z[index]
+            _compute_row_gradient(to_row, row, weight, ctx.stride)
+            for part, frames in _cut(to_row, 1, 1):
+                if mask is not None:
+                    part.mul_(ctx.scale).masked_fill_(~mask[0, frames], 0.0)
+                before = _make_part(z, weights, shift, index, frames)
+                torch.ops.aten.gelu_backward.grad_input(part, before, grad_input=part)
+                if to_weights is not None:
+                    to_weights[index].addmm_(z[index, frames].t(), part)
+                if to_shift is not None:
+                    to_shift[index] += part.sum(0)
         if to_weight is not None:
-            to_weight = to_weight.view(len(weight), -1, weight.shape[1]).transpose(1, 2).to(weight.dtype)
+            to_weight = to_weight.view(len(weight), kernel, width).transpose(1, 2).to(weight.dtype)
         to_bias = grad.sum((0, 1)) if needs[4] else None
         return to_z, to_weights, to_shift, to_weight, to_bias, None, None
 
 
-def _make_row(z: Tensor, weights: Tensor | None, shift: Tensor | None, index: int) -> Tensor:
-    """Give row `index` before its activation: (T, C)."""
+def _cut(row: Tensor, stride: int, kernel: int) -> Iterator[tuple[Tensor, slice]]:
+    """Cut outputs (T, O) into parts that fit a cache, each with the frames that it is made of."""
+    for first in range(0, len(row), _PART_FRAMES):
+        part = row[first : first + _PART_FRAMES]
+        yield part, slice(first * stride, (first + len(part) - 1) * stride + kernel)
+
+
+def _make_part(z: Tensor, weights: Tensor | None, shift: Tensor | None, index: int, frames: slice) -> Tensor:
+    """Give frames of row `index` before their activation: (T, C)."""
     if weights is None or shift is None:
-        return z[index]
-    return torch.addmm(shift[index], z[index], weights[index])
+        return z[index, frames]
+    return torch.addmm(shift[index], z[index, frames], weights[index])
 
 
-def _activate(row: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    x = F.gelu(row)
-    return x if mask is None else torch.where(mask[0], x, 0.0).mul_(scale)
+def _activate(part: Tensor, mask: Tensor | None, frames: slice, scale: float) -> Tensor:
+    x = F.gelu(part)
+    return x if mask is None else torch.where(mask[0, frames], x, 0.0).mul_(scale)
+
+
+def _multiply(out: Tensor, x: Tensor, flat: Tensor, bias: Tensor | None, stride: int, width: int) -> None:
+    """Write the convolution of activated frames `x` (T, C) to `out` (T2, O)."""
+    for first, taps in _plan_products(flat.shape[1] // width, stride):
+        rows = _view_rows(x, first, taps, stride, len(out))
+        columns = flat[:, first * width : (first + taps) * width].t()
+        if first:
+            out.addmm_(rows, columns)
+        elif bias is None:
+            torch.mm(rows, columns, out=out)
+        else:
+            torch.addmm(bias, rows, columns, out=out)
 
 
 def _plan_products(kernel: int, stride: int) -> list[tuple[int, int]]:

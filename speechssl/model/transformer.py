@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from speechssl.config import ModelConfig
 from speechssl.model import cpu_products
@@ -106,11 +109,14 @@ class Transformer(nn.Module):
     """Positions, then blocks, then (pre-norm models) a final layer norm.
 
     Initialisation: every linear weight N(0, 0.02), biases 0.
+
+    Attributes:
+        activation_checkpointing: keep only the input of each block, and compute the block again in the backward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_first = config.norm_first
+        self.norm_first, self.activation_checkpointing = config.norm_first, False
         self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
         self.norm = nn.LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
@@ -149,16 +155,19 @@ class Transformer(nn.Module):
         x = self.dropout(x if self.norm_first else self.norm(x))
         states = [x]
         for index, block in enumerate(self.blocks):
-            x = block(x, key_mask) if keep is None else _keep_or_skip(block, x, key_mask, keep[index])
+            run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
+            x = run(x, key_mask) if keep is None else _keep_or_skip(block, run, (x, key_mask), keep[index])
             states.append(x)
         return (self.norm(x) if self.norm_first else x), states
 
 
-def _keep_or_skip(block: nn.Module, x: Tensor, key_mask: Tensor | None, keep: Tensor) -> Tensor:
+def _keep_or_skip(
+    block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Tensor | None], keep: Tensor
+) -> Tensor:
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
-        return torch.where(keep.to(x.device), block(x, key_mask), x)
-    out: Tensor = block(x, key_mask) if bool(keep) else _Skip.apply(x, *block.parameters())
+        return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])
+    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *block.parameters())
     return out
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config import ModelConfig
+from speechssl.model import cpu_products
 from speechssl.model.cpu_attention import attend_with_dropout
 from speechssl.model.cpu_products import fold_group_norm, gelu_convolution, gelu_linear
 from speechssl.model.dropout import Dropout, draw_kept
@@ -31,7 +34,11 @@ def compare(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: f
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (1, 1), (8, 4), (5, 2), (4, 4), (2, 3), (7, 3)])
 @pytest.mark.parametrize("length", [23, 24, 25])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_is_torchs(kernel: int, stride: int, length: int, bias: bool) -> None:
+@pytest.mark.parametrize("part", [3, 2048])
+def test_a_convolution_is_torchs(
+    kernel: int, stride: int, length: int, bias: bool, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_products, "_PART_FRAMES", part)
     torch.manual_seed(kernel * 10 + stride)
     conv = nn.Conv1d(6, 5, kernel, stride, bias=bias)
     z = torch.randn(3, length, 6, requires_grad=True)
@@ -41,8 +48,11 @@ def test_a_convolution_is_torchs(kernel: int, stride: int, length: int, bias: bo
 
 @pytest.mark.parametrize("num_valid", [None, [9, 30]])
 @pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_a_folded_norm_is_the_norm_of_the_convolution(num_valid: list[int] | None, offset: float) -> None:
+def test_a_folded_norm_is_the_norm_of_the_convolution(
+    num_valid: list[int] | None, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A constant offset of the waveform is what cancels in the covariance."""
+    monkeypatch.setattr(cpu_products, "_PART_FRAMES", 7)
     torch.manual_seed(1)
     conv, norm, second = nn.Conv1d(1, 8, 10, 5, bias=False), nn.GroupNorm(8, 8), nn.Conv1d(8, 4, 3, 2, bias=False)
     nn.init.normal_(norm.weight)
@@ -74,7 +84,8 @@ def test_silence_stays_silent() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_linear_layer_after_gelu_is_torchs(dropout: float) -> None:
+def test_a_linear_layer_after_gelu_is_torchs(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "_PART_FRAMES", 5)
     linear = nn.Linear(6, 4)
     z = torch.randn(2, 7, 6, requires_grad=True)
     torch.manual_seed(5)
@@ -152,3 +163,53 @@ def test_a_skipped_block_is_not_computed_and_gets_zero_gradients(monkeypatch: py
     gradients = [parameter.grad for parameter in model.blocks[0].parameters()]
     assert all(g is not None and not g.any() for g in gradients)
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("trained", ["convs.0.weight", "group_norm.weight", "group_norm.bias", "convs.3.weight"])
+def test_parts_may_be_frozen(trained: str) -> None:
+    """One parameter alone gets the gradient that it gets with all others."""
+    torch.manual_seed(3)
+    encoder, waveforms = FeatureEncoder(ModelConfig(conv_channels=(8,) * 7)), 0.1 * torch.randn(1, 2000)
+    encoder(waveforms, None)[0].square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+    encoder.zero_grad(set_to_none=True)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name == trained)
+    encoder(waveforms, None)[0].square().sum().backward()
+    found = {name: parameter.grad for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    assert list(found) == [trained]
+    torch.testing.assert_close(found[trained], expected[trained])
+
+
+def test_checkpointed_blocks_give_the_same_gradients(tiny_model_config: ModelConfig) -> None:
+    """To the bit, with dropout on and a block skipped: the draws of a block are made again."""
+    config = replace(tiny_model_config, dropout=0.2, attention_dropout=0.2, activation_dropout=0.2)
+    model, x = Transformer(config), torch.randn(2, 20, config.model_dim)
+    keep = torch.arange(config.num_layers) != 1
+    gradients = []
+    for is_on in (False, True):
+        model.activation_checkpointing = is_on
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(4)
+        model(x, torch.tensor([20, 12]), keep)[0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
+def test_checkpointed_blocks_keep_only_their_inputs(tiny_model_config: ModelConfig) -> None:
+    model = Transformer(tiny_model_config)
+    x = torch.randn(1, 50, tiny_model_config.model_dim)
+    sizes = []
+    for is_on in (False, True):
+        model.activation_checkpointing = is_on
+        saved: dict[int, int] = {}
+
+        def note(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(x, None)
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        sizes.append(sum(size for pointer, size in saved.items() if pointer not in own))
+    assert sizes[1] < 0.6 * sizes[0], sizes
