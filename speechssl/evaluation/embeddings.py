@@ -110,14 +110,16 @@ class Pool:
         if self.pooling == "frames":
             self.pieces.append(frames.float().cpu().numpy())
             return
-        x = frames.double()
-        self.count += len(x)
+        self.count += len(frames)
         if self.pooling == "max":
-            peak = x.max(0).values
+            peak = frames.max(0).values.double()
             self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
             return
-        self.total = x.sum(0) if self.total is None else self.total + x.sum(0)
-        self.squares = x.square().sum(0) if self.squares is None else self.squares + x.square().sum(0)
+        total = frames.sum(0, dtype=torch.float64)
+        self.total = total if self.total is None else self.total + total
+        if self.pooling == "statistics":
+            squares = frames.double().square().sum(0)
+            self.squares = squares if self.squares is None else self.squares + squares
 
     def finish(self) -> FloatArray:
         """Give (1, D'), or (T, D) for `frames`: float32."""
@@ -125,9 +127,9 @@ class Pool:
             return np.concatenate(self.pieces)
         if self.largest is not None:
             return self.largest.float().cpu().numpy()[None]
-        assert self.total is not None and self.squares is not None, "no frames"
+        assert self.total is not None, "no frames"
         mean = self.total / self.count
-        if self.pooling == "statistics":
+        if self.squares is not None:
             deviation = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
             mean = torch.cat([mean, deviation])
         return mean.float().cpu().numpy()[None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speechssl.cli import bench_meter
-from tests.benchmarks import extraction, pretrain_step
+from tests.benchmarks import data_loading, extraction, pretrain_step
 from tests.benchmarks.side_by_side import summarise_ratio
 
 TINY = ["model=tiny", "device=cpu", "warmup_steps=1"]
@@ -46,6 +46,16 @@ def test_extraction_gives_everyone_the_same_weights(capsys: pytest.CaptureFixtur
     assert lowest["transformers one by one float32"] == pytest.approx(1.0, abs=1e-5)
     # In padded batches the others' group norm sees the padding.
     assert min(lowest.values()) > 0.9
+
+
+@pytest.mark.slow
+def test_data_loading(capsys: pytest.CaptureFixture[str]) -> None:
+    data_loading.main(["--utterances", "4", "--scale", "0.3", "--rows", "3000", "--repeats", "1"])
+    codecs, growth, rows = read_tables(capsys.readouterr().out)
+    assert [row[0].split()[0] for row in codecs] == list(data_loading.CODECS)
+    assert all(float(cell.split()[0]) > 0 for row in codecs for cell in row[1:])
+    assert [row[0] for row in growth] == ["1 ×", "4 ×", "16 ×"]
+    assert len(rows) == 4 and all(float(row[-1]) > 10 for row in rows), "two sizes in two formats, workers measured"
 
 
 @pytest.mark.slow
