@@ -50,16 +50,22 @@ def read_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises:
         DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, or of unknown length.
     """
+    with _open(path) as file:
+        return AudioInfo(file.samplerate, file.channels, file.frames)
+
+
+def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
+    """Open an audio file whose header says what it holds; raises as `read_info`."""
     check_readable(path)
     try:
-        info = soundfile.info(os.fspath(path))
+        file = soundfile.SoundFile(os.fspath(path))
     except soundfile.LibsndfileError as error:
         raise DataError(describe_unreadable(path, error)) from error
-    if info.frames <= 0:
+    if file.frames <= 0:
         raise DataError(f"{path} must hold audio, but has 0 samples")
-    if info.frames > MAX_SAMPLES or info.samplerate <= 0:
+    if file.frames > MAX_SAMPLES or file.samplerate <= 0:
         raise DataError(f"{path} must say how long it is, but its header does not: encode it again")
-    return AudioInfo(info.samplerate, info.channels, info.frames)
+    return file
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
@@ -107,24 +113,24 @@ def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int |
         DataError: as `read_info`; the stretch is not in the file; the file is damaged, shorter than its header,
             or holds NaN.
     """
-    info = read_info(path)
-    wanted = info.num_samples - offset if num_samples is None else num_samples
-    if offset < 0 or wanted < 0 or offset + wanted > info.num_samples:
-        raise DataError(
-            f"{path} must hold the samples {offset} to {offset + wanted} that the manifest names, "
-            f"but has {info.num_samples}"
-        )
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
+    with _open(path) as file:
+        wanted = file.frames - offset if num_samples is None else num_samples
+        if offset < 0 or wanted < 0 or offset + wanted > file.frames:
+            raise DataError(
+                f"{path} must hold the samples {offset} to {offset + wanted} that the manifest names, "
+                f"but has {file.frames}"
+            )
+        try:
             file.seek(offset)
             samples = file.read(wanted, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, MemoryError) as error:
-        raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+        except (soundfile.LibsndfileError, MemoryError) as error:
+            raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+        sample_rate = file.samplerate
     if len(samples) != wanted:
         raise DataError(f"{path} must be whole, but holds {len(samples)} of {wanted} samples from {offset} on")
     if not np.isfinite(samples).all():
         raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
-    return convert_waveform(samples, info.sample_rate)
+    return convert_waveform(samples, sample_rate)
 
 
 def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:

@@ -221,13 +221,16 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
     """Put manifests one after the other; paths become absolute, columns that one lacks are empty there."""
-    tables = []
-    for manifest in manifests:
-        paths = [str(manifest.root / path) for path in manifest.table.column("path").to_pylist()]
-        index = manifest.table.column_names.index("path")
-        tables.append(manifest.table.set_column(index, "path", pa.array(paths, pa.string())))
+    tables = [m.table.set_column(m.table.column_names.index("path"), "path", _join_root(m)) for m in manifests]
     table = pa.concat_tables(tables, promote_options="permissive")
     return Manifest(table, Path("/"), ", ".join(manifest.source for manifest in manifests))
+
+
+def _join_root(manifest: Manifest) -> pa.ChunkedArray:
+    """Give the paths of a manifest its root, except where they are absolute."""
+    paths = manifest.table.column("path")
+    joined = pc.binary_join_element_wise(str(manifest.root).rstrip("/"), paths, "/")
+    return pc.if_else(pc.starts_with(paths, "/"), paths, joined)
 
 
 def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifest") -> Manifest:

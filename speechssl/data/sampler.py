@@ -116,9 +116,10 @@ class UpdatePlanner:
         epoch, position = divmod(number, self.sub_batches_per_epoch)
         order, positions = self._plan_epoch(epoch)
         place = int(positions[position])
-        rows = order[self.bounds[place] : self.bounds[place + 1]]
-        crop = int(self.lengths[rows].min()) if self.config.max_samples else 0
-        return SubBatch(number, epoch, tuple(rows.tolist()), crop)
+        rows = order[self.bounds[place] : self.bounds[place + 1]].tolist()
+        # Within a sub-batch lengths fall: the first row is the longest and the last one the shortest.
+        crop = int(self.lengths[rows[-1]]) if self.config.max_samples else 0
+        return SubBatch(number, epoch, tuple(rows), crop)
 
     def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
         """Order the utterances by falling length with random ties, and shuffle the sub-batches."""
@@ -136,7 +137,7 @@ class UpdatePlanner:
         groups: list[list[SubBatch]] = []
         rows, longest = 0, 0
         for sub_batch in sub_batches:
-            length = int(self.lengths[list(sub_batch.indices)].max())
+            length = int(self.lengths[sub_batch.indices[0]])
             rows, longest = rows + len(sub_batch.indices), max(longest, length)
             if groups and rows * longest <= self.config.forward_samples:
                 groups[-1].append(sub_batch)
@@ -158,8 +159,8 @@ def _cut(falling: IntArray, capacity: int) -> IntArray:
     Returns:
         (P + 1,) bounds of the P sub-batches.
     """
+    fitting = np.maximum(capacity // falling, 1).tolist()
     bounds = [0]
-    while bounds[-1] < len(falling):
-        count = max(int(capacity // falling[bounds[-1]]), 1)
-        bounds.append(min(bounds[-1] + count, len(falling)))
-    return np.array(bounds, dtype=np.int64)
+    while bounds[-1] < len(fitting):
+        bounds.append(bounds[-1] + fitting[bounds[-1]])
+    return np.minimum(bounds, len(fitting), dtype=np.int64)
