@@ -119,18 +119,31 @@ def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:
         folder: made if it is missing.
         update: how far the training had come.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.contiguous() for name, value in _collapse(model).items()}
-    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    stored = {
+    write_model_files(Path(folder), collect_weights(model), describe_model(model, update))
+
+
+def collect_weights(model: SpeechModel) -> dict[str, torch.Tensor]:
+    """Name each tensor of a model once: the backbone is shared with the pretraining part."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return {name: value for name, value in weights.items() if not name.startswith("pretraining.backbone.")}
+
+
+def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
+    """Make the content of `config.json`: all that building the model again needs beside its weights."""
+    return {
         "version": FORMAT_VERSION,
         "kind": "ctc" if model.head is not None else "pretraining" if model.pretraining is not None else "backbone",
         "update": update,
         "model": asdict(model.config),
         "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,
     }
-    (folder / CONFIG).write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model_files(folder: Path, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """Write what `collect_weights` and `describe_model` gave; the folder is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def build_untrained(model: SpeechModel, seed: int) -> SpeechModel:
@@ -171,13 +184,8 @@ def list_after_block(model: SpeechModel, num_blocks: int | None) -> tuple[str, .
     return (*blocks, "transformer.norm.") if model.config.norm_first else blocks
 
 
-def _collapse(model: SpeechModel) -> dict[str, torch.Tensor]:
-    """Name each tensor once: the backbone is shared with the pretraining part."""
-    return {k: v for k, v in model.state_dict().items() if not k.startswith("pretraining.backbone.")}
-
-
 def _expand(model: SpeechModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Undo `_collapse`."""
+    """Undo `collect_weights`."""
     if model.pretraining is None:
         return weights
     shared = {f"pretraining.{k}": v for k, v in weights.items() if k.startswith("backbone.")}

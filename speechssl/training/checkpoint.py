@@ -1,43 +1,22 @@
-"""Checkpoints of a run: weights, optimizer and counters, published in one step and found again."""
+"""Checkpoints of a run on disk: published in one step, found again, and rotated."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import load_weights, save_model
+from speechssl.interop.checkpoint import load_weights, write_model_files
 from speechssl.interop.damage import first_line
-from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.protocol import Objective
-from speechssl.training.optim import export_state, import_state
+from speechssl.training.state import Progress, Snapshot, TrainingState
 
 STATE, TENSORS = "training.json", "training.safetensors"
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        update: completed updates.
-        audio_s: seconds of audio seen.
-        best_value: lowest validation metric so far; None before the first.
-        best_update: the update it was reached at.
-    """
-
-    update: int = 0
-    audio_s: float = 0.0
-    best_value: float | None = None
-    best_update: int = 0
 
 
 class CheckpointStore:
@@ -56,25 +35,19 @@ class CheckpointStore:
         last = self.folder / "last"
         return last.resolve() if last.exists() else None
 
-    def save(self, objective: Objective, optimizer: torch.optim.AdamW, progress: Progress, is_best: bool) -> Path:
+    def save(self, snapshot: Snapshot, is_best: bool) -> Path:
         """Write a checkpoint beside its place, flush it to disk, and move it there in one step.
 
         Args:
-            objective: what is trained.
-            optimizer: its optimizer.
-            progress: counters; the checkpoint is named after the update.
+            snapshot: everything that goes in; the checkpoint is named after its update.
             is_best: point `best` at it.
         """
-        target = self.folder / f"update-{progress.update:07d}"
+        target = self.folder / f"update-{snapshot.progress.update:07d}"
         scratch = self.folder / f".{target.name}.{os.getpid()}.part"
         shutil.rmtree(scratch, ignore_errors=True)
-        module = objective.module
-        assert isinstance(module, SpeechModel), f"a checkpoint holds a SpeechModel, not {type(module)}"
-        save_model(module, scratch, progress.update)
-        tensors = {f"optimizer/{k}": v.contiguous() for k, v in export_state(optimizer, module).items()}
-        tensors |= {f"objective/{k}": v.contiguous() for k, v in objective.state().items()}
-        safetensors.torch.save_file(tensors, scratch / TENSORS)
-        (scratch / STATE).write_text(json.dumps(asdict(progress), indent=2) + "\n", encoding="utf-8")
+        write_model_files(scratch, snapshot.weights, snapshot.description)
+        safetensors.torch.save_file(snapshot.tensors, scratch / TENSORS)
+        (scratch / STATE).write_text(json.dumps(asdict(snapshot.progress), indent=2) + "\n", encoding="utf-8")
         _flush(scratch)
         if target.exists():
             shutil.rmtree(target)
@@ -85,24 +58,20 @@ class CheckpointStore:
         self._rotate()
         return target
 
-    def load(self, folder: Path, objective: Objective, optimizer: torch.optim.AdamW) -> Progress:
-        """Bring objective and optimizer to the state of a checkpoint.
+    def load(self, folder: Path, state: TrainingState) -> None:
+        """Bring a training to the state of a checkpoint.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        module = objective.module
-        assert isinstance(module, SpeechModel), f"a checkpoint holds a SpeechModel, not {type(module)}"
-        load_weights(module, folder, "out")
+        load_weights(state.model, folder, "out")
         try:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-            import_state(optimizer, module, _strip(tensors, "optimizer/"))
-            objective.load_state(_strip(tensors, "objective/"))
+            state.restore(tensors, progress)
         except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
             problem = f"{folder} does not load ({first_line(error)})"
             raise CheckpointError(f"`out` must hold a whole checkpoint, but {problem}") from error
-        return progress
 
     def finish(self) -> None:
         """Point `best` at the last checkpoint where no validation chose one."""
@@ -126,10 +95,6 @@ class CheckpointStore:
                 shutil.rmtree(folder)
         for scratch in self.folder.glob(".update-*.part"):
             shutil.rmtree(scratch)
-
-
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _flush(folder: Path) -> None:

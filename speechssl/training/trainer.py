@@ -15,11 +15,12 @@ from speechssl.config import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import CollapseError, SpeechSSLError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_terms, make_torch_seed
-from speechssl.training.checkpoint import CheckpointStore, Progress
+from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.schedules import compute_lr
+from speechssl.training.state import Progress, TrainingState
 from speechssl.training.stop import StopFlag
 
 _logger = logging.getLogger("speechssl")
@@ -69,9 +70,14 @@ class Trainer:
         self.setup, self.objective, self.config = setup, setup.objective, setup.config
         self.objective.module.to(setup.device)
         self.optimizer = build_optimizer(self.objective.module, self.config)
-        self.progress = Progress()
+        self.state = TrainingState(setup.objective, self.optimizer)
         self.writers: Sequence[MetricsWriter] = ()
         self.last: dict[str, Metrics] = {}
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return self.state.progress
 
     def run(self) -> dict[str, Metrics]:
         """Train to the end.
@@ -101,7 +107,7 @@ class Trainer:
         folder = self.setup.store.find_last() if self.setup.store else None
         if folder is None or self.setup.store is None:
             return
-        self.progress = self.setup.store.load(folder, self.objective, self.optimizer)
+        self.setup.store.load(folder, self.state)
         _logger.info("resumed from %s", folder.name)
 
     def _run_updates(self) -> None:
@@ -176,7 +182,7 @@ class Trainer:
         reason = self.setup.stop.check()
         due = is_best or is_last or update % config.checkpoint_every == 0 or reason is not None
         if self.setup.store is not None and due:
-            self.setup.store.save(self.objective, self.optimizer, self.progress, is_best)
+            self.setup.store.save(self.state.take_snapshot(), is_best)
         if reason is not None and not is_last:
             message, code = reason
             raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)

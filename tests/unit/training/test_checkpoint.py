@@ -15,8 +15,9 @@ from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import build_untrained, find_checkpoint, read_card
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.checkpoint import STATE, TENSORS, CheckpointStore, Progress
+from speechssl.training.checkpoint import STATE, TENSORS, CheckpointStore
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
+from speechssl.training.state import Progress, Snapshot, TrainingState
 
 
 @pytest.fixture
@@ -33,16 +34,22 @@ def optimizer(objective: ContrastiveObjective) -> torch.optim.AdamW:
     return made
 
 
+def take(objective: ContrastiveObjective, optimizer: torch.optim.AdamW, progress: Progress) -> Snapshot:
+    return TrainingState(objective, optimizer, progress).take_snapshot()
+
+
 def test_everything_comes_back(
     objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tiny_model_config: ModelConfig, tmp_path: Path
 ) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     objective.watch.held, objective.watch.first_spread = 17, 0.25
     progress = Progress(update=5, audio_s=12.5, best_value=3.0, best_update=4)
-    folder = store.save(objective, optimizer, progress, is_best=True)
+    folder = store.save(take(objective, optimizer, progress), is_best=True)
     other = ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 2, 10)
     again = build_optimizer(other.module, TrainingConfig())
-    assert store.load(folder, other, again) == progress
+    state = TrainingState(other, again)
+    store.load(folder, state)
+    assert state.progress == progress
     assert (other.watch.held, other.watch.first_spread) == (17, 0.25)
     for name, value in objective.module.state_dict().items():
         assert torch.equal(value, other.module.state_dict()[name])
@@ -57,7 +64,7 @@ def test_best_survives_rotation_and_scratch_is_cleared(
     store = CheckpointStore(tmp_path, keep=2)
     (tmp_path / "checkpoints" / ".update-0000009.77.part").mkdir(parents=True)
     for update in range(1, 7):
-        store.save(objective, optimizer, Progress(update), is_best=update == 2)
+        store.save(take(objective, optimizer, Progress(update)), is_best=update == 2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best", "last", "update-0000002", "update-0000005", "update-0000006"]
     assert find_checkpoint(str(tmp_path)).resolve().name == "update-0000002"
@@ -69,13 +76,13 @@ def test_without_validation_best_is_last(
 ) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for update in (1, 2, 3):
-        store.save(objective, optimizer, Progress(update), is_best=False)
+        store.save(take(objective, optimizer, Progress(update)), is_best=False)
     store.finish()
     assert find_checkpoint(str(tmp_path)).resolve().name == "update-0000003"
 
 
 def test_damage_is_one_sentence(objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path) -> None:
-    folder = CheckpointStore(tmp_path, keep=1).save(objective, optimizer, Progress(1), is_best=True)
+    folder = CheckpointStore(tmp_path, keep=1).save(take(objective, optimizer, Progress(1)), is_best=True)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000])
     with pytest.raises(CheckpointError, match=r"`init` must be a whole checkpoint, but .*model\.safetensors"):
@@ -129,10 +136,10 @@ def test_a_damaged_or_hostile_state_is_one_sentence_and_runs_nothing(
     damage: str, objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
 ) -> None:
     store = CheckpointStore(tmp_path, keep=1)
-    folder = store.save(objective, optimizer, Progress(1), is_best=True)
+    folder = store.save(take(objective, optimizer, Progress(1)), is_best=True)
     DAMAGES[damage](folder)
     with pytest.raises(CheckpointError, match="`out` must hold a whole checkpoint, but .* does not load") as caught:
-        store.load(folder, objective, optimizer)
+        store.load(folder, TrainingState(objective, optimizer))
     assert "\n" not in str(caught.value)
     assert not (folder / "executed").exists()
 
@@ -140,7 +147,7 @@ def test_a_damaged_or_hostile_state_is_one_sentence_and_runs_nothing(
 def test_the_untrained_model_is_the_same_network_with_other_weights(
     objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
 ) -> None:
-    CheckpointStore(tmp_path, keep=1).save(objective, optimizer, Progress(1), is_best=True)
+    CheckpointStore(tmp_path, keep=1).save(take(objective, optimizer, Progress(1)), is_best=True)
     model = load_model(str(tmp_path))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
