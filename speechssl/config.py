@@ -86,6 +86,7 @@ class TrainingConfig:
     sub_batch_s: float = knob(87.5, "audio a sub-batch: what crop length, equal masks and perplexity belong to", "s", "F: max_tokens 1.4M")
     forward_s: float = knob(87.5, "audio that one forward may hold: memory only, never the result", "s")
     activation_checkpointing: bool = knob(False, "compute transformer blocks again in the backward: memory for time, never the result")
+    compile: bool = knob(False, "torch.compile the transformer blocks: minutes to begin with, then faster on a GPU; rounding differs")
     lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
     schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
     warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")
@@ -326,6 +327,7 @@ class BenchConfig(CommonConfig):
     steps: int = knob(10, "steps that are measured", "steps")
     warmup_steps: int = knob(3, "steps before them that are not", "steps")
     activation_checkpointing: bool = knob(False, "as `training.activation_checkpointing`, for `pretrain` and `ctc`")
+    compile: bool = knob(False, "as `training.compile`, for `pretrain`, `ctc` and `extract`")
     data: BenchDataConfig = knob(BenchDataConfig, "speech to measure with; without it noise made on the spot")
     model: ModelConfig = knob(ModelConfig, "the network; for `ctc` with the values of its fine-tuning preset")
 

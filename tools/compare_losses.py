@@ -44,13 +44,14 @@ def forward_dropout(module: Dropout, x: Tensor) -> Tensor:
 
 
 def attend_plainly(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
-    """As `attend_with_dropout`, by the formula."""
+    """As `attend`, by the formula."""
     scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask, float("-inf"))
     weights = torch.softmax(scores, -1)
-    kept = draw_kept(weights.flatten(0, 1).shape, dropout)
-    weights = weights * kept.mask.view(weights.shape) * kept.scale
+    if dropout:
+        kept = draw_kept(weights.flatten(0, 1).shape, dropout)
+        weights = weights * kept.mask.view(weights.shape) * kept.scale
     return weights.to(value.dtype) @ value
 
 
@@ -70,9 +71,13 @@ def keep_or_discard(
 
 
 PLAIN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "convolutions as products, group norm folded, GELU recomputed": (FeatureEncoder, "_suits_cpu", lambda *_: False),
+    "convolutions as products, group norm folded, GELU recomputed": (
+        FeatureEncoder,
+        "_choose_path",
+        lambda encoder, *_: encoder._convolve,
+    ),
     "feed-forward with GELU recomputed": (cpu_products, "gelu_linear", feed_plainly),
-    "attention with dropout": (transformer, "attend_with_dropout", attend_plainly),
+    "attention with dropout, or in bf16": (transformer, "attend", attend_plainly),
     "dropout": (Dropout, "forward", forward_dropout),
     "skipped blocks": (transformer, "_keep_or_skip", keep_or_discard),
 }

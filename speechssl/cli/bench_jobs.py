@@ -13,7 +13,7 @@ from torch import nn
 from speechssl.cli.bench_batches import make_batches, open_manifest
 from speechssl.cli.bench_flops import count_pretraining_heads, count_row
 from speechssl.cli.bench_meter import Stopwatch, read_worker_mib
-from speechssl.cli.training_run import seed_weights, set_activation_checkpointing
+from speechssl.cli.training_run import seed_weights, set_up_blocks
 from speechssl.config import BenchConfig, ContrastiveConfig, TextConfig, TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.model.lengths import compute_num_frames
@@ -172,12 +172,14 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
     if config.job == "ctc":
         return _build_ctc(config, device)
     if config.job == "extract":
-        return ExtractionJob(SpeechModel(config.model), make_batches(config, lambda rows, seed, number: {}), device)
+        model = SpeechModel(config.model)
+        set_up_blocks(model, activation_checkpointing=False, compile=config.compile)
+        return ExtractionJob(model, make_batches(config, lambda rows, seed, number: {}), device)
     objective = ContrastiveObjective(config.model, ContrastiveConfig(), config.seed, TrainingConfig().max_updates)
     batches = _open_batches(config, objective, pin_memory=device[0].type == "cuda")
     if config.job == "load":
         return LoadingJob(batches)
-    set_activation_checkpointing(objective.module, config.activation_checkpointing)
+    set_up_blocks(objective.module, config.activation_checkpointing, config.compile)
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
@@ -197,7 +199,7 @@ def _open_batches(config: BenchConfig, objective: ContrastiveObjective, pin_memo
 def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> TrainingJob:
     vocabulary = build_vocabulary(TextConfig(), ())
     objective = CTCObjective(SpeechModel(config.model, vocabulary), config.seed)
-    set_activation_checkpointing(objective.module, config.activation_checkpointing)
+    set_up_blocks(objective.module, config.activation_checkpointing, config.compile)
     batches = make_batches(config, objective.make_prepare(), whole=True)
     network = config.model
 

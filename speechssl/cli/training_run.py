@@ -68,11 +68,13 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(make_torch_seed(seed, "weights"))
 
 
-def set_activation_checkpointing(module: nn.Module, is_on: bool) -> None:
-    """Set it in every transformer of a model."""
+def set_up_blocks(module: nn.Module, activation_checkpointing: bool, compile: bool) -> None:
+    """Say how the transformer blocks of a model are computed; see the keys of these names."""
     for part in module.modules():
         if isinstance(part, Transformer):
-            part.activation_checkpointing = is_on
+            part.activation_checkpointing = activation_checkpointing
+            if compile:
+                part.compile_blocks()
 
 
 def train(
@@ -84,7 +86,7 @@ def train(
     device: tuple[torch.device, str],
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result."""
-    set_activation_checkpointing(objective.module, config.training.activation_checkpointing)
+    set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
     setup = Setup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from speechssl.config import ModelConfig
 from speechssl.model import cpu_products
 from speechssl.model.cpu_products import WindowProduct
 from speechssl.model.lengths import compute_num_frames, make_valid_mask
+from speechssl.model.packing import pad_rows
+
+_ROW_STEP_SAMPLES = 3_200
+"""On the CPU a padded row is computed up to a multiple of this: kernels are prepared for every new shape (a few ms)."""
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -116,14 +121,24 @@ class FeatureEncoder(nn.Module):
             on its batch; with `group_norm_frames=all` padding leaks into the statistics, as in the peers.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
-            convolve = self._convolve_on_cpu if self._suits_cpu(waveforms) else self._convolve
-            x = convolve(waveforms, num_samples)
+            x = self._choose_path(waveforms, num_samples)(waveforms, num_samples)
         num_frames = None if num_samples is None else compute_num_frames(num_samples, self.kernels, self.strides)
         return scale_gradient(x, self.gradient_scale), num_frames
 
-    def _suits_cpu(self, waveforms: Tensor) -> bool:
+    def _choose_path(self, waveforms: Tensor, num_samples: Tensor | None) -> Callable[[Tensor, Any], Tensor]:
         # A bias before group norm is no use, and `first_convolution` has no place for it.
-        return cpu_products.is_for(waveforms) and (self.group_norm is None or self._conv(0).bias is None)
+        if not cpu_products.is_for(waveforms) or (self.group_norm is not None and self._conv(0).bias is not None):
+            return self._convolve
+        sees_padding = self.group_norm is not None and not self.masked_statistics
+        return self._convolve_on_cpu if num_samples is None or sees_padding else self._convolve_rows
+
+    def _convolve_rows(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
+        """Compute (B, T, C) features on the CPU row by row, without most of the padding; zeros beyond each."""
+        length, rows = waveforms.shape[1], []
+        for row, count in enumerate(num_samples.tolist()):
+            width = min(length, -(-max(count, 1) // _ROW_STEP_SAMPLES) * _ROW_STEP_SAMPLES)
+            rows.append(self._convolve_on_cpu(waveforms[row : row + 1, :width], num_samples[row : row + 1])[0])
+        return pad_rows(rows, compute_num_frames(length, self.kernels, self.strides))
 
     def _convolve_on_cpu(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         """Compute (B, T, C) features with the channels innermost all the way, each GELU part of the next product."""

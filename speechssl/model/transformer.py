@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from speechssl.config import ModelConfig
 from speechssl.model import cpu_products
-from speechssl.model.cpu_attention import attend_with_dropout
+from speechssl.model.cpu_attention import attend
 from speechssl.model.dropout import Dropout
 from speechssl.model.lengths import make_valid_mask
+from speechssl.model.packing import Packing
 
 
 class PositionalConvolution(nn.Module):
@@ -50,6 +51,10 @@ class PositionalConvolution(nn.Module):
         return F.gelu(y.squeeze(2)[..., : x.shape[1]]).transpose(1, 2)
 
 
+Scope = Bool[Tensor, "B 1 1 T"] | Packing | None
+"""Which frames attend to which: to keys that are True; to those of their own row of a packed batch; to all."""
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention with separate projections; scaled dot product, scale head_dim^-0.5."""
 
@@ -59,18 +64,24 @@ class SelfAttention(nn.Module):
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
 
-    def forward(self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None) -> Float[Tensor, "B T D"]:
-        """Attend over the keys where `key_mask` is True (None: over all)."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
+        """Attend over the keys in `scope`."""
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
         query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
-        if dropout and cpu_products.is_for(x):
-            y = attend_with_dropout(query, key, value, key_mask, dropout)
+        if isinstance(scope, Packing):
+            rows = ((query[:, :, row], key[:, :, row], value[:, :, row]) for row in scope.slices)
+            y = torch.cat([self._attend(*row, None) for row in rows], 2)
         else:
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+            y = self._attend(query, key, value, scope)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
         return out
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if cpu_products.is_for(query) and (dropout or query.dtype == torch.bfloat16):
+            return attend(query, key, value, key_mask, dropout)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
 
 
 class TransformerBlock(nn.Module):
@@ -87,13 +98,13 @@ class TransformerBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = Dropout(config.activation_dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"], key_mask: Bool[Tensor, "B 1 1 T"] | None) -> Float[Tensor, "B T D"]:
-        """Transform frames; those where `key_mask` is False are never attended to."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` are never attended to."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
+            x = x + self.dropout(self.attention(self.attention_norm(x), scope))
             out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
             return out
-        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, scope)))
         normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
         return normed
 
@@ -112,11 +123,12 @@ class Transformer(nn.Module):
 
     Attributes:
         activation_checkpointing: keep only the input of each block, and compute the block again in the backward.
+        is_compiled: whether `compile_blocks` was called.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_first, self.activation_checkpointing = config.norm_first, False
+        self.norm_first, self.activation_checkpointing, self.is_compiled = config.norm_first, False, False
         self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
         self.norm = nn.LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
@@ -125,6 +137,12 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+    def compile_blocks(self) -> None:
+        """Compile each block on its own (`torch.compile`): one graph serves all of them."""
+        self.is_compiled = True
+        for block in self.blocks:
+            block.compile()
 
     def forward(
         self,
@@ -137,7 +155,8 @@ class Transformer(nn.Module):
         Args:
             x: (B, T, D) projected (and masked) features.
             num_frames: (B,) valid frames; padded frames are set to zero before the positions and are never
-                attended to. None where nothing is padded.
+                attended to; on the CPU nothing is computed for them, and they are zero in the results. None where
+                nothing is padded.
             keep: (L,) on the CPU, False for blocks that LayerDrop skips in this update; None keeps all. The
                 parameters of a skipped block get gradients of zero, so that every parameter takes part in every
                 update on every rank.
@@ -146,24 +165,29 @@ class Transformer(nn.Module):
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
             then each block's output, none of them after the final norm.
         """
-        key_mask = None
+        scope: Scope = None
         if num_frames is not None:
             valid = make_valid_mask(num_frames, x.shape[1])
             x = torch.where(valid[..., None], x, 0.0)
-            key_mask = valid[:, None, None, :]
+            scope = valid[:, None, None, :]
         x = x + self.position(x)
+        # A compiled block would be compiled again for the lengths of each packed batch.
+        if num_frames is not None and cpu_products.is_for(x) and not self.is_compiled:
+            scope = Packing(tuple(num_frames.tolist()), x.shape[1])
+            x = scope.pack(x)
         x = self.dropout(x if self.norm_first else self.norm(x))
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
-            x = run(x, key_mask) if keep is None else _keep_or_skip(block, run, (x, key_mask), keep[index])
+            x = run(x, scope) if keep is None else _keep_or_skip(block, run, (x, scope), keep[index])
             states.append(x)
-        return (self.norm(x) if self.norm_first else x), states
+        x = self.norm(x) if self.norm_first else x
+        if isinstance(scope, Packing):
+            return scope.unpack(x), [scope.unpack(state) for state in states]
+        return x, states
 
 
-def _keep_or_skip(
-    block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Tensor | None], keep: Tensor
-) -> Tensor:
+def _keep_or_skip(block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope], keep: Tensor) -> Tensor:
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
+from functools import cache
 
 import torch
 
@@ -31,8 +33,9 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Choose the precision of matrix products that `precision=auto` stands for.
 
-    On a GPU with bf16 units, and on CPUs with AMX, bf16 multiplies several times faster than float32. CPUs with
-    AVX-512 bf16 but without AMX were slower in it (140 against 250 GFLOP/s, 2 cores, 2026-11-23), so they get float32.
+    On a GPU with bf16 units it is bf16. CPUs differ by more than their flags say: with AVX-512 bf16, products ran at
+    half the rate of float32 on one and at four times it on another (2026-11-24 and 25). So a CPU is asked, by a tenth
+    of a second of products.
 
     Returns:
         `float32` or `bf16`.
@@ -41,7 +44,30 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "float32"
+    return "bf16" if _measure_cpu_gain() > GAIN_WANTED else "float32"
+
+
+GAIN_WANTED = 1.5
+"""How many times as fast bf16 must multiply to be chosen: casts take some of it back, and precision has its worth."""
+
+
+@cache
+def _measure_cpu_gain() -> float:
+    """Measure how many times as fast the CPU multiplies bf16 as float32."""
+    seconds = {dtype: _time_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+@torch.no_grad()
+def _time_product(dtype: torch.dtype) -> float:
+    """Return the shortest of a few products of 768 × 768 matrices, in seconds; the first one warms up."""
+    a = torch.ones(768, 768, dtype=dtype)
+    out, times = a @ a, []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.matmul(a, a, out=out)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -4,13 +4,15 @@
 
 Both get batches that are made beforehand, masks and negatives included. `transformers` runs as in its own example
 for pretraining without a trainer: its model and default attention, torch's AdamW, gradients divided by the number of
-masked frames, the gradient norm, the Gumbel temperature of each step; in float32, and under bf16 autocast.
+masked frames, the gradient norm, the Gumbel temperature of each step; in float32, and under bf16 autocast. What is
+compiled (`torch.compile`) takes part where `--only` names it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -27,9 +29,16 @@ from speechssl.cli.compose import compose
 from speechssl.config import BenchConfig, ModelConfig
 from speechssl.model.lengths import compute_num_frames
 from speechssl.training.devices import autocast, resolve_device
-from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
+from tests.benchmarks.side_by_side import COMPILED, Contest, Contestant, hold, make_parser
 
-NAMES = ("ours float32", "ours bf16", "transformers float32", "transformers bf16")
+NAMES = (
+    "ours float32",
+    "ours bf16",
+    "ours compiled bf16",
+    "transformers float32",
+    "transformers bf16",
+    "transformers compiled bf16",
+)
 NUM_NEGATIVES = 100
 
 
@@ -49,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_contestant(config: BenchConfig, device: torch.device, name: str) -> Contestant:
     """Build one of `NAMES`; a run is `steps` steps."""
-    library, precision = name.split()
+    library, precision = name.split()[0], name.split()[-1]
+    config = replace(config, compile=COMPILED in name)
     step = OurStep(config, device, precision) if library == "ours" else TheirStep(config, device, precision)
 
     def run() -> None:
@@ -93,12 +103,13 @@ class TheirStep:
         self.model = Wav2Vec2ForPreTraining(make_their_config(config.model)).to(device).train()
         self.optimizer = torch.optim.AdamW(list(self.model.parameters()), lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
         self.batches = cycle(make_their_batches(config, device))
+        self.forward = torch.compile(self.model) if config.compile else self.model
 
     def __call__(self) -> None:
         batch = next(self.batches)
         num_losses = batch["mask_time_indices"].sum()
         with autocast(self.device, self.precision):
-            outputs = self.model(**batch)
+            outputs = self.forward(**batch)
         outputs.loss.backward()
         self._scale_gradients(1.0 / num_losses)
         self._compute_gradient_norm()

@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 OURS = "ours"
 """What the names of our own contestants begin with."""
 
+COMPILED = " compiled "
+"""In the name of contestants that `torch.compile` takes minutes to build: they take part only where `--only` asks."""
+
 PACKAGES = ("torch", "transformers", "torchaudio")
 MEMORY_RUNS = 2
 """Runs in the process that measures the memory, after the warm-up."""
@@ -91,7 +94,9 @@ def hold(contest: Contest, options: argparse.Namespace, warmup: int) -> str:
     """
     if options.memory:
         return json.dumps(_measure_memory(contest, options.memory, warmup))
-    names = [name.strip() for name in options.only.split(",")] if options.only else list(contest.names)
+    names = [name for name in contest.names if COMPILED not in name]
+    if options.only:
+        names = [name.strip() for name in options.only.split(",")]
     unknown = sorted({*names} - {*contest.names})
     if unknown:
         raise SystemExit(f"--only must be of {', '.join(contest.names)}, but has {unknown[0]!r}")

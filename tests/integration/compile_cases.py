@@ -146,3 +146,19 @@ def test_inductor(name: str, network: str, tiny_model_config: ModelConfig) -> No
     still = replace(tiny_model_config, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, feature_dropout=0.0)
     model = build(name, still, network)
     compare(name, model, torch.compile(STEPS[name], fullgraph=True), (16_000,))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_the_eager_ones(tiny_model_config: ModelConfig) -> None:
+    """`training.compile`: padded rows, a skipped block and activation checkpointing included."""
+    still = replace(tiny_model_config, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, feature_dropout=0.0)
+    model = build("ctc", still, "layer")
+    given = draw(model, 16_000, 0)
+    expected = run(step_ctc, model, given)
+    model.backbone.transformer.compile_blocks()
+    for model.backbone.transformer.activation_checkpointing in (False, True):
+        found = run(step_ctc, model, given)
+        for what, value in expected.items():
+            if what != "logits":  # those of padded frames have no meaning
+                scale = max(1.0, float(value.abs().max()))
+                torch.testing.assert_close(found[what], value, atol=3e-5 * scale, rtol=0, msg=f"{what}: {{}}".format)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config import ModelConfig
-from speechssl.model import cpu_products
-from speechssl.model.cpu_attention import attend_with_dropout
+from speechssl.model import cpu_attention, cpu_products
+from speechssl.model.cpu_attention import attend
 from speechssl.model.cpu_products import fold_group_norm, gelu_convolution, gelu_linear
 from speechssl.model.dropout import Dropout, draw_kept
 from speechssl.model.feature_encoder import FeatureEncoder
@@ -98,15 +98,21 @@ def test_a_linear_layer_after_gelu_is_torchs(dropout: float, monkeypatch: pytest
     compare(actual, linear(x), [z, *linear.parameters()])
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("part_bytes", [1, 2 * 11 * 11 * 4, 1 << 20])
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_attention_is_the_formula(is_masked: bool) -> None:
+def test_attention_is_the_formula(
+    is_masked: bool, part_bytes: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One matrix at a time, in twos, or all at once."""
+    monkeypatch.setattr(cpu_attention, "_PART_BYTES", part_bytes)
     inputs = [torch.randn(2, 3, 11, 4, requires_grad=True) for _ in range(3)]
     query, key, value = inputs
     key_mask = (torch.arange(11) < torch.tensor([[11], [6]]))[:, None, None] if is_masked else None
     torch.manual_seed(5)
-    actual = attend_with_dropout(query, key, value, key_mask, 0.2)
+    actual = attend(query, key, value, key_mask, dropout)
     torch.manual_seed(5)
-    kept = draw_kept((6, 11, 11), 0.2)
+    kept = draw_kept((6, 11, 11), dropout)
     scores = query @ key.transpose(2, 3) / 2.0
     weights = torch.softmax(scores if key_mask is None else scores.masked_fill(~key_mask, -torch.inf), -1)
     compare(actual, (weights * kept.mask.view(2, 3, 11, 11) * kept.scale) @ value, inputs)
@@ -144,7 +150,7 @@ def test_the_encoder_is_the_same_by_both_ways(norm: str, bias: bool, monkeypatch
     lengths = torch.tensor([4000, 2500])
     actual, num_frames = encoder(waveforms, lengths)
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureEncoder, "_suits_cpu", lambda *_: False)
+        patch.setattr(FeatureEncoder, "_choose_path", lambda encoder, *_: encoder._convolve)
         expected, _ = encoder(waveforms, lengths)
     valid = torch.arange(actual.shape[1]) < num_frames[:, None]
     inputs = [parameter for name, parameter in encoder.named_parameters() if name != "convs.0.bias" or norm == "layer"]
