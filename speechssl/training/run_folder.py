@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from speechssl.errors import ConfigError
+from speechssl.training.durable import write_in_one_step
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
@@ -56,9 +57,8 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
             return result
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    text = json.dumps(describe_environment(), indent=2)
-    (folder / ENVIRONMENT).write_text(text + "\n", encoding="utf-8")
+    write_in_one_step(folder / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_in_one_step(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
     return None
 
 
