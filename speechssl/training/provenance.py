@@ -17,12 +17,12 @@ class Provenance:
 
     Attributes:
         precision: that `precision=auto` stood for; empty where unknown.
-        data: digest of the ids and lengths behind a key, such as `data.train`.
+        data: digest of the ids and lengths behind each key, such as `data.train`; None where unknown.
         versions: of packages whose arithmetic may differ.
     """
 
     precision: str = ""
-    data: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -32,8 +32,8 @@ def check_provenance(stored: Provenance, now: Provenance, folder: Path) -> None:
     Raises:
         DataError: the utterances are others, so the plan would be another one.
     """
-    for key, digest in now.data.items():
-        if stored.data.get(key, digest) != digest:
+    for key, digest in (now.data or {}).items():
+        if stored.data is not None and stored.data.get(key) != digest:
             raise DataError(
                 f"`{key}` must hold the utterances that the run in {folder} began with, but their ids or lengths have "
                 "changed (another out= starts a new run)"
