@@ -14,6 +14,9 @@ import sys
 import traceback
 from typing import Any
 
+# What a run imports on the way: the optimizer's first step, the curves, the report's pictures.
+import librosa.filters  # noqa: F401
+import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import speechssl.cli.compose

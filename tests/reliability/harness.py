@@ -164,7 +164,8 @@ class Run:
 
     def find_resumed(self) -> int:
         """Find the update that the last process went on from."""
-        lines = [line for line in self.log.read_text().splitlines() if line.startswith("resumed from update-")]
+        text = self.log.read_text() if self.log.exists() else ""
+        lines = [line for line in text.splitlines() if line.startswith("resumed from update-")]
         return int(lines[-1].removeprefix("resumed from update-")) if lines else 0
 
 
@@ -176,8 +177,8 @@ def is_over(pid: int) -> bool:
         return True
 
 
-def make_manifests(folder: Path, num_speakers: int = 13, num_valid: int = 3) -> Path:
-    """Make a corpus of a second a speaker, for updates of a few hundredths of a second."""
+def make_manifests(folder: Path, num_speakers: int = 17, num_valid: int = 3) -> Path:
+    """Make a corpus of a second a speaker: updates of a few hundredths of a second, two and a half an epoch."""
     for split, speakers in (("train", range(1, 1 + num_speakers)), ("valid", range(50, 50 + num_valid))):
         tree = write_librispeech(folder / "corpus", split, speakers, num_utterances=1, seconds=1.0)
         scanned = scan_files(sorted(tree.rglob("*.flac")), split)
