@@ -21,6 +21,7 @@ CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
 FREE_KEYS = frozenset(
     {
+        "out",
         "overwrite",
         "device",
         "data.num_workers",
@@ -29,7 +30,7 @@ FREE_KEYS = frozenset(
         "training.log_every",
     }
 )
-"""Keys that may change when a run goes on: none of them changes an update that was made."""
+"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""
 
 PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "safetensors", "hydra-core", "jiwer")
 

@@ -1,14 +1,16 @@
 """A process that has imported everything once and forks a trainer for each run: a kill costs no import of torch.
 
-It computes nothing itself and has no threads, so that each child begins as a fresh process would. Protocol: one JSON
-line a request on stdin, one a reply on stdout; `{"words", "env", "log", "look"}` forks and answers `{"pid"}`,
-`{"wait": pid}` answers `{"code"}`: the exit code, or minus the signal that killed the run.
+It computes nothing itself and has no threads, so that each child begins as a fresh process would.
+
+Protocol: one JSON line a request on stdin, one a reply on stdout. `{"words", "env", "log", "look", "file_bytes"}` forks
+and answers `{"pid"}`; `{"wait": pid}` answers `{"code"}`, the exit code, or minus the signal that killed the run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -51,10 +53,12 @@ def fork(request: dict[str, Any]) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(request["env"])
+        if request["file_bytes"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], resource.RLIM_INFINITY))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop_at_look(request["look"])
         code = main(request["words"])
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the child ends here, whatever happened
         traceback.print_exc()
     finally:
         sys.stdout.flush()

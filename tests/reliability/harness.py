@@ -127,18 +127,19 @@ class Run:
         """What its processes printed."""
         return self.out.with_suffix(".log")
 
-    def start(self, look: int = 0, **env: str) -> int:
-        """Fork a process for the command; `look` and `env` as in the fork server."""
-        request = {"words": self.words, "env": env, "log": str(self.log), "look": look}
+    def start(self, look: int = 0, file_bytes: int = 0, **env: str) -> int:
+        """Fork a process for the command; it stops at the `look`-th look, and writes no file beyond `file_bytes`."""
+        words, log = self.words, str(self.log)
+        request = {"words": words, "env": env, "log": log, "look": look, "file_bytes": file_bytes}
         return int(self.server.ask(request)["pid"])
 
     def wait(self, pid: int) -> int:
         """Wait for a process: its exit code, or minus the signal."""
         return int(self.server.ask({"wait": pid})["code"])
 
-    def finish(self, look: int = 0, **env: str) -> int:
+    def finish(self, look: int = 0, file_bytes: int = 0, **env: str) -> int:
         """Run the command to its end and return its exit code."""
-        return self.wait(self.start(look, **env))
+        return self.wait(self.start(look, file_bytes, **env))
 
     def read_update(self) -> int:
         """Read the last update that is in the log."""

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.training.validity import find_problem
+import torch
+
+from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
+from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.training.checkpoint import CheckpointStore
+from speechssl.training.optim import build_optimizer
+from speechssl.training.saver import Saver
+from speechssl.training.state import Progress, TrainingState
 from tests.reliability.harness import (
     CRASH_POINTS,
     ROOT,
@@ -29,10 +36,12 @@ from tests.reliability.harness import (
 Figures = dict[str, Any]
 
 
-def repeat_runs(server: ForkServer, manifests: Path, out: Path, updates: int) -> Figures:
+def repeat_runs(
+    server: ForkServer, manifests: Path, out: Path, updates: int, workers_of: Sequence[int] = (0, 0, 2, 2, 4)
+) -> Figures:
     """R1 and R7: the same seed twice, with 0, 2 and 4 workers."""
     outcomes = []
-    for number, workers in enumerate((0, 0, 2, 2, 4)):
+    for number, workers in enumerate(workers_of):
         keys = {"training.max_updates": updates, "data.num_workers": workers}
         outcomes.append(read_outcome(finish(Run(server, manifests, out / f"repeat-{number}", keys))))
     differing = {name for outcome in outcomes for name in find_differences(outcomes[0], outcome)}
@@ -119,18 +128,21 @@ def crash_at_points(server: ForkServer, manifests: Path, out: Path) -> Figures:
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
 
-def send_signals(server: ForkServer, manifests: Path, out: Path, each: int, seed: str = "R5") -> Figures:
+def send_signals(
+    server: ForkServer, manifests: Path, out: Path, each: int, updates: int = 24, seed: str = "R5"
+) -> Figures:
     """R5: SIGTERM, SIGUSR1 and Ctrl-C at random moments: while setting up, training, validating and saving."""
-    expected, rng = read_outcome(finish(Run(server, manifests, out / "whole"))), make_random(seed)
+    keys = {"training.max_updates": updates}
+    expected, rng = read_outcome(finish(Run(server, manifests, out / "whole", keys))), make_random(seed)
     slowest, lost, stops, wrong, differing = 0.0, 0, 0, 0, set()
     for number, code in CODES.items():
         for turn in range(each):
-            run = Run(server, manifests, out / f"{number.name}-{turn}")
+            run = Run(server, manifests, out / f"{number.name}-{turn}", keys)
             pid = run.start()
-            if turn % 4 == 0:
+            if turn % 4 == 1:
                 time.sleep(0.05 + rng.random())
             else:
-                run.wait_for_update(pid, rng.randint(0, 22))
+                run.wait_for_update(pid, rng.randint(0, updates - 2))
                 time.sleep(rng.random() * 0.1)
             start = time.monotonic()
             os.kill(pid, number)
@@ -227,6 +239,27 @@ def soak(server: ForkServer, manifests: Path, out: Path, updates: int) -> Figure
     }
 
 
+def time_base_save(out: Path) -> Figures:
+    """R13: how long saving BASE (95 M parameters with the optimizer's state) blocks, and takes in all."""
+    config = ModelConfig()
+    objective = ContrastiveObjective(config, ContrastiveConfig(), 1, 10)
+    optimizer = build_optimizer(objective.module, TrainingConfig())
+    for parameter in objective.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = TrainingState(objective, optimizer, Progress(1))
+    store = CheckpointStore(out, 2)
+    saver = Saver(store)
+    start = time.monotonic()
+    snapshot = state.take_snapshot()
+    saver.save(snapshot, is_best=True)
+    blocking = time.monotonic() - start
+    saver.wait()
+    valid = time.monotonic() - start
+    assert store.find_valid() is not None
+    return {"gib": snapshot.num_bytes / 2**30, "blocking_s": blocking, "valid_s": valid}
+
+
 def measure_process(pid: int) -> tuple[float, int, int] | None:
     """Measure MiB resident, open files and threads of a process; None where it has ended."""
     try:
@@ -280,8 +313,3 @@ def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.01)
-
-
-def find_last_problem(run: Run) -> str:
-    """Say what is wrong with the checkpoint that `last` points at."""
-    return find_problem((run.out / "checkpoints" / "last").resolve())
