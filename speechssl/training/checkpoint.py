@@ -19,6 +19,7 @@ from speechssl.interop.damage import first_line
 from speechssl.training.crash_point import crash_point
 from speechssl.training.durable import flush, flush_files
 from speechssl.training.header import Header, read_header, write_header
+from speechssl.training.metrics import NAME as LOG
 from speechssl.training.provenance import Provenance, check_provenance
 from speechssl.training.rotation import list_damaged, list_published, rotate, set_aside
 from speechssl.training.state import Snapshot, TrainingState
@@ -154,6 +155,10 @@ class CheckpointStore:
         write_header(scratch / STATE, snapshot.progress, self.provenance)
         crash_point("header")
         flush_files(scratch)
+        log = self.folder.parent / LOG
+        if log.exists():
+            # What was logged up to here must reach the disk before the checkpoint does.
+            flush(log)
         crash_point("flushed")
         write_checksums(scratch)
         crash_point("checksums")
