@@ -29,7 +29,11 @@ def flush_files(folder: Path) -> None:
 
 
 def write_in_one_step(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old content or the new one, whenever the process dies."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a text file so that a reader finds the old content or the new one, whenever the process dies.
+
+    What a death leaves is overwritten the next time: the caller holds the folder, so there is no second writer.
+    """
+    scratch = path.with_name(f".{path.name}.part")
     scratch.write_text(text, encoding="utf-8")
+    flush(scratch)
     scratch.replace(path)
