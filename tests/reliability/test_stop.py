@@ -36,3 +36,12 @@ def test_the_time_limit_saves_and_ends_with_75(server: ForkServer, manifests: Pa
     first = run.read_update()
     assert run.finish() == 75
     assert run.find_resumed() == first
+
+
+def test_a_stop_inside_a_validation_does_not_wait_for_its_end(
+    server: ForkServer, manifests: Path, tmp_path: Path
+) -> None:
+    """The first look is before the first batch of the first validation."""
+    run = Run(server, manifests, tmp_path / "stopped", {"data.num_workers": 0})
+    assert run.finish(look=1) == 75
+    assert "valid 0/" not in run.log.read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 import torch
@@ -58,11 +58,13 @@ def test_what_is_written_is_the_moment_of_the_call(store: SlowStore) -> None:
 
 
 def test_one_at_a_time_and_in_order(store: SlowStore) -> None:
-    store.gate.set()
+    opener = Timer(0.2, store.gate.set)
+    opener.start()
     with Saver(store) as saver:
         for update in range(1, 6):
             saver.save(make_snapshot(update), is_best=False)
     assert [snapshot.progress.update for snapshot, _ in store.saved] == [1, 2, 3, 4, 5]
+    opener.join()
 
 
 def test_a_failure_surfaces_once_at_the_next_look(store: SlowStore) -> None:
