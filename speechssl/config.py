@@ -101,7 +101,7 @@ class TrainingConfig:
     freeze_share: float = knob(0.0, "share of the updates in which only the head learns (fine-tuning)", "", "F: freeze_finetune_updates")
     checkpoint_every: int = knob(1000, "updates between checkpoints", "updates")
     validate_every: int = knob(1000, "updates between validations", "updates")
-    keep_checkpoints: int = knob(2, "checkpoints kept beside the best one")
+    keep_checkpoints: int = knob(2, "checkpoints kept beside the best one, at least 2: one may be damaged")
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
     on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
     log_every: int = knob(10, "updates between progress lines; metrics.jsonl has every update", "updates")
@@ -115,7 +115,7 @@ class TrainingConfig:
         check(self.forward_s >= self.sub_batch_s, "training.forward_s", f"at least training.sub_batch_s ({self.sub_batch_s:g} s)", self.forward_s)
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
-        check(self.keep_checkpoints >= 1, "training.keep_checkpoints", "at least 1", self.keep_checkpoints)
+        check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
         check(self.lr > 0, "training.lr", "positive", self.lr)
 
     @property

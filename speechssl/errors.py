@@ -23,8 +23,10 @@ class CollapseError(SpeechSSLError):
     """Pretraining has collapsed; the message explains the signs and the remedies."""
 
 
-class StoppedOnRequest(Exception):
+class StoppedOnRequest(BaseException):
     """The run saved its state and stopped because it was asked to; the command exits with `exit_code`.
+
+    Like KeyboardInterrupt no `Exception`: a signal may come while another library would catch it as one of its own.
 
     Args:
         message: one sentence for the user.

@@ -12,7 +12,7 @@ from typing import Any
 
 from speechssl.cli.help import format_help, format_verb_help
 from speechssl.cli.output import format_line
-from speechssl.cli.run import build_config, run_request
+from speechssl.cli.run import TRAINING_VERBS, build_config, run_request
 from speechssl.cli.verbs import find_verb
 from speechssl.cli.words import Request, is_assignment, read_words
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
@@ -22,6 +22,7 @@ USER_MISTAKE = 2
 
 INTERRUPTED = 130
 TERMINATED = 143
+ASKED_TO_STOP = 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,8 @@ def _dispatch(words: list[str]) -> int:
         _print(format_verb_help(name))
         return 0
     _check_single_process()
+    if "--cfg" not in options:
+        _handle_termination(name)
     requests = read_words(name, rest)
     if len(requests) > 1 and "-m" not in options:
         sweep = next(word for word in rest if is_assignment(word) and "," in word)
@@ -71,7 +74,6 @@ def _dispatch(words: list[str]) -> int:
     if "--cfg" in options:
         _print_configs(requests)
         return 0
-    _handle_termination()
     _print(format_line(_run(requests, is_sweep="-m" in options)))
     return 0
 
@@ -145,14 +147,20 @@ def _set_up_logging() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _handle_termination() -> None:
-    """Turn SIGTERM into `StoppedOnRequest`, so that temporary files are cleaned up; children keep the default."""
+def _handle_termination(verb: str) -> None:
+    """Turn SIGTERM into `StoppedOnRequest`, so that temporary files are cleaned up; children keep the default.
+
+    So does SIGUSR1 for a verb that trains, until the trainer takes the signals over: nothing is to be saved yet.
+    """
     owner = os.getpid()
+    numbers = [signal.SIGTERM, *([signal.SIGUSR1] if verb in TRAINING_VERBS else [])]
 
     def stop(signum: int, _frame: FrameType | None) -> None:
         if os.getpid() != owner:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        raise StoppedOnRequest("stopped by SIGTERM", TERMINATED)
+        name = signal.Signals(signum).name
+        raise StoppedOnRequest(f"stopped by {name}", TERMINATED if signum == signal.SIGTERM else ASKED_TO_STOP)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in numbers:
+        signal.signal(number, stop)

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from speechssl.cli.output import check_writable
 from speechssl.cli.words import Request
+from speechssl.errors import ConfigError
+from speechssl.training.lock import hold_folder
+
+TRAINING_VERBS = ("pretrain", "finetune")
+"""Verbs whose folder belongs to one run, which goes on where it was stopped."""
 
 
 def run_request(request: Request) -> dict[str, Any]:
     """Compose the configuration of one request, run its verb, and return the dict of its JSON line."""
     config = build_config(request)
-    module = import_module(f"speechssl.cli.{request.verb}")
-    result: dict[str, Any] = module.run(config)
+    # Held before torch is imported, which takes seconds: a second run in the folder is refused at once.
+    with hold_out(config.out) if request.verb in TRAINING_VERBS else nullcontext():
+        module = import_module(f"speechssl.cli.{request.verb}")
+        result: dict[str, Any] = module.run(config)
     return result
+
+
+@contextmanager
+def hold_out(out: str) -> Iterator[None]:
+    """Make the folder of a run and hold it while inside.
+
+    Raises:
+        ConfigError: it is a file, cannot be written, or another run is using it.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`out` must be a folder, but {folder} is a file")
+    check_writable(folder)
+    with hold_folder(folder):
+        yield
 
 
 def build_config(request: Request) -> Any:
     """Compose a request's configuration; with `init`, around the network that the checkpoint stores."""
     from speechssl.cli.compose import compose_request, compose_tree
 
-    if request.verb in ("pretrain", "finetune"):
+    if request.verb in TRAINING_VERBS:
         init = compose_tree(request).get("init")
         if init:
             return compose_request(request, _read_stored_model(str(init)))

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from speechssl.cli.output import check_writable, write_result
+from speechssl.cli.output import write_result
 from speechssl.config import FinetuneConfig, PretrainConfig
 from speechssl.data.loader import Batch
-from speechssl.errors import ConfigError
 from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import resolve_device, resolve_precision
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
-from speechssl.training.run_folder import CONFIG, open_run
+from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter, find_last_metrics
+from speechssl.training.provenance import Provenance
+from speechssl.training.run_folder import CONFIG, find_version, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
 from speechssl.training.trainer import Setup, Trainer
@@ -34,14 +34,11 @@ def open_folder(config: TrainingVerbConfig) -> tuple[Path, dict[str, Any] | None
     """Open `out`, or return the result of the finished run that it holds.
 
     Raises:
-        ConfigError: `out` cannot be written, or holds something else or a run with other values.
+        ConfigError: `out` holds a run with other values.
     """
     folder = Path(config.out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`out` must be a folder, but {folder} is a file")
     if config.overwrite and (folder / CONFIG).exists():
         remove_run(folder)
-    check_writable(folder)
     return folder, open_run(folder, config)
 
 
@@ -77,6 +74,14 @@ def set_up_blocks(module: nn.Module, activation_checkpointing: bool, compile: bo
                 part.compile_blocks()
 
 
+def find_provenance(precision: str, source: ManifestSource, valid: ManifestSource | None) -> Provenance:
+    """Gather what the updates of a run are a function of, beside its configuration."""
+    data = {"data.train": source.manifest.digest}
+    if valid is not None:
+        data["data.valid"] = valid.manifest.digest
+    return Provenance(precision, data, {name: find_version(name) for name in ("speechssl", "torch")})
+
+
 def train(
     config: TrainingVerbConfig,
     folder: Path,
@@ -97,13 +102,16 @@ def train(
         precision=device[1],
         seed=config.seed,
         validate=validate,
-        store=CheckpointStore(folder, config.training.keep_checkpoints),
-        open_writers=lambda update: (JsonLinesWriter(folder, update), TensorBoardWriter(folder, update)),
+        store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(device[1], source, valid)),
+        open_writers=lambda progress: (
+            JsonLinesWriter(folder, progress.update, progress.validated_update),
+            TensorBoardWriter(folder, progress.update),
+        ),
         stop=stop,
     )
     trainer = Trainer(setup)
     with stop.listen():
-        last = trainer.run()
+        trainer.run()
     progress = trainer.progress
     result: dict[str, Any] = {
         "out": str(folder),
@@ -111,8 +119,9 @@ def train(
         "hours_seen": progress.audio_s / 3600,
         "best_update": progress.best_update or progress.update,
         "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
-        "train": last.get("train"),
-        "valid": last.get("valid"),
+        "damaged_checkpoints": progress.damaged_checkpoints,
+        "train": find_last_metrics(folder, "train"),
+        "valid": find_last_metrics(folder, "valid"),
     }
     write_result(folder, result)
     build_report([folder], folder / "report.html")

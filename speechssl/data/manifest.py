@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,14 @@ class Manifest:
     def total_s(self) -> float:
         """Length of all utterances, seconds."""
         return float(self.num_samples_16k.sum()) / SAMPLE_RATE
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the ids and lengths, in their order: what the plan of a run is a function of."""
+        ids = pc.cast(self.table.column("id"), pa.binary()).to_pylist()
+        digest = hashlib.sha256(b"\0".join(ids))
+        digest.update(self.num_samples_16k.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def has(self, name: str) -> bool:
         """Say whether a column is there with at least one value."""

@@ -66,14 +66,15 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     """
     try:
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version = stored["version"]
+        version, kind, vocabulary = stored["version"], stored["kind"], stored["vocabulary"]
+        model, update = stored["model"], stored["update"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{folder / CONFIG} is damaged ({error})"
         raise CheckpointError(f"`{key}` must be a checkpoint, but {problem}") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION}, but {folder} is of format {version}")
-    vocabulary = Vocabulary.from_dict(stored["vocabulary"]) if stored["vocabulary"] else None
-    return ModelCard(stored["kind"], build_config(ModelConfig, stored["model"]), vocabulary, stored["update"])
+    labels = Vocabulary.from_dict(vocabulary) if vocabulary else None
+    return ModelCard(kind, build_config(ModelConfig, model), labels, update)
 
 
 def build_config(schema: type[Any], values: dict[str, Any]) -> Any:

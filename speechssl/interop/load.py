@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import CONFIG, find_checkpoint, load_weights, read_card, save_model
+from speechssl.interop.checkpoint import CONFIG, WEIGHTS, find_checkpoint, load_weights, read_card, save_model
+from speechssl.interop.checksums import check_whole
 from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.fairseq import read_fairseq, write_fairseq
 from speechssl.interop.files import is_safetensors, read_json
@@ -65,6 +66,7 @@ def load_model(
     foreign = read_foreign(checkpoint, key)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
+        check_whole(folder, (CONFIG, WEIGHTS), key)
         card = read_card(folder, key)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
         load_weights(model, folder, key)

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
+from speechssl.training.durable import write_in_one_step
+
 NAME = "metrics.jsonl"
 
 
@@ -28,14 +30,15 @@ class JsonLinesWriter:
     Args:
         folder: of the run.
         update: the update that the run goes on from; later records, and a half-written last line, are cut off.
+        validated_update: the last validation that it goes on from; None is that of `update`.
     """
 
-    def __init__(self, folder: Path, update: int) -> None:
+    def __init__(self, folder: Path, update: int, validated_update: int | None = None) -> None:
         path = folder / NAME
-        kept = [line for line in read_lines(path) if json.loads(line)["update"] <= update]
-        scratch = path.with_suffix(".part")
-        scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        scratch.replace(path)
+        last = {"train": update, "valid": update if validated_update is None else validated_update}
+        records = [(json.loads(line), line) for line in read_lines(path)]
+        kept = [line for record, line in records if record["update"] <= last[record["split"]]]
+        write_in_one_step(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -87,6 +90,14 @@ def read_lines(path: Path) -> list[str]:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the records of a run folder."""
     return [json.loads(line) for line in read_lines(folder / NAME)]
+
+
+def find_last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
+    """Find the last metrics of a split in a run folder, wherever the run was stopped and went on."""
+    for record in reversed(read_metrics(folder)):
+        if record["split"] == split:
+            return {name: value for name, value in record.items() if name not in ("update", "split")}
+    return None
 
 
 def _clean(value: Any) -> Any:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from speechssl.config import TrainingConfig
 
+FIELDS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter; nothing of one that has never had a gradient."""
+
 
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """Build the optimizer: one group, so biases, norms, mask embedding and codebook decay too, as in the reference.
@@ -53,9 +56,11 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
     """Give the optimizer back what `export_state` made of it.
 
     Raises:
-        ValueError: something in it belongs to no parameter, or has another shape than its own.
+        ValueError: something in it belongs to no parameter, has another shape than its own, or lacks its fellows; the
+            optimizer is as it was.
     """
     parameters = dict(module.named_parameters())
+    loaded: dict[Tensor, dict[str, Tensor]] = {}
     for key, value in state.items():
         field, _, name = key.partition("/")
         if name not in parameters:
@@ -64,4 +69,10 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
         if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
         device = torch.device("cpu") if field == "step" and not parameter.is_cuda else parameter.device
-        optimizer.state[parameter][field] = value.to(device)
+        loaded.setdefault(parameter, {})[field] = value.to(device)
+    for name, parameter in parameters.items():
+        held = loaded.get(parameter, {})
+        if held and held.keys() != set(FIELDS):
+            raise ValueError(f"the optimizer's state of {name} must have {', '.join(FIELDS)}, but has {sorted(held)}")
+    optimizer.state.clear()
+    optimizer.state.update(loaded)

@@ -15,11 +15,13 @@ import torch
 import yaml
 
 from speechssl.errors import ConfigError
+from speechssl.training.durable import write_in_one_step
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
 FREE_KEYS = frozenset(
     {
+        "out",
         "overwrite",
         "device",
         "data.num_workers",
@@ -28,7 +30,7 @@ FREE_KEYS = frozenset(
         "training.log_every",
     }
 )
-"""Keys that may change when a run goes on: none of them changes an update that was made."""
+"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""
 
 PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "safetensors", "hydra-core", "jiwer")
 
@@ -56,9 +58,8 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
             return result
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    text = json.dumps(describe_environment(), indent=2)
-    (folder / ENVIRONMENT).write_text(text + "\n", encoding="utf-8")
+    write_in_one_step(folder / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_in_one_step(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,17 @@ class Progress:
         audio_s: seconds of audio seen.
         best_value: lowest validation metric so far; None before the first.
         best_update: the update it was reached at.
+        validated_update: the update of the last complete validation; -1 before the first. A run that was stopped
+            inside a validation makes it first when it goes on.
+        damaged_checkpoints: how many were found damaged when the run went on, and passed over.
     """
 
     update: int = 0
     audio_s: float = 0.0
     best_value: float | None = None
     best_update: int = 0
+    validated_update: int = -1
+    damaged_checkpoints: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,20 @@ class Snapshot:
     tensors: dict[str, Tensor]
     description: dict[str, Any]
     progress: Progress
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(value.nbytes for held in (self.weights, self.tensors) for value in held.values())
+
+    def copy(self) -> Snapshot:
+        """Copy everything to CPU memory of its own, which later updates do not touch."""
+        return replace(
+            self,
+            weights={name: value.detach().to("cpu", copy=True) for name, value in self.weights.items()},
+            tensors={name: value.detach().to("cpu", copy=True) for name, value in self.tensors.items()},
+            progress=replace(self.progress),
+        )
 
 
 @dataclass

@@ -22,6 +22,11 @@ class StopFlag:
         self.deadline = time.monotonic() + 3600 * max_hours if max_hours > 0 else None
         self.signal: int | None = None
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether to stop: read often, between the forwards of an update and inside a validation."""
+        return self.signal is not None or (self.deadline is not None and time.monotonic() >= self.deadline)
+
     def check(self) -> tuple[str, int] | None:
         """Return why to stop and the exit code, or None."""
         if self.signal is not None:

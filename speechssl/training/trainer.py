@@ -19,6 +19,7 @@ from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
+from speechssl.training.saver import Saver
 from speechssl.training.schedules import compute_lr
 from speechssl.training.state import Progress, TrainingState
 from speechssl.training.stop import StopFlag
@@ -41,7 +42,7 @@ class Setup:
         seed: of dropout.
         validate: the batches of one validation; None for none.
         store: where checkpoints go; None keeps none (a probe).
-        open_writers: opens the writers of metrics for a run that goes on from an update.
+        open_writers: opens the writers of metrics for a run that goes on from where it stands.
         stop: says when to stop.
         is_quiet: no lines of progress.
     """
@@ -54,7 +55,7 @@ class Setup:
     seed: int
     validate: Callable[[], Iterator[Batch]] | None = None
     store: CheckpointStore | None = None
-    open_writers: Callable[[int], Sequence[MetricsWriter]] = lambda update: ()
+    open_writers: Callable[[Progress], Sequence[MetricsWriter]] = lambda progress: ()
     stop: StopFlag = field(default_factory=StopFlag)
     is_quiet: bool = False
 
@@ -71,43 +72,42 @@ class Trainer:
         self.objective.module.to(setup.device)
         self.optimizer = build_optimizer(self.objective.module, self.config)
         self.state = TrainingState(setup.objective, self.optimizer)
+        self.saver = Saver(setup.store)
+        self.saved_update = 0
         self.writers: Sequence[MetricsWriter] = ()
-        self.last: dict[str, Metrics] = {}
 
     @property
     def progress(self) -> Progress:
         """How far the run has come."""
         return self.state.progress
 
-    def run(self) -> dict[str, Metrics]:
+    def run(self) -> None:
         """Train to the end.
-
-        Returns:
-            The last metrics of each split.
 
         Raises:
             StoppedOnRequest: a signal or the time limit; the state is saved.
             CollapseError: pretraining collapsed and `training.on_collapse=stop`.
-            SpeechSSLError: the loss is no longer finite.
+            SpeechSSLError: the loss is no longer finite, or a checkpoint could not be saved.
         """
         self._resume()
-        self.writers = self.setup.open_writers(self.progress.update)
+        self.writers = self.setup.open_writers(self.progress)
         try:
-            if self.progress.update == 0 and self.setup.validate is not None:
-                self._validate()
-            self._run_updates()
+            with self.saver:
+                self._finish_update(is_new=False)
+                self._run_updates()
         finally:
             for writer in self.writers:
                 writer.close()
         if self.setup.store is not None:
             self.setup.store.finish()
-        return self.last
 
     def _resume(self) -> None:
-        folder = self.setup.store.find_last() if self.setup.store else None
-        if folder is None or self.setup.store is None:
+        store = self.setup.store
+        folder = store.find_valid() if store is not None else None
+        if store is None or folder is None:
             return
-        self.setup.store.load(folder, self.state)
+        self.setup.precision = store.load(folder, self.state).precision or self.setup.precision
+        self.saved_update = self.progress.update
         _logger.info("resumed from %s", folder.name)
 
     def _run_updates(self) -> None:
@@ -116,22 +116,36 @@ class Trainer:
             return
         start = time.monotonic()
         for batches in self.setup.source(first, last):
+            self.saver.check()
             self.progress.update += 1
             metrics = self._make_update(batches)
+            if metrics is None:
+                self.progress.update -= 1
+                self._stop()
+                return
             seconds = time.monotonic() - start
             self._log_update(metrics, sum(batch.audio_s for batch in batches), seconds)
             self._finish_update()
             start = time.monotonic()
 
-    def _make_update(self, batches: Sequence[Batch]) -> Metrics:
-        """Make one update from its forwards; the gradient of the sum is divided once, by the count of all."""
+    def _make_update(self, batches: Sequence[Batch]) -> Metrics | None:
+        """Make one update from its forwards; the gradient of the sum is divided once, by the count of all.
+
+        Returns:
+            Its metrics; None where the run was asked to stop before its last forward, and nothing has changed.
+        """
         update, module = self.progress.update, self.objective.module
         module.train()
         lr = compute_lr(self.config, update)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        terms = add_terms([self._run_forward(batch) for batch in batches])
+        parts = []
+        for batch in batches:
+            if self.setup.stop.is_requested:
+                return None
+            parts.append(self._run_forward(batch))
+        terms = add_terms(parts)
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
         self._check_finite(metrics)
@@ -172,28 +186,68 @@ class Trainer:
         if due and not self.setup.is_quiet:
             _logger.info(format_progress(self.progress.update, self.config.max_updates, "train", metrics | extra))
 
-    def _finish_update(self) -> None:
-        """Validate, save and stop where this update asks for it."""
+    def _finish_update(self, is_new: bool = True) -> None:
+        """Validate, save and stop where this update asks for it.
+
+        Args:
+            is_new: False where a run begins or goes on, with a validation that may still be due.
+        """
         update, config = self.progress.update, self.config
+        is_validated, is_best = self._validate_if_due()
         is_last = update == config.max_updates
-        is_best = False
-        if self.setup.validate is not None and (is_last or update % config.validate_every == 0):
-            is_best = self._note_best(self._validate())
-        reason = self.setup.stop.check()
-        due = is_best or is_last or update % config.checkpoint_every == 0 or reason is not None
-        if self.setup.store is not None and due:
-            self.setup.store.save(self.state.take_snapshot(), is_best)
-        if reason is not None and not is_last:
-            message, code = reason
-            raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)
+        due = is_best or is_last or update % config.checkpoint_every == 0
+        if due and update > 0 and (is_new or is_validated):
+            self._save(is_best)
+        stop = self.setup.stop
+        reason = stop.check() if is_new or stop.is_requested else None
+        if reason is not None and (not is_last or self._is_validation_due()):
+            self._stop(reason)
+
+    def _save(self, is_best: bool) -> None:
+        if self.setup.store is not None:
+            self.saver.save(self.state.take_snapshot(), is_best)
+            self.saved_update = self.progress.update
+
+    def _stop(self, reason: tuple[str, int] | None = None) -> None:
+        """Save what is not saved yet, wait until it is on disk, and stop."""
+        reason = reason or self.setup.stop.check()
+        assert reason is not None, "nobody asked to stop"
+        update, (message, code) = self.progress.update, reason
+        if update == 0:
+            raise StoppedOnRequest(f"{message} before the first update; the same command begins again", code)
+        if update != self.saved_update:
+            self._save(is_best=False)
+        self.saver.wait()
+        raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)
+
+    def _is_validation_due(self) -> bool:
+        """Say whether this update asks for a validation that it has not had: also after a stop inside one."""
+        update, config = self.progress.update, self.config
+        if self.setup.validate is None or self.progress.validated_update == update:
+            return False
+        return update == config.max_updates or update % config.validate_every == 0
+
+    def _validate_if_due(self) -> tuple[bool, bool]:
+        """Validate where it is due, and say whether that was done, and whether it is the best one so far."""
+        metrics = self._validate() if self._is_validation_due() else None
+        if metrics is None:
+            return False, False
+        self.progress.validated_update = self.progress.update
+        return True, self.progress.update > 0 and self._note_best(metrics)
 
     @torch.no_grad()
-    def _validate(self) -> Metrics:
-        """Run the objective over the validation batches in evaluation mode and log what it finds."""
+    def _validate(self) -> Metrics | None:
+        """Run the objective over the validation batches in evaluation mode and log what it finds.
+
+        Returns:
+            The metrics; None where the run was asked to stop meanwhile.
+        """
         assert self.setup.validate is not None, "no validation set"
         module = self.objective.module.eval()
         parts = []
         for batch in self.setup.validate():
+            if self.setup.stop.is_requested:
+                return None
             with autocast(self.setup.device, self.setup.precision):
                 parts.append(self.objective.compute(batch.to(self.setup.device), self.progress.update).detach())
         module.train()
@@ -213,7 +267,6 @@ class Trainer:
         return True
 
     def _write(self, split: str, metrics: Metrics) -> None:
-        self.last[split] = metrics
         record: dict[str, Any] = {"update": self.progress.update, "split": split, **metrics}
         for writer in self.writers:
             writer.write(record)

@@ -135,16 +135,28 @@ def test_exit_codes(error: BaseException, exit_code: int, monkeypatch: pytest.Mo
     assert command.main(["doctor"]) == exit_code
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_end_with_their_exit_code(number: int, exit_code: int) -> None:
+@pytest.mark.parametrize(
+    ("verb", "number", "exit_code"),
+    [
+        ("doctor", signal.SIGTERM, 143),
+        ("doctor", signal.SIGINT, 130),
+        ("pretrain", signal.SIGTERM, 143),
+        ("pretrain", signal.SIGINT, 130),
+        ("pretrain", signal.SIGUSR1, 75),
+    ],
+)
+def test_signals_end_with_their_exit_code(verb: str, number: int, exit_code: int) -> None:
+    """Also where a run is still being set up and nothing is to be saved."""
     code = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from speechssl.cli import main as command
 command.run_request = lambda request: (print("ready", flush=True), time.sleep(20))
-sys.exit(command.main(["doctor"]))
+sys.exit(command.main(sys.argv[1:]))
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)

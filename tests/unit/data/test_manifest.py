@@ -183,3 +183,16 @@ def test_a_million_rows_open_in_seconds(tmp_path: Path) -> None:
     assert manifest.num_samples_16k[999_999] == 1_015_999
     assert manifest[999_999].text == "HELLO WORLD 999999"
     assert time.process_time() - start < 5  # of all threads, whatever else the machine does
+
+
+def test_the_digest_is_of_ids_and_lengths_in_their_order(tmp_path: Path) -> None:
+    def digest(*rows: tuple[str, int, str]) -> str:
+        made = [Utterance(name, tmp_path / path, 16_000, samples) for name, samples, path in rows]
+        return build_manifest(made, tmp_path).digest
+
+    first = digest(("a", 16_000, "a.flac"), ("b", 8_000, "b.flac"))
+    assert digest(("a", 16_000, "moved/a.flac"), ("b", 8_000, "b.flac")) == first
+    assert digest(("b", 8_000, "b.flac"), ("a", 16_000, "a.flac")) != first
+    assert digest(("a", 16_000, "a.flac"), ("b", 8_001, "b.flac")) != first
+    assert digest(("a", 16_000, "a.flac"), ("c", 8_000, "b.flac")) != first
+    assert digest(("a", 16_000, "a.flac")) != first

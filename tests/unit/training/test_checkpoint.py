@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.checkpoint import build_untrained, find_checkpoint, read_card
+from speechssl.interop.checksums import CHECKSUMS, write_checksums
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.checkpoint import STATE, TENSORS, CheckpointStore
+from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
+from speechssl.training.provenance import Provenance
 from speechssl.training.state import Progress, Snapshot, TrainingState
+from speechssl.training.validity import STATE, TENSORS, find_problem
 
 
 @pytest.fixture
@@ -63,6 +71,7 @@ def test_best_survives_rotation_and_scratch_is_cleared(
 ) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     (tmp_path / "checkpoints" / ".update-0000009.77.part").mkdir(parents=True)
+    assert store.find_valid() is None
     for update in range(1, 7):
         store.save(take(objective, optimizer, Progress(update)), is_best=update == 2)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -79,6 +88,169 @@ def test_without_validation_best_is_last(
         store.save(take(objective, optimizer, Progress(update)), is_best=False)
     store.finish()
     assert find_checkpoint(str(tmp_path)).resolve().name == "update-0000003"
+
+
+def test_without_validation_best_is_last_after_more_updates_too(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    last = store.save(take(objective, optimizer, Progress(3)), is_best=False)
+    store.finish()
+    store.load(last, TrainingState(objective, optimizer))
+    store.save(take(objective, optimizer, Progress(5)), is_best=False)
+    store.finish()
+    assert find_checkpoint(str(tmp_path)).resolve().name == "update-0000005"
+
+
+def save_some(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, store: CheckpointStore, best: int = 1
+) -> list[Path]:
+    """Save updates 1, 2 and 3, each with its own number in a weight; `best` is the best so far from then on."""
+    folders = []
+    for update in (1, 2, 3):
+        objective.speech_model.backbone.mask_embedding.data.fill_(float(update))
+        progress = Progress(update, best_value=1.0, best_update=min(update, best))
+        folders.append(store.save(take(objective, optimizer, progress), is_best=update <= best))
+    return folders
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_is_named_counted_and_passed_over(
+    objective: ContrastiveObjective,
+    optimizer: torch.optim.AdamW,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folders = save_some(objective, optimizer, CheckpointStore(tmp_path, keep=3), best=3)
+    cut(folders[2] / "model.safetensors")
+    store, state = CheckpointStore(tmp_path, keep=3), TrainingState(objective, optimizer)
+    found = store.find_valid()
+    assert found == folders[1]
+    assert [(r.levelname, "update-0000003 is damaged" in r.message) for r in caplog.records] == [("ERROR", True)]
+    store.load(found, state)
+    assert state.progress.update == 2
+    assert state.progress.damaged_checkpoints == 1
+    assert float(objective.speech_model.backbone.mask_embedding[0].detach()) == 2.0
+    names = {path.name: path.resolve().name for path in (tmp_path / "checkpoints").iterdir() if path.is_symlink()}
+    assert names == {"best": "update-0000002", "last": "update-0000002"}
+    # The damaged one stays for a look until the next one is whole.
+    assert (tmp_path / "checkpoints" / "damaged-update-0000003").is_dir()
+    state.progress.update = 3
+    store.save(state.take_snapshot(), is_best=False)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*update*")) == [
+        "update-0000001",
+        "update-0000002",
+        "update-0000003",
+    ]
+    assert not find_problem(folders[2])
+
+
+def test_without_a_whole_checkpoint_the_run_does_not_begin_again_by_itself(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    for folder in save_some(objective, optimizer, CheckpointStore(tmp_path, keep=3)):
+        (folder / CHECKSUMS).unlink()
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"none in .* is: .*lost its checksums \(overwrite=true starts over\)"
+        ):
+            CheckpointStore(tmp_path, keep=3).find_valid()
+    assert len(list((tmp_path / "checkpoints").glob("update-*"))) == 3
+
+
+def make_version_1(folder: Path) -> None:
+    """Make a checkpoint what earlier versions wrote."""
+    old = ("update", "audio_s", "best_value", "best_update")
+    edit_header(folder, lambda stored: stored.update({name: stored["progress"][name] for name in old}))
+    edit_header(folder, lambda stored: [stored.pop(name) for name in ("version", "progress", "provenance")])
+    (folder / CHECKSUMS).unlink()
+
+
+def test_a_checkpoint_of_version_1_loads_and_says_that_it_is_not_verified(
+    objective: ContrastiveObjective,
+    optimizer: torch.optim.AdamW,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, state = CheckpointStore(tmp_path, keep=3), TrainingState(objective, optimizer)
+    folders = save_some(objective, optimizer, store)
+    for folder in folders:
+        make_version_1(folder)
+    assert store.find_valid() == folders[2]
+    store.load(folders[2], state)
+    assert state.progress == Progress(3, best_value=1.0, best_update=1, validated_update=3)
+    assert [record.message for record in caplog.records if "cannot be verified" in record.message]
+    cut(folders[2] / TENSORS)
+    assert store.find_valid() == folders[1]
+
+
+def test_a_later_version_is_refused(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    folder = save_some(objective, optimizer, store)[-1]
+    edit_header(folder, lambda stored: stored.update(version=99))
+    write_checksums(folder)
+    with pytest.raises(CheckpointError, match="version 2 or earlier, but .*update-0000003 is of version 99"):
+        store.find_valid()
+
+
+@pytest.mark.parametrize("part", ["weights", "optimizer/exp_avg/", "optimizer/exp_avg_sq/"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_never_published(
+    part: str, value: float, objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    folders = save_some(objective, optimizer, store)
+    snapshot = take(objective, optimizer, Progress(4))
+    held = snapshot.weights if part == "weights" else snapshot.tensors
+    name = next(name for name in held if name.startswith("" if part == "weights" else part))
+    held[name] = held[name].clone()
+    held[name].view(-1)[0] = value
+    with pytest.raises(CheckpointError, match="must hold finite values only, but .* does not after update 4"):
+        store.save(snapshot, is_best=True)
+    assert store.find_valid() == folders[-1]
+    assert not (tmp_path / "checkpoints" / "update-0000004").exists()
+
+
+def test_without_room_nothing_is_written(
+    objective: ContrastiveObjective,
+    optimizer: torch.optim.AdamW,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    folders = save_some(objective, optimizer, store)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"but .*/checkpoints has 1 MiB free and \d+ MiB are needed"):
+        store.save(take(objective, optimizer, Progress(4)), is_best=True)
+    assert store.find_valid() == folders[-1]
+
+
+def test_other_utterances_are_refused_and_the_first_precision_stays(
+    objective: ContrastiveObjective,
+    optimizer: torch.optim.AdamW,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    state = TrainingState(objective, optimizer)
+    began = Provenance("bf16", {"data.train": "a", "data.valid": "b"}, {"torch": "2.11"})
+    folder = save_some(objective, optimizer, CheckpointStore(tmp_path, 2, began))[-1]
+    now = replace(began, precision="float32", versions={"torch": "2.13"})
+    store = CheckpointStore(tmp_path, 2, now)
+    caplog.set_level(logging.WARNING, "speechssl")
+    assert store.load(folder, state).precision == "bf16"
+    assert ["stays with it" in r.message or "torch 2.11" in r.message for r in caplog.records] == [True, True]
+    state.progress.update = 4
+    stored = json.loads((store.save(state.take_snapshot(), is_best=False) / STATE).read_text())
+    assert stored["provenance"] == asdict(replace(now, precision="bf16"))
+    other = CheckpointStore(tmp_path, 2, replace(now, data={"data.train": "other", "data.valid": "b"}))
+    with pytest.raises(DataError, match="`data.train` must hold the utterances that the run in"):
+        other.load(folder, state)
 
 
 def test_damage_is_one_sentence(objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path) -> None:
@@ -103,6 +275,18 @@ def shrink_tensor(folder: Path) -> None:
     save_file({**stored, name: torch.zeros(1)}, folder / TENSORS)
 
 
+def halve_state(folder: Path) -> None:
+    stored = load_file(folder / TENSORS)
+    del stored[next(name for name in stored if name.startswith("optimizer/exp_avg_sq/"))]
+    save_file(stored, folder / TENSORS)
+
+
+def edit_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads((folder / STATE).read_text())
+    change(stored)
+    (folder / STATE).write_text(json.dumps(stored))
+
+
 def forget_the_watch(folder: Path) -> None:
     stored = load_file(folder / TENSORS)
     save_file({name: value for name, value in stored.items() if not name.startswith("objective/")}, folder / TENSORS)
@@ -123,11 +307,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "torch's pickle as the optimizer's file": lambda f: torch.save({"optimizer": Payload(f / "executed")}, f / TENSORS),
     "a pickle as the counters": lambda f: (f / STATE).write_bytes(pickle.dumps(Payload(f / "executed"))),
     "counters that nest without end": lambda f: (f / STATE).write_text("[" * 100_000),
-    "a counter too many": lambda f: (f / STATE).write_text('{"update": 1, "_target_": "os.abort"}'),
+    "a counter too many": lambda f: edit_header(f, lambda stored: stored["progress"].update(_target_="os.abort")),
+    "a counter too few": lambda f: edit_header(f, lambda stored: stored["progress"].pop("audio_s")),
     "a list as the counters": lambda f: (f / STATE).write_text("[1, 2, 3, 4, 5]"),
     "a state of no parameter": rename_tensor,
     "a state of another shape": shrink_tensor,
     "no state of the watch": forget_the_watch,
+    "a state in part": halve_state,
 }
 
 
@@ -135,9 +321,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_or_hostile_state_is_one_sentence_and_runs_nothing(
     damage: str, objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
 ) -> None:
+    """Whoever can write a checkpoint can write its checksums: past them the content is still only data."""
     store = CheckpointStore(tmp_path, keep=1)
     folder = store.save(take(objective, optimizer, Progress(1)), is_best=True)
     DAMAGES[damage](folder)
+    with pytest.raises(CheckpointError, match="none in .* is: .* \\(overwrite=true starts over\\)"):
+        store.find_valid()
+    write_checksums(folder)
     with pytest.raises(CheckpointError, match="`out` must hold a whole checkpoint, but .* does not load") as caught:
         store.load(folder, TrainingState(objective, optimizer))
     assert "\n" not in str(caught.value)

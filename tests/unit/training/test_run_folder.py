@@ -19,6 +19,9 @@ def make_config(**changes: object) -> PretrainConfig:
 def test_another_value_is_refused(tmp_path: Path) -> None:
     assert open_run(tmp_path, make_config()) is None
     assert open_run(tmp_path, make_config(device="cpu")) is None
+    moved = make_config()
+    moved.out = "elsewhere"
+    assert open_run(tmp_path, moved) is None
     with pytest.raises(ConfigError, match="`seed` must stay 1 for the run"):
         open_run(tmp_path, make_config(seed=2))
 

@@ -1,0 +1,77 @@
+"""One run folder, one run: a second one is refused at once, and a dead one holds nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from speechssl.errors import ConfigError
+
+LOCK = ".lock"
+
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What filesystems answer that have no locks (some network ones)."""
+
+_logger = logging.getLogger("speechssl")
+_held: set[int] = set()
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a run folder while inside. The system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: exists, and can be written.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    _held.add(handle)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"`out` must be a folder that no other run is using, but {folder} is in use by {_read_holder(handle)}"
+        ) from error
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _logger.warning("%s cannot be locked here (%s): start no second run in it", folder, error.strerror)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
+
+
+def _read_holder(handle: int) -> str:
+    try:
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, LookupError, TypeError):
+        # It has the lock and has not yet written who it is.
+        return "another process"
+
+
+def _let_go_in_child() -> None:
+    """Close the locks in a forked loader worker: it would hold the folder for seconds after the run was killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

@@ -1,0 +1,76 @@
+"""One folder, one run."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from speechssl.errors import ConfigError
+from speechssl.training.lock import LOCK, hold_folder
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from speechssl.training.lock import hold_folder
+with hold_folder(Path(sys.argv[1])):
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        time.sleep(0.2)
+        print("child", flush=True)
+        time.sleep(20)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(20)
+"""
+
+
+def start_holder(folder: Path, how: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), how], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_second_run_is_refused_with_the_pid_and_host_of_the_first(tmp_path: Path) -> None:
+    with start_holder(tmp_path, "alone") as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        start = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"in use by process {holder.pid} on \S+$"), hold_folder(tmp_path):
+            pass
+        assert time.monotonic() - start < 2
+        holder.kill()
+        holder.wait()
+        with hold_folder(tmp_path):
+            pass
+
+
+def test_a_killed_run_holds_nothing_though_its_workers_live_on(tmp_path: Path) -> None:
+    with start_holder(tmp_path, "fork") as holder:
+        assert holder.stdout is not None
+        assert {holder.stdout.readline(), holder.stdout.readline()} == {"held\n", "child\n"}
+        holder.kill()
+        holder.wait()
+        with hold_folder(tmp_path):
+            pass
+        holder.stdout.close()
+
+
+def test_it_is_let_go_of_at_the_end(tmp_path: Path) -> None:
+    for _ in range(2):
+        with hold_folder(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+            hold_folder(tmp_path).__enter__()
+
+
+def test_without_locks_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hold_folder(tmp_path):
+        assert (tmp_path / LOCK).exists()
+    assert "cannot be locked here (No locks available)" in caplog.text

@@ -1,0 +1,41 @@
+"""Signals and the time limit set a flag; a second Ctrl-C interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from speechssl.training.stop import StopFlag
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_a_signal_is_noted_with_its_code(number: signal.Signals, code: int) -> None:
+    stop = StopFlag()
+    with stop.listen():
+        assert not stop.is_requested and stop.check() is None
+        os.kill(os.getpid(), number)
+        assert stop.is_requested
+    assert stop.check() == (f"stopped by {number.name}", code)
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with StopFlag().listen():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_time_limit() -> None:
+    stop = StopFlag(max_hours=1e-15)
+    assert stop.is_requested
+    assert stop.check() == ("stopped by training.max_hours", 75)
+    assert not StopFlag(max_hours=1.0).is_requested
+
+
+def test_the_handlers_before_come_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopFlag().listen():
+        assert signal.getsignal(signal.SIGUSR1) is not before
+    assert signal.getsignal(signal.SIGUSR1) is before
