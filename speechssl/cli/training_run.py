@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import resolve_device, resolve_precision
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
+from speechssl.training.metrics import SKIPPED, JsonLinesWriter
 from speechssl.training.run_folder import CONFIG, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
+from speechssl.training.trackers import TRACKERS, open_writers
 from speechssl.training.trainer import Setup, Trainer
 
 _logger = logging.getLogger("speechssl")
@@ -51,7 +53,8 @@ def remove_run(folder: Path) -> None:
 
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html"):
+    files = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html")
+    for name in (*files, SKIPPED, TRACKERS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -96,7 +99,8 @@ def train(
         seed=config.seed,
         validate=validate,
         store=CheckpointStore(folder, config.training.keep_checkpoints),
-        open_writers=lambda update: (JsonLinesWriter(folder, update), TensorBoardWriter(folder, update)),
+        open_writers=lambda update: open_writers(folder, update, config.logging, asdict(config)),
+        open_skipped=lambda update: JsonLinesWriter(folder, update, SKIPPED),
         stop=stop,
     )
     trainer = Trainer(setup)

@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import load_weights, write_model_files
+from speechssl.interop.checkpoint import AVERAGED, load_weights, write_model_files
 from speechssl.interop.damage import first_line
 from speechssl.training.state import Progress, Snapshot, TrainingState
 
@@ -47,6 +47,8 @@ class CheckpointStore:
         shutil.rmtree(scratch, ignore_errors=True)
         write_model_files(scratch, snapshot.weights, snapshot.description)
         safetensors.torch.save_file(snapshot.tensors, scratch / TENSORS)
+        if snapshot.averaged:
+            safetensors.torch.save_file(snapshot.averaged, scratch / AVERAGED, metadata={"format": "pt"})
         (scratch / STATE).write_text(json.dumps(asdict(snapshot.progress), indent=2) + "\n", encoding="utf-8")
         _flush(scratch)
         if target.exists():
@@ -68,7 +70,8 @@ class CheckpointStore:
         try:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             progress = Progress(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-            state.restore(tensors, progress)
+            averaged = {} if state.average is None else safetensors.torch.load_file(folder / AVERAGED)
+            state.restore(tensors, progress, averaged)
         except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
             problem = f"{folder} does not load ({first_line(error)})"
             raise CheckpointError(f"`out` must hold a whole checkpoint, but {problem}") from error
