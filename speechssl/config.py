@@ -103,7 +103,7 @@ class TrainingConfig:
     keep_checkpoints: int = knob(2, "checkpoints kept beside the best one")
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
     on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
-    spike_sigmas: float = knob(20.0, "skip an update whose loss or gradient norm is so many robust sigmas above the median of the last 128; 0: none", "", "docs/training.md")
+    spike_sigmas: float = knob(10.0, "skip an update whose loss or gradient norm is so many robust sigmas, in logarithms, above the last 128; 0: none", "", "docs/training.md")
     max_skipped_in_row: int = knob(5, "stop after so many skipped updates in a row", "updates")
     ema_decay: float = knob(0.0, "decay of a moving average of the weights, kept beside them; 0: none")
     validate_ema: bool = knob(False, "validate, and choose the best checkpoint, by the averaged weights")

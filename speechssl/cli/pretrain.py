@@ -30,7 +30,9 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         return result
     device = choose_device(config)
     seed_weights(config.seed)
-    objective = ContrastiveObjective(config.model, config.objective, config.seed, config.training.max_updates)
+    updates = config.training.max_updates
+    warmup = round(config.training.warmup_share * updates)
+    objective = ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
     if config.init:
         _start_from(objective, config.init, config.weights)
     pin = device[0].type == "cuda"

@@ -23,8 +23,11 @@ WINDOW, LEAST = 128, 64
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
-LEAST_SIGMA = 0.1
-"""Sigma is at least this share of the median: a curve that is nearly constant makes no spike of its next digit."""
+LEAST_SIGMA = 0.2
+"""Sigma of the logarithm is at least this: a curve that is nearly constant makes no spike of its next digit."""
+
+TINY = 1e-12
+"""What a value of 0 counts as, which has no logarithm."""
 
 RATE, RATE_FROM = 1e-3, 1_000
 """More than this share of the updates skipped stops a run that has made so many."""
@@ -36,10 +39,12 @@ NAMED = 20
 class NumericalGuard:
     """Says which updates are skipped, counts them, and stops a run that has too many.
 
-    Non-finite values are always skipped. A spike is a loss or a gradient norm above median + `spike_sigmas` · sigma of
-    the last 128 accepted updates, sigma being the median absolute deviation in units of a standard deviation. Medians
-    are taken, and only of what was accepted, so that one bad value never decides about the updates after it (a mean
-    with one NaN would skip all of the next 128: OLMo-core issue 424).
+    Non-finite values are always skipped. A spike is a loss or a gradient norm whose logarithm is above median +
+    `spike_sigmas` · sigma of the last 128 accepted updates, sigma being the median absolute deviation in units of a
+    standard deviation. Logarithms, since gradient norms scatter by factors: in healthy runs the norm itself has been
+    27 of its sigmas above the median, its logarithm 6 at most. Medians, and only of what was accepted, so that one bad
+    value never decides about the updates after it (a mean with one NaN would skip all of the next 128: OLMo-core
+    issue 424).
 
     Args:
         spike_sigmas: as above; 0 takes no value for a spike.
@@ -122,10 +127,11 @@ class NumericalGuard:
 
 
 def compute_limit(usual: Sequence[float], sigmas: float) -> float:
-    """Compute the largest value that is no spike beside usual ones: their median + `sigmas` robust sigmas."""
-    middle = median(usual)
-    spread = MAD_TO_SIGMA * median(abs(value - middle) for value in usual)
-    return middle + sigmas * max(spread, LEAST_SIGMA * abs(middle))
+    """Compute the largest value that is no spike beside usual ones: median + `sigmas` robust sigmas, in logarithms."""
+    logs = [math.log(max(value, TINY)) for value in usual]
+    middle = median(logs)
+    spread = MAD_TO_SIGMA * median(abs(value - middle) for value in logs)
+    return math.exp(middle + sigmas * max(spread, LEAST_SIGMA))
 
 
 def find_suspects(parts: Sequence[LossTerms], batches: Sequence[Batch]) -> list[str]:

@@ -84,6 +84,7 @@ class Trainer:
         self.writers: Sequence[MetricsWriter] = ()
         self.skipped: MetricsWriter | None = None
         self.last: dict[str, Metrics] = {}
+        self.was_warned = False
 
     @property
     def progress(self) -> Progress:
@@ -182,11 +183,16 @@ class Trainer:
         return terms.detach()
 
     def _check_health(self, terms: LossTerms, metrics: Metrics) -> None:
-        problem = self.objective.check_health(terms, metrics, self.progress.update)
-        if problem and self.config.on_collapse == "stop":
-            raise CollapseError(problem)
-        if problem and self.progress.update % self.config.log_every == 0:
-            _logger.warning(problem)
+        health = self.objective.check_health(terms, metrics, self.progress.update)
+        if health is None:
+            return
+        metrics["collapse_warning"] = int(bool(health.warning))
+        if health.problem and self.config.on_collapse == "stop":
+            raise CollapseError(health.problem)
+        is_new = bool(health.warning) and not self.was_warned
+        if is_new or (health.problem and self.progress.update % self.config.log_every == 0):
+            _logger.warning(health.problem or health.warning)
+        self.was_warned = bool(health.warning)
 
     def _log_update(self, metrics: Metrics, audio_s: float, seconds: float) -> None:
         self.progress.audio_s += audio_s

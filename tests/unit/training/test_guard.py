@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from speechssl.errors import NumericalError
-from speechssl.training.guard import LEAST, WINDOW, NumericalGuard, compute_limit, find_suspects, name_utterances
+from speechssl.training.guard import (
+    LEAST,
+    LEAST_SIGMA,
+    WINDOW,
+    NumericalGuard,
+    compute_limit,
+    find_suspects,
+    name_utterances,
+)
 
 
 def healthy(number: int, seed: int = 0) -> list[tuple[float, float]]:
@@ -25,7 +33,7 @@ def healthy(number: int, seed: int = 0) -> list[tuple[float, float]]:
 
 @pytest.fixture
 def guard() -> NumericalGuard:
-    guard = NumericalGuard(spike_sigmas=20.0)
+    guard = NumericalGuard(spike_sigmas=10.0)
     assert not any(guard.judge(update, *pair) for update, pair in enumerate(healthy(200), 1))
     return guard
 
@@ -60,34 +68,34 @@ def test_without_sigmas_nothing_finite_is_a_spike() -> None:
 
 
 def test_a_curve_that_is_nearly_constant_makes_no_spike_of_its_next_digit() -> None:
-    guard = NumericalGuard(spike_sigmas=20.0)
+    guard = NumericalGuard(spike_sigmas=10.0)
     assert not any(guard.judge(k, 5.0, 1.0) for k in range(1, 200))
     assert guard.judge(200, 5.1, 2.0) == ""
     assert guard.judge(201, 5.0, 100.0)
 
 
 def test_what_is_usual_needs_64_updates() -> None:
-    guard = NumericalGuard(spike_sigmas=20.0)
+    guard = NumericalGuard(spike_sigmas=10.0)
     assert not any(guard.judge(k, 5.0, 1.0) for k in range(1, LEAST))
     assert guard.judge(LEAST, 5.0, 100.0) == ""
     assert guard.judge(LEAST + 1, 5.0, 100.0)
 
 
 def test_what_is_usual_starts_again_where_more_is_trained() -> None:
-    guard = NumericalGuard(spike_sigmas=20.0, restart_at=101)
+    guard = NumericalGuard(spike_sigmas=10.0, restart_at=101)
     assert not any(guard.judge(k, 5.0, 1.0) for k in range(1, 101))
     assert guard.judge(101, 5.0, 100.0) == ""
-    other = NumericalGuard(spike_sigmas=20.0)
+    other = NumericalGuard(spike_sigmas=10.0)
     assert not any(other.judge(k, 5.0, 1.0) for k in range(1, 101))
     assert other.judge(101, 5.0, 100.0)
 
 
 def test_the_window_is_of_the_last_128() -> None:
-    guard = NumericalGuard(spike_sigmas=20.0)
+    guard = NumericalGuard(spike_sigmas=10.0)
     assert not any(guard.judge(k, 5.0, 1.0) for k in range(1, 100))
     assert not any(guard.judge(k, 5.0, 2.5) for k in range(100, 100 + WINDOW))
     assert guard.norms == [2.5] * WINDOW
-    assert compute_limit(guard.norms, 20.0) == pytest.approx(7.5)
+    assert compute_limit(guard.norms, 10.0) == pytest.approx(2.5 * math.exp(10 * LEAST_SIGMA))
 
 
 def test_five_in_a_row_stop_the_run_and_four_do_not() -> None:
@@ -119,7 +127,7 @@ def test_one_in_a_thousand_stops_a_run_that_has_made_a_thousand() -> None:
 
 def test_state_goes_through_a_checkpoint(guard: NumericalGuard) -> None:
     guard.judge(201, math.nan, 1.0)
-    other = NumericalGuard(spike_sigmas=20.0)
+    other = NumericalGuard(spike_sigmas=10.0)
     other.load_state({name: value.clone() for name, value in guard.state().items()})
     assert vars(other) == vars(guard)
     for missing in guard.state():
