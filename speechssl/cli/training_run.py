@@ -51,7 +51,7 @@ def remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing else that lies in its folder."""
     import shutil
 
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
     files = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html")
     for name in (*files, SKIPPED, TRACKERS):

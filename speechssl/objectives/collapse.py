@@ -21,7 +21,7 @@ REMOVED_SHARE = 0.5
 LOSS_MARGIN_BITS = 0.02
 SPREAD_SHARE = 0.01
 
-EARLY_PERPLEXITY, EARLY_REMOVED, EARLY_SPREAD, EARLY_FEATURES = 2.0, 0.25, 0.05, 0.05
+EARLY_PERPLEXITY, EARLY_REMOVED, EARLY_SPREAD, EARLY_FEATURES = 2.0, 0.25, 0.02, 0.05
 """What is worth a warning: half way from what healthy runs show to what stops one."""
 
 EARLY_UPDATES = {"codes": 100, "contexts": 100, "features": 100, "guessing": 400}
