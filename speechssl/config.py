@@ -104,7 +104,11 @@ class TrainingConfig:
     keep_checkpoints: int = knob(2, "checkpoints kept beside the best one, at least 2: one may be damaged")
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
     on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
-    log_every: int = knob(10, "updates between progress lines; metrics.jsonl has every update", "updates")
+    spike_sigmas: float = knob(10.0, "skip an update whose loss or gradient norm is so many robust sigmas, in logarithms, above the last 128; 0: none", "", "docs/training.md")
+    max_skipped_in_row: int = knob(5, "stop after so many skipped updates in a row", "updates")
+    ema_decay: float = knob(0.0, "decay of a moving average of the weights, kept beside them; 0: none")
+    validate_ema: bool = knob(False, "validate, and choose the best checkpoint, by the averaged weights")
+    log_every: int = knob(10, "updates between progress lines and system figures; metrics.jsonl has every update", "updates")
 
     def __post_init__(self) -> None:
         check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
@@ -117,11 +121,24 @@ class TrainingConfig:
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
         check(self.lr > 0, "training.lr", "positive", self.lr)
+        check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
+        check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)
+        check(0 <= self.ema_decay < 1, "training.ema_decay", "at least 0 and less than 1", self.ema_decay)
+        check(self.ema_decay > 0 or not self.validate_ema, "training.validate_ema", "false without training.ema_decay", self.validate_ema)
 
     @property
     def sub_batches_per_update(self) -> int:
         """How many sub-batches make an update, over all ranks."""
         return round(self.update_s / self.sub_batch_s)
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl."""
+
+    tensorboard: bool = knob(True, "write tensorboard/ in the run folder")
+    wandb_project: str = knob("", "log to this Weights & Biases project too (extra `wandb`); empty: not")
+    mlflow_experiment: str = knob("", "log to this MLflow experiment too, at MLFLOW_TRACKING_URI (extra `mlflow`); empty: not")
 
 
 @dataclass(kw_only=True)
@@ -144,10 +161,12 @@ class PretrainConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
+    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig, "the network")
     objective: ContrastiveConfig = knob(ContrastiveConfig, "the contrastive task")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
+    logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
 
 @dataclass(kw_only=True)
@@ -156,11 +175,13 @@ class FinetuneConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "pretrained model, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
+    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
     model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
+    logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
 
 @dataclass(kw_only=True)
@@ -193,6 +214,7 @@ class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
+    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average that training.ema_decay keeps")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
     window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
@@ -278,6 +300,7 @@ class ConvertConfig:
     """Keys of `speechssl convert`."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
+    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average that training.ema_decay keeps")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")

@@ -23,6 +23,10 @@ class CollapseError(SpeechSSLError):
     """Pretraining has collapsed; the message explains the signs and the remedies."""
 
 
+class NumericalError(SpeechSSLError):
+    """Too many updates were skipped for their numbers; the message says why, which utterances, and the remedies."""
+
+
 class StoppedOnRequest(BaseException):
     """The run saved its state and stopped because it was asked to; the command exits with `exit_code`.
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def load(
-    checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu", trainable: bool = False
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    weights: str = "model",
 ) -> SpeechModel:
     """Load a model, with its head and vocabulary where it has them.
 
@@ -31,13 +34,15 @@ def load(
             Face folder, a fairseq `.pt`, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
+        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`.
 
     Raises:
-        CheckpointError: nothing is there, or it does not load.
+        CheckpointError: nothing is there, it does not load, or it has no average.
+        ConfigError: another value of `weights`.
     """
     from speechssl.interop.load import load_model
 
-    return load_model(os.fspath(checkpoint), device=device, trainable=trainable)
+    return load_model(os.fspath(checkpoint), device=device, trainable=trainable, weights=weights)
 
 
 def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:

@@ -26,7 +26,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
         CheckpointError: the checkpoint does not load, or the format has no place for its network.
         ConfigError: `out` cannot be written or holds a finished result, or the format's packages are not installed.
     """
-    foreign = open_checkpoint(config.checkpoint)
+    foreign = open_checkpoint(config.checkpoint, weights=config.weights)
     model = build_model(foreign)
     choices = list_choices(foreign)
     _logger.info("; ".join([describe(foreign), *choices]))

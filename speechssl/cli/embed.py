@@ -28,7 +28,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
         DataError: nothing matches `audio`, or a file cannot be read.
     """
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device)
+    model = load_model(config.checkpoint, device, weights=config.weights)
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)

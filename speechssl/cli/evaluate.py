@@ -36,7 +36,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
     manifest, num_untranscribed = _load_transcribed(config)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device)
+    model = load_model(config.checkpoint, device, weights=config.weights)
     vocabulary = require_recogniser(model, config.checkpoint)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)

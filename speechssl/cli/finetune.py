@@ -63,7 +63,7 @@ def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:
         f"between 0 and {last}, the blocks there are",
         config.reset_layers,
     )
-    load_backbone_into(model, load_model(config.init, key="init"), last - config.reset_layers)
+    load_backbone_into(model, load_model(config.init, key="init", weights=config.weights), last - config.reset_layers)
 
 
 def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:

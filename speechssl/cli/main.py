@@ -6,16 +6,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from speechssl.cli.help import format_help, format_verb_help
 from speechssl.cli.output import format_line
 from speechssl.cli.run import TRAINING_VERBS, build_config, run_request
+from speechssl.cli.sweep_plan import Plan, take_plan
 from speechssl.cli.verbs import find_verb
 from speechssl.cli.words import Request, is_assignment, read_words
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
+
+JOB = "--job"
+"""The word that runs one job of a sweep from its file (`speechssl.cli.jobs`)."""
 
 USER_MISTAKE = 2
 """Exit code of a mistake that the user can mend."""
@@ -56,6 +61,8 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         _print(_read_version())
         return 0
+    if words[0] == JOB:
+        return _run_job(words[1:])
     name, rest = words[0], words[1:]
     find_verb(name)
     options = _take_options(rest)
@@ -65,17 +72,58 @@ def _dispatch(words: list[str]) -> int:
     _check_single_process()
     if "--cfg" not in options:
         _handle_termination(name)
-    requests = read_words(name, rest)
+    plan = take_plan(rest)
+    if "-m" in options and "--cfg" not in options:
+        return _sweep(name, rest, plan)
+    if plan.words:
+        raise ConfigError(f"{plan.words[0]} must come with -m, but does not")
+    return _run_one(read_words(name, rest), rest, options)
+
+
+def _run_one(requests: list[Request], words: list[str], options: set[str]) -> int:
     if len(requests) > 1 and "-m" not in options:
-        sweep = next(word for word in rest if is_assignment(word) and "," in word)
+        sweep = next(word for word in words if is_assignment(word) and "," in word)
         raise ConfigError(
             f"a list of values such as {sweep} must come with -m, which runs {len(requests)} jobs, but does not"
         )
     if "--cfg" in options:
         _print_configs(requests)
         return 0
-    _print(format_line(_run(requests, is_sweep="-m" in options)))
+    _print(format_line(run_request(requests[0])))
     return 0
+
+
+def _run_job(words: list[str]) -> int:
+    """Run one job of a sweep, whose file is named."""
+    from speechssl.cli.jobs import run_job
+
+    if len(words) != 1:
+        raise ConfigError(f"{JOB} must be given one file, but is given {len(words)}")
+    _handle_termination(TRAINING_VERBS[0])
+    _print(format_line(run_job(Path(words[0]))))
+    return 0
+
+
+def _sweep(verb: str, words: list[str], plan: Plan) -> int:
+    """Run a sweep, and name the jobs that failed."""
+    from speechssl.cli.launchers import choose_launcher
+    from speechssl.cli.optuna_sweep import run_optuna
+    from speechssl.cli.sweep import find_exit_code, run_sweep
+
+    launcher = choose_launcher(plan.choices["launcher"], plan.keys["launcher"])
+    match plan.choices["sweeper"]:
+        case "basic":
+            result = run_sweep(read_words(verb, words), launcher)
+        case "optuna":
+            result = run_optuna(verb, words, plan.keys["sweeper"], launcher)
+        case other:
+            raise ConfigError(f"`hydra/sweeper` must be one of basic, optuna, but is {other!r}")
+    for job in result["jobs"]:
+        if "error" in job:
+            values = ", ".join(f"{key}={value}" for key, value in job["values"].items())
+            print(f"speechssl: job {job['job']} ({values}): {job['error']}", file=sys.stderr)
+    _print(format_line(result))
+    return find_exit_code(result["jobs"])
 
 
 def _take_options(words: list[str]) -> set[str]:
@@ -91,14 +139,6 @@ def _take_options(words: list[str]) -> set[str]:
         words.pop(index)
         options.add(spellings[word])
     return options
-
-
-def _run(requests: list[Request], is_sweep: bool) -> Mapping[str, Any]:
-    if not is_sweep:
-        return run_request(requests[0])
-    from speechssl.cli.sweep import run_sweep
-
-    return run_sweep(requests)
 
 
 def _print_configs(requests: list[Request]) -> None:

@@ -30,9 +30,11 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         return result
     device = choose_device(config)
     seed_weights(config.seed)
-    objective = ContrastiveObjective(config.model, config.objective, config.seed, config.training.max_updates)
+    updates = config.training.max_updates
+    warmup = round(config.training.warmup_share * updates)
+    objective = ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
     if config.init:
-        _start_from(objective, config.init)
+        _start_from(objective, config.init, config.weights)
     pin = device[0].type == "cuda"
     source = _build_source(config, objective, config.data.train, "data.train", pin)
     valid = _build_source(config, objective, config.data.valid, "data.valid", pin) if config.data.valid else None
@@ -74,9 +76,9 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
     return leave_out(manifest, np.asarray(keep), key, reason)
 
 
-def _start_from(objective: ContrastiveObjective, init: str) -> None:
+def _start_from(objective: ContrastiveObjective, init: str, weights: str) -> None:
     """Copy the weights of a checkpoint: all of them where it was pretrained, else its backbone."""
-    source = load_model(init, key="init")
+    source = load_model(init, key="init", weights=weights)
     if source.pretraining is not None:
         objective.module.load_state_dict(source.state_dict())
         return

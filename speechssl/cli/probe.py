@@ -60,7 +60,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     """
     train, test = load_sets(config)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device)
+    model = load_model(config.checkpoint, device, weights=config.weights)
     precision = resolve_precision(config.precision, device)
     measure = make_measure(config, train, test)
     out = resolve_out(config.out, "probe", config.overwrite)

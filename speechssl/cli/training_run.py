@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import resolve_device, resolve_precision
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter, find_last_metrics
+from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
 from speechssl.training.run_folder import CONFIG, find_version, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
+from speechssl.training.trackers import TRACKERS, open_writers
 from speechssl.training.trainer import Setup, Trainer
 
 _logger = logging.getLogger("speechssl")
@@ -46,9 +48,10 @@ def remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing else that lies in its folder."""
     import shutil
 
-    for name in ("checkpoints", "tensorboard"):
+    for name in ("checkpoints", "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html"):
+    files = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html")
+    for name in (*files, SKIPPED, TRACKERS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -103,10 +106,8 @@ def train(
         seed=config.seed,
         validate=validate,
         store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(device[1], source, valid)),
-        open_writers=lambda progress: (
-            JsonLinesWriter(folder, progress.update, progress.validated_update),
-            TensorBoardWriter(folder, progress.update),
-        ),
+        open_writers=lambda progress: open_writers(folder, progress, config.logging, asdict(config)),
+        open_skipped=lambda progress: JsonLinesWriter(folder, progress.update, name=SKIPPED),
         stop=stop,
     )
     trainer = Trainer(setup)

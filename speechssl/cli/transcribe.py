@@ -35,7 +35,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
     """
     manifest = expand_audio(config.audio)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device)
+    model = load_model(config.checkpoint, device, weights=config.weights)
     require_recogniser(model, config.checkpoint)
     is_file = bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)

@@ -158,8 +158,12 @@ def _list_sections(verb: str) -> set[str]:
     return {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
 
 
-def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
-    """Parse `key=value`; a sweep (`seed=1,2`) gives one pair for each of its values."""
+def parse_override(word: str) -> Any:
+    """Parse `key=value` as hydra's `Override`; None where it sets one of hydra's own keys.
+
+    Raises:
+        ConfigError: it cannot be parsed.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -167,18 +171,26 @@ def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
     assert match is not None, word
     key, value = match["key"], match["value"]
     if key.split(".")[0] == "hydra":
-        return [("hydra", word)]
+        return None
     if match["prefix"] == "~":
         raise ConfigError(f"`{key}` must be given a value, but {word!r} takes it away")
-    parser = OverridesParser.create()
     try:
-        override = parser.parse_override(f"{key}={_quote_equals(value)}")
-        if not override.is_sweep_override():
-            return [(key, override.value())]
-        elements = [parser.parse_override(f"{key}={text}") for text in override.sweep_string_iterator()]
+        return OverridesParser.create().parse_override(f"{key}={_quote_equals(value)}")
     except HydraException as error:
         raise ConfigError(_explain_unparsable(key, value)) from error
-    return [(key, element.value()) for element in elements]
+
+
+def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
+    """Parse `key=value`; a sweep (`seed=1,2`) gives one pair for each of its values."""
+    override = parse_override(word)
+    if override is None:
+        return [("hydra", word)]
+    key = str(override.key_or_group)
+    if not override.is_sweep_override():
+        return [(key, override.value())]
+    if override.is_interval_sweep():
+        raise ConfigError(f"`{key}` must be a list or a range (hydra/sweeper=optuna takes intervals), but is {word!r}")
+    return [(key, parse_override(f"{key}={text}").value()) for text in override.sweep_string_iterator()]
 
 
 def _quote_equals(value: str) -> str:

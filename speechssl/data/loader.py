@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner, round_up
+from speechssl.errors import SpeechSSLError
 
 Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
 """`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
@@ -103,14 +104,21 @@ def collate(plan: ForwardPlan, parts: Sequence[tuple[list[Example], dict[str, li
     )
 
 
-class _ForwardDataset(Dataset[Batch]):
-    """Makes the batch of a forward plan: a pure function of the plan, whichever worker runs it."""
+class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
+    """Makes the batch of a forward plan: a pure function of the plan, whichever worker runs it.
+
+    A user's mistake, such as a file that holds NaN, is handed over rather than raised: the loader would wrap what a
+    worker raises into a traceback, and lose its one sentence.
+    """
 
     def __init__(self, manifest: Manifest, options: ReadOptions, prepare: Prepare) -> None:
         self.manifest, self.options, self.prepare = manifest, options, prepare
 
-    def __getitem__(self, plan: ForwardPlan) -> Batch:
-        parts = [self._make(sub_batch) for sub_batch in plan.sub_batches]
+    def __getitem__(self, plan: ForwardPlan) -> Batch | SpeechSSLError:
+        try:
+            parts = [self._make(sub_batch) for sub_batch in plan.sub_batches]
+        except SpeechSSLError as error:
+            return error
         return collate(plan, parts)
 
     def _make(self, sub_batch: SubBatch) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
@@ -182,7 +190,11 @@ def iterate_plans(
     num_workers: int,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the batch of each forward plan, in order; arguments as in `iterate_updates`."""
+    """Yield the batch of each forward plan, in order; arguments as in `iterate_updates`.
+
+    Raises:
+        DataError: an utterance cannot be read, or holds NaN; it is named.
+    """
     # Workers inherit this process, with what Arrow keeps of tables that are gone.
     pa.default_memory_pool().release_unused()
     loader = DataLoader(
@@ -194,4 +206,7 @@ def iterate_plans(
         worker_init_fn=_set_up_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, SpeechSSLError):
+            raise batch
+        yield batch

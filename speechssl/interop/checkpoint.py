@@ -17,7 +17,10 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, AVERAGED, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+
+WEIGHT_FILES = {"model": WEIGHTS, "ema": AVERAGED}
+"""Value of the key `weights` → the file of a checkpoint that it stands for; both have one layout."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +101,31 @@ def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
         ) from error
 
 
-def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint") -> None:
+def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
     """Load all weights of a model; none may be missing or left over.
 
+    Args:
+        model: gets them.
+        folder: of the checkpoint.
+        key: named in the error.
+        weights: `model`, or `ema` for their moving average.
+
     Raises:
-        CheckpointError: the file is damaged or does not fit.
+        CheckpointError: the file is damaged or does not fit, or there is no average.
     """
+    path = folder / WEIGHT_FILES[weights]
+    if weights != "model" and not path.exists():
+        raise CheckpointError(no_average(f"{folder} has none"))
     try:
-        weights = safetensors.torch.load_file(folder / WEIGHTS)
-        model.load_state_dict(_expand(model, weights))
+        model.load_state_dict(_expand(model, safetensors.torch.load_file(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
-        problem = f"{folder / WEIGHTS} does not load ({error})"
+        problem = f"{path} does not load ({error})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+
+
+def no_average(problem: str) -> str:
+    """Say that `weights=ema` was asked for where there is no average."""
+    return f"`weights` must be model where training kept no average (training.ema_decay), but is ema, and {problem}"
 
 
 def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:

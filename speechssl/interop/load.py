@@ -10,8 +10,17 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from speechssl.config import check_choice
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import CONFIG, WEIGHTS, find_checkpoint, load_weights, read_card, save_model
+from speechssl.interop.checkpoint import (
+    CONFIG,
+    WEIGHT_FILES,
+    find_checkpoint,
+    load_weights,
+    no_average,
+    read_card,
+    save_model,
+)
 from speechssl.interop.checksums import check_whole
 from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.fairseq import read_fairseq, write_fairseq
@@ -45,7 +54,11 @@ _logger = logging.getLogger("speechssl")
 
 
 def load_model(
-    checkpoint: str, device: str | torch.device = "cpu", trainable: bool = False, key: str = "checkpoint"
+    checkpoint: str,
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    key: str = "checkpoint",
+    weights: str = "model",
 ) -> SpeechModel:
     """Load a model for use, wherever it comes from.
 
@@ -55,39 +68,46 @@ def load_model(
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         key: the key that errors name.
+        weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
 
     Returns:
         The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them. What is
         known of a model of another toolkit is logged in one line.
 
     Raises:
-        CheckpointError: nothing is there, a file is damaged, or weights are missing or too many.
+        CheckpointError: nothing is there, a file is damaged, weights are missing or too many, or have no average.
+        ConfigError: another value of `weights`.
     """
+    check_choice("weights", weights, tuple(WEIGHT_FILES))
     foreign = read_foreign(checkpoint, key)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
-        check_whole(folder, (CONFIG, WEIGHTS), key)
+        check_whole(folder, (CONFIG, WEIGHT_FILES[weights]), key)
         card = read_card(folder, key)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
-        load_weights(model, folder, key)
+        load_weights(model, folder, key, weights)
     else:
+        if weights != "model":
+            raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         model = build_model(foreign, key)
         _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
     model.to(device)
     return model.train(trainable).requires_grad_(trainable)
 
 
-def open_checkpoint(checkpoint: str, key: str = "checkpoint") -> Foreign:
+def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "model") -> Foreign:
     """Read any checkpoint, one of ours too, with all that is known of it.
 
     Raises:
         CheckpointError: as `load_model`.
     """
     foreign = read_foreign(checkpoint, key)
+    if foreign is not None and weights != "model":
+        raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
     if foreign is not None:
         return foreign
     folder = find_checkpoint(checkpoint, key)
-    return wrap(load_model(str(folder), key=key), update=read_card(folder, key).update)
+    return wrap(load_model(str(folder), key=key, weights=weights), update=read_card(folder, key).update)
 
 
 def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:

@@ -28,6 +28,8 @@ class PretrainingOutput:
         soft_probs: (B, M, G, V) float32 soft choice of the masked frames.
         feature_square_sum: (B,) float32, sum of squared feature encoder outputs over valid frames and channels.
         frame_counts: (B,) int64, valid frames of each row.
+        feature_variance: (B,) float32 without gradient, share of those squares that varies over time: 0 where all
+            frames of a row are alike.
         num_channels: channels C of the feature encoder.
         context: (B, M, F) projected context vectors.
     """
@@ -39,6 +41,7 @@ class PretrainingOutput:
     soft_probs: Tensor
     feature_square_sum: Tensor
     frame_counts: Tensor
+    feature_variance: Tensor
     num_channels: int
     context: Tensor
 
@@ -102,6 +105,7 @@ class PretrainingModel(nn.Module):
             soft_probs=quantized.soft_probs,
             feature_square_sum=square_sum,
             frame_counts=frame_counts,
+            feature_variance=_measure_variance(features, square_sum, frame_counts),
             num_channels=features.raw.shape[-1],
             context=predictions,
         )
@@ -161,3 +165,15 @@ def _sum_squares(features: Features) -> tuple[Tensor, Tensor]:
         return squares.sum(1), torch.full((batch,), length, device=squares.device)
     valid = make_valid_mask(features.num_frames, length)
     return torch.where(valid, squares, 0.0).sum(1), features.num_frames
+
+
+@torch.no_grad()
+def _measure_variance(features: Features, square_sum: Tensor, frame_counts: Tensor) -> Tensor:
+    """Measure which share of the squared raw features is not that of their mean over time: (B,)."""
+    raw = features.raw.float()
+    if features.num_frames is None:
+        total = raw.sum(1)
+    else:
+        total = (make_valid_mask(features.num_frames, raw.shape[1]).float()[:, None] @ raw)[:, 0]
+    steady = total.square().sum(-1) / frame_counts
+    return (1.0 - steady / square_sum.clamp(min=1e-12)).clamp(min=0.0) * (square_sum > 0)

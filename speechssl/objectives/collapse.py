@@ -1,4 +1,4 @@
-"""Notices a pretraining run that has collapsed, by two signs that must hold for long.
+"""Notices a pretraining run that has collapsed, by two signs that must hold for long, and warns of one that may.
 
 Healthy runs pass through hard perplexities of 3 % of the codebook, so one sign at one moment says nothing.
 Sources of the signs and remedies: fairseq issues 3109, 3300, 3661, 3735; transformers issues 12934, 14387.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from speechssl.losses import compute_perplexity
+from speechssl.objectives.protocol import Health
 
 HELD_UPDATES = 300
 FRAMES = 10_000
@@ -19,6 +20,12 @@ PERPLEXITY_PER_GROUP = 1.5
 REMOVED_SHARE = 0.5
 LOSS_MARGIN_BITS = 0.02
 SPREAD_SHARE = 0.01
+
+EARLY_PERPLEXITY, EARLY_REMOVED, EARLY_SPREAD, EARLY_FEATURES = 2.0, 0.25, 0.02, 0.05
+"""What is worth a warning: half way from what healthy runs show to what stops one."""
+
+EARLY_UPDATES = {"codes": 100, "contexts": 100, "features": 100, "guessing": 400}
+"""For how many updates each early sign must hold; guessing alone is how every run begins."""
 
 REMEDIES = (
     "What has helped others: a lower training.lr, more audio an update (training.update_s), longer crops, "
@@ -38,17 +45,20 @@ class CollapseWatch:
         num_groups: codebooks G.
         num_codes: codes V.
         num_negatives: K.
+        warmup_updates: until then guessing alone is no sign.
     """
 
-    def __init__(self, num_groups: int, num_codes: int, num_negatives: int) -> None:
+    def __init__(self, num_groups: int, num_codes: int, num_negatives: int, warmup_updates: int = 0) -> None:
         self.num_groups = num_groups
         self.chance_bits = math.log2(num_negatives + 1)
         self.counts = torch.zeros(num_groups, num_codes, dtype=torch.float64)
         self.perplexity = float("inf")
         self.held = 0
-        self.first_spread = 0.0
+        self.early = dict.fromkeys(EARLY_UPDATES, 0)
+        self.first_spread, self.first_variance = 0.0, 0.0
+        self.warmup_updates = warmup_updates
 
-    def observe(self, code_counts: Tensor, metrics: dict[str, float | list[float]], update: int) -> str:
+    def observe(self, code_counts: Tensor, metrics: dict[str, float | list[float]], update: int) -> Health:
         """Take in one update.
 
         Args:
@@ -57,19 +67,24 @@ class CollapseWatch:
             update: its number.
 
         Returns:
-            What is wrong, once the signs have held for 300 updates; otherwise an empty string.
+            What is wrong, once the signs have held for 300 updates, and what looks like it, once early signs have held
+            for 100.
         """
         if self.first_spread == 0.0:
-            self.first_spread = float(_scalar(metrics["context_spread"]))
+            self.first_spread = _scalar(metrics["context_spread"])
+            self.first_variance = _scalar(metrics["feature_variance"])
         self.counts += code_counts.cpu()
         if float(self.counts[0].sum()) >= FRAMES:
             self.perplexity = float(compute_perplexity(self.counts / self.counts.sum(-1, keepdim=True)).sum())
             self.counts.zero_()
         sign = self._find_sign(metrics)
         self.held = self.held + 1 if sign else 0
+        warning = self._warn(metrics, update)
         if self.held < HELD_UPDATES:
-            return ""
-        return f"pretraining has collapsed: for {self.held} updates up to {update}, {sign}. {REMEDIES}."
+            return Health(warning=warning)
+        return Health(
+            f"pretraining has collapsed: for {self.held} updates up to {update}, {sign}. {REMEDIES}.", warning
+        )
 
     def has_signs(self, metrics: dict[str, float | list[float]]) -> bool:
         """Say whether metrics of a validation show a collapse."""
@@ -79,14 +94,16 @@ class CollapseWatch:
 
     def state(self) -> dict[str, Tensor]:
         """Return what is remembered."""
-        numbers = torch.tensor([self.perplexity, float(self.held), self.first_spread], dtype=torch.float64)
+        remembered = [self.perplexity, self.held, self.first_spread, self.first_variance, *self.early.values()]
+        numbers = torch.tensor(remembered, dtype=torch.float64)
         return {"collapse.counts": self.counts.clone(), "collapse.numbers": numbers}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what was remembered."""
         self.counts = state["collapse.counts"].clone()
-        self.perplexity, held, self.first_spread = state["collapse.numbers"].tolist()
+        self.perplexity, held, self.first_spread, self.first_variance, *early = state["collapse.numbers"].tolist()
         self.held = int(held)
+        self.early = {name: int(count) for name, count in zip(EARLY_UPDATES, early, strict=True)}
 
     def _find_sign(self, metrics: dict[str, float | list[float]]) -> str:
         if self._same_codes(self.perplexity, metrics):
@@ -97,6 +114,31 @@ class CollapseWatch:
             guessing = f"the loss is that of guessing ({self.chance_bits:.2f} bits)"
             return f"{guessing} and context vectors no longer differ between frames"
         return ""
+
+    def _warn(self, metrics: dict[str, float | list[float]], update: int) -> str:
+        """Count for how long each early sign has held, and put those that have held long enough into a sentence."""
+        signs = self._find_early_signs(metrics, update)
+        self.early = {name: self.early[name] + 1 if name in signs else 0 for name in EARLY_UPDATES}
+        held = [
+            f"for {self.early[name]} updates {sign}"
+            for name, sign in signs.items()
+            if self.early[name] >= EARLY_UPDATES[name]
+        ]
+        return f"pretraining may be collapsing (update {update}): {', and '.join(held)}. {REMEDIES}." if held else ""
+
+    def _find_early_signs(self, metrics: dict[str, float | list[float]], update: int) -> dict[str, str]:
+        signs = {}
+        removed, variance = _scalar(metrics["removed_negatives"]), _scalar(metrics["feature_variance"])
+        is_guessing = abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) < LOSS_MARGIN_BITS
+        if self.perplexity < EARLY_PERPLEXITY * self.num_groups and removed > EARLY_REMOVED:
+            signs["codes"] = f"few codes are used (hard perplexity {self.perplexity:.2f})"
+        if is_guessing and _scalar(metrics["context_spread"]) < EARLY_SPREAD * self.first_spread:
+            signs["contexts"] = "the loss is that of guessing and context vectors hardly differ between frames"
+        if variance < EARLY_FEATURES * self.first_variance:
+            signs["features"] = f"the encoder's features hardly change over time (feature variance {variance:.2g})"
+        if is_guessing and update > self.warmup_updates:
+            signs["guessing"] = f"the loss has been that of guessing ({self.chance_bits:.2f} bits)"
+        return signs
 
     def _same_codes(self, perplexity: float, metrics: dict[str, float | list[float]]) -> bool:
         few = perplexity < PERPLEXITY_PER_GROUP * self.num_groups

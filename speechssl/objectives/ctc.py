@@ -115,9 +115,8 @@ class CTCObjective:
             metrics["cer"] = 100.0 * sums["letter_errors"] / max(sums["letters"], 1.0)
         return metrics
 
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> None:
         """Nothing is watched in fine-tuning."""
-        return ""
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is remembered."""

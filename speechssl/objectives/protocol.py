@@ -42,6 +42,19 @@ def add_terms(parts: Sequence[LossTerms]) -> LossTerms:
     )
 
 
+@dataclass(frozen=True)
+class Health:
+    """What an objective that is watched says of an update; empty strings where all is well.
+
+    Attributes:
+        problem: why the run is lost.
+        warning: what often comes before that.
+    """
+
+    problem: str = ""
+    warning: str = ""
+
+
 class Objective(Protocol):
     """What the trainer asks of an objective."""
 
@@ -61,8 +74,8 @@ class Objective(Protocol):
         """Turn the terms of a whole update, or of a whole validation, into the metrics that are logged."""
         ...
 
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
-        """Return what is wrong with the run, or an empty string."""
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> Health | None:
+        """Judge an update that was made; None where nothing is watched."""
         ...
 
     def state(self) -> dict[str, Tensor]:

@@ -71,9 +71,8 @@ class SpeakerObjective:
         count = float(terms.count)
         return {"loss": float(terms.sum) / count, "accuracy": float(terms.stats["right"]) / count}
 
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> None:
         """Nothing is watched."""
-        return ""
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is remembered."""

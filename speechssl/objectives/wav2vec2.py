@@ -27,7 +27,7 @@ from speechssl.model.pretraining import PretrainingOutput
 from speechssl.model.quantizer import sample_gumbel_noise
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.collapse import CollapseWatch
-from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
+from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ class ContrastiveObjective:
         task: negatives, temperature of the logits and weights.
         seed: of Gumbel noise and LayerDrop.
         max_updates: length of the run, for a temperature schedule that scales with it.
+        warmup_updates: before them, a loss of guessing is no sign that the run is stuck.
     """
 
     best_metric = "loss_contrastive"
 
-    def __init__(self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int) -> None:
+    def __init__(
+        self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int, warmup_updates: int = 0
+    ) -> None:
         if config.mask.min_spans < 1 or config.mask.length < 2:
             raise ConfigError(
                 "`model.mask.min_spans` must be at least 1 and `model.mask.length` at least 2 for pretraining, "
@@ -80,7 +83,8 @@ class ContrastiveObjective:
         assert self.speech_model.pretraining is not None, "the model was asked for its pretraining heads"
         self.model = self.speech_model.pretraining
         self.model.logit_temperature = task.logit_temperature
-        self.watch = CollapseWatch(config.quantizer.num_groups, config.quantizer.num_codes, task.num_negatives)
+        quantizer = config.quantizer
+        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, task.num_negatives, warmup_updates)
 
     @property
     def module(self) -> nn.Module:
@@ -137,11 +141,12 @@ class ContrastiveObjective:
             "removed_negatives": float(stats["removed"]) / (count * self.task.num_negatives),
             "temperature": self.temperature(max(update, 1)),
             "masked_share": count / float(stats["frames"]),
+            "feature_variance": float(stats["feature_variance"]) / float(stats["rows"]),
             "context_spread": math.sqrt(float(stats["context_variance"]) / float(stats["rows"])),
         }
 
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> str:
-        """Look for the two signs of collapse (see `CollapseWatch`)."""
+    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> Health:
+        """Look for the signs of collapse (see `CollapseWatch`)."""
         return self.watch.observe(terms.stats["code_counts"], metrics, update)
 
     def state(self) -> dict[str, Tensor]:
@@ -216,5 +221,6 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
         "frames": output.frame_counts.double().sum(),
         "removed": torch.where(valid, removed, 0).double().sum(),
         "context_variance": variance.double().sum(),
+        "feature_variance": output.feature_variance.double().sum(),
         "rows": torch.tensor(float(len(valid)), device=valid.device, dtype=torch.float64),
     }

@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.report.html import escape, format_number, format_percent
-from speechssl.report.svg import Frame, Level, choose_ticks, draw_levels, draw_text, draw_value_axis, wrap_svg
+from speechssl.report.svg import (
+    Frame,
+    Level,
+    choose_ticks,
+    draw_levels,
+    draw_text,
+    draw_value_axis,
+    format_tick,
+    wrap_svg,
+)
 
 FloatArray = npt.NDArray[np.float64]
 MAX_POINTS = 240
@@ -135,9 +144,11 @@ def _draw_update_axis(frame: Frame) -> str:
     for value in choose_ticks(*frame.x_range, 5):
         x = frame.x(value)
         if x > frame.right - 14:
-            parts.append(draw_text(min(x + 4, frame.width), frame.height - 7, format_number(value), "tick end"))
+            parts.append(
+                draw_text(min(x + 4, frame.width), frame.height - 7, format_tick(value, format_number), "tick end")
+            )
         else:
-            parts.append(draw_text(x, frame.height - 7, format_number(value), "tick mid"))
+            parts.append(draw_text(x, frame.height - 7, format_tick(value, format_number), "tick mid"))
     return "".join(parts)
 
 

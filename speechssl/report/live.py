@@ -58,7 +58,8 @@ def load_live(run: RunFolder) -> Live:
         DataError: the manifest is damaged.
     """
     paths, key, held_out = _choose_manifests(run)
-    return Live(load_model(str(run.path)), load_manifests(paths, key=key), held_out)
+    weights = "ema" if run.get_config("training.validate_ema") else "model"
+    return Live(load_model(str(run.path), weights=weights), load_manifests(paths, key=key), held_out)
 
 
 def read_waveform(manifest: Manifest, index: int, longest_s: float) -> FloatArray:

@@ -15,6 +15,7 @@ from speechssl.errors import SpeechSSLError
 from speechssl.report.comparison import make_comparison
 from speechssl.report.evaluation import describe_evaluation, make_evaluation
 from speechssl.report.facts import make_facts
+from speechssl.report.health import make_health
 from speechssl.report.html import Stat, escape, make_stats
 from speechssl.report.live import find_missing, load_live
 from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery
@@ -80,10 +81,10 @@ def _make_chapter(run: RunFolder, name: str, number: int) -> Chapter:
     match run.kind:
         case "pretrain":
             summary, stats = describe_pretraining(run)
-            body = make_learning(run) + _make_pictures(run) + make_machinery(run)
+            body = make_health(run) + make_learning(run) + _make_pictures(run) + make_machinery(run)
         case "finetune":
             summary, stats = describe_recogniser(run)
-            body = _make_pictures(run)
+            body = make_health(run) + _make_pictures(run)
         case "evaluate":
             summary, stats = describe_evaluation(run)
             body = make_evaluation(run)

@@ -58,7 +58,7 @@ def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say in one or two sentences what the run came to, and pick its first figures."""
     split = "valid" if any(row["update"] > 0 for row in run.select("valid")) else "train"
     where = "its training speech" if split == "train" else "held-out speech"
-    loss, accuracy = _find_latest(run, split, "loss_contrastive"), _find_latest(run, split, "accuracy")
+    loss, accuracy = find_latest(run, split, "loss_contrastive"), find_latest(run, split, "accuracy")
     if loss is None or accuracy is None:
         return "No update has been logged yet.", []
     chance_loss, chance = _find_chance(run)
@@ -106,6 +106,7 @@ def make_machinery(run: RunFolder) -> str:
         ("removed_negatives", "Removed negatives", "same codes as the target", format_percent),
         ("masked_share", "Masked share", "of all frames", format_percent),
         ("context_spread", "Spread of contexts", "0 would be collapse", plain),
+        ("feature_variance", "Feature variance", "share over time, 0 would be collapse", plain),
         ("temperature", "Gumbel temperature", "", plain),
     ]
     figures = [
@@ -116,13 +117,18 @@ def make_machinery(run: RunFolder) -> str:
 
 
 def draw_trainer(run: RunFolder) -> str:
-    """Draw what every training run has: learning rate, gradient norm, speed."""
+    """Draw what every training run has: learning rate, gradient norm, speed, and the figures of the machine."""
+    plain: Callable[[float], str] = format_number
     return "".join(
-        make_figure_of(run, name, title, unit, small=True, from_zero=True)
-        for name, title, unit in (
-            ("lr", "Learning rate", ""),
-            ("grad_norm", "Gradient norm", ""),
-            ("audio_s_per_s", "Speed", "seconds of audio a second"),
+        make_figure_of(run, name, title, unit, small=True, from_zero=True, describe=describe)
+        for name, title, unit, describe in (
+            ("lr", "Learning rate", "", plain),
+            ("grad_norm", "Gradient norm", "", plain),
+            ("audio_s_per_s", "Speed", "seconds of audio a second", plain),
+            ("loader_wait", "Waiting for audio", "share of the time", format_percent),
+            ("memory_mib", "Memory", "MiB, this process", plain),
+            ("gpu_memory_mib", "GPU memory", "MiB, peak", plain),
+            ("gpu_use", "GPU at work", "share of the time", format_percent),
         )
     )
 
@@ -168,7 +174,7 @@ def _name_machine(run: RunFolder) -> str:
     return f" on {gpu}" if gpu else f" on {threads} CPU threads" if threads else ""
 
 
-def _find_latest(run: RunFolder, split: str, name: str) -> float | None:
+def find_latest(run: RunFolder, split: str, name: str) -> float | None:
     """Give the last value of a metric in validation; in training, where values scatter, the median of the last 20."""
     _, values = pick_values(run, split, name)
     if not values:

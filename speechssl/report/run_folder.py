@@ -33,6 +33,7 @@ class RunFolder:
         config: the resolved configuration.
         environment: versions, device, command line.
         metrics: lines of metrics.jsonl, in order.
+        skipped: lines of skipped.jsonl, in order.
         result: the verb's JSON line.
         utterances: rows of utterances.tsv: of the folder itself, or of `evaluation/` inside a training run.
         confusions: rows of confusions.tsv, from the same place.
@@ -43,6 +44,7 @@ class RunFolder:
     config: Row = field(default_factory=dict)
     environment: Row = field(default_factory=dict)
     metrics: list[Row] = field(default_factory=list)
+    skipped: list[Row] = field(default_factory=list)
     result: Row = field(default_factory=dict)
     utterances: list[dict[str, str]] = field(default_factory=list)
     confusions: list[dict[str, str]] = field(default_factory=list)
@@ -94,6 +96,7 @@ def load_run(path: Path) -> RunFolder:
         config=config,
         environment=_load_json(path / "environment.json"),
         metrics=_load_lines(path / "metrics.jsonl"),
+        skipped=_load_lines(path / "skipped.jsonl"),
         result=result,
         utterances=load_table(tables / "utterances.tsv"),
         confusions=load_table(tables / "confusions.tsv"),

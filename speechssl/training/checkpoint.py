@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import load_weights, write_model_files
+from speechssl.interop.checkpoint import AVERAGED, load_weights, write_model_files
 from speechssl.interop.checksums import CHECKSUMS, write_checksums
 from speechssl.interop.damage import first_line
 from speechssl.training.crash_point import crash_point
@@ -83,6 +83,7 @@ class CheckpointStore:
             snapshot: everything that goes in; the checkpoint is named after its update.
             is_best: point `best` at it.
 
+
         Raises:
             CheckpointError: a value is not finite, there is no room, or it cannot be written. The checkpoints before
                 it are as they were.
@@ -122,7 +123,8 @@ class CheckpointStore:
         try:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             load_weights(state.model, folder, "out")
-            state.restore(tensors, header.progress)
+            averaged = {} if state.average is None else safetensors.torch.load_file(folder / AVERAGED)
+            state.restore(tensors, header.progress, averaged)
         except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
             raise _refuse(folder, error) from error
         state.progress.damaged_checkpoints += self.num_damaged
@@ -149,6 +151,8 @@ class CheckpointStore:
     def _write(self, scratch: Path, snapshot: Snapshot) -> None:
         """Write all files and flush them, the checksums last: with them the checkpoint is whole."""
         write_model_files(scratch, snapshot.weights, snapshot.description)
+        if snapshot.averaged:
+            safetensors.torch.save_file(snapshot.averaged, scratch / AVERAGED, metadata={"format": "pt"})
         crash_point("weights")
         safetensors.torch.save_file(snapshot.tensors, scratch / TENSORS)
         crash_point("tensors")
@@ -250,7 +254,7 @@ def _refuse(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"`out` must hold a whole checkpoint, but {problem}")
 
 
-NUMERIC = ("optimizer/", "average/")
+NUMERIC = ("optimizer/",)
 """Parts of a snapshot that updates compute with. What others remember may be infinite before it is known."""
 
 
@@ -261,7 +265,7 @@ def check_finite(snapshot: Snapshot) -> None:
         CheckpointError: naming the first tensor that does.
     """
     numeric = {name: value for name, value in snapshot.tensors.items() if name.startswith(NUMERIC)}
-    for name, value in {**snapshot.weights, **numeric}.items():
+    for name, value in (*snapshot.weights.items(), *snapshot.averaged.items(), *numeric.items()):
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"a checkpoint must hold finite values only, but {name} does not after update "

@@ -28,6 +28,12 @@ FREE_KEYS = frozenset(
         "training.max_updates",
         "training.max_hours",
         "training.log_every",
+        "training.on_collapse",
+        "training.spike_sigmas",
+        "training.max_skipped_in_row",
+        "logging.tensorboard",
+        "logging.wandb_project",
+        "logging.mlflow_experiment",
     }
 )
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""

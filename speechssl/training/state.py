@@ -11,6 +11,8 @@ from torch import Tensor
 from speechssl.interop.checkpoint import collect_weights, describe_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
+from speechssl.training.average import WeightAverage
+from speechssl.training.guard import NumericalGuard
 from speechssl.training.optim import export_state, import_state
 
 
@@ -42,27 +44,31 @@ class Snapshot:
 
     Attributes:
         weights: of the model, by name.
-        tensors: all else that changes: `optimizer/…`, `objective/…`.
+        tensors: all else that changes: `optimizer/…`, `objective/…`, `guard/…`, `average/…`.
         description: of the model, to build it again.
         progress: counters.
+        averaged: the moving average of the weights, by the same names; empty without one.
     """
 
     weights: dict[str, Tensor]
     tensors: dict[str, Tensor]
     description: dict[str, Any]
     progress: Progress
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """Size of all tensors."""
-        return sum(value.nbytes for held in (self.weights, self.tensors) for value in held.values())
+        parts = (self.weights, self.tensors, self.averaged)
+        return sum(value.nbytes for held in parts for value in held.values())
 
     def copy(self) -> Snapshot:
         """Copy everything to CPU memory of its own, which later updates do not touch."""
         return replace(
             self,
-            weights={name: value.detach().to("cpu", copy=True) for name, value in self.weights.items()},
-            tensors={name: value.detach().to("cpu", copy=True) for name, value in self.tensors.items()},
+            weights=_copy(self.weights),
+            tensors=_copy(self.tensors),
+            averaged=_copy(self.averaged),
             progress=replace(self.progress),
         )
 
@@ -75,11 +81,15 @@ class TrainingState:
         objective: with its module and what its health check remembers.
         optimizer: of the module.
         progress: counters.
+        guard: what it has seen of losses and gradient norms.
+        average: of the weights; None without `training.ema_decay`.
     """
 
     objective: Objective
     optimizer: torch.optim.AdamW
     progress: Progress = field(default_factory=Progress)
+    guard: NumericalGuard = field(default_factory=NumericalGuard)
+    average: WeightAverage | None = None
 
     @property
     def model(self) -> SpeechModel:
@@ -90,20 +100,34 @@ class TrainingState:
 
     def take_snapshot(self) -> Snapshot:
         """Gather everything; the tensors are the live ones, not copies."""
-        parts = {"optimizer": export_state(self.optimizer, self.model), "objective": self.objective.state()}
+        parts = {
+            "optimizer": export_state(self.optimizer, self.model),
+            "objective": self.objective.state(),
+            "guard": self.guard.state(),
+            "average": {} if self.average is None else self.average.state(),
+        }
         tensors = {f"{part}/{name}": value.contiguous() for part, held in parts.items() for name, value in held.items()}
         description = describe_model(self.model, self.progress.update)
-        return Snapshot(collect_weights(self.model), tensors, description, self.progress)
+        weights = collect_weights(self.model)
+        averaged = {} if self.average is None else self.average.collect(weights)
+        return Snapshot(weights, tensors, description, self.progress, averaged)
 
-    def restore(self, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Take back `tensors` and `progress` of a snapshot; the weights are loaded by `load_weights`.
+    def restore(self, tensors: dict[str, Tensor], progress: Progress, averaged: dict[str, Tensor]) -> None:
+        """Take back `tensors`, `progress` and `averaged` of a snapshot; the weights are loaded by `load_weights`.
 
         Raises:
             ValueError, LookupError: something is missing, or belongs to nothing.
         """
         import_state(self.optimizer, self.model, _strip(tensors, "optimizer/"))
         self.objective.load_state(_strip(tensors, "objective/"))
+        self.guard.load_state(_strip(tensors, "guard/"))
+        if self.average is not None:
+            self.average.load_state(_strip(tensors, "average/"), averaged)
         self.progress = progress
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

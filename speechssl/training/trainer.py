@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,19 @@ import torch
 
 from speechssl.config import TrainingConfig
 from speechssl.data.loader import Batch
-from speechssl.errors import CollapseError, SpeechSSLError, StoppedOnRequest
+from speechssl.errors import CollapseError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_terms, make_torch_seed
+from speechssl.training.average import WeightAverage
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
+from speechssl.training.guard import NumericalGuard, find_suspects, name_utterances
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.saver import Saver
-from speechssl.training.schedules import compute_lr
+from speechssl.training.schedules import compute_frozen_updates, compute_lr
 from speechssl.training.state import Progress, TrainingState
 from speechssl.training.stop import StopFlag
+from speechssl.training.telemetry import measure_system
 
 _logger = logging.getLogger("speechssl")
 
@@ -43,6 +46,7 @@ class Setup:
         validate: the batches of one validation; None for none.
         store: where checkpoints go; None keeps none (a probe).
         open_writers: opens the writers of metrics for a run that goes on from where it stands.
+        open_skipped: opens the writer of skipped updates, likewise.
         stop: says when to stop.
         is_quiet: no lines of progress.
     """
@@ -56,6 +60,7 @@ class Setup:
     validate: Callable[[], Iterator[Batch]] | None = None
     store: CheckpointStore | None = None
     open_writers: Callable[[Progress], Sequence[MetricsWriter]] = lambda progress: ()
+    open_skipped: Callable[[Progress], MetricsWriter | None] = lambda progress: None
     stop: StopFlag = field(default_factory=StopFlag)
     is_quiet: bool = False
 
@@ -71,10 +76,17 @@ class Trainer:
         self.setup, self.objective, self.config = setup, setup.objective, setup.config
         self.objective.module.to(setup.device)
         self.optimizer = build_optimizer(self.objective.module, self.config)
-        self.state = TrainingState(setup.objective, self.optimizer)
+        config = self.config
+        self.guard = NumericalGuard(
+            config.spike_sigmas, config.max_skipped_in_row, restart_at=compute_frozen_updates(config) + 1
+        )
+        self.average = WeightAverage(self.objective.module, config.ema_decay) if config.ema_decay else None
+        self.state = TrainingState(setup.objective, self.optimizer, guard=self.guard, average=self.average)
         self.saver = Saver(setup.store)
         self.saved_update = 0
         self.writers: Sequence[MetricsWriter] = ()
+        self.skipped: MetricsWriter | None = None
+        self.was_warned = False
 
     @property
     def progress(self) -> Progress:
@@ -87,17 +99,20 @@ class Trainer:
         Raises:
             StoppedOnRequest: a signal or the time limit; the state is saved.
             CollapseError: pretraining collapsed and `training.on_collapse=stop`.
-            SpeechSSLError: the loss is no longer finite, or a checkpoint could not be saved.
+            NumericalError: too many updates were skipped.
+            CheckpointError: a checkpoint could not be saved.
         """
         self._resume()
         self.writers = self.setup.open_writers(self.progress)
+        self.skipped = self.setup.open_skipped(self.progress)
         try:
             with self.saver:
                 self._finish_update(is_new=False)
                 self._run_updates()
         finally:
-            for writer in self.writers:
-                writer.close()
+            for writer in (*self.writers, self.skipped):
+                if writer is not None:
+                    writer.close()
         if self.setup.store is not None:
             self.setup.store.finish()
 
@@ -116,6 +131,7 @@ class Trainer:
             return
         start = time.monotonic()
         for batches in self.setup.source(first, last):
+            waited = time.monotonic() - start
             self.saver.check()
             self.progress.update += 1
             metrics = self._make_update(batches)
@@ -124,6 +140,7 @@ class Trainer:
                 self._stop()
                 return
             seconds = time.monotonic() - start
+            metrics["loader_wait"] = waited / max(seconds, 1e-9)
             self._log_update(metrics, sum(batch.audio_s for batch in batches), seconds)
             self._finish_update()
             start = time.monotonic()
@@ -148,10 +165,27 @@ class Trainer:
         terms = add_terms(parts)
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
-        self._check_finite(metrics)
+        loss = metrics["loss"]
+        assert isinstance(loss, float), f"loss must be a number, not {loss!r}"
+        reason = self.guard.judge(update, loss, norm)
+        metrics["skipped_updates"] = self.guard.skipped
+        if reason:
+            self._skip_update(reason, metrics, find_suspects(parts, batches))
+            return metrics
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self._check_health(terms, metrics)
         return metrics
+
+    def _skip_update(self, reason: str, metrics: Metrics, ids: list[str]) -> None:
+        """Leave weights, moments and average as they are, and say why and which utterances were in the update."""
+        update = self.progress.update
+        _logger.warning("update %d skipped: %s; utterances %s", update, reason, name_utterances(ids))
+        if self.skipped is not None:
+            values = {name: metrics[name] for name in ("loss", "grad_norm")}
+            self.skipped.write({"update": update, "reason": reason, **values, "ids": ids})
+        self.guard.check_count(update, reason, ids)
 
     def _run_forward(self, batch: Batch) -> LossTerms:
         """Run one forward and backward; dropout is a function of (seed, update, first sub-batch)."""
@@ -162,27 +196,25 @@ class Trainer:
         terms.sum.backward()  # type: ignore[no-untyped-call]
         return terms.detach()
 
-    def _check_finite(self, metrics: Metrics) -> None:
-        for name in ("loss", "grad_norm"):
-            value = metrics[name]
-            if isinstance(value, float) and not math.isfinite(value):
-                raise SpeechSSLError(
-                    f"`training.lr` must be one that training survives, but with {self.config.lr:g} {name} is {value} "
-                    f"at update {self.progress.update} (the checkpoints before it are whole)"
-                )
-
     def _check_health(self, terms: LossTerms, metrics: Metrics) -> None:
-        problem = self.objective.check_health(terms, metrics, self.progress.update)
-        if problem and self.config.on_collapse == "stop":
-            raise CollapseError(problem)
-        if problem and self.progress.update % self.config.log_every == 0:
-            _logger.warning(problem)
+        health = self.objective.check_health(terms, metrics, self.progress.update)
+        if health is None:
+            return
+        metrics["collapse_warning"] = int(bool(health.warning))
+        if health.problem and self.config.on_collapse == "stop":
+            raise CollapseError(health.problem)
+        is_new = bool(health.warning) and not self.was_warned
+        if is_new or (health.problem and self.progress.update % self.config.log_every == 0):
+            _logger.warning(health.problem or health.warning)
+        self.was_warned = bool(health.warning)
 
     def _log_update(self, metrics: Metrics, audio_s: float, seconds: float) -> None:
         self.progress.audio_s += audio_s
         extra: Metrics = {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / max(seconds, 1e-9)}
-        self._write("train", metrics | extra)
         due = self.progress.update % self.config.log_every == 0 or self.progress.update == 1
+        if due:
+            extra |= measure_system(self.setup.device)
+        self._write("train", metrics | extra)
         if due and not self.setup.is_quiet:
             _logger.info(format_progress(self.progress.update, self.config.max_updates, "train", metrics | extra))
 
@@ -244,12 +276,14 @@ class Trainer:
         """
         assert self.setup.validate is not None, "no validation set"
         module = self.objective.module.eval()
+        average = self.average if self.config.validate_ema else None
         parts = []
-        for batch in self.setup.validate():
-            if self.setup.stop.is_requested:
-                return None
-            with autocast(self.setup.device, self.setup.precision):
-                parts.append(self.objective.compute(batch.to(self.setup.device), self.progress.update).detach())
+        with nullcontext() if average is None else average.applied():
+            for batch in self.setup.validate():
+                if self.setup.stop.is_requested:
+                    return None
+                with autocast(self.setup.device, self.setup.precision):
+                    parts.append(self.objective.compute(batch.to(self.setup.device), self.progress.update).detach())
         module.train()
         metrics = self.objective.summarise(add_terms(parts), self.progress.update)
         self._write("valid", metrics | {"hours_seen": self.progress.audio_s / 3600})

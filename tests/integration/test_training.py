@@ -17,9 +17,8 @@ import speechssl
 from speechssl.data.inputs import scan_files
 from speechssl.data.manifest import Manifest, build_manifest, save_manifest
 from speechssl.errors import ConfigError, StoppedOnRequest
+from speechssl.training.metrics import MEASURED
 from speechssl.training.stop import StopFlag
-
-TIMES = ("audio_s_per_s",)
 
 
 @pytest.fixture
@@ -60,6 +59,7 @@ def pretrain(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
         "training.max_updates": 8,
         "training.checkpoint_every": 3,
         "training.validate_every": 4,
+        "training.ema_decay": 0.9,
         "model.layer_drop_prob": 0.3,
         "device": "cpu",
     }
@@ -74,6 +74,7 @@ def finetune(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
         "data.num_workers": 0,
         "training.max_updates": 6,
         "training.validate_every": 3,
+        "training.ema_decay": 0.9,
         "device": "cpu",
     }
     return speechssl.finetune(**(given | keys))
@@ -81,7 +82,7 @@ def finetune(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -89,6 +90,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         **safetensors.torch.load_file(last / "model.safetensors"),
         **safetensors.torch.load_file(last / "training.safetensors"),
+        **{f"ema/{k}": v for k, v in safetensors.torch.load_file(last / "ema.safetensors").items()},
     }
 
 
@@ -109,7 +111,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_a_resumed_run_is_the_uninterrupted_one(
     manifests: Path, tmp_path: Path, stop_after: Callable[[int], None], workers: int
 ) -> None:
-    """Weights, optimizer, collapse watch and log lines, to the bit, with dropout and LayerDrop on."""
+    """Weights, average, optimizer, guard, collapse watch and log lines, to the bit, with dropout and LayerDrop on."""
     pretrain(manifests, tmp_path / "whole")
     stop_after(5)
     with pytest.raises(StoppedOnRequest) as stopped:

@@ -62,6 +62,7 @@ class Ours:
             codes=self.quantized.codes,
             soft_probs=self.quantized.soft_probs,
             feature_square_sum=raw.square().sum((1, 2)),
+            feature_variance=torch.ones(len(raw)),
             frame_counts=torch.full((rows,), raw.shape[1]),
             num_channels=channels,
             context=predictions,

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from speechssl.config import ModelConfig
-from speechssl.model.pretraining import PretrainingModel, compute_logits, find_masked, gather_frames
+from speechssl.model.pretraining import (
+    PretrainingModel,
+    _measure_variance,
+    compute_logits,
+    find_masked,
+    gather_frames,
+)
+from speechssl.model.wav2vec2 import Features
 
 
 def test_logits_by_hand() -> None:
@@ -60,3 +67,17 @@ def test_a_row_scores_the_same_beside_a_longer_one(tiny_model_config: ModelConfi
     assert batch.valid[0].sum() == 5
     assert batch.frame_counts[0] == 24
     torch.testing.assert_close(batch.feature_square_sum[:1], alone.feature_square_sum)
+    torch.testing.assert_close(batch.feature_variance[:1], alone.feature_variance)
+
+
+def test_feature_variance_is_the_share_that_varies_over_time() -> None:
+    raw = torch.randn(2, 30, 5)
+    raw[1] = raw[1, :1]
+    raw[1, 20:] = 7.0
+    frames = torch.tensor([30, 20])
+    squares = torch.stack([raw[0].square().sum(), raw[1, :20].square().sum()])
+    found = _measure_variance(Features(raw, raw, frames), squares, frames)
+    expected = raw[0].var(0, unbiased=False).sum() / raw[0].square().mean(0).sum()
+    torch.testing.assert_close(found, torch.stack([expected, torch.tensor(0.0)]), atol=1e-5, rtol=1e-4)
+    whole = _measure_variance(Features(raw[:1], raw[:1], None), squares[:1], frames[:1])
+    torch.testing.assert_close(whole, found[:1])

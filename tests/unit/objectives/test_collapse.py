@@ -7,7 +7,10 @@ import torch
 
 from speechssl.objectives.collapse import CollapseWatch
 
-HEALTHY = {"removed_negatives": 0.05, "loss_contrastive": 5.0, "context_spread": 0.5, "hard_perplexity": [40.0, 40.0]}
+HEALTHY = {
+    "removed_negatives": 0.05, "loss_contrastive": 5.0, "context_spread": 0.5, "hard_perplexity": [40.0, 40.0],
+    "feature_variance": 0.6,
+}  # fmt: skip
 SAME_CODES = HEALTHY | {"removed_negatives": 0.9, "loss_contrastive": 0.2, "hard_perplexity": [1.0, 1.0]}
 ALL_EQUAL = HEALTHY | {"loss_contrastive": 6.658, "context_spread": 0.001}
 
@@ -21,7 +24,11 @@ def counts(collapsed: bool, frames: float = 12_000.0) -> torch.Tensor:
 
 
 def feed(watch: CollapseWatch, metrics: dict, collapsed: bool, updates: range) -> list[str]:
-    return [watch.observe(counts(collapsed), metrics, update) for update in updates]
+    return [watch.observe(counts(collapsed), metrics, update).problem for update in updates]
+
+
+def warn(watch: CollapseWatch, metrics: dict, collapsed: bool, updates: range) -> list[str]:
+    return [watch.observe(counts(collapsed), metrics, update).warning for update in updates]
 
 
 @pytest.fixture
@@ -79,3 +86,38 @@ def test_a_collapsed_validation_is_no_candidate(watch: CollapseWatch) -> None:
     assert watch.has_signs(SAME_CODES)
     assert watch.has_signs(ALL_EQUAL)
     assert not watch.has_signs(HEALTHY)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "collapsed", "updates", "text"),
+    [
+        (SAME_CODES, True, 100, "few codes are used"),
+        (ALL_EQUAL, False, 100, "context vectors hardly differ"),
+        (HEALTHY | {"feature_variance": 0.01}, False, 100, "hardly change over time"),
+        (HEALTHY | {"loss_contrastive": 6.66}, False, 400, "that of guessing"),
+    ],
+)
+def test_early_signs_are_warned_of_long_before_the_stop(
+    watch: CollapseWatch, metrics: dict, collapsed: bool, updates: int, text: str
+) -> None:
+    found = warn(watch, metrics, collapsed, range(50, 50 + updates))
+    assert found[:-1] == [""] * (updates - 1)
+    assert text in found[-1]
+    assert "training.lr" in found[-1]
+    assert warn(watch, HEALTHY, False, range(600, 601)) == [""]
+
+
+def test_guessing_before_the_end_of_the_warm_up_is_how_runs_begin() -> None:
+    watch = CollapseWatch(2, 64, 100, warmup_updates=1_000)
+    guessing = HEALTHY | {"loss_contrastive": 6.66}
+    assert not any(warn(watch, guessing, False, range(1, 1_001)))
+    assert not any(warn(watch, guessing, False, range(1_001, 1_400)))
+    assert warn(watch, guessing, False, range(1_400, 1_401))[0]
+
+
+def test_early_counts_go_through_a_checkpoint(watch: CollapseWatch) -> None:
+    warn(watch, SAME_CODES, True, range(50, 140))
+    other = CollapseWatch(2, 64, 100)
+    other.load_state(watch.state())
+    assert vars(other).keys() == vars(watch).keys()
+    assert warn(other, SAME_CODES, True, range(140, 160)) == warn(watch, SAME_CODES, True, range(140, 160))

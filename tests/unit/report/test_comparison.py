@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from speechssl.report.comparison import make_comparison
+from speechssl.report.comparison import find_config_differences, make_comparison
 from speechssl.report.run_folder import load_run
 
 
@@ -14,9 +14,51 @@ def test_runs_of_one_kind_share_their_charts(make: SimpleNamespace, tmp_path: Pa
         load_run(make.pretrain(tmp_path / "c")),
     ]
     page = make_comparison(runs, ["ours", "scratch", "base"], ["<a>1</a>", "<a>2</a>", "<a>3</a>"])
-    assert page.count("<svg") == 2
-    assert page.count("The best value is that of ours.") == 2
+    assert page.count("<svg") == 3
+    assert page.count("The best value is that of ours.") == 3
     assert page.count("<li>") == 3
+    assert "Pretraining, side by side" not in page
+    assert "<td>init</td><td>runs/base</td><td>–</td>" in page
+    assert "<td>seed</td>" not in page
+    assert '<tr><td>ours</td><td class="num">200</td>' in page
+    assert "skipped updates" not in page
+
+
+def test_what_differs_is_told_and_nothing_else(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [load_run(make.pretrain(tmp_path / name)) for name in "ab"]
+    assert find_config_differences(runs) == []
+    assert "Their configurations are the same." in make_comparison(runs, ["a", "b"], ["", ""])
+    runs[1].config["training"]["lr"] = 0.002
+    del runs[1].config["seed"]
+    assert find_config_differences(runs) == [("seed", [1, None]), ("training.lr", [5e-4, 0.002])]
+    page = make_comparison(runs, ["a", "b"], ["", ""])
+    assert "<td>training.lr</td><td>0.0005</td><td>0.002</td>" in page
+
+
+def test_hours_are_drawn_where_updates_are_not_alike(make: SimpleNamespace, tmp_path: Path) -> None:
+    folders = [make.pretrain(tmp_path / name) for name in "ab"]
+    runs = [load_run(folder) for folder in folders]
+    assert "by hours heard" not in make_comparison(runs, ["a", "b"], ["", ""])
+    for row in runs[1].metrics:
+        row["hours_seen"] = row["hours_seen"] * 3
+    page = make_comparison(runs, ["a", "b"], ["", ""])
+    assert "Pretraining, by hours heard" in page
+    assert page.count("&quot;name&quot;:&quot;hours&quot;") == page.count("&quot;name&quot;:&quot;update&quot;") == 2
+
+
+def test_training_curves_stand_in_for_a_validation_that_is_not_there(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [load_run(make.finetune(tmp_path / name)) for name in "ab"]
+    for run in runs:
+        run.metrics[:] = [row for row in run.metrics if row["split"] == "train"]
+    page = make_comparison(runs, ["a", "b"], ["", ""])
+    assert "CTC loss, training" in page
+    assert "Word error rate" not in page
+
+
+def test_six_runs_have_six_kinds_of_line(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [load_run(make.pretrain(tmp_path / name)) for name in "abcdef"]
+    page = make_comparison(runs, list("abcdef"), [""] * 6)
+    assert '<span class="key c1 soft">f</span>' in page
 
 
 def test_runs_with_nothing_in_common_have_only_their_cards(make: SimpleNamespace, tmp_path: Path) -> None:

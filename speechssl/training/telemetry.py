@@ -1,0 +1,43 @@
+"""Figures of the machine beside those of the run: memory, and how busy a GPU is."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from speechssl.objectives.protocol import Metrics
+
+MIB = 2**20
+_STATM = Path("/proc/self/statm")
+
+
+def measure_system(device: torch.device) -> Metrics:
+    """Measure what costs nothing to know: some microseconds, and no wait for the GPU.
+
+    Args:
+        device: that the run computes on.
+
+    Returns:
+        `memory_mib`: resident memory of this process, loader workers apart (where there is no /proc, its peak). On a
+        GPU also `gpu_memory_mib`, the peak of its tensors, and `gpu_use`, the share of the last moments in which it
+        worked, where the driver's Python package (nvidia-ml-py) is installed.
+    """
+    found: Metrics = {"memory_mib": read_resident_bytes() / MIB}
+    if device.type == "cuda":
+        found["gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+        with suppress(ModuleNotFoundError):
+            found["gpu_use"] = torch.cuda.utilization(device) / 100
+    return found
+
+
+def read_resident_bytes() -> int:
+    """Read how much memory this process holds."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,43 @@
+"""System figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from speechssl.training import telemetry
+from speechssl.training.metrics import MEASURED
+from speechssl.training.telemetry import measure_system, read_resident_bytes
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    before = read_resident_bytes()
+    held = torch.ones(16 * 2**20 // 4 * 4)
+    assert 40 * 2**20 < read_resident_bytes() - before < 120 * 2**20
+    del held
+    found = measure_system(torch.device("cpu"))
+    assert found.keys() == {"memory_mib"}
+    assert 50 < found["memory_mib"] < 100_000  # type: ignore[operator]
+
+
+def test_without_proc_the_peak_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = read_resident_bytes()
+    monkeypatch.setattr(telemetry, "_STATM", Path("/nowhere"))
+    assert read_resident_bytes() >= 0.9 * resident
+
+
+@pytest.mark.parametrize("has_package", [True, False])
+def test_a_gpu_says_its_memory_and_its_use_where_it_can(monkeypatch: pytest.MonkeyPatch, has_package: bool) -> None:
+    def use(device: torch.device) -> int:
+        if not has_package:
+            raise ModuleNotFoundError("pynvml")
+        return 73
+
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(max_memory_allocated=lambda d: 3 * 2**20, utilization=use))
+    found = measure_system(torch.device("cuda"))
+    assert found["gpu_memory_mib"] == 3.0
+    assert found.get("gpu_use") == (0.73 if has_package else None)
+    assert found.keys() <= MEASURED
