@@ -104,6 +104,9 @@ class TrainingConfig:
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
     on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
     log_every: int = knob(10, "updates between progress lines; metrics.jsonl has every update", "updates")
+    sharding: str = knob("none", "over several processes: `none` keeps the model whole on each (DDP), `full` a part of it (FSDP2), for models that one GPU does not hold")
+    digest_every: int = knob(100, "updates between comparisons of the weights of all processes", "updates")
+    timeout_s: float = knob(100.0, "how long a process waits for another before the run ends; 300 s until the first update is made", "s", "torchtitan: comm.train_timeout_seconds")
 
     def __post_init__(self) -> None:
         check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
@@ -114,6 +117,9 @@ class TrainingConfig:
         check(self.forward_s >= self.sub_batch_s, "training.forward_s", f"at least training.sub_batch_s ({self.sub_batch_s:g} s)", self.forward_s)
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
+        check_choice("training.sharding", self.sharding, ("none", "full"))
+        check(self.digest_every >= 1, "training.digest_every", "at least 1", self.digest_every)
+        check(self.timeout_s > 0, "training.timeout_s", "positive", self.timeout_s)
         check(self.keep_checkpoints >= 1, "training.keep_checkpoints", "at least 1", self.keep_checkpoints)
         check(self.lr > 0, "training.lr", "positive", self.lr)
 

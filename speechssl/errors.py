@@ -23,6 +23,10 @@ class CollapseError(SpeechSSLError):
     """Pretraining has collapsed; the message explains the signs and the remedies."""
 
 
+class RanksError(Exception):
+    """Processes that train together have parted: one has gone or hangs, or their weights differ. Exit code 1."""
+
+
 class StoppedOnRequest(Exception):
     """The run saved its state and stopped because it was asked to; the command exits with `exit_code`.
 

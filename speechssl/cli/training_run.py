@@ -18,8 +18,9 @@ from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
-from speechssl.training.devices import resolve_device, resolve_precision
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
+from speechssl.training.devices import resolve_precision
+from speechssl.training.distributed import Ranks, check_division
+from speechssl.training.metrics import JsonLinesWriter, MetricsWriter, TensorBoardWriter
 from speechssl.training.run_folder import CONFIG, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
@@ -30,19 +31,29 @@ _logger = logging.getLogger("speechssl")
 TrainingVerbConfig = PretrainConfig | FinetuneConfig
 
 
-def open_folder(config: TrainingVerbConfig) -> tuple[Path, dict[str, Any] | None]:
-    """Open `out`, or return the result of the finished run that it holds.
+def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[str, Any] | None]:
+    """Open `out`, or return the result of the finished run that it holds; rank 0 does so for all.
+
+    Returns:
+        The folder, and the result if there is nothing left to do (an empty one on the other ranks).
 
     Raises:
         ConfigError: `out` cannot be written, or holds something else or a run with other values.
     """
+    check_division(ranks, config.training)
     folder = Path(config.out)
+    result = _open(config, folder) if ranks.is_main else {}
+    is_finished = ranks.find_max(int(ranks.is_main and result is not None))
+    return folder, result if is_finished else None
+
+
+def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"`out` must be a folder, but {folder} is a file")
     if config.overwrite and (folder / CONFIG).exists():
         remove_run(folder)
     check_writable(folder)
-    return folder, open_run(folder, config)
+    return open_run(folder, config)
 
 
 def remove_run(folder: Path) -> None:
@@ -55,12 +66,13 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def choose_device(config: TrainingVerbConfig) -> tuple[torch.device, str]:
-    """Find device and precision, and say them."""
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    _logger.info("device %s, precision %s, %d threads", device, precision, torch.get_num_threads())
-    return device, precision
+def choose_precision(config: TrainingVerbConfig, ranks: Ranks) -> str:
+    """Choose the precision, and say on what the run computes."""
+    precision = resolve_precision(config.precision, ranks.device)
+    processes = f"{ranks.size} processes, " if ranks.size > 1 else ""
+    threads = torch.get_num_threads()
+    _logger.info("%sdevice %s, precision %s, %d threads", processes, ranks.device, precision, threads)
+    return precision
 
 
 def seed_weights(seed: int) -> None:
@@ -81,9 +93,10 @@ def train(
     objective: Objective,
     source: ManifestSource,
     valid: ManifestSource | None,
-    device: tuple[torch.device, str],
+    ranks: Ranks,
+    precision: str,
 ) -> dict[str, Any]:
-    """Train to the end, write the result and the report, and return the result."""
+    """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
     set_activation_checkpointing(objective.module, config.training.activation_checkpointing)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
@@ -91,12 +104,12 @@ def train(
         objective=objective,
         config=config.training,
         source=source,
-        device=device[0],
-        precision=device[1],
+        ranks=ranks,
+        precision=precision,
         seed=config.seed,
         validate=validate,
         store=CheckpointStore(folder, config.training.keep_checkpoints),
-        open_writers=lambda update: (JsonLinesWriter(folder, update), TensorBoardWriter(folder, update)),
+        open_writers=lambda update: open_writers(folder, update) if ranks.is_main else (),
         stop=stop,
     )
     trainer = Trainer(setup)
@@ -112,6 +125,12 @@ def train(
         "train": last.get("train"),
         "valid": last.get("valid"),
     }
-    write_result(folder, result)
-    build_report([folder], folder / "report.html")
+    if ranks.is_main:
+        write_result(folder, result)
+        build_report([folder], folder / "report.html")
     return result
+
+
+def open_writers(folder: Path, update: int) -> tuple[MetricsWriter, ...]:
+    """Open what a run logs to, for a run that goes on from `update`."""
+    return JsonLinesWriter(folder, update), TensorBoardWriter(folder, update)

@@ -56,10 +56,14 @@ class Batch:
         )
 
     @property
+    def valid_samples(self) -> int:
+        """Samples of audio in the batch, padding not counted."""
+        return self.waveforms.numel() if self.num_samples is None else int(self.num_samples.sum())
+
+    @property
     def audio_s(self) -> float:
         """Seconds of audio in the batch, padding not counted."""
-        total = self.waveforms.numel() if self.num_samples is None else int(self.num_samples.sum())
-        return total / 16_000
+        return self.valid_samples / 16_000
 
 
 def pad_stack(arrays: Sequence[np.ndarray]) -> Tensor:

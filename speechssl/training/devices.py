@@ -44,6 +44,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Run what is inside in `precision` (`float32` or `bf16`); norms, softmax and losses stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: str, caches_casts: bool = True) -> AbstractContextManager[None]:
+    """Run what is inside in `precision` (`float32` or `bf16`); norms, softmax and losses stay in float32.
+
+    Args:
+        device: where.
+        precision: of matrix products.
+        caches_casts: keep the bf16 copies of weights while inside: time for memory, never the result.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=caches_casts)

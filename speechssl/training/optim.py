@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config import TrainingConfig
+from speechssl.model.sharding import is_spread, spread_like
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -34,6 +35,8 @@ def scale_gradients(module: nn.Module, count: Tensor, clip_norm: float) -> Tenso
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, (1.0 / count.double()).float())
     norm = torch.nn.utils.get_total_norm(gradients)
+    if is_spread(norm):
+        norm = norm.full_tensor()
     if clip_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(list(module.parameters()), clip_norm, norm)
     return norm
@@ -63,5 +66,6 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
         parameter = parameters[name]
         if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        device = torch.device("cpu") if field == "step" and not parameter.is_cuda else parameter.device
-        optimizer.state[parameter][field] = value.to(device)
+        optimizer.state[parameter][field] = (
+            value.to(parameter.device) if field == "step" else spread_like(value, parameter)
+        )

@@ -26,6 +26,9 @@ FREE_KEYS = frozenset(
         "training.max_updates",
         "training.max_hours",
         "training.log_every",
+        "training.digest_every",
+        "training.timeout_s",
+        "training.sharding",
     }
 )
 """Keys that may change when a run goes on: none of them changes an update that was made."""

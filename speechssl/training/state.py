@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from speechssl.interop.checkpoint import collect_weights, describe_model
+from speechssl.model.sharding import gather_whole
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.optim import export_state, import_state
@@ -70,9 +71,14 @@ class TrainingState:
         return module
 
     def take_snapshot(self) -> Snapshot:
-        """Gather everything; the tensors are the live ones, not copies."""
+        """Gather everything; the tensors are the live ones, not copies.
+
+        Every rank must call it; what is spread over them only rank 0 gets.
+        """
         parts = {"optimizer": export_state(self.optimizer, self.model), "objective": self.objective.state()}
-        tensors = {f"{part}/{name}": value.contiguous() for part, held in parts.items() for name, value in held.items()}
+        tensors = gather_whole(
+            {f"{part}/{name}": value for part, held in parts.items() for name, value in held.items()}
+        )
         description = describe_model(self.model, self.progress.update)
         return Snapshot(collect_weights(self.model), tensors, description, self.progress)
 

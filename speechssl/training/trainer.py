@@ -7,18 +7,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from speechssl.audio import SAMPLE_RATE
 from speechssl.config import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import CollapseError, SpeechSSLError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_terms, make_torch_seed
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
+from speechssl.training.distributed import Ranks
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
+from speechssl.training.replica import build_replica
 from speechssl.training.schedules import compute_lr
 from speechssl.training.state import Progress, TrainingState
 from speechssl.training.stop import StopFlag
@@ -37,7 +41,8 @@ class Setup:
         objective: what is learned.
         config: optimizer, schedule and bookkeeping.
         source: batches of any range of updates.
-        device, precision: where and how it runs.
+        ranks: the processes that train together, and where this one computes.
+        precision: how it computes.
         seed: of dropout.
         validate: the batches of one validation; None for none.
         store: where checkpoints go; None keeps none (a probe).
@@ -49,7 +54,7 @@ class Setup:
     objective: Objective
     config: TrainingConfig
     source: UpdateSource
-    device: torch.device
+    ranks: Ranks
     precision: str
     seed: int
     validate: Callable[[], Iterator[Batch]] | None = None
@@ -68,7 +73,8 @@ class Trainer:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.objective, self.config = setup, setup.objective, setup.config
-        self.objective.module.to(setup.device)
+        self.ranks = setup.ranks
+        self.replica = build_replica(setup.objective, setup.ranks, self.config.sharding)
         self.optimizer = build_optimizer(self.objective.module, self.config)
         self.state = TrainingState(setup.objective, self.optimizer)
         self.writers: Sequence[MetricsWriter] = ()
@@ -99,16 +105,20 @@ class Trainer:
         finally:
             for writer in self.writers:
                 writer.close()
-        if self.setup.store is not None:
+        if self.setup.store is not None and self.ranks.is_main:
             self.setup.store.finish()
         return self.last
 
     def _resume(self) -> None:
-        folder = self.setup.store.find_last() if self.setup.store else None
-        if folder is None or self.setup.store is None:
+        store = self.setup.store
+        if store is None:
             return
-        self.setup.store.load(folder, self.state)
-        _logger.info("resumed from %s", folder.name)
+        found = store.find_last() if self.ranks.is_main else None
+        # One rank decides: another may see the folder of a network drive later.
+        folder = self.ranks.broadcast(str(found or ""))
+        if folder:
+            store.load(Path(folder), self.state)
+            _logger.info("resumed from %s", Path(folder).name)
 
     def _run_updates(self) -> None:
         first, last = self.progress.update + 1, self.config.max_updates
@@ -117,36 +127,50 @@ class Trainer:
         start = time.monotonic()
         for batches in self.setup.source(first, last):
             self.progress.update += 1
-            metrics = self._make_update(batches)
+            metrics, audio_s = self._make_update(batches)
             seconds = time.monotonic() - start
-            self._log_update(metrics, sum(batch.audio_s for batch in batches), seconds)
+            self._log_update(metrics, audio_s, seconds)
             self._finish_update()
+            self.ranks.set_timeout(self.config.timeout_s)
             start = time.monotonic()
 
-    def _make_update(self, batches: Sequence[Batch]) -> Metrics:
-        """Make one update from its forwards; the gradient of the sum is divided once, by the count of all."""
+    def _make_update(self, batches: Sequence[Batch]) -> tuple[Metrics, float]:
+        """Make one update from its forwards; the gradient of the sum is divided once, by the count of all.
+
+        Returns:
+            The metrics of the update, and its seconds of audio, both over all ranks.
+        """
         update, module = self.progress.update, self.objective.module
         module.train()
+        self.replica.prepare(update)
         lr = compute_lr(self.config, update)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         terms = add_terms([self._run_forward(batch) for batch in batches])
+        samples = sum(batch.valid_samples for batch in batches)
+        terms.stats["samples"] = torch.tensor(samples, dtype=torch.float64)
+        terms = self.ranks.sum_terms(terms)
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
         self._check_finite(metrics)
         self.optimizer.step()
         self._check_health(terms, metrics)
-        return metrics
+        return metrics, float(terms.stats["samples"]) / SAMPLE_RATE
 
     def _run_forward(self, batch: Batch) -> LossTerms:
         """Run one forward and backward; dropout is a function of (seed, update, first sub-batch)."""
         first = batch.plan.sub_batches[0].number
         torch.manual_seed(make_torch_seed(self.setup.seed, "dropout", self.progress.update, first))
-        with autocast(self.setup.device, self.setup.precision):
-            terms = self.objective.compute(batch.to(self.setup.device), self.progress.update)
-        terms.sum.backward()  # type: ignore[no-untyped-call]
+        with self.replica.accumulate(batch.plan.is_last):
+            terms = self._compute(batch)
+            terms.sum.backward()  # type: ignore[no-untyped-call]
         return terms.detach()
+
+    def _compute(self, batch: Batch) -> LossTerms:
+        device = self.ranks.device
+        with autocast(device, self.setup.precision, self.replica.caches_casts):
+            return self.replica.compute(batch.to(device), self.progress.update)
 
     def _check_finite(self, metrics: Metrics) -> None:
         for name in ("loss", "grad_norm"):
@@ -179,10 +203,14 @@ class Trainer:
         is_best = False
         if self.setup.validate is not None and (is_last or update % config.validate_every == 0):
             is_best = self._note_best(self._validate())
-        reason = self.setup.stop.check()
+        reason = self.ranks.agree_to_stop(self.setup.stop.check())
         due = is_best or is_last or update % config.checkpoint_every == 0 or reason is not None
+        if update == 1 or update % config.digest_every == 0:
+            self.replica.compare_weights(update)
         if self.setup.store is not None and due:
-            self.setup.store.save(self.state.take_snapshot(), is_best)
+            snapshot = self.state.take_snapshot()
+            if self.ranks.is_main:
+                self.setup.store.save(snapshot, is_best)
         if reason is not None and not is_last:
             message, code = reason
             raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)
@@ -194,10 +222,10 @@ class Trainer:
         module = self.objective.module.eval()
         parts = []
         for batch in self.setup.validate():
-            with autocast(self.setup.device, self.setup.precision):
-                parts.append(self.objective.compute(batch.to(self.setup.device), self.progress.update).detach())
+            terms = self._compute(batch).detach()
+            parts.append(terms if batch.plan.is_counted else terms.zero())
         module.train()
-        metrics = self.objective.summarise(add_terms(parts), self.progress.update)
+        metrics = self.objective.summarise(self.ranks.sum_terms(add_terms(parts)), self.progress.update)
         self._write("valid", metrics | {"hours_seen": self.progress.audio_s / 3600})
         _logger.info(format_progress(self.progress.update, self.config.max_updates, "valid", metrics))
         return metrics
