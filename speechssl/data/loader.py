@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner, round_up
+from speechssl.errors import SpeechSSLError
+from speechssl.processes import signal_at_parents_end
 
 Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
 """`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
@@ -140,11 +142,14 @@ class _PlanSampler(Sampler[ForwardPlan]):
 def _set_up_worker(_: int) -> None:
     """Give each worker one thread, since the cores belong to the model, and leave signals to the main process.
 
-    A signal to the process group reaches the workers too; one that died of it would take the run down unsaved.
+    A signal to the process group reaches the workers too; one that died of it would take the run down unsaved. But a
+    worker ends with its main process at once, even if that is killed: it holds a copy of its sockets, and the other
+    processes of a run would wait on them as if it were there.
     """
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal_at_parents_end(signal.SIGKILL)
 
 
 def iterate_updates(
@@ -198,4 +203,15 @@ def iterate_plans(
         worker_init_fn=_set_up_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except SpeechSSLError as error:
+        # A worker's error comes wrapped in its traceback, and in a cycle that would keep the workers until the end.
+        error.__traceback__ = None
+        raise type(error)(_find_sentence(error)) from None
+
+
+def _find_sentence(error: SpeechSSLError) -> str:
+    """Find the sentence of an error, which a worker sends with its whole traceback around it."""
+    kind = type(error)
+    return str(error).rstrip().rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]

@@ -7,6 +7,7 @@ so that the trainer need not ask how many there are. Nothing is pickled: only te
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from datetime import timedelta
 from types import TracebackType
@@ -20,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from speechssl.config import TrainingConfig
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms
+from speechssl.processes import signal_at_parents_end
 from speechssl.training.devices import resolve_device
 from speechssl.training.roll_call import RollCall
 
@@ -85,9 +87,9 @@ class Ranks:
         """Put the numbers of all ranks, (P,) each, side by side: (ranks, P)."""
         if self.size == 1:
             return numbers[None]
-        rows = numbers.new_empty(self.size * len(numbers))
-        dist.all_gather_into_tensor(rows, numbers)
-        return rows.view(self.size, -1)
+        rows = [torch.empty_like(numbers) for _ in range(self.size)]
+        dist.all_gather(rows, numbers)
+        return torch.stack(rows)
 
     def broadcast(self, text: str) -> str:
         """Give every rank the text of rank 0."""
@@ -119,7 +121,8 @@ class Ranks:
         if not is_lost_contact(error):
             self.roll_call.name_cause(format_cause(error))
             return
-        raise RanksError(self.roll_call.find_missing(_shorten(error))) from error
+        problem = _shorten(error).rpartition("] ")[2].partition(". ")[0]
+        raise RanksError(self.roll_call.find_missing(problem)) from error
 
 
 def join_ranks(device: str) -> Ranks:
@@ -139,11 +142,16 @@ def join_ranks(device: str) -> Ranks:
     if int(os.environ.get("LOCAL_WORLD_SIZE", size)) == size and sys.platform == "linux":
         # All on one machine: what gloo opens is not for others.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Without its launcher nobody would end this process any more: it saves and stops.
+        signal_at_parents_end(signal.SIGTERM)
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=FIRST_TIMEOUT_S)))
+    # A second run in the same processes must not find the addresses of the first.
+    number = store.add(f"joined/{rank}", 1)
     is_gpu = own.type == "cuda"
     dist.init_process_group(
         "nccl" if is_gpu else "gloo",
-        store=PrefixStore("training", store),
+        store=PrefixStore(f"training/{number}", store),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=FIRST_TIMEOUT_S),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -48,7 +49,8 @@ class RollCall:
             A sentence for the user.
         """
         # torchrun ends all ranks as soon as one has gone; what happened must be said first.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.store.set(f"here/{self.rank}", "")
         silent = self._wait_for_answers()
         places = {rank: self.store.get(f"place/{rank}").decode() for rank in silent}
