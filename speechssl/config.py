@@ -109,6 +109,9 @@ class TrainingConfig:
     ema_decay: float = knob(0.0, "decay of a moving average of the weights, kept beside them; 0: none")
     validate_ema: bool = knob(False, "validate, and choose the best checkpoint, by the averaged weights")
     log_every: int = knob(10, "updates between progress lines and system figures; metrics.jsonl has every update", "updates")
+    sharding: str = knob("none", "over several processes: `none` keeps the model whole on each (DDP), `full` a part of it (FSDP2), for models that one GPU does not hold")
+    digest_every: int = knob(100, "updates between comparisons of the weights of all processes", "updates")
+    timeout_s: float = knob(100.0, "how long a process waits for another before the run ends; 300 s until the first update is made", "s", "torchtitan: comm.train_timeout_seconds")
 
     def __post_init__(self) -> None:
         check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
@@ -120,6 +123,9 @@ class TrainingConfig:
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
+        check_choice("training.sharding", self.sharding, ("none", "full"))
+        check(self.digest_every >= 1, "training.digest_every", "at least 1", self.digest_every)
+        check(self.timeout_s > 0, "training.timeout_s", "positive", self.timeout_s)
         check(self.lr > 0, "training.lr", "positive", self.lr)
         check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
         check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)

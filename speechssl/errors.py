@@ -27,6 +27,10 @@ class NumericalError(SpeechSSLError):
     """Too many updates were skipped for their numbers; the message says why, which utterances, and the remedies."""
 
 
+class RanksError(Exception):
+    """Processes that train together have parted: one has gone or hangs, or their weights differ. Exit code 1."""
+
+
 class StoppedOnRequest(BaseException):
     """The run saved its state and stopped because it was asked to; the command exits with `exit_code`.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import numpy as np
+import torch
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.pretrain import select_long_enough
@@ -15,6 +16,7 @@ from speechssl.data.dataset import Example, FloatArray, ReadOptions, normalize
 from speechssl.data.loader import Batch, Prepare, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.protocol import make_rng
+from speechssl.training.distributed import Ranks
 from speechssl.training.sources import ManifestSource, build_source, select_utterances
 
 NUM_BATCHES = 4
@@ -74,7 +76,7 @@ def _make_example(config: BenchConfig, name: str, num_samples: int, rng: np.rand
     return Example(name, waveform, text, None)
 
 
-def open_manifest(config: BenchConfig, prepare: Prepare, pin_memory: bool) -> ManifestSource:
+def open_manifest(config: BenchConfig, prepare: Prepare, device: torch.device) -> ManifestSource:
     """Open `data.train` as pretraining does: crops of at most `seconds`, `batch` times as much audio an update.
 
     Raises:
@@ -96,5 +98,5 @@ def open_manifest(config: BenchConfig, prepare: Prepare, pin_memory: bool) -> Ma
         training,
         config.data,
         max_s=seconds,
-        pin_memory=pin_memory,
+        ranks=Ranks(device),
     )

@@ -176,7 +176,7 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
         set_up_blocks(model, activation_checkpointing=False, compile=config.compile)
         return ExtractionJob(model, make_batches(config, lambda rows, seed, number: {}), device)
     objective = ContrastiveObjective(config.model, ContrastiveConfig(), config.seed, TrainingConfig().max_updates)
-    batches = _open_batches(config, objective, pin_memory=device[0].type == "cuda")
+    batches = _open_batches(config, objective, device[0])
     if config.job == "load":
         return LoadingJob(batches)
     set_up_blocks(objective.module, config.activation_checkpointing, config.compile)
@@ -189,10 +189,10 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
     return TrainingJob(objective, batches, TrainingConfig(), device, config.seed, count)
 
 
-def _open_batches(config: BenchConfig, objective: ContrastiveObjective, pin_memory: bool) -> Iterator[list[Batch]]:
+def _open_batches(config: BenchConfig, objective: ContrastiveObjective, device: torch.device) -> Iterator[list[Batch]]:
     if not config.data.train:
         return make_batches(config, objective.make_prepare())
-    source = open_manifest(config, objective.make_prepare(), pin_memory)
+    source = open_manifest(config, objective.make_prepare(), device)
     return source(1, config.warmup_steps + config.steps)
 
 

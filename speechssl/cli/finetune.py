@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.training_run import choose_device, open_folder, seed_weights, train
+from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
 from speechssl.config import FinetuneConfig, check
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
@@ -20,6 +20,7 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
 from speechssl.text import Vocabulary, build_vocabulary, is_silent
+from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.schedules import compute_frozen_updates
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
@@ -28,11 +29,16 @@ _logger = logging.getLogger("speechssl")
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, or go on where an earlier run of the same command stopped."""
-    folder, result = open_folder(config)
+    with join_ranks(config.device) as ranks:
+        return _run(config, ranks)
+
+
+def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
+    folder, result = open_folder(config, ranks)
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
-    device = choose_device(config)
+    precision = choose_precision(config, ranks)
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
     vocabulary = build_vocabulary(config.text, train_set.column("text"))
@@ -43,11 +49,10 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         _start_from(model, config)
     frozen = compute_frozen_updates(config.training) if config.init else 0
     objective = CTCObjective(model, config.seed, frozen)
-    pin = device[0].type == "cuda"
-    source = _build_source(config, objective, train_set, "data.train", pin)
-    valid = _build_source(config, objective, valid_set, "data.valid", pin) if valid_set else None
+    source = _build_source(config, objective, train_set, "data.train", ranks)
+    valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
     _logger.info(describe_plan(source, config.training, "data.train"))
-    return train(config, folder, objective, source, valid, device)
+    return train(config, folder, objective, source, valid, ranks, precision)
 
 
 def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:
@@ -98,7 +103,7 @@ def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: 
 
 
 def _build_source(
-    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, pin: bool
+    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
     network = config.model
@@ -113,7 +118,7 @@ def _build_source(
         config.data,
         ascending_epochs=config.data.ascending_epochs,
         is_training=is_training,
-        pin_memory=pin,
+        ranks=ranks,
     )
 
 

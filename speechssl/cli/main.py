@@ -9,15 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from speechssl.cli.help import format_help, format_verb_help
 from speechssl.cli.output import format_line
-from speechssl.cli.run import TRAINING_VERBS, build_config, run_request
+from speechssl.cli.run import TRAINING_VERBS, build_config, find_rank, run_request
 from speechssl.cli.sweep_plan import Plan, take_plan
 from speechssl.cli.verbs import find_verb
 from speechssl.cli.words import Request, is_assignment, read_words
-from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
+from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
+
+FAILED = 1
+"""Exit code of what nobody planned; other exceptions than those of `errors` end with it, too."""
 
 JOB = "--job"
 """The word that runs one job of a sweep from its file (`speechssl.cli.jobs`)."""
@@ -44,13 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except SpeechSSLError as error:
-        print(f"speechssl: {error}", file=sys.stderr)
+        _print_cause(error)
         return USER_MISTAKE
+    except RanksError as error:
+        _print_cause(error)
+        return FAILED
     except StoppedOnRequest as stop:
-        print(f"speechssl: {stop}", file=sys.stderr)
+        _print_as_main(f"speechssl: {stop}", sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("speechssl: stopped by Ctrl-C", file=sys.stderr)
+        _print_as_main("speechssl: stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
 
 
@@ -69,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     if "--help" in options:
         _print(format_verb_help(name))
         return 0
-    _check_single_process()
+    _check_single_process(name, "-m" in options)
     if "--cfg" not in options:
         _handle_termination(name)
     plan = take_plan(rest)
@@ -89,7 +95,9 @@ def _run_one(requests: list[Request], words: list[str], options: set[str]) -> in
     if "--cfg" in options:
         _print_configs(requests)
         return 0
-    _print(format_line(run_request(requests[0])))
+    result = run_request(requests[0])
+    if find_rank() == 0:
+        _print(format_line(result))
     return 0
 
 
@@ -154,13 +162,32 @@ def _read_version() -> str:
     return f"speechssl {__version__}"
 
 
-def _check_single_process() -> None:
-    """Refuse to start as one of several processes: training in several comes with a later version."""
+def _check_single_process(verb: str, is_sweep: bool) -> None:
+    """Refuse to start as one of several processes what is not made for it."""
     world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size != "1":
+    if world_size != "1" and (verb not in TRAINING_VERBS or is_sweep):
+        what = f"`{verb}` with -m" if is_sweep else f"`{verb}`"
         raise ConfigError(
-            f"`WORLD_SIZE` must be 1, since several processes only come with a later version, but is {world_size}"
+            f"{what} must run in one process, without torchrun, but `WORLD_SIZE` is {world_size} "
+            f"(several processes share {' and '.join(TRAINING_VERBS)})"
         )
+
+
+def _print_cause(error: Exception) -> None:
+    """Print what ended this process, unless it is one of several and another has already named the cause."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        print(f"speechssl: {error}", file=sys.stderr)
+        return
+    from speechssl.training.roll_call import name_cause
+
+    if name_cause(str(error)):
+        print(f"speechssl: rank {find_rank()}: {error}", file=sys.stderr)
+
+
+def _print_as_main(text: str, file: TextIO) -> None:
+    """Print what every process has to say; one says it."""
+    if find_rank() == 0:
+        print(text, file=file)
 
 
 def _print(text: str) -> None:
@@ -184,7 +211,10 @@ def _set_up_logging() -> None:
     logger = logging.getLogger("speechssl")
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         logger.addHandler(_StderrHandler())
-    logger.setLevel(logging.INFO)
+    rank = find_rank()
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
+    if rank:
+        logger.handlers[0].setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
 
 
 def _handle_termination(verb: str) -> None:

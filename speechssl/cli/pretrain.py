@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.training_run import choose_device, open_folder, seed_weights, train
+from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
 from speechssl.config import PretrainConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
@@ -17,6 +17,7 @@ from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
 _logger = logging.getLogger("speechssl")
@@ -24,26 +25,30 @@ _logger = logging.getLogger("speechssl")
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain, or go on where an earlier run of the same command stopped."""
-    folder, result = open_folder(config)
+    with join_ranks(config.device) as ranks:
+        return _run(config, ranks)
+
+
+def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
+    folder, result = open_folder(config, ranks)
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
-    device = choose_device(config)
+    precision = choose_precision(config, ranks)
     seed_weights(config.seed)
     updates = config.training.max_updates
     warmup = round(config.training.warmup_share * updates)
     objective = ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
     if config.init:
         _start_from(objective, config.init, config.weights)
-    pin = device[0].type == "cuda"
-    source = _build_source(config, objective, config.data.train, "data.train", pin)
-    valid = _build_source(config, objective, config.data.valid, "data.valid", pin) if config.data.valid else None
+    source = _build_source(config, objective, config.data.train, "data.train", ranks)
+    valid = _build_source(config, objective, config.data.valid, "data.valid", ranks) if config.data.valid else None
     _logger.info(describe_plan(source, config.training, "data.train"))
-    return train(config, folder, objective, source, valid, device)
+    return train(config, folder, objective, source, valid, ranks, precision)
 
 
 def _build_source(
-    config: PretrainConfig, objective: ContrastiveObjective, paths: list[str], key: str, pin: bool
+    config: PretrainConfig, objective: ContrastiveObjective, paths: list[str], key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
     manifest = select_long_enough(select_utterances(paths, key, config.data, config.seed, is_training), config, key)
@@ -59,7 +64,7 @@ def _build_source(
         config.data,
         max_s=config.data.max_s,
         is_training=is_training,
-        pin_memory=pin,
+        ranks=ranks,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -21,10 +22,16 @@ def run_request(request: Request) -> dict[str, Any]:
     """Compose the configuration of one request, run its verb, and return the dict of its JSON line."""
     config = build_config(request)
     # Held before torch is imported, which takes seconds: a second run in the folder is refused at once.
-    with hold_out(config.out) if request.verb in TRAINING_VERBS else nullcontext():
+    is_run = request.verb in TRAINING_VERBS and find_rank() == 0
+    with hold_out(config.out) if is_run else nullcontext():
         module = import_module(f"speechssl.cli.{request.verb}")
         result: dict[str, Any] = module.run(config)
     return result
+
+
+def find_rank() -> int:
+    """Find which of several processes this is, as torchrun says; 0 of one."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager

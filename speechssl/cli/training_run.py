@@ -18,7 +18,8 @@ from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
-from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.devices import resolve_precision
+from speechssl.training.distributed import Ranks, check_division
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
 from speechssl.training.run_folder import CONFIG, find_version, open_run
@@ -32,16 +33,26 @@ _logger = logging.getLogger("speechssl")
 TrainingVerbConfig = PretrainConfig | FinetuneConfig
 
 
-def open_folder(config: TrainingVerbConfig) -> tuple[Path, dict[str, Any] | None]:
-    """Open `out`, or return the result of the finished run that it holds.
+def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[str, Any] | None]:
+    """Open `out`, or return the result of the finished run that it holds; rank 0 does so for all.
+
+    Returns:
+        The folder, and the result if there is nothing left to do (an empty one on the other ranks).
 
     Raises:
         ConfigError: `out` holds a run with other values.
     """
+    check_division(ranks, config.training)
     folder = Path(config.out)
+    result = _open(config, folder) if ranks.is_main else {}
+    is_finished = ranks.find_max(int(ranks.is_main and result is not None))
+    return folder, result if is_finished else None
+
+
+def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
     if config.overwrite and (folder / CONFIG).exists():
         remove_run(folder)
-    return folder, open_run(folder, config)
+    return open_run(folder, config)
 
 
 def remove_run(folder: Path) -> None:
@@ -55,12 +66,14 @@ def remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def choose_device(config: TrainingVerbConfig) -> tuple[torch.device, str]:
-    """Find device and precision, and say them."""
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
-    _logger.info("device %s, precision %s, %d threads", device, precision, torch.get_num_threads())
-    return device, precision
+def choose_precision(config: TrainingVerbConfig, ranks: Ranks) -> str:
+    """Choose the precision, and say on what the run computes."""
+    # One process decides for all: `auto` is measured.
+    precision = ranks.broadcast(resolve_precision(config.precision, ranks.device))
+    processes = f"{ranks.size} processes, " if ranks.size > 1 else ""
+    threads = torch.get_num_threads()
+    _logger.info("%sdevice %s, precision %s, %d threads", processes, ranks.device, precision, threads)
+    return precision
 
 
 def seed_weights(seed: int) -> None:
@@ -91,9 +104,10 @@ def train(
     objective: Objective,
     source: ManifestSource,
     valid: ManifestSource | None,
-    device: tuple[torch.device, str],
+    ranks: Ranks,
+    precision: str,
 ) -> dict[str, Any]:
-    """Train to the end, write the result and the report, and return the result."""
+    """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
@@ -101,11 +115,11 @@ def train(
         objective=objective,
         config=config.training,
         source=source,
-        device=device[0],
-        precision=device[1],
+        ranks=ranks,
+        precision=precision,
         seed=config.seed,
         validate=validate,
-        store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(device[1], source, valid)),
+        store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(precision, source, valid)),
         open_writers=lambda progress: open_writers(folder, progress, config.logging, asdict(config)),
         open_skipped=lambda progress: JsonLinesWriter(folder, progress.update, name=SKIPPED),
         stop=stop,
@@ -124,6 +138,7 @@ def train(
         "train": find_last_metrics(folder, "train"),
         "valid": find_last_metrics(folder, "valid"),
     }
-    write_result(folder, result)
-    build_report([folder], folder / "report.html")
+    if ranks.is_main:
+        write_result(folder, result)
+        build_report([folder], folder / "report.html")
     return result

@@ -17,6 +17,7 @@ from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner, round_up
 from speechssl.errors import SpeechSSLError
+from speechssl.processes import signal_at_parents_end
 
 Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
 """`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
@@ -57,10 +58,14 @@ class Batch:
         )
 
     @property
+    def valid_samples(self) -> int:
+        """Samples of audio in the batch, padding not counted."""
+        return self.waveforms.numel() if self.num_samples is None else int(self.num_samples.sum())
+
+    @property
     def audio_s(self) -> float:
         """Seconds of audio in the batch, padding not counted."""
-        total = self.waveforms.numel() if self.num_samples is None else int(self.num_samples.sum())
-        return total / 16_000
+        return self.valid_samples / 16_000
 
 
 def pad_stack(arrays: Sequence[np.ndarray]) -> Tensor:
@@ -144,11 +149,14 @@ class _PlanSampler(Sampler[ForwardPlan]):
 def _set_up_worker(_: int) -> None:
     """Give each worker one thread, since the cores belong to the model, and leave signals to the main process.
 
-    A signal to the process group reaches the workers too; one that died of it would take the run down unsaved.
+    A signal to the process group reaches the workers too; one that died of it would take the run down unsaved. But a
+    worker ends with its main process at once, even if that is killed: it holds a copy of its sockets, and the other
+    processes of a run would wait on them as if it were there.
     """
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal_at_parents_end(signal.SIGKILL)
 
 
 def iterate_updates(

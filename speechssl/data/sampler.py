@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -42,11 +43,20 @@ class SubBatch:
 
 @dataclass(frozen=True)
 class ForwardPlan:
-    """The sub-batches of one forward, and whether it is the last one of its update."""
+    """The sub-batches of one forward.
+
+    Attributes:
+        update: that it belongs to; 0 in validation.
+        sub_batches: stacked in it.
+        is_last: the last forward of its update on this rank.
+        is_counted: False for the forward of a rank that has nothing left to validate while others have: it is made,
+            since they wait for it, and left out of every sum.
+    """
 
     update: int
     sub_batches: tuple[SubBatch, ...]
     is_last: bool
+    is_counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,8 @@ class PlanConfig:
         max_samples: longest crop; 0 takes whole utterances.
         ascending_epochs: so many first epochs take short utterances first.
         shuffled: False keeps the order of lengths and of the manifest (validation).
+        rank, num_ranks: which of how many processes this is. They share the sub-batches of an update out whole and in
+            order, a contiguous block each; what the sub-batches are does not depend on them.
     """
 
     seed: int
@@ -70,6 +82,8 @@ class PlanConfig:
     max_samples: int = 0
     ascending_epochs: int = 0
     shuffled: bool = True
+    rank: int = 0
+    num_ranks: int = 1
 
 
 class UpdatePlanner:
@@ -101,15 +115,14 @@ class UpdatePlanner:
         return self.sub_batches_per_epoch / self.config.sub_batches_per_update
 
     def plan_update(self, update: int) -> list[ForwardPlan]:
-        """Plan the forwards of update `update` (from 1)."""
-        size = self.config.sub_batches_per_update
-        sub_batches = [self.find_sub_batch(number) for number in range((update - 1) * size, update * size)]
-        return self._group(update, sub_batches)
+        """Plan this rank's forwards of update `update` (from 1)."""
+        size, num_ranks = self.config.sub_batches_per_update, self.config.num_ranks
+        assert size % num_ranks == 0, f"{num_ranks} ranks cannot share {size} sub-batches out whole"
+        return self._plan_share(update, range((update - 1) * size, update * size))
 
     def plan_epoch_once(self) -> list[ForwardPlan]:
-        """Plan one pass over all utterances (validation), each forward on its own."""
-        sub_batches = [self.find_sub_batch(number) for number in range(self.sub_batches_per_epoch)]
-        return self._group(0, sub_batches)
+        """Plan this rank's part of one pass over all utterances (validation); every rank has as many forwards."""
+        return self._plan_share(0, range(self.sub_batches_per_epoch))
 
     def find_sub_batch(self, number: int) -> SubBatch:
         """Find a sub-batch by its number in the run."""
@@ -132,20 +145,41 @@ class UpdatePlanner:
         ascending = epoch < self.config.ascending_epochs
         return order, (np.arange(num)[::-1] if ascending else rng.permutation(num))
 
-    def _group(self, update: int, sub_batches: list[SubBatch]) -> list[ForwardPlan]:
-        """Stack sub-batches into forwards as far as memory allows."""
-        groups: list[list[SubBatch]] = []
-        rows, longest = 0, 0
-        for sub_batch in sub_batches:
-            length = int(self.lengths[sub_batch.indices[0]])
-            rows, longest = rows + len(sub_batch.indices), max(longest, length)
-            if groups and rows * longest <= self.config.forward_samples:
-                groups[-1].append(sub_batch)
-                continue
-            groups.append([sub_batch])
-            rows, longest = len(sub_batch.indices), length
-        last = len(groups) - 1
-        return [ForwardPlan(update, tuple(group), index == last) for index, group in enumerate(groups)]
+    def _plan_share(self, update: int, numbers: range) -> list[ForwardPlan]:
+        """Share sub-batches out among the ranks and stack this rank's into forwards."""
+        shares = [[self.find_sub_batch(number) for number in share] for share in _cut_evenly(numbers, self.config)]
+        bounds = self._find_bounds(shares)
+        own = shares[self.config.rank]
+        groups = [tuple(own[first:end]) for first, end in pairwise(bounds)]
+        idle = (self.find_sub_batch(numbers[0]),)
+        return [
+            ForwardPlan(update, group or idle, end == bounds[-1], bool(group))
+            for group, end in zip(groups, bounds[1:], strict=True)
+        ]
+
+    def _find_bounds(self, shares: list[list[SubBatch]]) -> list[int]:
+        """Find where each rank's sub-batches are cut into forwards, as large as memory allows on every rank.
+
+        All ranks cut alike, so that they make the same number of forwards: weights that are sharded over them are
+        gathered in every one.
+        """
+        bounds, num_places = [0], len(shares[0])
+        for place in range(1, num_places):
+            if not all(self._fits(share[bounds[-1] : place + 1]) for share in shares):
+                bounds.append(place)
+        return [*bounds, num_places]
+
+    def _fits(self, stacked: list[SubBatch]) -> bool:
+        rows = sum(len(sub_batch.indices) for sub_batch in stacked)
+        longest = max((int(self.lengths[sub_batch.indices[0]]) for sub_batch in stacked), default=0)
+        return rows * longest <= self.config.forward_samples
+
+
+def _cut_evenly(numbers: range, config: PlanConfig) -> list[range]:
+    """Cut numbers into a contiguous block a rank; where they do not divide, the first ranks have one more."""
+    size, more = divmod(len(numbers), config.num_ranks)
+    bounds = [rank * size + min(rank, more) for rank in range(config.num_ranks + 1)]
+    return [numbers[first:end] for first, end in pairwise(bounds)]
 
 
 def round_up(lengths: T) -> T:

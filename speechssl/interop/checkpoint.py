@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError, SpeechSSLError
+from speechssl.model.sharding import gather_whole, spread_like
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
 
@@ -117,7 +118,10 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
     if weights != "model" and not path.exists():
         raise CheckpointError(no_average(f"{folder} has none"))
     try:
-        model.load_state_dict(_expand(model, safetensors.torch.load_file(path)))
+        own, stored = model.state_dict(), safetensors.torch.load_file(path)
+        # A name that the model does not have is left for load_state_dict to complain of.
+        spread = {name: spread_like(value, own.get(name, value)) for name, value in stored.items()}
+        model.load_state_dict(_expand(model, spread))
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = f"{path} does not load ({error})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
@@ -140,9 +144,12 @@ def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:
 
 
 def collect_weights(model: SpeechModel) -> dict[str, torch.Tensor]:
-    """Name each tensor of a model once: the backbone is shared with the pretraining part."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    return {name: value for name, value in weights.items() if not name.startswith("pretraining.backbone.")}
+    """Name each tensor of a model once: the backbone is shared with the pretraining part.
+
+    Weights that are spread over processes are gathered: every one must call it, and rank 0 alone gets them.
+    """
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("pretraining.backbone.")}
+    return gather_whole(weights)
 
 
 def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:

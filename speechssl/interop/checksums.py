@@ -28,13 +28,14 @@ def has_checksums(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists()
 
 
-def find_damage(folder: Path, names: Sequence[str] = (), is_quick: bool = False) -> str:
+def find_damage(folder: Path, names: Sequence[str] = (), is_quick: bool = False, is_partial: bool = False) -> str:
     """Compare a folder with its checksums.
 
     Args:
         folder: with `checksums.json`.
-        names: files that must be listed and whole; none means all that are listed.
+        names: files that must be listed, beside those that are.
         is_quick: compare sizes only; finds what was cut off, not what was changed.
+        is_partial: compare the files of `names` alone.
 
     Returns:
         What is damaged, as "x/model.safetensors has 10 of 99 bytes"; empty where everything is as it was written.
@@ -45,7 +46,8 @@ def find_damage(folder: Path, names: Sequence[str] = (), is_quick: bool = False)
         if stored["version"] != VERSION:
             return f"{path} is of version {stored['version']}, and this speechssl reads {VERSION}"
         listed: dict[str, Any] = stored["files"]
-        found = (_compare(folder / name, listed[name], is_quick) for name in names or listed)
+        compared = names if is_partial else dict.fromkeys((*names, *listed))
+        found = (_compare(folder / name, listed[name], is_quick) for name in compared)
         return next(filter(None, found), "" if listed else f"{path} lists no file")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{path} does not read ({type(error).__name__}: {str(error)[:80]})"
@@ -62,7 +64,7 @@ def check_whole(folder: Path, names: Sequence[str], key: str) -> None:
     Raises:
         CheckpointError: one is damaged.
     """
-    damage = find_damage(folder, names) if has_checksums(folder) else ""
+    damage = find_damage(folder, names, is_partial=True) if has_checksums(folder) else ""
     if damage:
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {damage}")
 

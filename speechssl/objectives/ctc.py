@@ -103,6 +103,15 @@ class CTCObjective:
             is_frozen=training and update <= self.frozen_updates,
         )
 
+    def is_trained(self, name: str, update: int) -> bool:
+        """The head always learns; the backbone after its frozen updates, without parts that nothing depends on."""
+        config = self.model.config
+        if name.startswith("head."):
+            return True
+        if update <= self.frozen_updates or (name == "backbone.mask_embedding" and config.mask.prob == 0):
+            return False
+        return config.feature_gradient_scale > 0 or not name.startswith("backbone.encoder.")
+
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Loss in nats an utterance, and a label; in validation also word and character error rate in percent."""
         sums = {name: float(value) for name, value in terms.stats.items()}

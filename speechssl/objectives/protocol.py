@@ -33,13 +33,17 @@ class LossTerms:
         """Drop the graph."""
         return LossTerms(self.sum.detach(), self.count, self.stats)
 
+    def zero(self) -> LossTerms:
+        """Give terms of the same shape that add nothing; no graph."""
+        stats = {name: torch.zeros_like(value) for name, value in self.stats.items()}
+        return LossTerms(torch.zeros_like(self.sum), torch.zeros_like(self.count), stats)
+
 
 def add_terms(parts: Sequence[LossTerms]) -> LossTerms:
-    """Add up the terms of the forwards of one update."""
+    """Add up the terms of the forwards of one update; the sum in float64, as it is over several processes."""
     stats = {name: torch.stack([part.stats[name] for part in parts]).sum(0) for name in parts[0].stats}
-    return LossTerms(
-        torch.stack([part.sum for part in parts]).sum(), torch.stack([part.count for part in parts]).sum(), stats
-    )
+    total = torch.stack([part.sum.double() for part in parts]).sum()
+    return LossTerms(total, torch.stack([part.count for part in parts]).sum(), stats)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class Objective(Protocol):
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Compute the loss of one forward of update `update` (from 1). In evaluation mode nothing is drawn."""
+        ...
+
+    def is_trained(self, name: str, update: int) -> bool:
+        """Say whether the parameter of this name (of `module`) gets a gradient in update `update`."""
         ...
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:

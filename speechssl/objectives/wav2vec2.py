@@ -124,6 +124,10 @@ class ContrastiveObjective:
         )
         return compute_terms(output, batch.membership, self.task)
 
+    def is_trained(self, name: str, update: int) -> bool:
+        """All parameters learn in every update, but those of a frozen feature encoder."""
+        return self.config.feature_gradient_scale > 0 or ".encoder." not in name
+
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Turn sums into metrics: losses in bits a masked frame, as fairseq names and scales them."""
         stats, count = terms.stats, float(terms.count)

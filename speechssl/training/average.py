@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from speechssl.model.sharding import spread_like
+
 
 class WeightAverage:
     """Averages the weights of a module over its updates.
@@ -44,10 +46,9 @@ class WeightAverage:
         finally:
             self._write(kept)
 
-    def collect(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Lay the average out as `collect_weights` lays out the weights; buffers stay as they are."""
-        found = {self._find(name): value for name, value in self.averaged.items()}
-        return {name: found.get(name, value) for name, value in weights.items()}
+    def collect(self) -> dict[str, Tensor]:
+        """Name the averages as `collect_weights` names the weights."""
+        return {self._find(name): value for name, value in self.averaged.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return what is remembered beside the average itself, for the checkpoint."""
@@ -66,7 +67,7 @@ class WeightAverage:
             stored = weights[self._find(name)]
             if stored.shape != value.shape:
                 raise ValueError(f"the average of {name} is of shape {tuple(stored.shape)}, not {tuple(value.shape)}")
-            value.copy_(stored)
+            value.copy_(spread_like(stored, value))
 
     @staticmethod
     def _find(name: str) -> str:

@@ -108,8 +108,13 @@ class CheckpointStore:
         crash_point("end")
         return target
 
-    def load(self, folder: Path, state: TrainingState) -> Provenance:
+    def load(self, folder: Path, state: TrainingState, is_main: bool = True) -> Provenance:
         """Bring a training to the state of a checkpoint that `find_valid` found.
+
+        Args:
+            folder: of the checkpoint.
+            state: of the training.
+            is_main: whether this is the one process that writes, and points `last` and `best` there.
 
         Returns:
             What the run was made with until then.
@@ -128,8 +133,9 @@ class CheckpointStore:
         except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
             raise _refuse(folder, error) from error
         state.progress.damaged_checkpoints += self.num_damaged
-        self._point("last", folder)
-        self._restore_best(header)
+        if is_main:
+            self._point("last", folder)
+            self._restore_best(header)
         self.provenance = _keep_precision(self.provenance, header.provenance)
         return header.provenance
 

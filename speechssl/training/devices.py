@@ -70,6 +70,12 @@ def _time_product(dtype: torch.dtype) -> float:
     return min(times)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Run what is inside in `precision` (`float32` or `bf16`); norms, softmax and losses stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(device: torch.device, precision: str, caches_casts: bool = True) -> AbstractContextManager[None]:
+    """Run what is inside in `precision` (`float32` or `bf16`); norms, softmax and losses stay in float32.
+
+    Args:
+        device: where.
+        precision: of matrix products.
+        caches_casts: keep the bf16 copies of weights while inside: time for memory, never the result.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=caches_casts)

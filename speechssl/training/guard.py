@@ -134,15 +134,10 @@ def compute_limit(usual: Sequence[float], sigmas: float) -> float:
     return math.exp(middle + sigmas * max(spread, LEAST_SIGMA))
 
 
-def find_suspects(parts: Sequence[LossTerms], batches: Sequence[Batch]) -> list[str]:
-    """List the utterances behind a skipped update: of the forwards whose own loss is not finite, else of all.
-
-    Args:
-        parts: terms of each forward of this process.
-        batches: what they were computed from.
-    """
+def find_broken(parts: Sequence[LossTerms], batches: Sequence[Batch]) -> list[str]:
+    """List the utterances of the forwards of this process whose own loss is not finite."""
     broken = [b for part, b in zip(parts, batches, strict=True) if not math.isfinite(float(part.sum))]
-    return [utterance for batch in broken or batches for utterance in batch.ids]
+    return [utterance for batch in broken for utterance in batch.ids]
 
 
 def name_utterances(ids: Sequence[str]) -> str:

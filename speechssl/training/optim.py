@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config import TrainingConfig
+from speechssl.model.sharding import is_spread, spread_like
 
 FIELDS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter; nothing of one that has never had a gradient."""
@@ -37,6 +38,8 @@ def scale_gradients(module: nn.Module, count: Tensor, clip_norm: float) -> Tenso
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, (1.0 / count.double()).float())
     norm = torch.nn.utils.get_total_norm(gradients)
+    if is_spread(norm):
+        norm = norm.full_tensor()
     if clip_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(list(module.parameters()), clip_norm, norm)
     return norm
@@ -68,11 +71,16 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
         parameter = parameters[name]
         if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        device = torch.device("cpu") if field == "step" and not parameter.is_cuda else parameter.device
-        loaded.setdefault(parameter, {})[field] = value.to(device)
+        moved = value.to(_find_step_device(parameter)) if field == "step" else spread_like(value, parameter)
+        loaded.setdefault(parameter, {})[field] = moved
     for name, parameter in parameters.items():
         held = loaded.get(parameter, {})
         if held and held.keys() != set(FIELDS):
             raise ValueError(f"the optimizer's state of {name} must have {', '.join(FIELDS)}, but has {sorted(held)}")
     optimizer.state.clear()
     optimizer.state.update(loaded)
+
+
+def _find_step_device(parameter: Tensor) -> torch.device:
+    """The fused AdamW counts steps where its parameter is."""
+    return parameter.device if parameter.is_cuda else torch.device("cpu")

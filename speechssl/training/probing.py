@@ -13,6 +13,7 @@ from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.protocol import make_torch_seed
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
+from speechssl.training.distributed import Ranks
 from speechssl.training.trainer import Setup, Trainer
 
 FloatArray = npt.NDArray[np.float32]
@@ -40,7 +41,7 @@ def train_probe(
             yield [_make_batch(inputs, update)]
 
     config = TrainingConfig(max_updates=updates, lr=lr, warmup_share=0.1, log_every=updates + 1, weight_decay=0.01)
-    Trainer(Setup(SpeakerObjective(probe), config, source, torch.device("cpu"), "float32", seed, is_quiet=True)).run()
+    Trainer(Setup(SpeakerObjective(probe), config, source, Ranks(), "float32", seed, is_quiet=True)).run()
     return probe.eval().requires_grad_(False)
 
 

@@ -34,6 +34,9 @@ FREE_KEYS = frozenset(
         "logging.tensorboard",
         "logging.wandb_project",
         "logging.mlflow_experiment",
+        "training.digest_every",
+        "training.timeout_s",
+        "training.sharding",
     }
 )
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""

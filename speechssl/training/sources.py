@@ -16,6 +16,7 @@ from speechssl.data.loader import Batch, Prepare, iterate_plans, iterate_updates
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
 from speechssl.errors import DataError
+from speechssl.training.distributed import Ranks
 
 _logger = logging.getLogger("speechssl")
 
@@ -105,7 +106,7 @@ def build_source(
     max_s: float = 0.0,
     ascending_epochs: int = 0,
     is_training: bool = True,
-    pin_memory: bool = False,
+    ranks: Ranks,
 ) -> ManifestSource:
     """Plan the sub-batches of a manifest.
 
@@ -118,7 +119,7 @@ def build_source(
         max_s: longest crop; 0 takes whole utterances.
         ascending_epochs: first epochs in which short utterances come first.
         is_training: False for a validation set: fixed order.
-        pin_memory: for copies to a GPU.
+        ranks: the processes that share the sub-batches out.
     """
     config = PlanConfig(
         seed=options.seed,
@@ -128,17 +129,20 @@ def build_source(
         max_samples=round(max_s * SAMPLE_RATE),
         ascending_epochs=ascending_epochs,
         shuffled=is_training,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
     planner = UpdatePlanner(manifest.num_samples_16k, config)
-    return ManifestSource(manifest, planner, options, prepare, data.num_workers, pin_memory)
+    return ManifestSource(manifest, planner, options, prepare, data.num_workers, ranks.device.type == "cuda")
 
 
 def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -> str:
     """Say in one line what an update and an epoch are."""
-    planner = source.planner
+    planner, num_ranks = source.planner, source.planner.config.num_ranks
     epochs = training.max_updates / planner.updates_per_epoch
+    shared = f" shared by {num_ranks} processes" if num_ranks > 1 else ""
     return (
         f"{name}: {len(source.manifest)} utterances, {source.manifest.total_s / 3600:.2f} h; "
-        f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update, "
+        f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update{shared}, "
         f"{planner.updates_per_epoch:.1f} updates an epoch, {training.max_updates} updates are {epochs:.1f} epochs"
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from speechssl.interop.checkpoint import collect_weights, describe_model
+from speechssl.model.sharding import gather_whole
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.average import WeightAverage
@@ -99,17 +100,22 @@ class TrainingState:
         return module
 
     def take_snapshot(self) -> Snapshot:
-        """Gather everything; the tensors are the live ones, not copies."""
+        """Gather everything; the tensors are the live ones, not copies.
+
+        Every rank must call it; what is spread over them only rank 0 gets.
+        """
         parts = {
             "optimizer": export_state(self.optimizer, self.model),
             "objective": self.objective.state(),
             "guard": self.guard.state(),
             "average": {} if self.average is None else self.average.state(),
         }
-        tensors = {f"{part}/{name}": value.contiguous() for part, held in parts.items() for name, value in held.items()}
+        tensors = gather_whole(
+            {f"{part}/{name}": value for part, held in parts.items() for name, value in held.items()}
+        )
         description = describe_model(self.model, self.progress.update)
         weights = collect_weights(self.model)
-        averaged = {} if self.average is None else self.average.collect(weights)
+        averaged = {} if self.average is None else {**weights, **gather_whole(self.average.collect())}
         return Snapshot(weights, tensors, description, self.progress, averaged)
 
     def restore(self, tensors: dict[str, Tensor], progress: Progress, averaged: dict[str, Tensor]) -> None:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from speechssl.audio import SAMPLE_RATE
 from speechssl.config import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import CollapseError, StoppedOnRequest
@@ -18,9 +20,11 @@ from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_ter
 from speechssl.training.average import WeightAverage
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
-from speechssl.training.guard import NumericalGuard, find_suspects, name_utterances
+from speechssl.training.distributed import Ranks
+from speechssl.training.guard import NumericalGuard, find_broken, name_utterances
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
+from speechssl.training.replica import build_replica
 from speechssl.training.saver import Saver
 from speechssl.training.schedules import compute_frozen_updates, compute_lr
 from speechssl.training.state import Progress, TrainingState
@@ -41,7 +45,8 @@ class Setup:
         objective: what is learned.
         config: optimizer, schedule and bookkeeping.
         source: batches of any range of updates.
-        device, precision: where and how it runs.
+        ranks: the processes that train together, and where this one computes.
+        precision: how it computes.
         seed: of dropout.
         validate: the batches of one validation; None for none.
         store: where checkpoints go; None keeps none (a probe).
@@ -54,7 +59,7 @@ class Setup:
     objective: Objective
     config: TrainingConfig
     source: UpdateSource
-    device: torch.device
+    ranks: Ranks
     precision: str
     seed: int
     validate: Callable[[], Iterator[Batch]] | None = None
@@ -74,7 +79,8 @@ class Trainer:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.objective, self.config = setup, setup.objective, setup.config
-        self.objective.module.to(setup.device)
+        self.ranks = setup.ranks
+        self.replica = build_replica(setup.objective, setup.ranks, self.config.sharding)
         self.optimizer = build_optimizer(self.objective.module, self.config)
         config = self.config
         self.guard = NumericalGuard(
@@ -82,7 +88,7 @@ class Trainer:
         )
         self.average = WeightAverage(self.objective.module, config.ema_decay) if config.ema_decay else None
         self.state = TrainingState(setup.objective, self.optimizer, guard=self.guard, average=self.average)
-        self.saver = Saver(setup.store)
+        self.saver = Saver(setup.store if setup.ranks.is_main else None)
         self.saved_update = 0
         self.writers: Sequence[MetricsWriter] = ()
         self.skipped: MetricsWriter | None = None
@@ -103,8 +109,9 @@ class Trainer:
             CheckpointError: a checkpoint could not be saved.
         """
         self._resume()
-        self.writers = self.setup.open_writers(self.progress)
-        self.skipped = self.setup.open_skipped(self.progress)
+        if self.ranks.is_main:
+            self.writers = self.setup.open_writers(self.progress)
+            self.skipped = self.setup.open_skipped(self.progress)
         try:
             with self.saver:
                 self._finish_update(is_new=False)
@@ -113,17 +120,21 @@ class Trainer:
             for writer in (*self.writers, self.skipped):
                 if writer is not None:
                     writer.close()
-        if self.setup.store is not None:
+        if self.setup.store is not None and self.ranks.is_main:
             self.setup.store.finish()
 
     def _resume(self) -> None:
         store = self.setup.store
-        folder = store.find_valid() if store is not None else None
-        if store is None or folder is None:
+        if store is None:
             return
-        self.setup.precision = store.load(folder, self.state).precision or self.setup.precision
-        self.saved_update = self.progress.update
-        _logger.info("resumed from %s", folder.name)
+        found = store.find_valid() if self.ranks.is_main else None
+        # One rank decides: another may see the folder of a network drive later.
+        folder = self.ranks.broadcast(str(found or ""))
+        if folder:
+            provenance = store.load(Path(folder), self.state, self.ranks.is_main)
+            self.setup.precision = provenance.precision or self.setup.precision
+            self.saved_update = self.progress.update
+            _logger.info("resumed from %s", Path(folder).name)
 
     def _run_updates(self) -> None:
         first, last = self.progress.update + 1, self.config.max_updates
@@ -134,35 +145,43 @@ class Trainer:
             waited = time.monotonic() - start
             self.saver.check()
             self.progress.update += 1
-            metrics = self._make_update(batches)
-            if metrics is None:
+            made = self._make_update(batches)
+            if made is None:
                 self.progress.update -= 1
-                self._stop()
+                self._stop(self.setup.stop.check())
                 return
+            metrics, audio_s = made
             seconds = time.monotonic() - start
             metrics["loader_wait"] = waited / max(seconds, 1e-9)
-            self._log_update(metrics, sum(batch.audio_s for batch in batches), seconds)
+            self._log_update(metrics, audio_s, seconds)
             self._finish_update()
+            self.ranks.set_timeout(self.config.timeout_s)
             start = time.monotonic()
 
-    def _make_update(self, batches: Sequence[Batch]) -> Metrics | None:
+    def _make_update(self, batches: Sequence[Batch]) -> tuple[Metrics, float] | None:
         """Make one update from its forwards; the gradient of the sum is divided once, by the count of all.
 
         Returns:
-            Its metrics; None where the run was asked to stop before its last forward, and nothing has changed.
+            Its metrics, and its seconds of audio, both over all ranks; None where the run was asked to stop before
+            its last forward, and nothing has changed.
         """
         update, module = self.progress.update, self.objective.module
         module.train()
+        self.replica.prepare(update)
         lr = compute_lr(self.config, update)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
         for batch in batches:
-            if self.setup.stop.is_requested:
+            if self._must_stop_here:
                 return None
             parts.append(self._run_forward(batch))
         terms = add_terms(parts)
+        samples = sum(batch.valid_samples for batch in batches)
+        terms.stats["samples"] = torch.tensor(samples, dtype=torch.float64)
+        terms = self.ranks.sum_terms(terms)
+        audio_s = float(terms.stats["samples"]) / SAMPLE_RATE
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
         loss = metrics["loss"]
@@ -170,18 +189,24 @@ class Trainer:
         reason = self.guard.judge(update, loss, norm)
         metrics["skipped_updates"] = self.guard.skipped
         if reason:
-            self._skip_update(reason, metrics, find_suspects(parts, batches))
-            return metrics
+            self._skip_update(reason, metrics, self._find_suspects(parts, batches))
+            return metrics, audio_s
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
         self._check_health(terms, metrics)
-        return metrics
+        return metrics, audio_s
+
+    def _find_suspects(self, parts: Sequence[LossTerms], batches: Sequence[Batch]) -> list[str]:
+        """List the utterances behind a skipped update, of all ranks: those of forwards that broke, else all."""
+        broken = self.ranks.gather_lines(find_broken(parts, batches))
+        return broken or self.ranks.gather_lines([utterance for batch in batches for utterance in batch.ids])
 
     def _skip_update(self, reason: str, metrics: Metrics, ids: list[str]) -> None:
         """Leave weights, moments and average as they are, and say why and which utterances were in the update."""
         update = self.progress.update
-        _logger.warning("update %d skipped: %s; utterances %s", update, reason, name_utterances(ids))
+        if self.ranks.is_main:
+            _logger.warning("update %d skipped: %s; utterances %s", update, reason, name_utterances(ids))
         if self.skipped is not None:
             values = {name: metrics[name] for name in ("loss", "grad_norm")}
             self.skipped.write({"update": update, "reason": reason, **values, "ids": ids})
@@ -191,10 +216,15 @@ class Trainer:
         """Run one forward and backward; dropout is a function of (seed, update, first sub-batch)."""
         first = batch.plan.sub_batches[0].number
         torch.manual_seed(make_torch_seed(self.setup.seed, "dropout", self.progress.update, first))
-        with autocast(self.setup.device, self.setup.precision):
-            terms = self.objective.compute(batch.to(self.setup.device), self.progress.update)
-        terms.sum.backward()  # type: ignore[no-untyped-call]
+        with self.replica.accumulate(batch.plan.is_last):
+            terms = self._compute(batch)
+            terms.sum.backward()  # type: ignore[no-untyped-call]
         return terms.detach()
+
+    def _compute(self, batch: Batch) -> LossTerms:
+        device = self.ranks.device
+        with autocast(device, self.setup.precision, self.replica.caches_casts):
+            return self.replica.compute(batch.to(device), self.progress.update)
 
     def _check_health(self, terms: LossTerms, metrics: Metrics) -> None:
         health = self.objective.check_health(terms, metrics, self.progress.update)
@@ -213,7 +243,7 @@ class Trainer:
         extra: Metrics = {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / max(seconds, 1e-9)}
         due = self.progress.update % self.config.log_every == 0 or self.progress.update == 1
         if due:
-            extra |= measure_system(self.setup.device)
+            extra |= measure_system(self.ranks.device)
         self._write("train", metrics | extra)
         if due and not self.setup.is_quiet:
             _logger.info(format_progress(self.progress.update, self.config.max_updates, "train", metrics | extra))
@@ -230,19 +260,25 @@ class Trainer:
         due = is_best or is_last or update % config.checkpoint_every == 0
         if due and update > 0 and (is_new or is_validated):
             self._save(is_best)
+        if update == 1 or update % config.digest_every == 0:
+            self.replica.compare_weights(update)
         stop = self.setup.stop
-        reason = stop.check() if is_new or stop.is_requested else None
+        reason = self.ranks.agree_to_stop(stop.check() if is_new or stop.is_requested else None)
         if reason is not None and (not is_last or self._is_validation_due()):
             self._stop(reason)
+
+    @property
+    def _must_stop_here(self) -> bool:
+        """Whether to stop inside an update or a validation; several processes agree to stop between updates."""
+        return self.ranks.is_alone and self.setup.stop.is_requested
 
     def _save(self, is_best: bool) -> None:
         if self.setup.store is not None:
             self.saver.save(self.state.take_snapshot(), is_best)
             self.saved_update = self.progress.update
 
-    def _stop(self, reason: tuple[str, int] | None = None) -> None:
+    def _stop(self, reason: tuple[str, int] | None) -> None:
         """Save what is not saved yet, wait until it is on disk, and stop."""
-        reason = reason or self.setup.stop.check()
         assert reason is not None, "nobody asked to stop"
         update, (message, code) = self.progress.update, reason
         if update == 0:
@@ -250,6 +286,8 @@ class Trainer:
         if update != self.saved_update:
             self._save(is_best=False)
         self.saver.wait()
+        # A process that ends takes the others with it, and one may be saving still.
+        self.ranks.wait_for_all()
         raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)
 
     def _is_validation_due(self) -> bool:
@@ -280,12 +318,12 @@ class Trainer:
         parts = []
         with nullcontext() if average is None else average.applied():
             for batch in self.setup.validate():
-                if self.setup.stop.is_requested:
+                if self._must_stop_here:
                     return None
-                with autocast(self.setup.device, self.setup.precision):
-                    parts.append(self.objective.compute(batch.to(self.setup.device), self.progress.update).detach())
+                terms = self._compute(batch).detach()
+                parts.append(terms if batch.plan.is_counted else terms.zero())
         module.train()
-        metrics = self.objective.summarise(add_terms(parts), self.progress.update)
+        metrics = self.objective.summarise(self.ranks.sum_terms(add_terms(parts)), self.progress.update)
         self._write("valid", metrics | {"hours_seen": self.progress.audio_s / 3600})
         _logger.info(format_progress(self.progress.update, self.config.max_updates, "valid", metrics))
         return metrics

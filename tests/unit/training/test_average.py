@@ -59,7 +59,7 @@ def test_it_is_laid_out_like_the_weights(tiny_model_config: ModelConfig, pretrai
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    collected = average.collect(weights)
+    collected = average.collect()
     assert collected.keys() == weights.keys()
     for name in dict(model.named_parameters()):
         stored = name.removeprefix("pretraining.") if name.startswith("pretraining.backbone.") else name
@@ -69,7 +69,7 @@ def test_it_is_laid_out_like_the_weights(tiny_model_config: ModelConfig, pretrai
 def test_another_shape_and_a_missing_weight_are_refused(tiny_model_config: ModelConfig) -> None:
     model = SpeechModel(tiny_model_config)
     average = WeightAverage(model, decay=0.5)
-    weights, state = average.collect(collect_weights(model)), average.state()
+    weights, state = average.collect(), average.state()
     name = next(iter(weights))
     with pytest.raises(ValueError, match="is of shape"):
         average.load_state(state, {**weights, name: torch.zeros(1)})

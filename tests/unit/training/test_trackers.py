@@ -13,6 +13,7 @@ import pytest
 from speechssl.config import LoggingConfig, PretrainConfig
 from speechssl.errors import ConfigError
 from speechssl.training.metrics import JsonLinesWriter
+from speechssl.training.state import Progress
 from speechssl.training.trackers import TRACKERS, open_writers
 
 WANDB = """
@@ -66,7 +67,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 
 def log(folder: Path, first: int, last: int) -> None:
     """Make the updates from `first` to `last`, with a validation after every fourth."""
-    writers = open_writers(folder, first - 1, CONFIG, asdict(PretrainConfig(out="x")))
+    writers = open_writers(folder, Progress(first - 1), CONFIG, asdict(PretrainConfig(out="x")))
     for update in range(first, last + 1):
         for split in ("train", "valid") if update % 4 == 0 else ("train",):
             record = {"update": update, "split": split, "loss": 5.0 / update, "hard_perplexity": [3.0, 4.0]}
@@ -125,10 +126,10 @@ def test_a_missing_package_names_its_extra(
     monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
     config = LoggingConfig(tensorboard=False, **{key: "speech"})
     with pytest.raises(ConfigError, match=rf"`logging.{key}` must be empty .*pip install 'speechssl\[{name}\]'"):
-        open_writers(tmp_path, 0, config, {})
+        open_writers(tmp_path, Progress(), config, {})
 
 
 def test_nothing_is_imported_or_written_unless_asked_for(tmp_path: Path) -> None:
-    (writer,) = open_writers(tmp_path, 0, LoggingConfig(tensorboard=False), {})
+    (writer,) = open_writers(tmp_path, Progress(), LoggingConfig(tensorboard=False), {})
     assert isinstance(writer, JsonLinesWriter)
     assert list(tmp_path.iterdir()) == []
