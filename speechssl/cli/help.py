@@ -27,7 +27,8 @@ def format_help() -> str:
     lines += [
         "",
         "Bare words are a verb's main inputs; everything else is key=value in hydra's grammar.",
-        "-m runs one job for each point of a sweep such as seed=1,2,3; --cfg prints the configuration and stops.",
+        "-m runs one job for each point of a sweep such as seed=1,2,3, with hydra/launcher=joblib several at a time;",
+        "--cfg prints the configuration and stops.",
         "Progress goes to stderr; the last line of stdout is one JSON object.",
     ]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.manifest import Manifest
@@ -214,7 +215,14 @@ def iterate_plans(
         worker_init_fn=_set_up_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, SpeechSSLError):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, SpeechSSLError):
+                raise batch
+            yield batch
+    finally:
+        # A worker ignores SIGTERM. While the traceback of a crash keeps the iterator, only this ends its workers, for
+        # which the process would wait forever.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()

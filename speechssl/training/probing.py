@@ -40,7 +40,9 @@ def train_probe(
         for update in range(first, last + 1):
             yield [_make_batch(inputs, update)]
 
-    config = TrainingConfig(max_updates=updates, lr=lr, warmup_share=0.1, log_every=updates + 1, weight_decay=0.01)
+    config = TrainingConfig(
+        max_updates=updates, lr=lr, warmup_share=0.1, log_every=updates + 1, weight_decay=0.01, spike_sigmas=0.0
+    )
     Trainer(Setup(SpeakerObjective(probe), config, source, Ranks(), "float32", seed, is_quiet=True)).run()
     return probe.eval().requires_grad_(False)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -30,9 +30,21 @@ def measure_system(device: torch.device) -> Metrics:
     found: Metrics = {"memory_mib": read_resident_bytes() / MIB}
     if device.type == "cuda":
         found["gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / MIB
-        with suppress(ModuleNotFoundError):
-            found["gpu_use"] = torch.cuda.utilization(device) / 100
+        use = _read_gpu_use(device)
+        found |= {} if use is None else {"gpu_use": use}
     return found
+
+
+def _read_gpu_use(device: torch.device) -> float | None:
+    """Read the share of the last moments in which a GPU worked; None where nobody says, as of a part of one (MIG)."""
+    try:
+        driver = importlib.import_module("pynvml")
+    except ModuleNotFoundError:
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (driver.NVMLError, RuntimeError):
+        return None
 
 
 def read_resident_bytes() -> int:

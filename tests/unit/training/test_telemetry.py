@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +30,22 @@ def test_without_proc_the_peak_is_given(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_resident_bytes() >= 0.9 * resident
 
 
-@pytest.mark.parametrize("has_package", [True, False])
-def test_a_gpu_says_its_memory_and_its_use_where_it_can(monkeypatch: pytest.MonkeyPatch, has_package: bool) -> None:
+class NVMLError(Exception):
+    """As the driver's package has it."""
+
+
+@pytest.mark.parametrize(("package", "can_say"), [(True, True), (True, False), (False, False)])
+def test_a_gpu_says_its_memory_and_its_use_where_it_can(
+    monkeypatch: pytest.MonkeyPatch, package: bool, can_say: bool
+) -> None:
     def use(device: torch.device) -> int:
-        if not has_package:
-            raise ModuleNotFoundError("pynvml")
+        if not can_say:
+            raise NVMLError("not supported")
         return 73
 
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError) if package else None)  # type: ignore[arg-type]
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(max_memory_allocated=lambda d: 3 * 2**20, utilization=use))
     found = measure_system(torch.device("cuda"))
     assert found["gpu_memory_mib"] == 3.0
-    assert found.get("gpu_use") == (0.73 if has_package else None)
+    assert found.get("gpu_use") == (0.73 if can_say else None)
     assert found.keys() <= MEASURED
