@@ -105,7 +105,10 @@ def assert_close(a: Path, b: Path, tolerance: float) -> None:
             continue  # a key's bias has no gradient but rounding, which AdamW scales up
         torch.testing.assert_close(two[name], value, rtol=tolerance, atol=tolerance, msg=name)
     for first, second in zip(read_trace(a), read_trace(b), strict=True):
-        assert first == pytest.approx(second, rel=10 * tolerance, abs=tolerance)
+        assert first.keys() == second.keys()
+        for name, figure in first.items():
+            expected = figure if isinstance(figure, str) else pytest.approx(figure, rel=10 * tolerance, abs=tolerance)
+            assert second[name] == expected, name
 
 
 def stop_here_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
@@ -189,10 +192,10 @@ def drop_model(keys: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_killed_rank_takes_the_job_down_and_a_fresh_launch_goes_on(manifests: Path, tmp_path: Path) -> None:
     """D1 and D2 at their smallest: kill -9 one of two, see it named, launch again; nothing differs."""
-    words = make_words(str(manifests / "train.tsv"), updates=16, **{"data.num_workers": 1})
+    words = make_words(str(manifests / "train.tsv"), updates=10, **{"data.num_workers": 1})
     speechssl.pretrain(**dict(word.split("=", 1) for word in words[1:]), out=str(tmp_path / "whole"))
     with launch(words, tmp_path / "parts") as job:
-        fault = hit(job, kill, rank=1, update=4)
+        fault = hit(job, kill, rank=1, update=5)
     # On idle cores it is gone within 4 s; the tests share theirs.
     assert fault.gone_s < TIMEOUT_S + 5.0
     assert fault.exit_code != 0
@@ -201,7 +204,7 @@ def test_a_killed_rank_takes_the_job_down_and_a_fresh_launch_goes_on(manifests: 
     with launch(words, tmp_path / "parts") as job:
         assert job.wait() == 0, job.read_log()
     assert count_differences(tmp_path / "whole", tmp_path / "parts") == 0
-    assert json.loads(job.read_log().splitlines()[-1])["updates"] == 16
+    assert json.loads(job.read_log().splitlines()[-1])["updates"] == 10
 
 
 @pytest.mark.slow
