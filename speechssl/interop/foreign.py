@@ -25,6 +25,8 @@ SIZES = {
     (12, 768, "group", False): "base",
     (24, 1024, "group", False): "large",
     (24, 1024, "layer", True): "large_lv60k",
+    (48, 1280, "layer", True): "xls_r_1b",
+    (48, 1920, "layer", True): "xls_r_2b",
 }
 """Blocks, width, `conv_norm` and `norm_first` of the presets that published models have."""
 

@@ -63,7 +63,7 @@ def test_verb_help_has_every_key_with_default_unit_and_meaning(capsys: pytest.Ca
     _, out, _ = run_main(["pretrain", "--help"], capsys)
     assert "training.update_s=5600" in out
     assert "audio an update, over all ranks and accumulation steps [s]" in out
-    assert "one of base, large, large_lv60k, small, tiny" in out
+    assert "one of base, large, large_lv60k, small, tiny, xls_r_1b," in out
     assert out.count("  speechssl pretrain ") == 2
 
 
@@ -86,7 +86,7 @@ def test_later_verbs_are_answered(verb: str, capsys: pytest.CaptureFixture[str])
         (["pretrain", "model.maks.prob=0.5"], "`model.mask.prob`"),
         (
             ["pretrain", "model=bass"],
-            "`model` must be one of base, large, large_lv60k, small, tiny, but 'bass' does not exist",
+            "`model` must be one of base, large, large_lv60k, small, tiny, xls_r_1b, xls_r_2b, but 'bass' does not",
         ),
         (["evaluate", "out=a(b"], "'out=\"a(b\"'"),
         (["evaluate", "x", "seed=abc"], "`seed` must be a whole number, but is 'abc'"),
@@ -111,11 +111,16 @@ def test_a_mistake_is_one_sentence_and_exit_2(
     assert err.count("\n") == 1
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "what"), [(["doctor"], "`doctor`"), (["pretrain", "seed=1,2", "-m"], "`pretrain` with -m")]
+)
+def test_only_trainings_run_in_several_processes(
+    words: list[str], what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = run_main(["doctor"], capsys)
+    code, _, err = run_main(words, capsys)
     assert code == 2
-    assert "WORLD_SIZE" in err
+    assert f"{what} must run in one process, without torchrun, but `WORLD_SIZE` is 2" in err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from speechssl.data.dataset import Example, ReadOptions
 from speechssl.data.loader import Batch, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
+from speechssl.errors import DataError
 
 
 def prepare(examples: list[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
@@ -123,3 +124,14 @@ def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> 
 def test_pad_stack() -> None:
     stacked = pad_stack([np.ones((2, 1)), np.ones((1, 3))])
     assert stacked.tolist() == [[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_sentence_from_a_worker_too(manifest: Manifest, tmp_path: Path, workers: int) -> None:
+    soundfile.write(tmp_path / "short.flac", np.zeros(8_000, dtype=np.float32), 16_000)
+    damaged = build_manifest([Utterance("7", tmp_path / "short.flac", 16_000, 20_000)], tmp_path)
+    with pytest.raises(DataError) as caught:
+        read(damaged, 1, 1, workers)
+    assert "short.flac" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)

@@ -92,3 +92,53 @@ def test_an_epoch_of_a_million_utterances_is_planned_in_seconds() -> None:
     start = time.monotonic()
     UpdatePlanner(lengths, PlanConfig(1, 1_400_000, 64, 1_400_000, 250_000)).plan_update(1)
     assert time.monotonic() - start < 6.0
+
+
+def draw_shared_plan(rng: np.random.Generator, num_ranks: int) -> list[UpdatePlanner]:
+    """Draw a random data set and plan, and give the planner of each rank."""
+    lengths = rng.integers(16_000, 200_000, int(rng.integers(1, 300)))
+    config = replace(
+        CONFIG,
+        seed=int(rng.integers(1_000)),
+        sub_batches_per_update=12,
+        forward_samples=int(rng.choice([160_000, 400_000, 4_000_000])),
+        max_samples=int(rng.choice([0, 64_000])),
+        num_ranks=num_ranks,
+    )
+    return [UpdatePlanner(lengths, replace(config, rank=rank)) for rank in range(num_ranks)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_ranks_share_an_update_out_whole_and_in_order(num_ranks: int) -> None:
+    """D3: the same plan with any number of ranks, each sub-batch once, and as many forwards on every rank."""
+    rng = np.random.default_rng(num_ranks)
+    for _ in range(100):
+        planners = draw_shared_plan(rng, num_ranks)
+        one = UpdatePlanner(planners[0].lengths, replace(planners[0].config, rank=0, num_ranks=1))
+        for update in (1, 2, int(rng.integers(3, 5_000))):
+            shares = [planner.plan_update(update) for planner in planners]
+            numbers = [sub_batch.number for share in shares for plan in share for sub_batch in plan.sub_batches]
+            assert numbers == list(range((update - 1) * 12, update * 12))
+            taken = [sub_batch for share in shares for plan in share for sub_batch in plan.sub_batches]
+            assert taken == [sub_batch for plan in one.plan_update(update) for sub_batch in plan.sub_batches]
+            assert len({len(share) for share in shares}) == 1
+            assert {sum(len(plan.sub_batches) for plan in share) for share in shares} == {12 // num_ranks}
+            for share in shares:
+                assert [plan.is_last for plan in share] == [False] * (len(share) - 1) + [True]
+                assert all(plan.is_counted for plan in share)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_ranks_validate_every_utterance_once(num_ranks: int) -> None:
+    rng = np.random.default_rng(num_ranks)
+    idle = 0
+    for _ in range(100):
+        planners = draw_shared_plan(rng, num_ranks)
+        shares = [planner.plan_epoch_once() for planner in planners]
+        counted = [plan for share in shares for plan in share if plan.is_counted]
+        rows = [row for plan in counted for sub_batch in plan.sub_batches for row in sub_batch.indices]
+        assert Counter(rows) == Counter(range(len(planners[0].lengths)))
+        assert len({len(share) for share in shares}) == 1
+        assert all(plan.sub_batches for share in shares for plan in share)
+        idle += sum(len(share) for share in shares) - len(counted)
+    assert (idle > 0) == (num_ranks > 1)

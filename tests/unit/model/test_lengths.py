@@ -36,7 +36,7 @@ def test_closed_form_and_every_kind_of_input() -> None:
     assert [compute_num_frames(int(n), PUBLISHED.conv_kernels, PUBLISHED.conv_strides) for n in (0, 399)] == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "large_lv60k"])
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "large_lv60k", "xls_r_1b", "xls_r_2b"])
 def test_every_model_has_frames_of_20_ms_that_see_25_ms(name: str) -> None:
     model = compose("pretrain", [f"model={name}", "out=x"]).model
     assert compute_hop(model.conv_strides) == HOP_SAMPLES

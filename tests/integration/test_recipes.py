@@ -1,0 +1,90 @@
+"""The recipes' scripts say what bash, torchrun and speechssl understand; Slurm's commands are played by stand-ins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from speechssl.cli.run import build_config
+from speechssl.cli.words import read_words
+from speechssl.config import PretrainConfig
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "distributed"
+NOTE = '#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done > "$0.words"\n'
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put commands on the path that note the words they get; srun runs what it is given."""
+    scontrol = NOTE.replace('"$0.words"', '"$0.$1"') + '[ "$1" = requeue ] || printf "n1\\nn2\\n"\n'
+    commands = {"torchrun": NOTE, "srun": '#!/bin/sh\nshift\nexec "$@"\n', "scontrol": scontrol}
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "8", "SLURM_JOB_ID": "77"}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def read_launch(folder: Path) -> tuple[dict[str, str], PretrainConfig]:
+    """Read what torchrun was asked for, by its own parser, and the configuration of what it would start."""
+    given = get_args_parser().parse_args((folder / "torchrun.words").read_text().splitlines())
+    assert (given.module, given.training_script) == (True, "speechssl")
+    assert "SIGUSR1" in given.signals_to_handle
+    (request,) = read_words("pretrain", given.training_script_args[1:])
+    return vars(given), build_config(request)
+
+
+@pytest.mark.parametrize("name", ["one_node", "nodes.sbatch"])
+def test_bash_understands_it(name: str) -> None:
+    subprocess.run(["bash", "-n", str(FOLDER / name)], check=True)
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_one_node_shares_the_papers_batch_out(gpus: int, stand_ins: Path) -> None:
+    subprocess.run([FOLDER / "one_node", str(gpus), "m/train.tsv", "m/valid.tsv", "runs/a b"], check=True)
+    asked, config = read_launch(stand_ins)
+    assert (asked["standalone"], asked["nproc_per_node"]) == (True, str(gpus))
+    assert config.training.sub_batches_per_update % gpus == 0
+    assert (config.training.update_s, config.out) == (5600.0, "runs/a b")
+
+
+def test_several_nodes_meet_at_the_first(stand_ins: Path) -> None:
+    subprocess.run(["bash", FOLDER / "nodes.sbatch", "m/train.tsv", "m/valid.tsv", "runs/a"], check=True)
+    asked, config = read_launch(stand_ins)
+    assert (asked["nnodes"], asked["nproc_per_node"], asked["max_restarts"]) == ("8", "8", 0)
+    assert (asked["rdzv_endpoint"], asked["rdzv_id"]) == ("n1:29500", "77")
+    assert config.training.sub_batches_per_update == 64
+    assert not (stand_ins / "scontrol.requeue").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Slurm")
+def test_a_job_whose_time_is_up_stops_and_goes_back_into_the_queue(stand_ins: Path) -> None:
+    stopped = stand_ins / "stopped"
+    (stand_ins / "torchrun").write_text(
+        f'#!/bin/bash\ntrap "sleep 0.3; touch {stopped}; exit 1" USR1\ntouch {stand_ins}/started\n'
+        "while true; do sleep 0.05; done\n"
+    )
+    job = subprocess.Popen(["bash", FOLDER / "nodes.sbatch", "m/train.tsv", "m/valid.tsv", "runs/a"])
+    deadline = time.monotonic() + 10.0
+    while not (stand_ins / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(10.0) == 0
+    assert stopped.exists(), "it did not wait for the workers to save"
+    assert (stand_ins / "scontrol.requeue").read_text().split() == ["requeue", "77"]
+
+
+def test_a_failed_job_stays_out_of_the_queue(stand_ins: Path) -> None:
+    (stand_ins / "torchrun").write_text("#!/bin/sh\nexit 3\n")
+    done = subprocess.run(["bash", FOLDER / "nodes.sbatch", "a.tsv", "b.tsv", "runs/a"], check=False)
+    assert done.returncode == 3
+    assert not (stand_ins / "scontrol.requeue").exists()

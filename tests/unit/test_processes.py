@@ -1,0 +1,39 @@
+"""A child hears of its parent's end, however that comes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PARENT = """
+import os, signal, time
+from speechssl.processes import signal_at_parents_end
+child = os.fork()
+if child == 0:
+    signal_at_parents_end(signal.SIGKILL)
+    time.sleep(60)
+print(child, flush=True)
+time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do it")
+def test_a_child_ends_with_a_parent_that_was_killed() -> None:
+    parent = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, check=False)
+    child = int(parent.stdout)
+    deadline = time.monotonic() + 5.0
+    while is_there(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_there(child)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
