@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import AVERAGED, load_weights, write_model_files
@@ -129,7 +130,7 @@ class CheckpointStore:
             tensors = safetensors.torch.load_file(folder / TENSORS)
             load_weights(state.model, folder, "out")
             averaged = {} if state.average is None else safetensors.torch.load_file(folder / AVERAGED)
-            state.restore(tensors, header.progress, averaged)
+            state.restore(migrate(tensors, header.version, state), header.progress, averaged)
         except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
             raise _refuse(folder, error) from error
         state.progress.damaged_checkpoints += self.num_damaged
@@ -258,6 +259,18 @@ def _keep_precision(now: Provenance, stored: Provenance) -> Provenance:
 def _refuse(folder: Path, error: Exception) -> CheckpointError:
     problem = f"{folder} does not load ({first_line(error)})"
     return CheckpointError(f"`out` must hold a whole checkpoint, but {problem}")
+
+
+def migrate(tensors: dict[str, Tensor], version: int, state: TrainingState) -> dict[str, Tensor]:
+    """Give the tensors of an earlier version what that did not remember, as a training that begins has it."""
+    if version > 1:
+        return tensors
+    migrated = {**{f"guard/{name}": value for name, value in state.guard.state().items()}, **tensors}
+    numbers = "objective/collapse.numbers"
+    if numbers in tensors:
+        begun = state.objective.state()["collapse.numbers"]
+        migrated[numbers] = torch.cat([tensors[numbers], begun[len(tensors[numbers]) :]])
+    return migrated
 
 
 NUMERIC = ("optimizer/",)

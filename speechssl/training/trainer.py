@@ -255,13 +255,13 @@ class Trainer:
             is_new: False where a run begins or goes on, with a validation that may still be due.
         """
         update, config = self.progress.update, self.config
+        if is_new and (update == 1 or update % config.digest_every == 0):
+            self.replica.compare_weights(update)
         is_validated, is_best = self._validate_if_due()
         is_last = update == config.max_updates
         due = is_best or is_last or update % config.checkpoint_every == 0
         if due and update > 0 and (is_new or is_validated):
             self._save(is_best)
-        if update == 1 or update % config.digest_every == 0:
-            self.replica.compare_weights(update)
         stop = self.setup.stop
         reason = self.ranks.agree_to_stop(stop.check() if is_new or stop.is_requested else None)
         if reason is not None and (not is_last or self._is_validation_due()):

@@ -20,13 +20,14 @@ import torch
 
 from speechssl.data.inputs import scan_files
 from speechssl.data.manifest import build_manifest, save_manifest
+from speechssl.interop.checkpoint import AVERAGED, WEIGHTS
+from speechssl.training.metrics import MEASURED
 from speechssl.training.rotation import list_published
 from speechssl.training.validity import STATE, TENSORS, find_problem
 from tests.conftest import write_librispeech
 
 ROOT = Path(__file__).parents[2]
 
-TIMES = ("audio_s_per_s",)
 """What the clock decides; everything else in a log line must be the same to the bit."""
 
 KEYS: dict[str, Any] = {
@@ -46,6 +47,7 @@ KEYS: dict[str, Any] = {
     "training.max_updates": 24,
     "training.checkpoint_every": 3,
     "training.validate_every": 4,
+    "training.ema_decay": 0.9,
 }
 """Everything that is drawn is on: dropout, LayerDrop, masks, negatives, Gumbel noise, crops. A new part of the training
 state joins the proof by a line here."""
@@ -151,7 +153,7 @@ class Run:
         path = self.out / "metrics.jsonl"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+        return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
 
     def wait_for_update(self, pid: int, update: int, timeout_s: float = 120.0) -> bool:
         """Wait until an update is in the log; False where the process ends before it."""
@@ -198,7 +200,8 @@ def read_outcome(run: Run) -> dict[str, Any]:
     """Read everything that two runs must have in common: tensors as SHA-256, counters, links and log lines."""
     folder = (run.out / "checkpoints" / "last").resolve()
     held: dict[str, torch.Tensor] = {
-        **{f"weights/{k}": v for k, v in safetensors.torch.load_file(folder / "model.safetensors").items()},
+        **{f"weights/{k}": v for k, v in safetensors.torch.load_file(folder / WEIGHTS).items()},
+        **{f"ema/{k}": v for k, v in safetensors.torch.load_file(folder / AVERAGED).items()},
         **safetensors.torch.load_file(folder / TENSORS),
     }
     found: dict[str, Any] = {name: _digest(value) for name, value in held.items()}

@@ -22,9 +22,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from speechssl.training.metrics import MEASURED
+
 ROOT = Path(__file__).parents[2]
 
-TIMES = ("audio_s_per_s",)
 """What differs from run to run in a line of metrics."""
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -116,7 +117,7 @@ def count_updates(out: Path) -> int:
 def read_trace(out: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl` without what is measured in time."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
 def read_state(out: Path) -> dict[str, torch.Tensor]:

@@ -13,9 +13,10 @@ import safetensors.torch
 
 from speechssl.config import ContrastiveConfig, TrainingConfig
 from speechssl.errors import SpeechSSLError
-from speechssl.interop.checkpoint import CONFIG, WEIGHTS, read_card
+from speechssl.interop.checkpoint import AVERAGED, CONFIG, WEIGHTS, read_card
 from speechssl.interop.checksums import write_checksums
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.training.average import WeightAverage
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.optim import FIELDS, build_optimizer
 from speechssl.training.state import TrainingState
@@ -66,11 +67,19 @@ def list_tensors(folder: Path) -> list[str]:
     return [*safetensors.torch.load_file(folder / WEIGHTS), *safetensors.torch.load_file(folder / TENSORS)]
 
 
+def drop_averaged(folder: Path, name: str) -> None:
+    """Take one tensor out of the moving average, as if it had never been written."""
+    held = safetensors.torch.load_file(folder / AVERAGED)
+    safetensors.torch.save_file({k: v for k, v in held.items() if k != name}, folder / AVERAGED)
+    write_checksums(folder)
+
+
 def try_load(folder: Path, run_folder: Path) -> str:
     """Load a checkpoint into a fresh training as the command does: the error, or nothing."""
     card = read_card(folder)
     objective = ContrastiveObjective(card.model, ContrastiveConfig(), 1, 6)
-    state = TrainingState(objective, build_optimizer(objective.module, TrainingConfig()))
+    average = WeightAverage(objective.module, KEYS["training.ema_decay"])
+    state = TrainingState(objective, build_optimizer(objective.module, TrainingConfig()), average=average)
     try:
         CheckpointStore(run_folder, 2).load(folder, state)
     except SpeechSSLError as error:
@@ -92,7 +101,21 @@ def test_the_loader_refuses_a_checkpoint_without_any_one_tensor(stopped: Run, tm
         for file, content in whole.items():
             (folder / file).write_bytes(content)
     assert accepted == []
-    assert {name.partition("/")[0] for name in names if "/" in name} == {"optimizer", "objective"}
+    assert {name.partition("/")[0] for name in names if "/" in name} == {"optimizer", "objective", "guard", "average"}
+
+
+def test_the_loader_refuses_an_average_without_any_one_weight(stopped: Run, tmp_path: Path) -> None:
+    run = copy_run(stopped, tmp_path)
+    folder = find_checkpoint(run)
+    whole = (folder / AVERAGED).read_bytes()
+    accepted = []
+    for name in safetensors.torch.load_file(folder / AVERAGED):
+        drop_averaged(folder, name)
+        accepted += [] if try_load(folder, run.out) else [name]
+        (folder / AVERAGED).write_bytes(whole)
+    (folder / AVERAGED).unlink()
+    assert try_load(folder, run.out)
+    assert accepted == []
 
 
 @pytest.mark.parametrize("number", range(8))

@@ -24,7 +24,7 @@ def test_another_seed_gives_another_run(server: ForkServer, manifests: Path, tmp
         for seed in (1, 2)
     )
     kinds = {name.partition("/")[0] for name in find_differences(one, other)}
-    assert kinds == {"weights", "optimizer", "objective", "log", "progress"}
+    assert kinds == {"weights", "ema", "optimizer", "objective", "guard", "log", "progress"}
 
 
 def test_saving_beside_the_training_changes_nothing(server: ForkServer, manifests: Path, tmp_path: Path) -> None:

@@ -166,6 +166,9 @@ def make_version_1(folder: Path) -> None:
     old = ("update", "audio_s", "best_value", "best_update")
     edit_header(folder, lambda stored: stored.update({name: stored["progress"][name] for name in old}))
     edit_header(folder, lambda stored: [stored.pop(name) for name in ("version", "progress", "provenance")])
+    held = {name: value for name, value in load_file(folder / TENSORS).items() if not name.startswith("guard/")}
+    held["objective/collapse.numbers"] = held["objective/collapse.numbers"][:3].clone()
+    save_file(held, folder / TENSORS)
     (folder / CHECKSUMS).unlink()
 
 
