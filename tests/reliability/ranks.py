@@ -53,6 +53,10 @@ class Job:
     def read_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def read_end(self) -> str:
+        """Read the end of the log, for messages."""
+        return self.read_log()[-2_000:]
+
     def find_workers(self) -> dict[int, int]:
         """Find the workers that are there: rank to process id."""
         workers = {}
@@ -71,8 +75,8 @@ class Job:
         """Wait until the metrics hold so many updates."""
         deadline = time.monotonic() + timeout_s
         while count_updates(self.out) < update:
-            assert self.launcher.poll() is None, f"the job ended early:\n{self.read_log()}"
-            assert time.monotonic() < deadline, f"no update {update} after {timeout_s:g} s:\n{self.read_log()}"
+            assert self.launcher.poll() is None, f"the job ended early:\n{self.read_end()}"
+            assert time.monotonic() < deadline, f"no update {update} after {timeout_s:g} s:\n{self.read_end()}"
             time.sleep(0.02)
 
     def wait(self, timeout_s: float = 120.0) -> int:
@@ -171,7 +175,7 @@ class Fault:
     causes: list[str]
 
 
-def hit(job: Job, strike: Callable[[int], None], rank: int, update: int) -> Fault:
+def hit(job: Job, strike: Callable[[int], object], rank: int, update: int) -> Fault:
     """Strike one rank after an update and see how the job ends."""
     job.wait_for_update(update)
     workers = job.find_workers()
@@ -212,7 +216,7 @@ def run_through_kills(words: Sequence[str], out: Path, num_kills: int, updates: 
             job.wait(60.0)
     with launch(words, out) as job:
         launches += 1
-        assert job.wait(180.0) == 0, job.read_log()
+        assert job.wait(180.0) == 0, job.read_end()
     return launches
 
 
@@ -224,31 +228,71 @@ def _read_last(out: Path) -> int:
 def main() -> None:
     """Run the nightly sizes on manifests that are there, and print a table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("train", help="manifest to learn from")
+    parser.add_argument("train", help="manifest of FLAC files to learn from; one of them is damaged for a moment")
     parser.add_argument("out", type=Path, help="folder for the runs")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--faults", type=int, default=10)
+    parser.add_argument("--signals", type=int, default=20)
     given = parser.parse_args()
     words = make_words(given.train, updates=60)
     print("| case | runs | worst | result |\n| --- | --- | --- | --- |")
-    for name, strike, limit in (("kill -9", kill, 5.0), ("SIGSTOP", freeze, TIMEOUT_S + 5.0)):
-        faults = []
-        for number in range(given.faults):
-            with launch(words, given.out / f"{name.split()[0]}-{number}") as job:
-                faults.append(hit(job, strike, rank=number % 2, update=3 + number))
-        worst = max(fault.gone_s for fault in faults)
-        named = sum(len(fault.causes) == 1 and f"rank {n % 2} (" in fault.causes[0] for n, fault in enumerate(faults))
-        bad = sum(fault.exit_code != 0 for fault in faults)
-        print(
-            f"| {name} one of two | {len(faults)} | gone after {worst:.1f} s (limit {limit:g}) | "
-            f"non-zero {bad}, cause named once {named} |"
+    if given.faults:
+        measure_faults("kill -9 one of two", kill, 5.0, given.faults, words, given.out / "kill")
+        measure_faults("SIGSTOP one of two", freeze, TIMEOUT_S + 5.0, given.faults, words, given.out / "stop")
+        damaged = next(Path(given.train).parent.rglob("*.flac"))
+        sound = damaged.read_bytes()
+        measure_faults(
+            "raise on one of two", lambda _: write(damaged, b""), 10.0, given.faults, words, given.out / "raise"
         )
-    whole = given.out / "whole"
-    with launch(words, whole) as job:
-        assert job.wait(300.0) == 0, job.read_log()
-    launches = run_through_kills(words, given.out / "parts", given.kills, 60, seed=1)
-    differing = count_differences(whole, given.out / "parts")
-    print(f"| fresh launch after kill -9 | {given.kills} kills, {launches} launches | | {differing} differences |")
+        write(damaged, sound)
+    if given.signals:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            measure_stops(number, given.signals, words, given.out / signal.Signals(number).name)
+    if given.kills:
+        measure_relaunches(given.kills, given.train, given.out)
+
+
+def measure_faults(
+    name: str, strike: Callable[[int], object], limit_s: float, runs: int, words: Sequence[str], out: Path
+) -> None:
+    """D1: strike one rank of so many jobs and print a row."""
+    faults = []
+    for number in range(runs):
+        with launch(words, out / str(number)) as job:
+            faults.append(hit(job, strike, rank=number % 2, update=3 + number))
+    worst = max(fault.gone_s for fault in faults)
+    named = sum(len(fault.causes) == 1 and "rank " in fault.causes[0] for fault in faults)
+    bad = sum(fault.exit_code != 0 for fault in faults)
+    print(f"| D1 {name} | {runs} | gone after {worst:.1f} s (limit {limit_s:g}) | {bad} non-zero, {named} named once |")
+
+
+def measure_stops(number: int, runs: int, words: Sequence[str], out: Path) -> None:
+    """R5: send a signal to the launcher, or to one worker, in turn; each must leave a checkpoint of its last update."""
+    worst, saved = 0.0, 0
+    for run in range(runs):
+        with launch(words, out / str(run)) as job:
+            job.wait_for_update(2 + run % 5)
+            workers = job.find_workers()
+            os.kill([job.launcher.pid, *workers.values()][run % 3], number)
+            worst = max(worst, wait_until_gone([job.launcher.pid, *workers.values()], 40.0))
+        saved += _read_last(out / str(run)) == count_updates(out / str(run))
+    print(f"| R5 {signal.Signals(number).name} | {runs} | gone after {worst:.1f} s (limit 10) | {saved} saved |")
+
+
+def measure_relaunches(kills: int, train: str, out: Path) -> None:
+    """D2: kill so often, launch again each time, and compare with a run that nobody touched."""
+    updates = 20 + 7 * kills  # each attempt comes at most six updates further
+    words = make_words(train, updates)
+    with launch(words, out / "whole") as job:
+        assert job.wait(300.0) == 0, job.read_end()
+    launches = run_through_kills(words, out / "parts", kills, updates, seed=1)
+    differing = count_differences(out / "whole", out / "parts")
+    print(f"| D2 kill -9 and launch again | {kills} | {launches} launches | {differing} differences |")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, as damage or to mend it."""
+    path.write_bytes(content)
 
 
 def make_words(train: str, updates: int, valid: str = "", **keys: Any) -> list[str]:

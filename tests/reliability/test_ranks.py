@@ -88,7 +88,7 @@ def run_on_ranks(cases: list[dict[str, Any]], folder: Path, num_ranks: int = 2) 
     path = folder / f"cases-{len(list(folder.glob('cases-*.json')))}.json"
     path.write_text(json.dumps([{"verb": "pretrain"} | case for case in cases]), encoding="utf-8")
     with launch([str(path)], folder / path.stem, num_ranks, script="tests/reliability/worker.py") as job:
-        assert job.wait(200.0) == 0, job.read_log()
+        assert job.wait(200.0) == 0, job.read_end()
 
 
 def read_ends(out: Path, num_ranks: int = 2) -> set[str]:
@@ -202,7 +202,7 @@ def test_a_killed_rank_takes_the_job_down_and_a_fresh_launch_goes_on(manifests: 
     assert len(fault.causes) == 1
     assert "lost contact with other ranks: rank 1 (" in fault.causes[0]
     with launch(words, tmp_path / "parts") as job:
-        assert job.wait() == 0, job.read_log()
+        assert job.wait() == 0, job.read_end()
     assert count_differences(tmp_path / "whole", tmp_path / "parts") == 0
     assert json.loads(job.read_log().splitlines()[-1])["updates"] == 10
 
@@ -311,7 +311,7 @@ def test_an_error_on_one_rank_is_said_once_with_rank_and_file(tmp_path: Path, wo
     damaged = next((folder / "LibriSpeech" / "train").rglob("*.flac"))
     words = make_words(str(folder / "train.tsv"), updates=1000, **{"data.num_workers": workers})
     with launch(words, tmp_path / "run") as job:
-        fault = hit(job, lambda pid: damaged.write_bytes(b"fLaC") and None, rank=1, update=3)
+        fault = hit(job, lambda pid: damaged.write_bytes(b"fLaC"), rank=1, update=3)
     assert fault.gone_s < 10.0
     assert fault.exit_code != 0
     assert len(fault.causes) == 1
@@ -324,7 +324,7 @@ def test_random_kills_leave_no_trace(manifests: Path, tmp_path: Path) -> None:
     """D2 at CI size."""
     words = make_words(str(manifests / "train.tsv"), updates=24)
     with launch(words, tmp_path / "whole") as job:
-        assert job.wait() == 0, job.read_log()
+        assert job.wait() == 0, job.read_end()
     run_through_kills(words, tmp_path / "parts", num_kills=3, updates=24, seed=7)
     assert count_differences(tmp_path / "whole", tmp_path / "parts") == 0
 
