@@ -87,6 +87,7 @@ class TrainingConfig:
     forward_s: float = knob(87.5, "audio that one forward may hold: memory only, never the result", "s")
     activation_checkpointing: bool = knob(False, "compute transformer blocks again in the backward: memory for time, never the result")
     compile: bool = knob(False, "torch.compile the transformer blocks: minutes to begin with, then faster on a GPU; rounding differs")
+    deterministic: bool = knob(False, "torch's deterministic algorithms: on a GPU the same run to the bit, slower; a CPU gives that by itself")
     lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
     schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
     warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")

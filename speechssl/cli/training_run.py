@@ -18,7 +18,7 @@ from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
-from speechssl.training.devices import resolve_precision
+from speechssl.training.devices import resolve_precision, use_deterministic_algorithms
 from speechssl.training.distributed import Ranks, check_division
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
@@ -125,7 +125,7 @@ def train(
         stop=stop,
     )
     trainer = Trainer(setup)
-    with stop.listen():
+    with stop.listen(), use_deterministic_algorithms(config.training.deterministic):
         trainer.run()
     progress = trainer.progress
     result: dict[str, Any] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import torch
@@ -79,3 +81,19 @@ def autocast(device: torch.device, precision: str, caches_casts: bool = True) ->
         caches_casts: keep the bf16 copies of weights while inside: time for memory, never the result.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=caches_casts)
+
+
+@contextmanager
+def use_deterministic_algorithms(is_on: bool) -> Iterator[None]:
+    """Run what is inside with torch's deterministic algorithms where `is_on`; an operation without one is an error.
+
+    cuBLAS reads its setting when it is first used, so that nothing may have been multiplied on the GPU before.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    if is_on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

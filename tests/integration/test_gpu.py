@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import speechssl
 from speechssl.cli.bench_jobs import TrainingJob, build_job
 from speechssl.cli.bench_meter import Stopwatch
 from speechssl.cli.compose import compose
+from speechssl.errors import StoppedOnRequest
+from speechssl.training.metrics import MEASURED
+from speechssl.training.stop import StopFlag
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,3 +55,31 @@ def test_every_job_is_measured(job: str, tmp_path: Path) -> None:
     size = {"model": "tiny", "batch": 2, "seconds": 2.0, "steps": 2, "warmup_steps": 1}
     figures = speechssl.bench(job=job, device="cuda", precision="bf16", out=str(tmp_path / "bench"), **size)
     assert figures["audio_s_per_s"] > 0 and 0 < figures["share_of_peak"] < 1
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    librispeech_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In deterministic mode, in bf16, with everything that is drawn on: weights, optimizer and log lines to the bit."""
+    made = speechssl.prepare(root=str(librispeech_tree), corpus="librispeech", out=str(tmp_path / "m"))
+    keys = {"model": "tiny", "data.train": made["manifests"]["train"]["path"], "device": "cuda", "precision": "bf16"}
+    keys |= {"training.deterministic": True, "model.layer_drop_prob": 0.3, "training.ema_decay": 0.9}
+    keys |= {"training.max_updates": 8, "training.checkpoint_every": 3}
+    speechssl.pretrain(**keys, out=str(tmp_path / "whole"))
+    calls = iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(StopFlag, "check", lambda _: ("stopped by the test", 75) if next(calls) == 5 else None)
+        with pytest.raises(StoppedOnRequest):
+            speechssl.pretrain(**keys, out=str(tmp_path / "parts"))
+    speechssl.pretrain(**keys, out=str(tmp_path / "parts"))
+    assert read_state(tmp_path / "parts") == read_state(tmp_path / "whole")
+
+
+def read_state(folder: Path) -> dict[str, object]:
+    """Read the files of the last checkpoint, and the log without what the machine decides."""
+    last = folder / "checkpoints" / "last"
+    files = {name: (last / name).read_bytes() for name in ("model.safetensors", "ema.safetensors")}
+    tensors = {name: value.tolist() for name, value in load_file(last / "training.safetensors").items()}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    log = [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+    return {**files, **tensors, "log": log}

@@ -124,6 +124,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_deterministic_mode_changes_nothing_on_the_cpu(manifests: Path, tmp_path: Path) -> None:
+    """Every operation of a training step has a deterministic form; on a GPU tests/integration/test_gpu.py uses it."""
+    for name, is_on in (("plain", False), ("deterministic", True)):
+        pretrain(manifests, tmp_path / name, **{"training.max_updates": 2, "training.deterministic": is_on})
+    assert read_metrics(tmp_path / "plain") == read_metrics(tmp_path / "deterministic")
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_finetuning_resumes_to_the_bit(manifests: Path, tmp_path: Path, stop_after: Callable[[int], None]) -> None:
     pretrain(manifests, tmp_path / "pre", **{"training.max_updates": 2})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from speechssl.training import devices
-from speechssl.training.devices import resolve_precision
+from speechssl.training.devices import resolve_precision, use_deterministic_algorithms
 
 CPU = torch.device("cpu")
 
@@ -26,3 +26,11 @@ def test_the_gain_is_measured_once() -> None:
     assert devices._measure_cpu_gain() > 0
     assert devices._measure_cpu_gain.cache_info().misses == 1
     assert devices._measure_cpu_gain() == devices._measure_cpu_gain()
+
+
+def test_deterministic_algorithms_are_on_inside_only() -> None:
+    with use_deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    with use_deterministic_algorithms(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
