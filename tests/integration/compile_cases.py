@@ -149,6 +149,9 @@ def test_inductor(name: str, network: str, tiny_model_config: ModelConfig) -> No
 
 
 @pytest.mark.slow
+# Dynamo looks whether what a norm gets has a gradient.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check.*:FutureWarning")
 def test_compiled_blocks_are_the_eager_ones(tiny_model_config: ModelConfig) -> None:
     """`training.compile`: padded rows, a skipped block and activation checkpointing included."""
     still = replace(tiny_model_config, dropout=0.0, attention_dropout=0.0, input_dropout=0.0, feature_dropout=0.0)

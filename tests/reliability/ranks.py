@@ -302,6 +302,7 @@ def make_words(train: str, updates: int, valid: str = "", **keys: Any) -> list[s
         "data.train": train,
         "data.num_workers": 1,
         "device": "cpu",
+        "precision": "float32",
         "model.layer_drop_prob": 0.3,
         "training.update_s": 16,
         "training.sub_batch_s": 8,

@@ -72,6 +72,7 @@ def make_keys(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
         "data.valid": [str(manifests / "dev.tsv")],
         "data.num_workers": 0,
         "device": "cpu",
+        "precision": "float32",
         "model.layer_drop_prob": 0.3,
         "training.update_s": 16,
         "training.sub_batch_s": 8,
@@ -338,4 +339,4 @@ def test_a_wrong_number_of_processes_is_refused_once(manifests: Path, tmp_path: 
     assert len(causes) == 1
     assert "must divide the 2 sub-batches of an update" in causes[0]
     assert "so be one of 1, 2, but is 3" in causes[0]
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists(), "no run was begun"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,10 @@ from speechssl.training.telemetry import measure_system, read_resident_bytes
 
 def test_memory_grows_with_what_is_held() -> None:
     before = read_resident_bytes()
-    held = torch.ones(16 * 2**20 // 4 * 4)
-    assert 40 * 2**20 < read_resident_bytes() - before < 120 * 2**20
-    del held
+    # Straight from the system: torch may be given memory that the process has had before.
+    with mmap.mmap(-1, 64 * 2**20) as held:
+        held.write(b"x" * len(held))
+        assert 40 * 2**20 < read_resident_bytes() - before < 200 * 2**20
     found = measure_system(torch.device("cpu"))
     assert found.keys() == {"memory_mib"}
     assert 50 < found["memory_mib"] < 100_000  # type: ignore[operator]
