@@ -22,6 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from speechssl.data.manifest import load_manifests
 from speechssl.training.metrics import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,12 @@ def count_differences(a: Path, b: Path) -> int:
     return tensors + lines + len(two.keys() - one.keys())
 
 
+def find_children(pid: int) -> list[int]:
+    """Find the children of a process, such as the loader's workers of a rank."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
 def is_running(pid: int) -> bool:
     """Say whether a process is there and is not just waiting to be collected."""
     try:
@@ -234,17 +241,21 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--signals", type=int, default=20)
     given = parser.parse_args()
-    words = make_words(given.train, updates=60)
+    words = make_words(given.train, updates=1_000)
     print("| case | runs | worst | result |\n| --- | --- | --- | --- |")
     if given.faults:
         measure_faults("kill -9 one of two", kill, 5.0, given.faults, words, given.out / "kill")
         measure_faults("SIGSTOP one of two", freeze, TIMEOUT_S + 5.0, given.faults, words, given.out / "stop")
-        damaged = next(Path(given.train).parent.rglob("*.flac"))
+        damaged = load_manifests([given.train], "data.train")[0].path
         sound = damaged.read_bytes()
-        measure_faults(
-            "raise on one of two", lambda _: write(damaged, b""), 10.0, given.faults, words, given.out / "raise"
-        )
-        write(damaged, sound)
+
+        def mend() -> None:
+            damaged.write_bytes(sound)
+
+        def damage(_: int) -> None:
+            damaged.write_bytes(b"")
+
+        measure_faults("raise on one of two", damage, 10.0, given.faults, words, given.out / "raise", mend)
     if given.signals:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             measure_stops(number, given.signals, words, given.out / signal.Signals(number).name)
@@ -253,13 +264,20 @@ def main() -> None:
 
 
 def measure_faults(
-    name: str, strike: Callable[[int], object], limit_s: float, runs: int, words: Sequence[str], out: Path
+    name: str,
+    strike: Callable[[int], object],
+    limit_s: float,
+    runs: int,
+    words: Sequence[str],
+    out: Path,
+    mend: Callable[[], None] = lambda: None,
 ) -> None:
-    """D1: strike one rank of so many jobs and print a row."""
+    """D1: strike one rank of so many jobs, mend what that broke, and print a row."""
     faults = []
     for number in range(runs):
         with launch(words, out / str(number)) as job:
             faults.append(hit(job, strike, rank=number % 2, update=3 + number))
+        mend()
     worst = max(fault.gone_s for fault in faults)
     named = sum(len(fault.causes) == 1 and "rank " in fault.causes[0] for fault in faults)
     bad = sum(fault.exit_code != 0 for fault in faults)
@@ -288,11 +306,6 @@ def measure_relaunches(kills: int, train: str, out: Path) -> None:
     launches = run_through_kills(words, out / "parts", kills, updates, seed=1)
     differing = count_differences(out / "whole", out / "parts")
     print(f"| D2 kill -9 and launch again | {kills} | {launches} launches | {differing} differences |")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, as damage or to mend it."""
-    path.write_bytes(content)
 
 
 def make_words(train: str, updates: int, valid: str = "", **keys: Any) -> list[str]:

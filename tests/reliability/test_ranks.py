@@ -23,6 +23,7 @@ from tests.reliability.ranks import (
     TIMEOUT_S,
     count_differences,
     count_updates,
+    find_children,
     freeze,
     hit,
     kill,
@@ -195,8 +196,16 @@ def test_a_killed_rank_takes_the_job_down_and_a_fresh_launch_goes_on(manifests: 
     """D1 and D2 at their smallest: kill -9 one of two, see it named, launch again; nothing differs."""
     words = make_words(str(manifests / "train.tsv"), updates=10, **{"data.num_workers": 1})
     speechssl.pretrain(**dict(word.split("=", 1) for word in words[1:]), out=str(tmp_path / "whole"))
+    readers: list[int] = []
+
+    def kill_and_look_for_readers(pid: int) -> None:
+        readers.extend(find_children(pid))
+        kill(pid)
+        assert wait_until_gone(readers, 4.0) < 4.0, "a reader holds the sockets of its rank open"
+
     with launch(words, tmp_path / "parts") as job:
-        fault = hit(job, kill, rank=1, update=5)
+        fault = hit(job, kill_and_look_for_readers, rank=1, update=5)
+    assert readers
     # On idle cores it is gone within 4 s; the tests share theirs.
     assert fault.gone_s < TIMEOUT_S + 5.0
     assert fault.exit_code != 0
