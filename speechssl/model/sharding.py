@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch.distributed as dist
@@ -38,6 +39,11 @@ def spread_like(value: Tensor, like: Tensor) -> Tensor:
 
     moved = value.to(like.device)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def find_local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Give the part of each tensor that this process holds, in place: for what is done number by number."""
+    return [value.to_local() if is_spread(value) else value for value in tensors]
 
 
 def is_spread(value: Tensor) -> TypeGuard[DTensor]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from speechssl.model.sharding import spread_like
+from speechssl.model.sharding import find_local, spread_like
 
 
 class WeightAverage:
@@ -34,7 +34,7 @@ class WeightAverage:
         """Take in the weights after an update that was made; a skipped one is not an update."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(list(self.averaged.values()), list(self.live.values()), 1.0 - decay)
+        torch._foreach_lerp_(find_local(self.averaged.values()), find_local(self.live.values()), 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -76,4 +76,4 @@ class WeightAverage:
 
     @torch.no_grad()
     def _write(self, weights: dict[str, Tensor]) -> None:
-        torch._foreach_copy_(list(self.live.values()), [weights[name] for name in self.live])
+        torch._foreach_copy_(find_local(self.live.values()), find_local(weights[name] for name in self.live))

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 
 from speechssl.data.manifest import load_manifests
+from speechssl.interop.checkpoint import AVERAGED
 from speechssl.training.metrics import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -126,10 +127,12 @@ def read_trace(out: Path) -> list[dict[str, Any]]:
 
 
 def read_state(out: Path) -> dict[str, torch.Tensor]:
-    """Read every tensor of the last checkpoint: weights, optimizer, what the objective remembers."""
+    """Read every tensor of the last checkpoint: weights, their average, optimizer, what the objective remembers."""
     last = out / "checkpoints" / "last"
+    averaged = safetensors.torch.load_file(last / AVERAGED) if (last / AVERAGED).exists() else {}
     return {
         **safetensors.torch.load_file(last / "model.safetensors"),
+        **{f"ema/{name}": value for name, value in averaged.items()},
         **safetensors.torch.load_file(last / "training.safetensors"),
     }
 

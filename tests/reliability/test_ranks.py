@@ -75,6 +75,8 @@ def make_keys(manifests: Path, out: Path, **keys: Any) -> dict[str, Any]:
         "device": "cpu",
         "precision": "float32",
         "model.layer_drop_prob": 0.3,
+        "training.ema_decay": 0.9,
+        "training.validate_ema": True,
         "training.update_s": 16,
         "training.sub_batch_s": 8,
         "training.forward_s": 8,
