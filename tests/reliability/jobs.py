@@ -222,7 +222,7 @@ def soak(server: ForkServer, manifests: Path, out: Path, updates: int) -> Figure
         sample = measure_process(pid)
         if sample is not None:
             samples.append((run.read_update(), *sample))
-        time.sleep(0.25)
+        time.sleep(0.25 if updates > 1_000 else 0.05)
     assert run.wait(pid) == 0, run.log.read_text()[-2000:]
     steady = [sample for sample in samples if updates / 3 <= sample[0] < updates]
     x, memory = [sample[0] for sample in steady], [sample[1] for sample in steady]
@@ -233,10 +233,15 @@ def soak(server: ForkServer, manifests: Path, out: Path, updates: int) -> Figure
         "mib_per_1000_updates": 1000 * compute_slope(x, memory),
         "peak_mib": max(memory),
         "more_mib": statistics.median(memory[half:]) - statistics.median(memory[:half]),
-        # Validations and saves come and go, so what stays is the least of each half.
-        "more_handles": min(sample[2] for sample in steady[half:]) - min(sample[2] for sample in steady[:half]),
-        "more_threads": min(sample[3] for sample in steady[half:]) - min(sample[3] for sample in steady[:half]),
+        # Validations, saves and their ends come and go, up and down: what stays is the middle of each half.
+        "more_handles": _compare_middles([sample[2] for sample in steady]),
+        "more_threads": _compare_middles([sample[3] for sample in steady]),
     }
+
+
+def _compare_middles(counts: Sequence[int]) -> int:
+    half = len(counts) // 2
+    return statistics.median_low(counts[half:]) - statistics.median_low(counts[:half])
 
 
 def time_base_save(out: Path) -> Figures:

@@ -56,8 +56,9 @@ class Job:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def read_end(self) -> str:
-        """Read the end of the log, for messages."""
-        return self.read_log()[-2_000:]
+        """Read the end of the log, for messages: what the workers said last, then what torchrun says of it."""
+        workers, mark, launcher = self.read_log().partition("torch/distributed/elastic/multiprocessing/api.py")
+        return workers[-4_000:] + mark + launcher[-2_000:]
 
     def find_workers(self) -> dict[int, int]:
         """Find the workers that are there: rank to process id."""
@@ -94,6 +95,8 @@ def launch(words: Sequence[str], out: Path, num_ranks: int = 2, script: str = "-
     head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     head += ["--signals-to-handle", SIGNALS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "JAXTYPING_DISABLE": "1"}
+    # A worker that aborts says where.
+    environment["PYTHONFAULTHANDLER"] = "1"
     with log.open("ab") as file:
         launcher = subprocess.Popen(
             [*head, *script.split(), *words, f"out={out}"], stdout=file, stderr=file, env=environment, cwd=ROOT
