@@ -19,7 +19,12 @@ from speechssl.model import cpu_products
 from speechssl.model.cpu_attention import attend
 from speechssl.model.dropout import Dropout
 from speechssl.model.lengths import make_valid_mask
+from speechssl.model.norm import LayerNorm
 from speechssl.model.packing import Packing
+
+FEWEST_BF16_CHANNELS = 16
+"""oneDNN 3.12 convolves bf16 wrongly on CPUs with AMX where a group has 2 to 15 channels and many an even kernel: the
+result has the right size and nothing to do with the input. So fewer than these are convolved in float32 on a CPU."""
 
 
 class PositionalConvolution(nn.Module):
@@ -40,6 +45,12 @@ class PositionalConvolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Give what is added to `x`; padded frames must be zero."""
+        if x.device.type == "cpu" and self.conv.weight.shape[1] < FEWEST_BF16_CHANNELS:
+            with torch.autocast("cpu", enabled=False):
+                return self._convolve(x.float())
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on the CPU
         y = F.conv2d(
             x.transpose(1, 2)[:, :, None],
@@ -91,10 +102,10 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm_first = config.norm_first
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.model_dim)
+        self.attention_norm = LayerNorm(config.model_dim)
         self.inner = nn.Linear(config.model_dim, config.ffn_dim)
         self.outer = nn.Linear(config.ffn_dim, config.model_dim)
-        self.ffn_norm = nn.LayerNorm(config.model_dim)
+        self.ffn_norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = Dropout(config.activation_dropout)
 
@@ -130,7 +141,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.norm_first, self.activation_checkpointing, self.is_compiled = config.norm_first, False, False
         self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
-        self.norm = nn.LayerNorm(config.model_dim)
+        self.norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         for module in self.blocks.modules():

@@ -13,6 +13,7 @@ from speechssl.errors import ConfigError
 from speechssl.model.dropout import Dropout
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
+from speechssl.model.norm import LayerNorm
 from speechssl.model.transformer import Transformer
 
 
@@ -50,7 +51,7 @@ class Wav2Vec2(nn.Module):
             raise ConfigError(f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms), but give {hop}")
         channels = config.conv_channels[-1]
         self.encoder = FeatureEncoder(config)
-        self.feature_norm = nn.LayerNorm(channels)
+        self.feature_norm = LayerNorm(channels)
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
         self.input_dropout = Dropout(config.input_dropout)
