@@ -131,7 +131,7 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     texts = manifest.column("text")
     labels = [vocabulary.encode(text or "") for text in texts]
     samples = manifest.num_samples_16k
-    frames = compute_num_frames(samples, config.model.conv_kernels, config.model.conv_strides)
+    frames = compute_num_frames(samples, config.model.frame_kernels, config.model.frame_strides)
     too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
     keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
     keep &= samples <= config.data.max_s * SAMPLE_RATE

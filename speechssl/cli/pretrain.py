@@ -75,7 +75,7 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
         DataError: none is long enough.
     """
     samples = manifest.num_samples_16k
-    frames = compute_num_frames(samples, config.model.conv_kernels, config.model.conv_strides)
+    frames = compute_num_frames(samples, config.model.frame_kernels, config.model.frame_strides)
     keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
     reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
     return leave_out(manifest, np.asarray(keep), key, reason)
