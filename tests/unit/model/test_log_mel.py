@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from speechssl.cli.compose import compose
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.evaluation.recognition import needs_equal_lengths
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import compute_num_frames, compute_receptive_field
@@ -185,14 +187,21 @@ def test_the_contrastive_task_reaches_every_weight(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("format", ["huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"])
-def test_other_toolkits_have_no_place_for_it(config: ModelConfig, tmp_path: object, format: str) -> None:
+def test_other_toolkits_have_no_place_for_it(config: ModelConfig, tmp_path: Path, format: str) -> None:
     model = SpeechModel(config, build_vocabulary(TextConfig(), []))
     with pytest.raises(CheckpointError, match=rf"`model\.front_end` must be convolutions for {format}.*is log_mel"):
         write_model(model, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
 
-def test_our_own_format_keeps_it(config: ModelConfig, tmp_path: object) -> None:
+def test_rows_of_any_lengths_may_share_a_batch(config: ModelConfig) -> None:
+    """`group_norm_frames=all` means nothing without the norm that it speaks of."""
+    for front_end, needs in (("log_mel", False), ("convolutions", True)):
+        model = SpeechModel(replace(config, front_end=front_end, group_norm_frames="all"))
+        assert needs_equal_lengths(model) is needs
+
+
+def test_our_own_format_keeps_it(config: ModelConfig, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = SpeechModel(config, build_vocabulary(TextConfig(), [])).eval()
     write_model(model, tmp_path / "out", "speechssl")
