@@ -40,7 +40,23 @@ class SelectionConfig:
 
 
 @dataclass(kw_only=True)
-class PretrainDataConfig(SelectionConfig):
+class TrainDataConfig(SelectionConfig):
+    """How speech is changed before a model learns from it."""
+
+    speed_perturbation: list[float] = knob([], "speeds, one of which is drawn for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
+
+    def __post_init__(self) -> None:
+        within = all(0.5 <= speed <= 2.0 for speed in self.speed_perturbation)
+        check(within, "data.speed_perturbation", "speeds between 0.5 and 2", self.speed_perturbation)
+
+    @property
+    def fastest(self) -> float:
+        """The speed at which an utterance is shortest."""
+        return max(self.speed_perturbation, default=1.0)
+
+
+@dataclass(kw_only=True)
+class PretrainDataConfig(TrainDataConfig):
     """Unlabelled speech."""
 
     train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) to learn from")
@@ -49,11 +65,12 @@ class PretrainDataConfig(SelectionConfig):
     max_s: float = knob(15.625, "longest crop", "s", "F: max_sample_size 250000")
 
     def __post_init__(self) -> None:
+        TrainDataConfig.__post_init__(self)
         check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
 
 
 @dataclass(kw_only=True)
-class FinetuneDataConfig(SelectionConfig):
+class FinetuneDataConfig(TrainDataConfig):
     """Transcribed speech."""
 
     train: list[str] = knob([], "manifest or list of manifests with `text`")

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from speechssl.knobs import check, check_choice, knob
 
+MEL_GRID_KERNELS, MEL_GRID_STRIDES = (400, 1), (160, 2)
+"""The unpadded windows that frames of log-mel input are counted by: bands of 25 ms every 10 ms, and every second one."""
+
+MAX_MELS = 128
+"""Most bands: narrower filters would miss every one of the spectrum's 257 frequencies."""
+
 
 @dataclass(kw_only=True)
 class MaskConfig:
@@ -56,6 +62,10 @@ class ModelConfig:
     """Feature encoder, context network and quantizer; the defaults are BASE."""
 
     name: str = knob("base", "name of the preset in conf/model")
+    front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, or `log_mel` bands with convolutions over them")
+    num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
+    mel_channels: list[int] = knob([], "output channels of each convolution over mel bands; the last has stride 2; empty: twice the last of conv_channels (front_end=log_mel)", "channels")
+    mel_kernels: list[int] = knob([3, 3], "kernel of each convolution over mel bands, odd (front_end=log_mel)", "10 ms", "Whisper: §2.2")
     conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
     conv_kernels: list[int] = knob([10, 3, 3, 3, 3, 2, 2], "kernel of each convolution", "samples", "§4.2")
     conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
@@ -87,14 +97,43 @@ class ModelConfig:
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
+        check_choice("model.front_end", self.front_end, ("convolutions", "log_mel"))
+        check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
         check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
         check(self.waveform_epsilon > 0, "model.waveform_epsilon", "positive", self.waveform_epsilon)
         check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
         same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
         check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
+        check(len(self.mel_widths) == len(self.mel_kernels) > 0, "model.mel_kernels", f"as long as model.mel_channels ({len(self.mel_widths)})", self.mel_kernels)
+        check(all(kernel >= 1 and kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
         for name in _PROBABILITIES:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels C of a frame of the front-end: the quantizer's input."""
+        return self.mel_widths[-1] if self.front_end == "log_mel" else self.conv_channels[-1]
+
+    @property
+    def mel_widths(self) -> list[int]:
+        """Output channels of each convolution over mel bands."""
+        return self.mel_channels or [self.conv_channels[-1]] * 2
+
+    @property
+    def frame_kernels(self) -> list[int]:
+        """Kernels of the unpadded windows by which frames are counted (`model/lengths.py`)."""
+        return list(MEL_GRID_KERNELS) if self.front_end == "log_mel" else self.conv_kernels
+
+    @property
+    def frame_strides(self) -> list[int]:
+        """Strides of the unpadded windows by which frames are counted."""
+        return list(MEL_GRID_STRIDES) if self.front_end == "log_mel" else self.conv_strides
+
+    @property
+    def has_group_norm(self) -> bool:
+        """Whether the front-end has a group norm over time, so that `group_norm_frames` means something."""
+        return self.front_end == "convolutions" and self.conv_norm == "group"
 
 
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")

@@ -99,7 +99,7 @@ def _check_data(config: BenchConfig) -> None:
 def _check_length(config: BenchConfig) -> None:
     """Refuse rows that the job cannot use: pretraining needs room for its masks, everything else one frame."""
     network = config.model
-    frames = compute_num_frames(round(config.seconds * SAMPLE_RATE), network.conv_kernels, network.conv_strides)
+    frames = compute_num_frames(round(config.seconds * SAMPLE_RATE), network.frame_kernels, network.frame_strides)
     least = compute_min_frames(network.mask) if config.job in ("pretrain", "load", "ctc") else 1
     if frames < least:
         raise ConfigError(

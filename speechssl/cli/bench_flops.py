@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from speechssl.config import ModelConfig
 from speechssl.model.lengths import compute_num_frames
+from speechssl.model.log_mel import NUM_BINS
 
 BACKWARD = 2.0
 """Backward costs twice its forward: one product for the gradient of the input, one for that of the weight (in
@@ -16,15 +17,30 @@ attention: one for each of the two factors)."""
 
 
 def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
-    """Count the forward operations of each convolution of the feature encoder, for one row.
+    """Count the forward operations of each convolution of the front-end, for one row.
+
+    Before those over mel bands stands the product of the spectrum with the filters; the Fourier transform is left out.
 
     Args:
         config: the network.
         num_samples: length of the row at 16 kHz.
     """
+    if config.front_end == "log_mel":
+        return _count_log_mel(config, num_samples)
     counts, length, width = [], num_samples, 1
     for channels, kernel, stride in zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True):
         length = (length - kernel) // stride + 1
+        counts.append(2.0 * length * width * kernel * channels)
+        width = channels
+    return counts
+
+
+def _count_log_mel(config: ModelConfig, num_samples: int) -> list[float]:
+    num_bands = compute_num_frames(num_samples, config.frame_kernels[:1], config.frame_strides[:1])
+    counts, width = [2.0 * num_bands * NUM_BINS * config.num_mels], config.num_mels
+    for place, (channels, kernel) in enumerate(zip(config.mel_widths, config.mel_kernels, strict=True), 1):
+        is_last = place == len(config.mel_widths)
+        length = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides) if is_last else num_bands
         counts.append(2.0 * length * width * kernel * channels)
         width = channels
     return counts
@@ -37,7 +53,7 @@ def count_transformer(config: ModelConfig, num_frames: int) -> dict[str, float]:
         `projection` (features to D), `positions` (grouped convolution), `blocks` (the six linear layers of each
         block) and `attention` (scores and weighted sum, quadratic in the frames).
     """
-    width, features = config.model_dim, config.conv_channels[-1]
+    width, features = config.model_dim, config.feature_dim
     per_frame = 4 * width * width + 2 * width * config.ffn_dim
     return {
         "projection": 2.0 * num_frames * features * width * (features != width),
@@ -58,15 +74,15 @@ def count_pretraining_heads(config: ModelConfig, num_masked: float) -> float:
     codes = quantizer.num_groups * quantizer.num_codes
     vectors = quantizer.num_codes * quantizer.codevector_dim
     projections = (quantizer.codevector_dim + config.model_dim) * config.target_dim
-    per_frame = config.conv_channels[-1] * codes + vectors + projections + num_masked * config.target_dim
+    per_frame = config.feature_dim * codes + vectors + projections + num_masked * config.target_dim
     return 2.0 * num_masked * per_frame
 
 
 def count_row(config: ModelConfig, num_samples: int, heads: float = 0.0, backward: bool = True) -> float:
     """Count the operations of one row, forward and, in training, backward.
 
-    The first convolution needs no gradient of its input. With `model.feature_gradient_scale=0` the convolutions run
-    forward only.
+    The first convolution needs no gradient of its input, and mel filters need none at all. With
+    `model.feature_gradient_scale=0` the convolutions run forward only.
 
     Args:
         config: the network.
@@ -75,10 +91,11 @@ def count_row(config: ModelConfig, num_samples: int, heads: float = 0.0, backwar
         backward: whether it is trained.
     """
     front_end = count_front_end(config, num_samples)
-    num_frames = compute_num_frames(num_samples, config.conv_kernels, config.conv_strides)
+    num_frames = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
     rest = sum(count_transformer(config, num_frames).values()) + heads
     forward = sum(front_end) + rest
     if not backward:
         return forward
-    learned = BACKWARD * sum(front_end[1:]) + (BACKWARD - 1.0) * front_end[0]
+    convolutions = front_end[1:] if config.front_end == "log_mel" else front_end
+    learned = BACKWARD * sum(convolutions[1:]) + (BACKWARD - 1.0) * convolutions[0]
     return forward + BACKWARD * rest + (learned if config.feature_gradient_scale > 0 else 0.0)

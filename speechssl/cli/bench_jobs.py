@@ -205,7 +205,7 @@ def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> Trainin
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
-        num_frames = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides)
+        num_frames = compute_num_frames(num_samples, network.frame_kernels, network.frame_strides)
         head = 2.0 * num_frames * network.model_dim * len(vocabulary)
         return rows * count_row(network, num_samples, head)
 

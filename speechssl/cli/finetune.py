@@ -11,6 +11,7 @@ import numpy as np
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
 from speechssl.config import FinetuneConfig, check
+from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
@@ -117,6 +118,7 @@ def _build_source(
         config.training,
         config.data,
         ascending_epochs=config.data.ascending_epochs,
+        speeds=config.data.speed_perturbation,
         is_training=is_training,
         ranks=ranks,
     )
@@ -125,13 +127,16 @@ def _build_source(
 def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneConfig, key: str) -> Manifest:
     """Leave out utterances without labels, longer than `data.max_s`, or with more labels than frames allow.
 
+    In training there must be frames enough at the fastest speed; `data.max_s` is the length at speed 1.
+
     Raises:
         DataError: none is left.
     """
     texts = manifest.column("text")
     labels = [vocabulary.encode(text or "") for text in texts]
     samples = manifest.num_samples_16k
-    frames = compute_num_frames(samples, config.model.conv_kernels, config.model.conv_strides)
+    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
+    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
     too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
     keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
     keep &= samples <= config.data.max_s * SAMPLE_RATE

@@ -10,6 +10,7 @@ import numpy as np
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
 from speechssl.config import PretrainConfig
+from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.interop.checkpoint import load_backbone_into
@@ -63,6 +64,7 @@ def _build_source(
         config.training,
         config.data,
         max_s=config.data.max_s,
+        speeds=config.data.speed_perturbation,
         is_training=is_training,
         ranks=ranks,
     )
@@ -71,11 +73,14 @@ def _build_source(
 def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> Manifest:
     """Leave out utterances shorter than `data.min_s`, or with too few frames for the mask's least spans.
 
+    In training there must be frames enough at the fastest speed; `data.min_s` is the length at speed 1.
+
     Raises:
         DataError: none is long enough.
     """
     samples = manifest.num_samples_16k
-    frames = compute_num_frames(samples, config.model.conv_kernels, config.model.conv_strides)
+    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
+    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
     keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
     reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
     return leave_out(manifest, np.asarray(keep), key, reason)

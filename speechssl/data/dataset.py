@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.audio import SAMPLE_RATE, load_audio
+from speechssl.data.augment import change_speed
 from speechssl.data.cache import AudioCache
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.sampler import SubBatch
@@ -58,25 +59,37 @@ def read_sub_batch(manifest: Manifest, sub_batch: SubBatch, options: ReadOptions
     Raises:
         DataError: a file is missing, damaged, or not as long as the manifest says.
     """
-    return [read_example(manifest, index, sub_batch, options) for index in sub_batch.indices]
+    speeds = sub_batch.speeds or [1.0] * len(sub_batch.indices)
+    return [
+        read_example(manifest, index, sub_batch, options, speed)
+        for index, speed in zip(sub_batch.indices, speeds, strict=True)
+    ]
 
 
-def read_example(manifest: Manifest, index: int, sub_batch: SubBatch, options: ReadOptions) -> Example:
-    """Read one utterance; with `sub_batch.crop_samples`, a crop of that many samples at 16 kHz."""
+def read_example(
+    manifest: Manifest, index: int, sub_batch: SubBatch, options: ReadOptions, speed: float = 1.0
+) -> Example:
+    """Read one utterance; with `sub_batch.crop_samples`, a crop of that many samples at 16 kHz.
+
+    At another `speed` the stretch is cut first, and played at that speed afterwards: whole utterances end as
+    `count_at_speed` says. With `normalize` the mean and variance are those of the utterance at speed 1.
+    """
     utterance = manifest[index]
     total, crop = int(manifest.num_samples_16k[index]), sub_batch.crop_samples
     start, length = 0, total
     if crop:
-        room = total - crop
+        length = min(total, math.ceil(crop * speed))
+        room = total - length
         rng = np.random.default_rng([options.seed, 0xC209, sub_batch.epoch, index])
-        start, length = int(rng.integers(0, room + 1)) if options.random_crops else room // 2, crop
+        start = int(rng.integers(0, room + 1)) if options.random_crops else room // 2
         start -= start % _count_aligned(utterance.sample_rate)
     if options.normalize:
         whole = _read(utterance, 0, total, options.cache_dir)
         waveform = normalize(whole, options.epsilon)[start : start + length]
     else:
         waveform = _read(utterance, start, length, options.cache_dir)
-    return Example(utterance.id, waveform, utterance.text, utterance.speaker)
+    played = change_speed(waveform, speed)[: crop or None]
+    return Example(utterance.id, played, utterance.text, utterance.speaker)
 
 
 def _count_aligned(sample_rate: int) -> int:

@@ -8,7 +8,7 @@ sub-batches and the sub-batch of any number is found by a division.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -16,6 +16,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from speechssl.data.augment import bound_lengths, count_at_speed, draw_speeds
+
+FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 T = TypeVar("T", int, IntArray)
 
@@ -33,12 +36,14 @@ class SubBatch:
         epoch: from 0.
         indices: rows of the manifest.
         crop_samples: length of every row at 16 kHz; 0 takes whole utterances.
+        speeds: at which each row is played; empty: as it is.
     """
 
     number: int
     epoch: int
     indices: tuple[int, ...]
     crop_samples: int
+    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class PlanConfig:
         forward_samples: audio, padding included, that one forward may hold.
         max_samples: longest crop; 0 takes whole utterances.
         ascending_epochs: so many first epochs take short utterances first.
+        speeds: factors of speed perturbation, one of which is drawn for each utterance and epoch; empty: none.
         shuffled: False keeps the order of lengths and of the manifest (validation).
         rank, num_ranks: which of how many processes this is. They share the sub-batches of an update out whole and in
             order, a contiguous block each; what the sub-batches are does not depend on them.
@@ -81,6 +87,7 @@ class PlanConfig:
     forward_samples: int
     max_samples: int = 0
     ascending_epochs: int = 0
+    speeds: tuple[float, ...] = ()
     shuffled: bool = True
     rank: int = 0
     num_ranks: int = 1
@@ -96,12 +103,12 @@ class UpdatePlanner:
 
     def __init__(self, lengths: IntArray, config: PlanConfig) -> None:
         assert len(lengths) > 0, "a plan needs utterances"
-        self.config = config
-        if config.max_samples:
-            self.lengths = np.minimum(lengths, config.max_samples)
-        else:
-            self.lengths = round_up(lengths)
-        self.bounds = _cut(np.sort(self.lengths)[::-1], config.sub_batch_samples)
+        self.config, self.samples = config, lengths
+        self.lengths = self._limit(lengths)
+        # Cut once, for the longest lengths that an epoch may have, so that every one has as many sub-batches.
+        longest = self._limit(bound_lengths(lengths, config.speeds)) if config.speeds else np.sort(self.lengths)[::-1]
+        self.bounds = _cut(longest, config.sub_batch_samples)
+        self._falling = np.argsort(-lengths, kind="stable")
         self._plan_epoch = lru_cache(maxsize=2)(self._compute_epoch)
 
     @property
@@ -127,23 +134,45 @@ class UpdatePlanner:
     def find_sub_batch(self, number: int) -> SubBatch:
         """Find a sub-batch by its number in the run."""
         epoch, position = divmod(number, self.sub_batches_per_epoch)
-        order, positions = self._plan_epoch(epoch)
+        order, positions, speeds = self._plan_epoch(epoch)
         place = int(positions[position])
         rows = order[self.bounds[place] : self.bounds[place + 1]].tolist()
+        drawn = () if speeds is None else tuple(speeds[rows].tolist())
+        sub_batch = SubBatch(number, epoch, tuple(rows), 0, drawn)
         # Within a sub-batch lengths fall: the first row is the longest and the last one the shortest.
-        crop = int(self.lengths[rows[-1]]) if self.config.max_samples else 0
-        return SubBatch(number, epoch, tuple(rows), crop)
+        return (
+            replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
+            if self.config.max_samples
+            else sub_batch
+        )
 
-    def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
-        """Order the utterances by falling length with random ties, and shuffle the sub-batches."""
+    def _limit(self, lengths: IntArray) -> IntArray:
+        """Shorten to the longest crop, or round whole utterances up."""
+        limit = self.config.max_samples
+        return np.minimum(lengths, limit) if limit else round_up(lengths)
+
+    def _count_samples(self, sub_batch: SubBatch, place: int) -> int:
+        """Count the samples of a row of a sub-batch as it is played, at most the longest crop, or rounded up."""
+        row = sub_batch.indices[place]
+        if not sub_batch.speeds:
+            return int(self.lengths[row])
+        return int(self._limit(count_at_speed(self.samples[[row]], sub_batch.speeds[place]))[0])
+
+    def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray, FloatArray | None]:
+        """Order the utterances by falling length with random ties, shuffle the sub-batches, and draw speeds."""
         rng = np.random.default_rng([self.config.seed, 0x0DE2, epoch])
         num = self.sub_batches_per_epoch
         if not self.config.shuffled:
-            return np.argsort(-self.lengths, kind="stable"), np.arange(num)
-        ties = rng.permutation(len(self.lengths))
-        order = ties[np.argsort(-self.lengths[ties], kind="stable")]
+            return np.argsort(-self.lengths, kind="stable"), np.arange(num), None
+        speeds, lengths = None, self.lengths
+        if self.config.speeds:
+            own = np.random.default_rng([self.config.seed, 0x5BEED, epoch])
+            speeds = draw_speeds(self._falling, self.config.speeds, own)
+            lengths = self._limit(count_at_speed(self.samples, speeds))
+        ties = rng.permutation(len(lengths))
+        order = ties[np.argsort(-lengths[ties], kind="stable")]
         ascending = epoch < self.config.ascending_epochs
-        return order, (np.arange(num)[::-1] if ascending else rng.permutation(num))
+        return order, (np.arange(num)[::-1] if ascending else rng.permutation(num)), speeds
 
     def _plan_share(self, update: int, numbers: range) -> list[ForwardPlan]:
         """Share sub-batches out among the ranks and stack this rank's into forwards."""
@@ -171,7 +200,7 @@ class UpdatePlanner:
 
     def _fits(self, stacked: list[SubBatch]) -> bool:
         rows = sum(len(sub_batch.indices) for sub_batch in stacked)
-        longest = max((int(self.lengths[sub_batch.indices[0]]) for sub_batch in stacked), default=0)
+        longest = max((self._count_samples(sub_batch, 0) for sub_batch in stacked), default=0)
         return rows * longest <= self.config.forward_samples
 
 

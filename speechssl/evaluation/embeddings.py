@@ -163,12 +163,12 @@ class Embedder:
     @property
     def receptive_samples(self) -> int:
         """Samples that one frame sees."""
-        return compute_receptive_field(self.model.config.conv_kernels, self.model.config.conv_strides)
+        return compute_receptive_field(self.model.config.frame_kernels, self.model.config.frame_strides)
 
     def count_rows(self, source: Source) -> int:
         """Count the rows that `iterate` will give for all utterances together."""
         config = self.model.config
-        frames = compute_num_frames(np.asarray(source.lengths), config.conv_kernels, config.conv_strides)
+        frames = compute_num_frames(np.asarray(source.lengths), config.frame_kernels, config.frame_strides)
         rows = int(frames.sum()) if self.pooling == "frames" else len(source.lengths)
         return rows * len(self.choice.names)
 

@@ -165,7 +165,7 @@ def iterate_texts(
     """
     vocabulary, lengths = require_recogniser(model), source.lengths
     batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
-    shortest = compute_receptive_field(model.config.conv_kernels, model.config.conv_strides)
+    shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
     _name_too_short(source, np.flatnonzero(lengths < shortest))
     for chunk in cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
         texts = dict.fromkeys(chunk.tolist(), "")
@@ -195,7 +195,7 @@ def compute_long_logits(
     Returns:
         (T, V) float32, T as many frames as a single pass would give.
     """
-    field = compute_receptive_field(model.config.conv_kernels, model.config.conv_strides)
+    field = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
     windows = plan_windows(len(waveform), window_samples, field)
     rows = max(1, batch_samples // window_samples)
     parts: list[Tensor] = []
@@ -229,7 +229,7 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
 
 def needs_equal_lengths(model: SpeechModel) -> bool:
     """Say whether padding would change a row: group norm over all frames, as the published models have it."""
-    return model.config.conv_norm == "group" and model.config.group_norm_frames == "all"
+    return model.config.has_group_norm and model.config.group_norm_frames == "all"
 
 
 def stack_waveforms(model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:

@@ -161,6 +161,10 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         ConfigError: there is no such format, or its packages are not installed.
         CheckpointError: the format has no place for this network.
     """
+    if format in FORMATS and format != "speechssl" and model.config.front_end != "convolutions":
+        raise CheckpointError(
+            f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"
+        )
     match format:
         case "speechssl":
             save_model(model, out, update)
@@ -200,7 +204,7 @@ def _choose_output(model: SpeechModel, format: str) -> str:
 def list_choices(foreign: Foreign) -> tuple[str, ...]:
     """List what was chosen for a model of another toolkit that its checkpoint does not say."""
     config = foreign.card.model
-    is_said = foreign.says_padding or foreign.family == "speechssl" or config.conv_norm != "group"
+    is_said = foreign.says_padding or foreign.family == "speechssl" or not config.has_group_norm
     return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
 
 

@@ -83,7 +83,7 @@ def count_min_samples(config: ModelConfig) -> int:
 
     A graph with a dynamic length is traced for lengths of 2 and more.
     """
-    return compute_receptive_field(config.conv_kernels, config.conv_strides) + HOP_SAMPLES
+    return compute_receptive_field(config.frame_kernels, config.frame_strides) + HOP_SAMPLES
 
 
 def export_program(model: SpeechModel, what: str) -> ExportedProgram:
@@ -185,12 +185,12 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "sample_rate": SAMPLE_RATE,
         "channels": 1,
         "min_samples": count_min_samples(config),
-        "receptive_field_samples": compute_receptive_field(config.conv_kernels, config.conv_strides),
+        "receptive_field_samples": compute_receptive_field(config.frame_kernels, config.frame_strides),
         "hop_samples": HOP_SAMPLES,
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,
-        "group_norm_frames": config.group_norm_frames if config.conv_norm == "group" else None,
+        "group_norm_frames": config.group_norm_frames if config.has_group_norm else None,
     }
     facts = {"output": what, "sample_rate": str(SAMPLE_RATE), "audio": _to_json(audio)}
     if what == "logits" and model.vocabulary is not None:

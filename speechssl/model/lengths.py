@@ -11,8 +11,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from speechssl.model_config import MEL_GRID_KERNELS, MEL_GRID_STRIDES
+
 HOP_SAMPLES = 320
 """Samples from one frame to the next: 20 ms at 16 kHz. Every model of the package has this hop."""
+
+MEL_WINDOW_SAMPLES, MEL_HOP_SAMPLES = MEL_GRID_KERNELS[0], MEL_GRID_STRIDES[0]
+"""Samples that a log-mel band sees (25 ms), and from one to the next (10 ms)."""
 
 Count = TypeVar("Count", int, np.ndarray, Tensor)
 

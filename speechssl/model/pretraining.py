@@ -57,7 +57,7 @@ class PretrainingModel(nn.Module):
     def __init__(self, config: ModelConfig, logit_temperature: float = 0.1) -> None:
         super().__init__()
         self.backbone = Wav2Vec2(config)
-        self.quantizer = GumbelQuantizer(config.quantizer, config.conv_channels[-1])
+        self.quantizer = GumbelQuantizer(config.quantizer, config.feature_dim)
         self.feature_dropout = Dropout(config.feature_dropout)
         self.target_projection = nn.Linear(config.quantizer.codevector_dim, config.target_dim)
         self.context_projection = nn.Linear(config.model_dim, config.target_dim)

@@ -110,7 +110,7 @@ class SpeechModel(nn.Module):
         """Count the valid frames of each row: (B,) int64."""
         if num_samples is None:
             num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        return compute_num_frames(num_samples, self.config.conv_kernels, self.config.conv_strides)
+        return compute_num_frames(num_samples, self.config.frame_kernels, self.config.frame_strides)
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         if not self.config.normalize_waveform:

@@ -13,6 +13,7 @@ from speechssl.errors import ConfigError
 from speechssl.model.dropout import Dropout
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
+from speechssl.model.log_mel import LogMelEncoder
 from speechssl.model.norm import LayerNorm
 from speechssl.model.transformer import Transformer
 
@@ -22,7 +23,7 @@ class Features:
     """What the feature encoder gives.
 
     Attributes:
-        raw: (B, T, C) output of the convolutions (the feature penalty looks at it).
+        raw: (B, T, C) output of the front-end's convolutions (the feature penalty looks at it).
         normed: (B, T, C) after layer norm (the quantizer's input before dropout).
         num_frames: (B,) valid frames, or None where nothing is padded.
     """
@@ -46,11 +47,11 @@ class Wav2Vec2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hop = compute_hop(config.conv_strides)
+        hop = compute_hop(config.frame_strides)
         if hop != HOP_SAMPLES:
             raise ConfigError(f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms), but give {hop}")
-        channels = config.conv_channels[-1]
-        self.encoder = FeatureEncoder(config)
+        channels = config.feature_dim
+        self.encoder = build_front_end(config)
         self.feature_norm = LayerNorm(channels)
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
@@ -93,6 +94,17 @@ class Wav2Vec2(nn.Module):
             x = torch.where(channel_mask[:, None, :], 0.0, x)
         context, states = self.transformer(x, features.num_frames, keep)
         return context, states
+
+
+def build_front_end(config: ModelConfig) -> FeatureEncoder | LogMelEncoder:
+    """Build what turns waveforms (B, N) into features (B, T, C): the choice `model.front_end`."""
+    match config.front_end:
+        case "convolutions":
+            return FeatureEncoder(config)
+        case "log_mel":
+            return LogMelEncoder(config)
+        case other:
+            raise AssertionError(f"a configuration has no front end {other}")
 
 
 def normalize_waveforms(

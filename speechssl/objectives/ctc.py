@@ -49,7 +49,7 @@ class CTCPrepare:
         return made
 
     def _count_frames(self, examples: Sequence[Example]) -> list[int]:
-        kernels, strides = self.config.conv_kernels, self.config.conv_strides
+        kernels, strides = self.config.frame_kernels, self.config.frame_strides
         return [compute_num_frames(len(example.waveform), kernels, strides) for example in examples]
 
 

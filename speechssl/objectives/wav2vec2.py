@@ -93,7 +93,7 @@ class ContrastiveObjective:
 
     def make_prepare(self) -> ContrastivePrepare:
         """Make the part of the work that loader workers do."""
-        kernels, strides = tuple(self.config.conv_kernels), tuple(self.config.conv_strides)
+        kernels, strides = tuple(self.config.frame_kernels), tuple(self.config.frame_strides)
         return ContrastivePrepare(self.config.mask, self.task.num_negatives, kernels, strides)
 
     def temperature(self, update: int) -> float:

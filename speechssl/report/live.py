@@ -80,7 +80,7 @@ def choose_evenly(candidates: Sequence[int], number: int) -> list[int]:
 def list_long_enough(live: Live, shortest_s: float = 0.0) -> list[int]:
     """List the rows that last at least so long, and in any case one frame."""
     config = live.model.config
-    least = max(compute_receptive_field(config.conv_kernels, config.conv_strides), round(shortest_s * SAMPLE_RATE))
+    least = max(compute_receptive_field(config.frame_kernels, config.frame_strides), round(shortest_s * SAMPLE_RATE))
     return [int(index) for index in np.flatnonzero(live.manifest.num_samples_16k >= least)]
 
 

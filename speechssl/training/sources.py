@@ -105,6 +105,7 @@ def build_source(
     *,
     max_s: float = 0.0,
     ascending_epochs: int = 0,
+    speeds: Sequence[float] = (),
     is_training: bool = True,
     ranks: Ranks,
 ) -> ManifestSource:
@@ -118,7 +119,8 @@ def build_source(
         data: number of workers.
         max_s: longest crop; 0 takes whole utterances.
         ascending_epochs: first epochs in which short utterances come first.
-        is_training: False for a validation set: fixed order.
+        speeds: factors of speed perturbation.
+        is_training: False for a validation set: fixed order, speed 1.
         ranks: the processes that share the sub-batches out.
     """
     config = PlanConfig(
@@ -128,6 +130,7 @@ def build_source(
         forward_samples=round(training.forward_s * SAMPLE_RATE),
         max_samples=round(max_s * SAMPLE_RATE),
         ascending_epochs=ascending_epochs,
+        speeds=tuple(speeds) if is_training else (),
         shuffled=is_training,
         rank=ranks.rank,
         num_ranks=ranks.size,
@@ -140,9 +143,11 @@ def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -
     """Say in one line what an update and an epoch are."""
     planner, num_ranks = source.planner, source.planner.config.num_ranks
     epochs = training.max_updates / planner.updates_per_epoch
+    listed = "/".join(f"{speed:g}" for speed in planner.config.speeds)
+    played = f" at speed {listed}" if listed else ""
     shared = f" shared by {num_ranks} processes" if num_ranks > 1 else ""
     return (
-        f"{name}: {len(source.manifest)} utterances, {source.manifest.total_s / 3600:.2f} h; "
+        f"{name}: {len(source.manifest)} utterances, {source.manifest.total_s / 3600:.2f} h{played}; "
         f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update{shared}, "
         f"{planner.updates_per_epoch:.1f} updates an epoch, {training.max_updates} updates are {epochs:.1f} epochs"
     )

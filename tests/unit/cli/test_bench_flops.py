@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +12,7 @@ from speechssl.cli.bench_flops import count_front_end, count_pretraining_heads, 
 from speechssl.config import ModelConfig
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
+from speechssl.model.wav2vec2 import build_front_end
 
 CROP_S = 15.625
 """The longest crop of BASE's pretraining."""
@@ -59,3 +62,15 @@ def test_frozen_convolutions_run_forward_only() -> None:
 
 def test_a_projection_that_is_not_there_costs_nothing() -> None:
     assert count_transformer(ModelConfig(model_dim=512, num_heads=8), 100)["projection"] == 0
+
+
+def test_log_mel_forward_equals_the_counter_of_torch(tiny_model_config: ModelConfig) -> None:
+    config = replace(tiny_model_config, front_end="log_mel")
+    encoder = build_front_end(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(torch.zeros(1, 16_000), None)
+    front_end = count_front_end(config, 16_000)
+    assert counter.get_total_flops() == pytest.approx(sum(front_end), rel=1e-6)
+    frozen = replace(config, feature_gradient_scale=0.0)
+    learned = count_row(config, 16_000) - count_row(frozen, 16_000)
+    assert learned == pytest.approx(front_end[1] + 2 * front_end[2]), "filters have no backward"

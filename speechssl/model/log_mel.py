@@ -1,0 +1,134 @@
+"""Raw waveform to latent frames through log-mel bands: a fixed spectrum and two convolutions over time."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssl.audio import SAMPLE_RATE
+from speechssl.config import ModelConfig
+from speechssl.model.feature_encoder import scale_gradient
+from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, compute_num_frames, make_valid_mask
+
+FFT_SAMPLES = 512
+"""The window is padded to this with zeros, half on each side."""
+
+NUM_BINS = FFT_SAMPLES // 2 + 1
+"""Frequencies of the spectrum, from 0 to 8 kHz."""
+
+LOG_FLOOR = 1e-10
+"""Least power of a band: below that of 16-bit rounding, so that digital silence is the quietest sound, and finite."""
+
+_VARIANCE_EPSILON = 1e-5
+
+
+class LogMelEncoder(nn.Module):
+    """Log-mel bands every 10 ms, normalised for each utterance, then convolutions and GELU to frames of 20 ms.
+
+    There are as many frames as the published convolutions give, and frame k is centred on the same 25 ms, from
+    0.020·k s on; with the default kernels it sees 20 ms more on either side.
+
+    Args:
+        config: `num_mels`, `mel_*` and `feature_gradient_scale`.
+
+    Initialisation: weights Kaiming normal (fan in, gain √2), biases as in `Conv1d`.
+
+    Source: bands, window, hop, and two convolutions of kernel 3 with biases and GELU, the second of stride 2, as in
+    Whisper (arXiv 2212.04356 §2.2); for wav2vec 2.0 Parcollet et al. 2023 and for HuBERT Fast-HuBERT (arXiv
+    2309.13860) found such inputs as good as raw waveforms.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gradient_scale, self.is_trained = config.feature_gradient_scale, config.feature_gradient_scale > 0
+        self.kernels, self.strides = tuple(config.frame_kernels), tuple(config.frame_strides)
+        # Fixed, and made from the configuration: a checkpoint has no need of them.
+        self.register_buffer("window", torch.hann_window(MEL_WINDOW_SAMPLES, device="cpu"), persistent=False)
+        self.register_buffer("filters", make_mel_filters(config.num_mels), persistent=False)
+        inputs = [config.num_mels, *config.mel_widths[:-1]]
+        last = len(inputs) - 1
+        self.convs = nn.ModuleList(
+            nn.Conv1d(i, o, k, stride=2 if n == last else 1, padding=k // 2)
+            for n, (i, o, k) in enumerate(zip(inputs, config.mel_widths, config.mel_kernels, strict=True))
+        )
+        for conv in self.convs.children():
+            assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
+            nn.init.kaiming_normal_(conv.weight)
+
+    def forward(
+        self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None
+    ) -> tuple[Float[Tensor, "B T C"], Int[Tensor, " B"] | None]:
+        """Turn waveforms into frames of 20 ms.
+
+        Args:
+            waveforms: (B, N) at 16 kHz.
+            num_samples: (B,) valid samples of each row; None where nothing is padded.
+
+        Returns:
+            Features (B, T, C) and the valid frames of each row (None where nothing is padded). Frames beyond them
+            hold no meaning. A row's valid frames do not depend on its batch: statistics are those of its own valid
+            bands, and convolutions see zeros beyond its end as if it were alone.
+        """
+        num_bands = None if num_samples is None else compute_num_frames(num_samples, self.kernels[:1], self.strides[:1])
+        x = normalize_bands(self.compute_bands(waveforms), num_bands)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
+            for conv in self.convs.children():
+                x = F.gelu(conv(_silence(x, num_bands)))
+        num_frames = None if num_samples is None else compute_num_frames(num_samples, self.kernels, self.strides)
+        return scale_gradient(x.transpose(1, 2), self.gradient_scale), num_frames
+
+    @torch.no_grad()
+    def compute_bands(self, waveforms: Float[Tensor, "B N"]) -> Float[Tensor, "B F S"]:
+        """Compute log-mel bands, natural logarithm of the power: F bands at S times 10 ms apart, in float32.
+
+        Band s sees the samples from 160·s to 160·s + 400; nothing is padded at the ends.
+        """
+        with torch.autocast(waveforms.device.type, enabled=False):
+            margin = (FFT_SAMPLES - MEL_WINDOW_SAMPLES) // 2
+            spectrum = torch.stft(
+                F.pad(waveforms.float(), (margin, margin)),
+                n_fft=FFT_SAMPLES,
+                hop_length=MEL_HOP_SAMPLES,
+                win_length=MEL_WINDOW_SAMPLES,
+                window=self.window.float(),
+                center=False,
+                return_complex=True,
+            )
+            power = torch.view_as_real(spectrum).square().sum(-1)
+            return (self.filters.float() @ power).clamp(min=LOG_FLOOR).log()
+
+
+def make_mel_filters(num_mels: int) -> Float[Tensor, "F bins"]:
+    """Make triangular filters from 0 to 8 kHz with equal areas, on Slaney's mel scale (librosa's default)."""
+    from librosa.filters import mel
+
+    return torch.from_numpy(mel(sr=SAMPLE_RATE, n_fft=FFT_SAMPLES, n_mels=num_mels))
+
+
+def normalize_bands(bands: Float[Tensor, "B F S"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B F S"]:
+    """Give each band of each row zero mean and unit variance over its valid times; beyond them it is zero.
+
+    Args:
+        bands: (B, F, S) float32.
+        num_valid: (B,) valid times of each row; None where nothing is padded.
+    """
+    if num_valid is None:
+        num_valid = torch.full((len(bands),), bands.shape[2], device=bands.device)
+    valid = make_valid_mask(num_valid, bands.shape[2])[:, None]
+    count = num_valid.clamp(min=1)[:, None, None]
+    mean = torch.where(valid, bands, 0.0).sum(2, keepdim=True) / count
+    centred = torch.where(valid, bands - mean, 0.0)
+    variance = centred.square().sum(2, keepdim=True) / count
+    return centred * torch.rsqrt(variance + _VARIANCE_EPSILON)
+
+
+def _silence(x: Float[Tensor, "B C S"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B C S"]:
+    """Set everything beyond the valid times of each row to zero."""
+    if num_valid is None:
+        return x
+    return torch.where(make_valid_mask(num_valid, x.shape[2])[:, None], x, 0.0)

@@ -1,0 +1,226 @@
+"""The log-mel front-end: librosa's bands, the convolutions' frames, and rows that do not depend on their batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from speechssl.cli.compose import compose
+from speechssl.config import ModelConfig, TextConfig
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.evaluation.recognition import needs_equal_lengths
+from speechssl.interop.load import load_model, write_model
+from speechssl.model.feature_encoder import FeatureEncoder
+from speechssl.model.lengths import compute_num_frames, compute_receptive_field
+from speechssl.model.log_mel import LOG_FLOOR, LogMelEncoder, make_mel_filters, normalize_bands
+from speechssl.model.masking import sample_masks, sample_negatives
+from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.speech_model import SpeechModel
+from speechssl.model.wav2vec2 import Wav2Vec2
+from speechssl.text import build_vocabulary
+
+PUBLISHED = ModelConfig()
+
+
+@pytest.fixture
+def config(tiny_model_config: ModelConfig) -> ModelConfig:
+    return replace(tiny_model_config, front_end="log_mel")
+
+
+@pytest.mark.parametrize("num_mels", [40, 80, 128])
+def test_bands_are_librosas(config: ModelConfig, speech: Callable[..., np.ndarray], num_mels: int) -> None:
+    sound = np.concatenate([speech(2.3, 3), np.zeros(4_000, np.float32)])
+    bands = LogMelEncoder(replace(config, num_mels=num_mels)).compute_bands(torch.from_numpy(sound)[None])[0]
+    # librosa, too, centres a shorter window in the transform; without the margins its first band would start later.
+    power = librosa.feature.melspectrogram(
+        y=np.pad(sound, 56), sr=16_000, n_fft=512, hop_length=160, win_length=400, center=False, n_mels=num_mels
+    )
+    expected = np.log(np.maximum(power, LOG_FLOOR))
+    assert bands.shape == expected.shape == (num_mels, (len(sound) - 400) // 160 + 1)
+    # float32 Fourier transforms differ by more than 1e-4 where a window holds next to nothing (one band of 32,384).
+    np.testing.assert_allclose(bands.numpy(), expected, atol=1e-4, rtol=1e-5)
+    assert expected.max() - expected.min() > 15, "speech and silence are both in it"
+
+
+def test_no_filter_is_empty() -> None:
+    """At the largest number that the configuration takes; librosa warns of empty ones, which is an error here."""
+    assert bool((make_mel_filters(128).amax(1) > 0).all())
+
+
+def test_frames_are_counted_as_the_published_convolutions_count_them(config: ModelConfig) -> None:
+    lengths = np.arange(0, 60_000)
+    ours = compute_num_frames(lengths, config.frame_kernels, config.frame_strides)
+    assert (ours == compute_num_frames(lengths, PUBLISHED.conv_kernels, PUBLISHED.conv_strides)).all()
+    assert compute_receptive_field(config.frame_kernels, config.frame_strides) == 400
+
+
+@pytest.mark.parametrize("num_samples", [400, 719, 720, 880, 1_039, 1_040, 5_001, 16_000, 23_999, 48_123])
+@pytest.mark.parametrize("kernels", [[3, 3], [5, 1, 3]])
+def test_both_front_ends_give_that_many(config: ModelConfig, num_samples: int, kernels: list[int]) -> None:
+    mel = LogMelEncoder(replace(config, mel_channels=[24] * (len(kernels) - 1) + [32], mel_kernels=kernels))
+    waveforms = torch.randn(1, num_samples)
+    shape = FeatureEncoder(config)(waveforms, None)[0].shape
+    assert mel(waveforms, None)[0].shape == shape
+    assert shape[1] == compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
+
+
+def test_a_frame_is_centred_where_the_published_one_is(config: ModelConfig) -> None:
+    """A click reaches the frames whose windows, and 20 ms beside them, hold it: frame 20 is centred on 0.4125 s."""
+    encoder = LogMelEncoder(config)
+    torch.manual_seed(0)
+    noise = 0.1 * torch.randn(1, 16_000)
+    bands = encoder.compute_bands(noise)
+    clicked = noise.clone()
+    clicked[0, 6_600] += 1.0
+    seen = (encoder.compute_bands(clicked) - bands).abs().amax(1)[0].nonzero()[:, 0].tolist()
+    assert seen == [39, 40, 41], "bands 160·s to 160·s + 400 around sample 6600"
+    # Without the normalisation, which sees the whole utterance, by way of the convolutions.
+    x, y = bands, encoder.compute_bands(clicked)
+    for conv in encoder.convs:
+        x, y = torch.nn.functional.gelu(conv(x)), torch.nn.functional.gelu(conv(y))
+    frames = (x - y).abs().amax(1)[0].nonzero()[:, 0].tolist()
+    assert frames == [19, 20, 21]
+
+
+def test_a_row_does_not_depend_on_padding_or_companions(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Wav2Vec2(config).eval()
+    short, long = torch.randn(1, 9_000), torch.randn(1, 20_000)
+    batch = torch.cat([torch.cat([short, 100.0 * torch.randn(1, 11_000)], 1), long])
+    features = model.encode(batch, torch.tensor([9_000, 20_000]))
+    alone = model.encode(short, None)
+    frames = alone.normed.shape[1]
+    assert features.num_frames is not None
+    assert features.num_frames.tolist() == [frames, features.normed.shape[1]]
+    torch.testing.assert_close(features.raw[:1, :frames], alone.raw, atol=1e-5, rtol=1e-5)
+    last, last_alone = model.contextualise(features)[0], model.contextualise(alone)[0]
+    torch.testing.assert_close(last[:1, :frames], last_alone, atol=2e-5, rtol=1e-4)
+
+
+def test_bands_are_normalised_over_their_valid_times() -> None:
+    bands = 3 * torch.randn(2, 5, 40) - 7
+    normed = normalize_bands(bands, torch.tensor([30, 40]))
+    assert float(normed[0, :, 30:].abs().max()) == 0.0
+    for row, count in ((0, 30), (1, 40)):
+        valid = normed[row, :, :count]
+        torch.testing.assert_close(valid.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(valid.var(1, correction=0), torch.ones(5), atol=1e-4, rtol=0)
+    assert bool(normalize_bands(torch.full((1, 5, 1), -23.0), None).eq(0).all()), "one time alone has no variance"
+
+
+def test_loudness_changes_nothing(config: ModelConfig, speech: Callable[..., np.ndarray]) -> None:
+    encoder = LogMelEncoder(config)
+    sound = torch.from_numpy(speech(1.5, 4))[None]
+    torch.testing.assert_close(encoder(0.5 * sound, None)[0], encoder(sound, None)[0], atol=1e-3, rtol=1e-3)
+
+
+def test_spectrum_and_logarithm_stay_in_float32_under_autocast(config: ModelConfig) -> None:
+    encoder = LogMelEncoder(config)
+    sound = torch.randn(1, 8_000)
+    with torch.autocast("cpu", torch.bfloat16):
+        bands = encoder.compute_bands(sound)
+        features, _ = encoder(sound, None)
+    assert bands.dtype == torch.float32
+    assert torch.equal(bands, encoder.compute_bands(sound))
+    assert features.dtype == torch.bfloat16
+
+
+def test_weights_are_those_of_the_convolutions_alone(config: ModelConfig) -> None:
+    encoder = LogMelEncoder(config)
+    assert set(encoder.state_dict()) == {f"convs.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias")}
+    assert [tuple(conv.weight.shape) for conv in encoder.convs] == [(32, 80, 3), (32, 32, 3)]
+
+
+@pytest.mark.parametrize(("channels", "share"), [("[288,256]", 0.001), ("[]", 0.01)])
+def test_small_has_as_many_parameters_with_either(channels: str, share: float) -> None:
+    keys = ["model=small", "out=x"]
+    counts = []
+    for extra in ([], ["model.front_end=log_mel", f"model.mel_channels={channels}"]):
+        model = PretrainingModel(compose("pretrain", keys + extra).model)
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert counts[0] == 3_650_784
+    assert counts[1] == pytest.approx(counts[0], rel=share)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.1, 0.1), (0.0, None)])
+def test_feature_gradient_scale(config: ModelConfig, scale: float, expected: float | None) -> None:
+    gradients = []
+    for value in (1.0, scale):
+        torch.manual_seed(0)
+        model = Wav2Vec2(replace(config, feature_gradient_scale=value)).eval()
+        features = model.encode(torch.linspace(-1, 1, 8_000)[None].sin(), None)
+        model.contextualise(features)[0].square().sum().backward()
+        gradients.append(model.encoder.convs[0].weight.grad)
+    if expected is None:
+        assert gradients[1] is None
+    else:
+        torch.testing.assert_close(gradients[1], gradients[0] * expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_contrastive_task_reaches_every_weight(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = PretrainingModel(config)
+    rng = np.random.default_rng(0)
+    num_samples = torch.tensor([16_000, 12_000])
+    frames = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides).tolist()
+    masks = sample_masks(frames, config.mask, rng)
+    mask = torch.zeros(2, max(frames), dtype=torch.bool)
+    for row, drawn in zip(mask, masks, strict=True):
+        row[: len(drawn)] = torch.from_numpy(drawn)
+    count = int(masks[0].sum())
+    negatives = torch.from_numpy(np.stack([sample_negatives(count, 10, rng) for _ in masks]))
+    noise = torch.zeros(2, count, config.quantizer.num_groups, config.quantizer.num_codes)
+    output = model(torch.randn(2, 16_000), num_samples, mask, negatives, noise, 1.0)
+    assert output.num_channels == config.feature_dim == 32
+    assert output.frame_counts.tolist() == frames
+    logits = output.logits.masked_fill(output.logits.isinf(), -1e4)
+    (
+        logits.log_softmax(-1)[..., 0].sum() + output.feature_square_sum.sum() + output.soft_probs.square().sum()
+    ).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("format", ["huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"])
+def test_other_toolkits_have_no_place_for_it(config: ModelConfig, tmp_path: Path, format: str) -> None:
+    model = SpeechModel(config, build_vocabulary(TextConfig(), []))
+    with pytest.raises(CheckpointError, match=rf"`model\.front_end` must be convolutions for {format}.*is log_mel"):
+        write_model(model, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_any_lengths_may_share_a_batch(config: ModelConfig) -> None:
+    """`group_norm_frames=all` means nothing without the norm that it speaks of."""
+    for front_end, needs in (("log_mel", False), ("convolutions", True)):
+        model = SpeechModel(replace(config, front_end=front_end, group_norm_frames="all"))
+        assert needs_equal_lengths(model) is needs
+
+
+def test_our_own_format_keeps_it(config: ModelConfig, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = SpeechModel(config, build_vocabulary(TextConfig(), [])).eval()
+    write_model(model, tmp_path / "out", "speechssl")
+    again = load_model(str(tmp_path / "out"))
+    sound = torch.randn(1, 9_000)
+    assert again.config == config
+    assert torch.equal(again.logits(sound)[0], model.logits(sound)[0])
+    assert len(again(sound).layers) == config.num_layers + 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"front_end": "fbank"}, r"`model\.front_end` must be one of convolutions, log_mel"),
+        ({"num_mels": 200}, r"`model\.num_mels` must be between 1 and 128"),
+        ({"mel_kernels": [3, 4]}, r"`model\.mel_kernels` must be odd"),
+        ({"mel_kernels": [3]}, r"`model\.mel_kernels` must be as long as model\.mel_channels \(2\)"),
+    ],
+)
+def test_mistakes_are_named(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(**keys)
