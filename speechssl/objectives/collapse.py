@@ -20,6 +20,7 @@ PERPLEXITY_PER_GROUP = 1.5
 REMOVED_SHARE = 0.5
 LOSS_MARGIN_BITS = 0.02
 SPREAD_SHARE = 0.01
+FEATURES_SHARE = 0.01
 
 EARLY_PERPLEXITY, EARLY_REMOVED, EARLY_SPREAD, EARLY_FEATURES = 2.0, 0.25, 0.02, 0.05
 """What is worth a warning: half way from what healthy runs show to what stops one."""
@@ -37,9 +38,9 @@ REMEDIES = (
 class CollapseWatch:
     """Counts for how many updates the signs of a collapse have held.
 
-    The two collapses that are known: all frames get the same codes (hard perplexity near 1 in each codebook, and
-    most negatives equal the target), or all similarities become equal (the loss is that of guessing, and context
-    vectors do not differ between frames).
+    The collapses that are known: all frames get the same codes (hard perplexity near 1 in each codebook, and most
+    negatives equal the target), or all similarities become equal: the loss is that of guessing, and context vectors
+    do not differ between frames, or features do not (then Gumbel noise alone chooses codes, and all are in use).
 
     Args:
         num_groups: codebooks G.
@@ -90,7 +91,7 @@ class CollapseWatch:
         """Say whether metrics of a validation show a collapse."""
         hard = metrics["hard_perplexity"]
         perplexity = sum(hard) if isinstance(hard, list) else hard
-        return bool(self._same_codes(perplexity, metrics) or self._all_equal(metrics))
+        return bool(self._same_codes(perplexity, metrics) or self._find_equal(metrics))
 
     def state(self) -> dict[str, Tensor]:
         """Return what is remembered."""
@@ -110,10 +111,9 @@ class CollapseWatch:
             removed = 100 * _scalar(metrics["removed_negatives"])
             figures = f"hard perplexity {self.perplexity:.2f}, {removed:.0f} % of negatives removed"
             return f"all frames got the same codes ({figures})"
-        if self._all_equal(metrics):
-            guessing = f"the loss is that of guessing ({self.chance_bits:.2f} bits)"
-            return f"{guessing} and context vectors no longer differ between frames"
-        return ""
+        equal = self._find_equal(metrics)
+        guessing = f"the loss is that of guessing ({self.chance_bits:.2f} bits)"
+        return f"{guessing} and {equal} no longer differ between frames" if equal else ""
 
     def _warn(self, metrics: dict[str, float | list[float]], update: int) -> str:
         """Count for how long each early sign has held, and put those that have held long enough into a sentence."""
@@ -144,9 +144,13 @@ class CollapseWatch:
         few = perplexity < PERPLEXITY_PER_GROUP * self.num_groups
         return few and _scalar(metrics["removed_negatives"]) > REMOVED_SHARE
 
-    def _all_equal(self, metrics: dict[str, float | list[float]]) -> bool:
-        guessing = abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) < LOSS_MARGIN_BITS
-        return guessing and _scalar(metrics["context_spread"]) < SPREAD_SHARE * self.first_spread
+    def _find_equal(self, metrics: dict[str, float | list[float]]) -> str:
+        """Name what no longer differs between frames, where the loss is that of guessing."""
+        if abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) >= LOSS_MARGIN_BITS:
+            return ""
+        if _scalar(metrics["context_spread"]) < SPREAD_SHARE * self.first_spread:
+            return "context vectors"
+        return "features" if _scalar(metrics["feature_variance"]) < FEATURES_SHARE * self.first_variance else ""
 
 
 def _scalar(value: float | list[float]) -> float:

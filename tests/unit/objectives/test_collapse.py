@@ -51,9 +51,18 @@ def test_equal_similarities_for_300_updates(watch: CollapseWatch) -> None:
     assert "guessing" in found[-1]
 
 
+def test_constant_features_for_300_updates(watch: CollapseWatch) -> None:
+    """Noise alone chooses codes then, so that all of them are in use."""
+    found = feed(watch, HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5}, False, range(50, 350))
+    assert found[:-1] == [""] * 299
+    assert "guessing (6.66 bits) and features no longer differ" in found[-1]
+    assert watch.has_signs(HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5})
+
+
 def test_one_sign_alone_is_healthy(watch: CollapseWatch) -> None:
     few_codes_only = HEALTHY | {"hard_perplexity": [1.0, 1.0]}
     assert not any(feed(watch, few_codes_only, True, range(50, 400)))
+    assert not any(feed(watch, HEALTHY | {"feature_variance": 1e-5}, False, range(50, 400)))
     chance_only = HEALTHY | {"loss_contrastive": 6.66}
     assert not any(feed(watch, chance_only, False, range(400, 800)))
 
