@@ -30,6 +30,30 @@ class ContrastiveConfig:
 
 
 @dataclass(kw_only=True)
+class ObjectiveConfig(ContrastiveConfig):
+    """What pretraining learns. `name` says which; the keys of the other objective are then without effect."""
+
+    targets: str = knob("random_projection", "masked_codes: `random_projection` of log-mel (BEST-RQ) or `kmeans` (HuBERT)", "", "arXiv 2202.01855, 2106.07447")
+    num_codes: int = knob(0, "masked_codes: codes; 0: 8192 of a random projection, 100 of MFCC, 500 of a teacher's layer", "", "BEST-RQ §4, HuBERT §4")
+    code_dim: int = knob(16, "masked_codes: dimensions that stacked log-mel is projected to", "", "BEST-RQ §4")
+    stack_frames: int = knob(2, "masked_codes: log-mel frames, 10 ms apart, around the middle of a frame", "frames")
+    teacher: str = knob("mfcc", "masked_codes: what k-means clusters: `mfcc`, or a layer of what `checkpoint` takes elsewhere", "", "HuBERT §4")
+    teacher_layer: int = knob(6, "masked_codes: layer of the teacher, 0 to its number of blocks", "", "HuBERT §4, BASE")
+    fit_s: float = knob(3600.0, "masked_codes: audio that k-means is fitted to, once as a run begins", "s")
+    intermediate_layer: int = knob(0, "masked_codes: the same loss after this block too; 0: none", "", "ILS-SSL, arXiv 2112.08778")
+    name: str = knob("wav2vec2", "`wav2vec2` or `masked_codes`; chosen as objective=…")
+
+    def __post_init__(self) -> None:
+        ContrastiveConfig.__post_init__(self)
+        check_choice("objective.name", self.name, ("wav2vec2", "masked_codes"))
+        check_choice("objective.targets", self.targets, ("random_projection", "kmeans"))
+        check(self.num_codes == 0 or self.num_codes >= 2, "objective.num_codes", "at least 2, or 0 for the published number", self.num_codes)
+        check(self.code_dim >= 1, "objective.code_dim", "at least 1", self.code_dim)
+        check(self.stack_frames >= 1, "objective.stack_frames", "at least 1 frame", self.stack_frames)
+        check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
+
+
+@dataclass(kw_only=True)
 class SelectionConfig:
     """Which rows of which manifests."""
 
@@ -171,7 +195,7 @@ class PretrainConfig(CommonConfig):
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig, "the network")
-    objective: ContrastiveConfig = knob(ContrastiveConfig, "the contrastive task")
+    objective: ObjectiveConfig = knob(ObjectiveConfig, "what is learned")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
