@@ -82,8 +82,8 @@ def _fit_codes(
         alone = UpdatePlanner(source.manifest.num_samples_16k, replace(source.planner.config, rank=0, num_ranks=1))
         last = math.ceil(min(config.objective.fit_s / config.training.update_s, alone.updates_per_epoch))
         batches = chain.from_iterable(replace(source, planner=alone)(1, last))
-        text = objective.fit(batch.to(ranks.device) for batch in batches).tobytes().hex()
-    objective.set_codes(np.frombuffer(bytes.fromhex(ranks.broadcast(text)), dtype=np.float32))
+        text = objective.fit(batch.to(ranks.device) for batch in batches).hex()
+    objective.set_codes(bytes.fromhex(ranks.broadcast(text)))
 
 
 def _build_source(

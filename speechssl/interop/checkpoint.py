@@ -19,12 +19,12 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
 
 FORMAT_VERSION = 1
-_logger = logging.getLogger("speechssl")
-
 WEIGHTS, AVERAGED, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
 
 LEARNED = "objective."
-"""How the names of weights begin that only the pretraining of a checkpoint needs: what a `SpeechModel` has no part for."""
+"""How the names of weights begin that only the pretraining of a checkpoint needs: a `SpeechModel` has no such part."""
+
+_logger = logging.getLogger("speechssl")
 
 WEIGHT_FILES = {"model": WEIGHTS, "ema": AVERAGED}
 """Value of the key `weights` → the file of a checkpoint that it stands for; both have one layout."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.config import ModelConfig, ObjectiveConfig
+from speechssl.config import ModelConfig, ObjectiveConfig, check
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
@@ -31,9 +31,9 @@ CONSTANT, FEW_CODES, LEAST_MASKED = 1.5, 0.01, 0.2
 
 
 class CodePredictor(nn.Module):
-    """One linear layer to the codes for each predicted block, and what makes the codes; in checkpoints as `objective`.
+    """A linear layer to the codes for each predicted block, and what makes the codes; in checkpoints as `objective`.
 
-    Initialisation: `nn.Linear`'s default.
+    Initialisation: weight N(0, 0.02), bias 0, as the transformer's.
     """
 
     codes: Tensor
@@ -41,6 +41,8 @@ class CodePredictor(nn.Module):
     def __init__(self, dim: int, num_heads: int, codes: Tensor, projection: Tensor | None) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(dim, len(codes)) for _ in range(num_heads))
+        for name, parameter in self.heads.named_parameters():
+            nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else 0.02)
         self.register_buffer("codes", codes)
         self.register_buffer("projection", projection)
 
@@ -107,9 +109,9 @@ class MaskedCodesObjective:
     best_metric = "loss_codes"
 
     def __init__(self, config: ModelConfig, task: ObjectiveConfig, seed: int, warmup_updates: int = 0) -> None:
-        _check(config.mask.min_spans >= 1, "model.mask.min_spans", "at least 1 for pretraining", config.mask.min_spans)
+        check(config.mask.min_spans >= 1, "model.mask.min_spans", "at least 1 for pretraining", config.mask.min_spans)
         inner, layers = task.intermediate_layer, config.num_layers
-        _check(0 <= inner < layers, "objective.intermediate_layer", f"0 (none) to {layers - 1}", inner)
+        check(0 <= inner < layers, "objective.intermediate_layer", f"0 (none) to {layers - 1}", inner)
         self.config, self.task, self.seed, self.warmup_updates = config, task, seed, warmup_updates
         with torch.random.fork_rng(devices=[]):  # the teacher's own initialisation must not change the student's
             self.teacher = _load_teacher(config, task) if task.targets == "kmeans" and task.teacher != "mfcc" else None
@@ -129,14 +131,14 @@ class MaskedCodesObjective:
         """Make the part of the work that loader workers do."""
         return self.prepare
 
-    def fit(self, batches: Iterable[Batch]) -> np.ndarray:
-        """Fit k-means to all frames of some batches: (V, E) centroids for `set_codes`."""
+    def fit(self, batches: Iterable[Batch]) -> bytes:
+        """Fit k-means to all frames of some batches; the bytes are for `set_codes`, on this and on other ranks."""
         rows = [row.float().cpu() for batch in batches for row in self._describe(batch)]
-        return targets.fit_centroids(torch.cat(rows).numpy(), len(self.counts), self.seed)
+        return targets.fit_centroids(torch.cat(rows).numpy(), len(self.counts), self.seed).tobytes()
 
-    def set_codes(self, codes: np.ndarray) -> None:
+    def set_codes(self, codes: bytes) -> None:
         """Take centroids, here and in the loader's workers that have not begun yet."""
-        self.prepare.codes[:] = codes
+        self.prepare.codes[:] = np.frombuffer(codes, dtype=np.float32).reshape(self.prepare.codes.shape)
         self.model.objective.codes.copy_(torch.from_numpy(self.prepare.codes))
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
@@ -286,11 +288,6 @@ class MaskedCodesObjective:
         return stats, self.task.feature_penalty_weight * penalty
 
 
-def _check(condition: bool, key: str, must_be: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
-
-
 def _count_frames(num_samples: int, config: ModelConfig) -> int:
     return compute_num_frames(num_samples, config.conv_kernels, config.conv_strides)
 
@@ -299,12 +296,11 @@ def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:
     """Load the teacher and check that its frames are the student's."""
     teacher = load_model(task.teacher, key="objective.teacher")
     layer, last, own = task.teacher_layer, teacher.num_layers, teacher.config
-    _check(0 <= layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", layer)
+    check(0 <= layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", layer)
     shape, wanted = (own.conv_kernels, own.conv_strides), (config.conv_kernels, config.conv_strides)
-    _check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
-    is_level_known = own.normalize_waveform or not config.normalize_waveform
-    wanted_waveform = "a model that takes normalised waveforms, as `model` does"
-    _check(is_level_known, "objective.teacher", wanted_waveform, task.teacher)
+    check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
+    knows_level = own.normalize_waveform or not config.normalize_waveform
+    check(knows_level, "objective.teacher", "a model that takes normalised waveforms, as `model` does", task.teacher)
     return teacher
 
 

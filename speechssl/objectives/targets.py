@@ -100,7 +100,10 @@ def fit_centroids(features: FloatArray, num_codes: int, seed: int) -> FloatArray
 
 
 def _centre(waveform: FloatArray, field: int, span: int) -> Tensor:
-    """Shift a waveform so that windows of `span` samples have the middle of the encoder's frames: (1, N') float64."""
+    """Shift a waveform so that windows of `span` samples have the middle of the encoder's frames: (1, N') float64.
+
+    In units of 16-bit samples, as Kaldi has them: its floor under the logarithm would cut quiet speech otherwise.
+    """
     lead = (span - field) // 2
     padded = np.pad(waveform, max(lead, 0), "reflect")[max(-lead, 0) :]
-    return torch.from_numpy(padded)[None].double()
+    return torch.from_numpy(padded)[None].double() * 2**15

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
 from speechssl.data.dataset import Example
