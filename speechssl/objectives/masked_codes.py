@@ -129,6 +129,8 @@ class MaskedCodesObjective:
 
     def make_prepare(self) -> CodesPrepare:
         """Make the part of the work that loader workers do."""
+        import torchaudio.compliance.kaldi  # noqa: F401  # here, so that no worker takes a second for it
+
         return self.prepare
 
     def fit(self, batches: Iterable[Batch]) -> bytes:

@@ -10,8 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchaudio.compliance import kaldi
-from torchaudio.functional import compute_deltas
 
 from speechssl.errors import ConfigError
 from speechssl.model.lengths import HOP_SAMPLES
@@ -36,6 +34,8 @@ def compute_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: in
         field: samples that one of the encoder's frames sees.
         stack: log-mel frames for each of its frames.
     """
+    from torchaudio.compliance import kaldi
+
     x: Tensor = kaldi.fbank(_centre(waveform, field, WINDOW + STEP * (stack - 1)), num_mel_bins=MEL_BINS)
     x = (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
     places = HOP_SAMPLES // STEP * torch.arange(num_frames)[:, None] + torch.arange(stack)
@@ -47,6 +47,9 @@ def compute_mfcc(waveform: FloatArray, num_frames: int, field: int) -> Tensor:
 
     As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one.
     """
+    from torchaudio.compliance import kaldi
+    from torchaudio.functional import compute_deltas
+
     x = kaldi.mfcc(_centre(waveform, field, WINDOW), use_energy=False).T
     first = compute_deltas(x)
     return torch.cat([x, first, compute_deltas(first)]).T[:: HOP_SAMPLES // STEP][:num_frames]

@@ -39,7 +39,7 @@ def _tell_warnings(run: RunFolder) -> str:
     named = ", ".join(f"from {format_number(first)} to {format_number(last)}" for first, last in stretches[-NAMED:])
     return (
         f'<p class="apology">Signs of a collapse held in the updates {named}: see perplexity, removed negatives, '
-        "spread of contexts and feature variance there.</p>"
+        "removed negatives, spread of contexts and feature variance there.</p>"
     )
 
 
