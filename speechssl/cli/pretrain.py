@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +17,20 @@ from speechssl.config import PretrainConfig
 from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
+from speechssl.data.sampler import UpdatePlanner
 from speechssl.interop.checkpoint import load_backbone_into
 from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
+from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.distributed import Ranks, join_ranks
+from speechssl.training.rotation import list_published
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
 _logger = logging.getLogger("speechssl")
+
+PretrainObjective = ContrastiveObjective | MaskedCodesObjective
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
@@ -37,19 +46,49 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
         return result
     precision = choose_precision(config, ranks)
     seed_weights(config.seed)
-    updates = config.training.max_updates
-    warmup = round(config.training.warmup_share * updates)
-    objective = ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
+    objective = build_objective(config)
     if config.init:
         _start_from(objective, config.init, config.weights)
     source = _build_source(config, objective, config.data.train, "data.train", ranks)
     valid = _build_source(config, objective, config.data.valid, "data.valid", ranks) if config.data.valid else None
     _logger.info(describe_plan(source, config.training, "data.train"))
+    if isinstance(objective, MaskedCodesObjective) and objective.needs_fit:
+        _fit_codes(objective, source, folder, config, ranks)
     return train(config, folder, objective, source, valid, ranks, precision)
 
 
+def build_objective(config: PretrainConfig) -> PretrainObjective:
+    """Build the objective that `objective.name` says, with fresh weights."""
+    updates = config.training.max_updates
+    warmup = round(config.training.warmup_share * updates)
+    match config.objective.name:
+        case "masked_codes":
+            return MaskedCodesObjective(config.model, config.objective, config.seed, warmup)
+        case "wav2vec2":
+            return ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
+        case name:
+            raise AssertionError(f"unknown objective {name}")
+
+
+def _fit_codes(
+    objective: MaskedCodesObjective, source: ManifestSource, folder: Path, config: PretrainConfig, ranks: Ranks
+) -> None:
+    """Fit the codes as a run begins, on rank 0 for all; a run that goes on takes those of its checkpoint."""
+    if ranks.find_max(int(ranks.is_main and bool(list_published(folder / "checkpoints")))):
+        return
+    text = ""
+    if ranks.is_main:
+        _logger.info("k-means: fitting to %g s of data.train", config.objective.fit_s)
+        # What one process alone would hear in its first updates: a random sample, whatever the number of ranks.
+        alone = UpdatePlanner(source.manifest.num_samples_16k, replace(source.planner.config, rank=0, num_ranks=1))
+        last = math.ceil(min(config.objective.fit_s / config.training.update_s, alone.updates_per_epoch))
+        batches = chain.from_iterable(replace(source, planner=alone)(1, last))
+        text = objective.fit(batch.to(ranks.device) for batch in batches).hex()
+    objective.set_codes(bytes.fromhex(ranks.broadcast(text)))
+
+
 def _build_source(
-    config: PretrainConfig, objective: ContrastiveObjective, paths: list[str], key: str, ranks: Ranks
+    config: PretrainConfig, objective: PretrainObjective, paths: list[str], key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
     manifest = select_long_enough(select_utterances(paths, key, config.data, config.seed, is_training), config, key)
@@ -86,11 +125,14 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
     return leave_out(manifest, np.asarray(keep), key, reason)
 
 
-def _start_from(objective: ContrastiveObjective, init: str, weights: str) -> None:
-    """Copy the weights of a checkpoint: all of them where it was pretrained, else its backbone."""
+def _start_from(objective: PretrainObjective, init: str, weights: str) -> None:
+    """Copy the weights of a checkpoint: all of them where the contrastive task goes on, else its backbone."""
     source = load_model(init, key="init", weights=weights)
-    if source.pretraining is not None:
+    if isinstance(objective, MaskedCodesObjective):
+        _logger.warning("init=%s: the backbone goes on, codes and what predicts them start afresh", init)
+    elif source.pretraining is not None:
         objective.module.load_state_dict(source.state_dict())
         return
-    _logger.warning("init=%s has no quantizer: quantizer and projections start afresh", init)
-    load_backbone_into(objective.speech_model, source)
+    else:
+        _logger.warning("init=%s has no quantizer: quantizer and projections start afresh", init)
+    load_backbone_into(objective.module, source)

@@ -18,7 +18,7 @@ from speechssl.errors import ConfigError
 _logger = logging.getLogger("speechssl")
 
 METRICS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("valid.loss_contrastive", "valid.accuracy", "train.loss_contrastive"),
+    "pretrain": ("valid.loss_contrastive", "valid.loss_codes", "valid.accuracy", "train.loss_contrastive"),
     "finetune": ("valid.wer", "valid.cer", "train.loss"),
     "evaluate": ("wer", "cer"),
     "probe": ("accuracy", "eer"),

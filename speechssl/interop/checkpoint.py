@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,6 +20,11 @@ from speechssl.text import Vocabulary
 
 FORMAT_VERSION = 1
 WEIGHTS, AVERAGED, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+
+LEARNED = "objective."
+"""How the names of weights begin that only the pretraining of a checkpoint needs: a `SpeechModel` has no such part."""
+
+_logger = logging.getLogger("speechssl")
 
 WEIGHT_FILES = {"model": WEIGHTS, "ema": AVERAGED}
 """Value of the key `weights` → the file of a checkpoint that it stands for; both have one layout."""
@@ -103,7 +109,7 @@ def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
 
 
 def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
-    """Load all weights of a model; none may be missing or left over.
+    """Load all weights of a model; none may be missing or left over, but for the parts of an objective.
 
     Args:
         model: gets them.
@@ -119,12 +125,16 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
         raise CheckpointError(no_average(f"{folder} has none"))
     try:
         own, stored = model.state_dict(), safetensors.torch.load_file(path)
+        aside = [name for name in stored if name.startswith(LEARNED) and name not in own]
+        stored = {name: value for name, value in stored.items() if name not in aside}
         # A name that the model does not have is left for load_state_dict to complain of.
         spread = {name: spread_like(value, own.get(name, value)) for name, value in stored.items()}
         model.load_state_dict(_expand(model, spread))
     except (OSError, SafetensorError, RuntimeError) as error:
         problem = f"{path} does not load ({error})"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+    if aside:
+        _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, ", ".join(sorted(aside)))
 
 
 def no_average(problem: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
 from speechssl.data.dataset import Example
@@ -87,7 +87,7 @@ class ContrastiveObjective:
         self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, task.num_negatives, warmup_updates)
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> SpeechModel:
         """The model with its pretraining heads."""
         return self.speech_model
 

@@ -36,7 +36,8 @@ class Metric:
 
 METRICS = (
     Metric("pretrain", "loss_contrastive", "Contrastive loss", "bits a masked frame", False),
-    Metric("pretrain", "accuracy", "Contrastive accuracy", "share of masked frames", True, True, format_percent),
+    Metric("pretrain", "loss_codes", "Code loss", "bits a masked frame", False),
+    Metric("pretrain", "accuracy", "Accuracy", "share of masked frames", True, True, format_percent),
     Metric("finetune", "wer", "Word error rate", "%", True),
     Metric("finetune", "cer", "Character error rate", "%", True),
     Metric("finetune", "loss", "CTC loss", "nats an utterance", True),

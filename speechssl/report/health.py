@@ -38,8 +38,8 @@ def _tell_warnings(run: RunFolder) -> str:
         return ""
     named = ", ".join(f"from {format_number(first)} to {format_number(last)}" for first, last in stretches[-NAMED:])
     return (
-        f'<p class="apology">Signs of a collapse held in the updates {named}: see perplexity, removed negatives, '
-        "spread of contexts and feature variance there.</p>"
+        f'<p class="apology">Signs of a collapse held in the updates {named}: see perplexity, masked share, '
+        "removed negatives, spread of contexts and feature variance there.</p>"
     )
 
 

@@ -58,6 +58,8 @@ def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say in one or two sentences what the run came to, and pick its first figures."""
     split = "valid" if any(row["update"] > 0 for row in run.select("valid")) else "train"
     where = "its training speech" if split == "train" else "held-out speech"
+    if run.get_config("objective.name") == "masked_codes":
+        return describe_codes(run, split, where)
     loss, accuracy = find_latest(run, split, "loss_contrastive"), find_latest(run, split, "accuracy")
     if loss is None or accuracy is None:
         return "No update has been logged yet.", []
@@ -77,8 +79,29 @@ def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     return sentence, stats + _list_more_stats(run, split)
 
 
+def describe_codes(run: RunFolder, split: str, where: str) -> tuple[str, list[Stat]]:
+    """The same for a run that predicts discrete codes: what it knows beyond how often each code comes."""
+    names = ("loss_codes", "accuracy", "target_entropy", "code_perplexity")
+    loss, accuracy, entropy, used = (find_latest(run, split, name) for name in names)
+    if loss is None or accuracy is None or entropy is None or used is None:
+        return "No update has been logged yet.", []
+    sentence = (
+        f"{_judge(loss, entropy)} Shown a masked stretch of {where}, the model names the code of "
+        f"{format_percent(accuracy)} of the frames and pays {format_number(loss)} bits for each; knowing only how "
+        f"often each code comes, it would pay {format_number(entropy)}."
+    )
+    stats = [
+        Stat(format_percent(accuracy), "accuracy", "of the codes of masked frames"),
+        Stat(f"{format_number(loss)} bits", "code loss", f"entropy of the codes {format_number(entropy)} bits"),
+        Stat(format_number(used), "codes in effective use", "as targets"),
+    ]
+    return sentence, stats + _list_more_stats(run, split)
+
+
 def make_learning(run: RunFolder) -> str:
     """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
+    if run.get_config("objective.name") == "masked_codes":
+        return _draw_codes(run)
     chance_loss, chance = _find_chance(run)
     candidates = format_number(round(1 / chance))
     loss = make_figure_of(
@@ -96,6 +119,26 @@ def make_learning(run: RunFolder) -> str:
     return make_section("Learning", loss + accuracy + _draw_perplexity(run))
 
 
+def _draw_codes(run: RunFolder) -> str:
+    curves = [
+        *make_pair(run, "loss_codes"),
+        make_curve("entropy of the targets", "c1", *pick_values(run, "train", "target_entropy")),
+    ]
+    loss = make_figure(
+        "Code loss", draw_curves(curves), "What it costs to name the code of a masked frame. Below the entropy of the "
+        "targets the model knows more than how often each code comes.", "bits a masked frame",
+    )  # fmt: skip
+    accuracy = make_figure_of(
+        run, "accuracy", "Accuracy", "share of masked frames", "How often the true code scores highest.",
+        from_zero=True, describe=format_percent,
+    )  # fmt: skip
+    pairs = (("targets", "c1", "code_perplexity"), ("predictions", "c2", "prediction_perplexity"))
+    used = [make_curve(label, style, *pick_values(run, "train", name), smooth=True) for label, style, name in pairs]
+    note = "Codes in effective use: as targets so far, and as predictions of one update. 1 would be a collapse."
+    perplexity = make_figure("Perplexity", draw_curves(used, from_zero=True), note, "codes")
+    return make_section("Learning", loss + accuracy + perplexity if any(curves) else "")
+
+
 def make_machinery(run: RunFolder) -> str:
     """Draw the small charts: parts of the loss, schedules, speed."""
     plain: Callable[[float], str] = format_number
@@ -103,6 +146,7 @@ def make_machinery(run: RunFolder) -> str:
         ("loss", "Total loss", "bits a masked frame", plain),
         ("loss_diversity", "Diversity loss", "bits", plain),
         ("loss_features", "Feature penalty", "bits", plain),
+        ("loss_intermediate", "Loss after the inner block", "bits a masked frame", plain),
         ("removed_negatives", "Removed negatives", "same codes as the target", format_percent),
         ("masked_share", "Masked share", "of all frames", format_percent),
         ("context_spread", "Spread of contexts", "0 would be collapse", plain),

@@ -149,6 +149,20 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
     assert not (tmp_path / "desync" / "checkpoints" / "update-0000004").exists()
 
 
+def test_two_processes_predict_the_codes_of_one(manifests: Path, tmp_path: Path) -> None:
+    """The other objective: k-means is fitted on one rank for all, to the same audio, and FSDP2 has its buffers too."""
+    task = {"objective": "masked_codes", "objective__targets": "kmeans", "objective__num_codes": 20}
+
+    def keys(name: str, **more: Any) -> dict[str, Any]:
+        return make_keys(manifests, tmp_path / name, training__max_updates=3, objective__fit_s=30.0, **task, **more)
+
+    speechssl.pretrain(**keys("one"))
+    cases = [{"keys": keys("two")}, {"keys": keys("sharded", training__sharding="full")}]
+    run_on_ranks(cases, tmp_path)
+    assert count_differences(tmp_path / "one", tmp_path / "two") == 0
+    assert_close(tmp_path / "two", tmp_path / "sharded", 1e-5)
+
+
 @pytest.mark.slow
 def test_forwards_may_be_cut_anywhere_and_processes_come_and_go(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

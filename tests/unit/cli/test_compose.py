@@ -162,3 +162,16 @@ def test_a_folder_of_ones_own_adds_presets(tmp_path: Path) -> None:
     assert compose("pretrain", words).model.num_layers == 3
     with pytest.raises(ConfigError, match="`training` must be one of .*, but 'pretrain_mine' does not exist"):
         compose("pretrain", words[:-1])
+
+
+def test_an_objective_is_chosen_and_its_keys_go_without_the_choice() -> None:
+    words = ["model=tiny", "data.train=x", "out=y"]
+    plain = compose("pretrain", [*words, "objective.num_negatives=50"])
+    assert (plain.objective.name, plain.objective.num_negatives, plain.objective.feature_penalty_weight) == (
+        "wav2vec2", 50, 1.0,
+    )  # fmt: skip
+    assert compose("pretrain", [*words, "objective=masked_codes"]).objective.name == "masked_codes"
+    with pytest.raises(ConfigError, match="`objective` must be one of masked_codes, wav2vec2, but 'foo' does not"):
+        compose("pretrain", [*words, "objective=foo"])
+    with pytest.raises(ConfigError, match="`objective.name` must be one of wav2vec2, masked_codes, but is 'foo'"):
+        compose("pretrain", [*words, "objective.name=foo"])

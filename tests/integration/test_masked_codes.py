@@ -1,0 +1,170 @@
+"""Runs of `objective=masked_codes` end to end: resume to the bit, learning, and what the other verbs make of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import speechssl
+from speechssl.errors import ConfigError, StoppedOnRequest
+from speechssl.objectives import masked_codes
+from tests.integration.test_training import (  # noqa: F401
+    manifests,
+    pretrain,
+    read_metrics,
+    read_weights,
+    stop_after,
+    two_threads,
+)
+
+RANDOM = {"objective": "masked_codes", "objective.num_codes": 64}
+MFCC = {"objective": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 20, "objective.fit_s": 30}
+INNER = {"objective.intermediate_layer": 1}
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("keys", "workers"), [(RANDOM, 2), (MFCC | INNER, 0)])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    manifests: Path,  # noqa: F811
+    tmp_path: Path,
+    stop_after: Callable[[int], None],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+    workers: int,
+) -> None:
+    """Weights, codes, average, optimizer and log lines, to the bit; k-means is fitted once."""
+    pretrain(manifests, tmp_path / "whole", **keys)
+    stop_after(5)
+    with pytest.raises(StoppedOnRequest):
+        pretrain(manifests, tmp_path / "parts", **keys)
+    monkeypatch.setattr(masked_codes.targets, "fit_centroids", lambda *_: pytest.fail("k-means is fitted again"))
+    pretrain(manifests, tmp_path / "parts", **keys, **{"data.num_workers": workers})
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    whole, parts = read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert whole["objective.codes"].abs().sum() > 0 and whole["objective/codes.counts"].sum() > 500
+
+
+def test_a_teacher_of_ones_own_gives_the_targets_and_must_stay_as_it_was(
+    manifests: Path,  # noqa: F811
+    tmp_path: Path,
+    stop_after: Callable[[int], None],  # noqa: F811
+) -> None:
+    short = {"training.max_updates": 4, "training.checkpoint_every": 2}
+    pretrain(manifests, tmp_path / "teacher", **RANDOM, **short)
+    keys = MFCC | {"objective.teacher": str(tmp_path / "teacher"), "objective.teacher_layer": 1} | short
+    pretrain(manifests, tmp_path / "whole", **keys)
+    stop_after(3)
+    with pytest.raises(StoppedOnRequest):
+        pretrain(manifests, tmp_path / "parts", **keys)
+    pretrain(manifests, tmp_path / "parts", **keys)
+    whole, parts = read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not [name for name in whole if "teacher" in name and name != "objective/codes.teacher"]
+    assert read_metrics(tmp_path / "whole")[-1]["code_perplexity"] > 5
+    pretrain(manifests, tmp_path / "teacher", **RANDOM, **short, overwrite=True, seed=2)
+    with pytest.raises(ConfigError, match="`objective.teacher` must have the weights that the run began with"):
+        pretrain(manifests, tmp_path / "parts", **keys | {"training.max_updates": 5})
+
+
+def test_the_loss_falls_below_the_entropy_of_the_targets(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
+    """It knows more than how often each code comes: what is masked is told from what stands around it."""
+    pretrain(
+        manifests,
+        tmp_path / "run",
+        **MFCC,
+        **{
+            "data.limit_s": 8.0,
+            "data.valid": [],
+            "model.layer_drop_prob": 0.0,
+            "model.dropout": 0.0,
+            "model.attention_dropout": 0.0,
+            "model.input_dropout": 0.0,
+            "training.update_s": 8,
+            "training.max_updates": 300,
+            "training.checkpoint_every": 1000,
+            "training.lr": 2e-3,
+        },
+    )
+    rows = read_metrics(tmp_path / "run")
+    assert rows[0]["loss_codes"] == pytest.approx(math.log2(20), abs=0.5)
+    loss, entropy, perplexity = (
+        mean(row[name] for row in rows[-20:]) for name in ("loss_codes", "target_entropy", "prediction_perplexity")
+    )
+    assert loss < entropy - 0.3
+    assert perplexity > 1.3
+    assert not any(row["collapse_warning"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def run(manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("codes") / "run"
+    pretrain(manifests, folder, **RANDOM, **{"training.max_updates": 2})
+    return folder
+
+
+def test_other_verbs_take_its_backbone(
+    run: Path,
+    manifests: Path,  # noqa: F811
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="speechssl"):
+        model = speechssl.load(run)
+    assert "left out is what only its pretraining needs: objective.codes, objective.heads.0.bias" in caplog.text
+    stored = safetensors.torch.load_file(run / "checkpoints" / "best" / "model.safetensors")
+    assert {name for name in stored if name.startswith("objective.")} >= {"objective.codes", "objective.projection"}
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    speechssl.save(model, tmp_path / "hf", format="huggingface")
+    x = torch.randn(1, 16_000)
+    assert torch.equal(speechssl.load(tmp_path / "hf")(x).last, model(x).last)
+    assert speechssl.convert(checkpoint=str(run), to="huggingface", out=str(tmp_path / "hf2"))["kind"] == "backbone"
+    tuned = speechssl.finetune(
+        init=str(run),
+        out=str(tmp_path / "ctc"),
+        device="cpu",
+        **{"data.train": [str(manifests / "train.tsv")], "data.num_workers": 0, "training.max_updates": 1},
+    )
+    assert tuned["updates"] == 1
+    table = speechssl.embed(model, str(manifests / "dev.tsv"), layer="all")
+    assert table.num_rows == 3 * 4
+    average = speechssl.load(run, weights="ema")
+    assert not torch.equal(average.backbone.mask_embedding, model.backbone.mask_embedding)
+
+
+def test_its_report_tells_of_codes(run: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for title in ("Code loss", "entropy of the targets", "Masked share", "knowing only how often each code comes"):
+        assert title in page
+    for title in ("Contrastive loss", "codebook 1", "candidates"):
+        assert title not in page
+
+
+def test_backbones_go_both_ways_between_objectives(run: Path, manifests: Path, tmp_path: Path) -> None:  # noqa: F811
+    short = {"training.max_updates": 1}
+    pretrain(manifests, tmp_path / "contrastive", **short, init=str(run))
+    pretrain(manifests, tmp_path / "codes", **short, **RANDOM, init=str(tmp_path / "contrastive"))
+    pretrain(manifests, tmp_path / "again", **short, **RANDOM, init=str(run))
+
+
+def test_a_run_folder_of_before_objectives_had_names_goes_on(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
+    keys = {"objective.num_negatives": 50}
+    pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 2})
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    old = ("num_negatives", "logit_temperature", "diversity_weight", "feature_penalty_weight")
+    config["objective"] = {name: config["objective"][name] for name in old}
+    path.write_text(yaml.safe_dump(config))
+    assert pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 3})["updates"] == 3
+    with pytest.raises(ConfigError, match="`objective.name` must stay 'wav2vec2'"):
+        pretrain(manifests, tmp_path / "run", **keys, **RANDOM, **{"training.max_updates": 3})

@@ -1,0 +1,287 @@
+"""Masked codes: the loss against its definition, targets that lie where the sound is, sums that do not care how they
+are stacked, and signs of bad health."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speechssl.config import ModelConfig, ObjectiveConfig
+from speechssl.data.dataset import Example
+from speechssl.data.loader import Batch, collate
+from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.interop.checkpoint import save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives import targets
+from speechssl.objectives.masked_codes import MaskedCodesObjective
+from speechssl.objectives.protocol import add_terms
+
+Speech = Callable[..., np.ndarray]
+
+
+def build(config: ModelConfig, seed: int = 1, **keys: Any) -> MaskedCodesObjective:
+    for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
+        setattr(config, name, 0.0)
+    torch.manual_seed(0)
+    return MaskedCodesObjective(config, ObjectiveConfig(name="masked_codes", **({"num_codes": 64} | keys)), seed)
+
+
+@pytest.fixture
+def objective(tiny_model_config: ModelConfig) -> MaskedCodesObjective:
+    return build(tiny_model_config)
+
+
+@pytest.fixture
+def teacher(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
+    torch.manual_seed(5)
+    save_model(SpeechModel(tiny_model_config), tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def make_batch(objective: MaskedCodesObjective, speech: Speech, numbers: tuple[int, ...] = (0, 1)) -> Batch:
+    """Sub-batches 0 and 1 have rows of 2.0 and 3.0 s."""
+    prepare, parts, plans = objective.make_prepare(), [], []
+    for number in numbers:
+        rows = [Example(f"{number}-{row}", speech(2.0 + number, 10 * number + row), None, None) for row in range(3)]
+        parts.append((rows, prepare(rows, 1, number)))
+        plans.append(SubBatch(number, 0, (0, 1, 2), len(rows[0].waveform)))
+    return collate(ForwardPlan(1, tuple(plans), True), parts)
+
+
+# By the definition, without a line of the package: Kaldi's log-mel, window by window.
+
+
+def mel(hz: float) -> float:
+    return 1127.0 * math.log(1.0 + hz / 700.0)
+
+
+def compute_log_mel_frame(window: np.ndarray) -> np.ndarray:
+    """One window of 400 samples: no offset, pre-emphasis, Povey's window, power spectrum, 80 triangles over mel."""
+    x = window - window.mean()
+    x = x - 0.97 * np.concatenate([x[:1], x[:-1]])
+    x = x * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
+    power = np.abs(np.fft.rfft(x, 512)) ** 2
+    low, high = mel(20.0), mel(8000.0)
+    width = (high - low) / 81
+    out = []
+    for band in range(80):
+        left, peak, right = (low + (band + k) * width for k in range(3))
+        energy = 0.0
+        for number in range(256):
+            at = mel(number * 16000 / 512)
+            if left < at < right:
+                energy += power[number] * min((at - left) / (peak - left), (right - at) / (right - peak))
+        out.append(math.log(max(energy, float(np.finfo(np.float32).eps))))
+    return np.array(out)
+
+
+def compute_codes(waveform: np.ndarray, projection: np.ndarray, codes: np.ndarray) -> list[int]:
+    """BEST-RQ: each code is the nearest, on the unit sphere, to the projection of two normalised log-mel frames."""
+    x = np.pad(32768 * waveform.astype(np.float64), 80, "reflect")
+    frames = np.array([compute_log_mel_frame(x[at : at + 400]) for at in range(0, len(x) - 399, 160)])
+    frames = (frames - frames.mean(0)) / frames.std(0)
+    found = []
+    for k in range((len(waveform) - 400) // 320 + 1):
+        z = np.concatenate([frames[2 * k], frames[2 * k + 1]]) @ projection
+        found.append(int(np.argmin([np.sum((z / np.linalg.norm(z) - code) ** 2) for code in codes])))
+    return found
+
+
+@pytest.mark.parametrize("intermediate_layer", [0, 1])
+def test_the_loss_is_an_independent_computation(
+    tiny_model_config: ModelConfig, speech: Speech, intermediate_layer: int
+) -> None:
+    objective = build(tiny_model_config, intermediate_layer=intermediate_layer, feature_penalty_weight=3.0)
+    objective.module.train()
+    batch = make_batch(objective, speech, (0,))
+    terms = objective.compute(batch, 1)
+    weights = {name: value.detach().double().numpy() for name, value in objective.module.state_dict().items()}
+    features = objective.model.backbone.encode(batch.waveforms, batch.num_samples)
+    context, states = objective.model.backbone.contextualise(features, batch.inputs["mask"])
+    total, count = 0.0, 0
+    for row, mask in enumerate(batch.inputs["mask"]):
+        codes = compute_codes(batch.waveforms[row].numpy(), weights["objective.projection"], weights["objective.codes"])
+        for frame in range(len(mask)):
+            if not mask[frame]:
+                continue
+            count += 1
+            seen = [context] if not intermediate_layer else [context, states[intermediate_layer]]
+            for head, x in enumerate(seen):
+                scores = weights[f"objective.heads.{head}.weight"] @ x[row, frame].detach().double().numpy()
+                scores = scores + weights[f"objective.heads.{head}.bias"]
+                total += math.log(sum(math.exp(score) for score in scores)) - scores[codes[frame]]
+    penalty = 3.0 * float(features.raw.detach().double().square().mean()) * count
+    assert int(terms.count) == count
+    assert float(terms.sum.detach()) == pytest.approx(total + penalty, rel=1e-5)
+
+
+def test_a_step_in_the_sound_changes_the_codes_there_and_only_there(tiny_model_config: ModelConfig) -> None:
+    """A sound of period 10 ms is the same in all windows: one code until 1.0 s, another one after it."""
+    for keys in ({}, {"targets": "kmeans"}):
+        objective = build(tiny_model_config, **keys)
+        time = np.arange(32_000) / 16_000
+        quiet, loud = (sum(np.sin(2 * np.pi * hz * time) for hz in tones) for tones in ((200, 900), (400, 2500)))
+        waveform = (0.1 * np.where(time < 1.0, quiet, 3 * loud)).astype(np.float32)
+        if keys:
+            x = targets.compute_mfcc(waveform, 99, 400)
+            objective.set_codes(np.concatenate([x[[20, 80]], 1e3 * np.ones((62, 39))]).astype(np.float32).tobytes())
+        codes = objective.prepare._find_codes(waveform, np.ones(99, dtype=np.bool_))
+        changes = np.flatnonzero(np.diff(codes[3:-3])) + 4  # the ends are reflected
+        assert codes[20] != codes[80]
+        # 25 ms from 0.98 s on reach beyond 1.0 s; differences of MFCC reach 40 ms further.
+        assert changes.min() >= (46 if keys else 48)
+        assert changes.max() <= (53 if keys else 51)
+
+
+@pytest.mark.parametrize(("kernels", "field"), [([10, 3, 3, 3, 3, 2, 2], 400), ([10, 3, 3, 3, 3, 4, 2], 720)])
+def test_codes_have_the_middle_of_the_encoders_frames(kernels: list[int], field: int, speech: Speech) -> None:
+    """With a wider receptive field the same windows come later: they lie around its middle."""
+    waveform = speech(2.0, 1)
+    expected = targets.compute_log_mel(waveform[(field - 400) // 2 :], 80, 400, 1)
+    # The statistics are those of slightly different stretches: compare after taking them out again.
+    x = targets.compute_log_mel(waveform, 80, field, 1)
+    assert float(torch.corrcoef(torch.stack([x.flatten(), expected.flatten()]))[0, 1]) > 0.99
+
+
+@pytest.mark.parametrize("source", ["random_projection", "kmeans", "teacher"])
+def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
+    tiny_model_config: ModelConfig, speech: Speech, teacher: Path, source: str
+) -> None:
+    keys: dict[str, Any] = {"targets": source if source != "teacher" else "kmeans", "num_codes": 20}
+    if source == "teacher":
+        keys |= {"teacher": str(teacher), "teacher_layer": 1}
+    objective = build(tiny_model_config, **keys, intermediate_layer=1)
+    if objective.needs_fit:
+        objective.set_codes(objective.fit([make_batch(objective, speech)]))
+    stacked = objective.compute(make_batch(objective, speech, (0, 1)), 1)
+    together = add_terms([objective.compute(make_batch(objective, speech, (number,)), 1) for number in (0, 1)])
+    assert float(stacked.sum.detach()) == pytest.approx(float(together.sum.detach()), rel=1e-5)
+    assert int(stacked.count) == int(together.count)
+    assert (stacked.stats["code_counts"] > 0).sum() > 3
+    for name, value in stacked.stats.items():
+        torch.testing.assert_close(value, together.stats[name], rtol=1e-4, atol=1e-4)
+    for (name, parameter), gradient in zip(
+        objective.module.named_parameters(), torch.autograd.grad(stacked.sum, list(objective.module.parameters())),
+        strict=True,
+    ):  # fmt: skip
+        (other,) = torch.autograd.grad(together.sum, [parameter], retain_graph=True)
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_prepare_is_a_function_of_seed_audio_and_sub_batch(
+    objective: MaskedCodesObjective, tiny_model_config: ModelConfig, speech: Speech
+) -> None:
+    rows = [Example(str(k), speech(2.0, k), None, None) for k in range(3)]
+    prepare = objective.make_prepare()
+    first, again, other = prepare(rows, 1, 5), pickle.loads(pickle.dumps(prepare))(rows, 1, 5), prepare(rows, 1, 6)
+    assert all((a == b).all() for a, b in zip(first["codes"], again["codes"], strict=True))
+    assert any((a != b).any() for a, b in zip(first["mask"], other["mask"], strict=True))
+    assert [mask.sum() for mask in first["mask"]] == [len(row) for row in first["codes"]]
+    reseeded = build(tiny_model_config, seed=2).make_prepare()(rows, 1, 5)
+    assert any((a != b).any() for a, b in zip(first["codes"], reseeded["codes"], strict=True))
+    louder = [replace(row, waveform=0.5 * row.waveform) for row in rows]
+    assert all((a == b).mean() > 0.99 for a, b in zip(first["codes"], prepare(louder, 1, 5)["codes"], strict=True))
+
+
+def test_losses_add_up_in_bits_and_entropy_is_of_all_targets_so_far(
+    objective: MaskedCodesObjective, speech: Speech
+) -> None:
+    terms = objective.compute(make_batch(objective, speech), 1).detach()
+    metrics = objective.summarise(terms, 1)
+    assert metrics["loss"] == pytest.approx(metrics["loss_codes"] + metrics["loss_features"], rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(terms.sum) / int(terms.count) / math.log(2), rel=1e-6)
+    assert metrics["loss_codes"] == pytest.approx(math.log2(64), abs=0.3)
+    assert 0.3 < metrics["masked_share"] < 0.6
+    shares = terms.stats["code_counts"].numpy() / int(terms.count)
+    entropy = -sum(p * math.log2(p) for p in shares if p > 0)
+    assert metrics["target_entropy"] == pytest.approx(entropy, rel=1e-6)
+    assert metrics["code_perplexity"] == pytest.approx(2**entropy, rel=1e-6)
+    objective.counts += 1_000.0
+    assert objective.summarise(terms, 1)["target_entropy"] > 5.9
+
+
+def make_healthy(objective: MaskedCodesObjective, speech: Speech) -> tuple[Any, dict[str, Any]]:
+    terms = objective.compute(make_batch(objective, speech), 1).detach()
+    return terms, objective.summarise(terms, 1)
+
+
+def test_health_is_silent_where_all_is_well_and_names_what_is_not(
+    objective: MaskedCodesObjective, speech: Speech
+) -> None:
+    terms, metrics = make_healthy(objective, speech)
+    health = objective.check_health(terms, metrics, 1)
+    assert not health.problem and not health.warning
+    few = objective.check_health(terms, metrics | {"masked_share": 0.1}, 2)
+    assert "10% of the frames are masked, where model.mask.prob=0.65 should give 48%" in few.warning
+    objective.counts[3] = 1e6
+    same = objective.check_health(terms, metrics | {"code_perplexity": 1.2}, 3)
+    assert "the targets use 1.2 of 64 codes" in same.warning
+
+
+def test_predictions_that_stay_constant_after_the_warm_up_are_a_collapse(
+    objective: MaskedCodesObjective, speech: Speech
+) -> None:
+    objective.warmup_updates = 10
+    terms, metrics = make_healthy(objective, speech)
+    stuck = metrics | {"prediction_perplexity": 1.0, "loss_codes": metrics["target_entropy"]}
+    problems = [objective.check_health(terms, stuck, update).problem for update in range(1, 311)]
+    assert not any(problems[:309]) and "for 300 updates up to 310, one code is predicted" in problems[309]
+    fresh = build(objective.config)
+    fresh.load_state(objective.state())
+    assert fresh.check_health(terms, stuck, 311).problem
+    assert not fresh.check_health(terms, metrics | {"prediction_perplexity": 1.0, "loss_codes": 0.5}, 312).problem
+
+
+def test_k_means_is_the_same_every_time_and_finds_clusters() -> None:
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.standard_normal((5, 8))
+    points = (centres[rng.integers(0, 5, 2000)] + 0.1 * rng.standard_normal((2000, 8))).astype(np.float32)
+    first, again = targets.fit_centroids(points, 5, 1), targets.fit_centroids(points, 5, 1)
+    assert (first == again).all()
+    distances = np.linalg.norm(first[:, None] - centres[None], axis=-1)
+    assert (distances.min(0) < 0.1).all()
+    with pytest.raises(ConfigError, match="`objective.num_codes` must be at most the 2000 frames"):
+        targets.fit_centroids(points, 2001, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"targets": "vq"}, "`objective.targets` must be one of random_projection, kmeans, but is 'vq'"),
+        ({"num_codes": 1}, "`objective.num_codes` must be at least 2, or 0 for the published number, but is 1"),
+        ({"intermediate_layer": 2}, r"`objective.intermediate_layer` must be 0 \(none\) to 1, but is 2"),
+        ({"targets": "kmeans", "teacher": "missing"}, "`objective.teacher` must be a run folder .* does not exist"),
+        ({"targets": "kmeans", "teacher": "own", "teacher_layer": 3}, "`objective.teacher_layer` must be between 0"),
+    ],
+)
+def test_a_wrong_key_is_one_sentence(
+    tiny_model_config: ModelConfig, teacher: Path, keys: dict[str, Any], sentence: str
+) -> None:
+    if "teacher" in keys:
+        keys = keys | {"teacher": str(teacher if keys["teacher"] == "own" else teacher / "missing")}
+    with pytest.raises(SpeechSSLError, match=sentence):
+        build(tiny_model_config, **keys)
+
+
+def test_a_teacher_must_hear_what_the_student_hears(tiny_model_config: ModelConfig, teacher: Path) -> None:
+    keys = {"targets": "kmeans", "teacher": str(teacher), "teacher_layer": 1}
+    with pytest.raises(ConfigError, match="`objective.teacher` must be a model that takes normalised waveforms"):
+        build(replace(tiny_model_config, normalize_waveform=True), **keys)
+    with pytest.raises(ConfigError, match="`objective.teacher` must be a model with the convolutions"):
+        build(replace(tiny_model_config, conv_kernels=[10, 3, 3, 3, 3, 4, 2]), **keys)
+
+
+def test_the_teacher_changes_no_weight_of_the_student(tiny_model_config: ModelConfig, teacher: Path) -> None:
+    plain = build(tiny_model_config, targets="kmeans").module.backbone.state_dict()
+    taught = build(tiny_model_config, targets="kmeans", teacher=str(teacher), teacher_layer=1)
+    assert all(torch.equal(plain[name], value) for name, value in taught.module.backbone.state_dict().items())
+    assert not [name for name, _ in taught.module.named_parameters() if "pretraining" in name or "teacher" in name]
