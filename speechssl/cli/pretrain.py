@@ -18,6 +18,7 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.distributed import Ranks, join_ranks
+from speechssl.training.small_batch import describe_departure
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
 _logger = logging.getLogger("speechssl")
@@ -39,6 +40,9 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
     updates = config.training.max_updates
     warmup = round(config.training.warmup_share * updates)
     objective = ContrastiveObjective(config.model, config.objective, config.seed, updates, warmup)
+    departure = describe_departure(config.model, config.training)
+    if departure and not config.init:
+        _logger.warning(departure)
     if config.init:
         _start_from(objective, config.init, config.weights)
     source = _build_source(config, objective, config.data.train, "data.train", ranks)
