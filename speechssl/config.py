@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from speechssl.decoding_config import DecodingConfig
 from speechssl.knobs import MISSING, Key, check, check_choice, knob, list_keys
 from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
 
-__all__ = ["MISSING", "Key", "MaskConfig", "ModelConfig", "QuantizerConfig", "check", "check_choice", "knob", "list_keys"]
+__all__ = ["MISSING", "DecodingConfig", "Key", "MaskConfig", "ModelConfig", "QuantizerConfig", "check", "check_choice", "knob", "list_keys"]
 
 
 @dataclass(kw_only=True)
@@ -245,12 +246,8 @@ class EvaluateConfig(InferenceConfig):
     """Keys of `speechssl evaluate`."""
 
     data: TestDataConfig = knob(TestDataConfig, "what is recognised")
-    decoding: str = knob("greedy", "`greedy`")
+    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
     num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check_choice("decoding", self.decoding, ("greedy",))
 
 
 @dataclass(kw_only=True)
@@ -258,6 +255,7 @@ class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
 
 @dataclass(kw_only=True)

@@ -63,6 +63,7 @@ VERBS: dict[str, Verb] = {
         (
             "evaluate runs/ctc m/test.tsv",
             "evaluate runs/ctc data.test=[m/a.tsv,m/b.tsv] out=runs/wer num_resamples=5000",
+            "evaluate runs/ctc m/test.tsv decoding=beam decoding.lm=lm.arpa decoding.lm_weight=1.2",
         ),
     ),
     "transcribe": Verb(

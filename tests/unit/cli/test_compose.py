@@ -10,7 +10,15 @@ import pytest
 from speechssl.cli.compose import compose, compose_request, to_yaml
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape, find_conf_folder, find_groups, is_assignment, read_words
-from speechssl.config import DemoConfig, EmbedConfig, EvaluateConfig, ModelConfig, PrepareConfig, PretrainConfig
+from speechssl.config import (
+    DecodingConfig,
+    DemoConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PrepareConfig,
+    PretrainConfig,
+)
 from speechssl.errors import ConfigError
 
 
@@ -162,3 +170,15 @@ def test_a_folder_of_ones_own_adds_presets(tmp_path: Path) -> None:
     assert compose("pretrain", words).model.num_layers == 3
     with pytest.raises(ConfigError, match="`training` must be one of .*, but 'pretrain_mine' does not exist"):
         compose("pretrain", words[:-1])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "transcribe"])
+def test_decoding_is_chosen_and_its_keys_are_set(verb: str) -> None:
+    assert compose(verb, ["runs/ctc", "x"]).decoding == DecodingConfig()
+    assert compose(verb, ["runs/ctc", "x", "decoding=greedy"]).decoding.name == "greedy"
+    beam = compose(verb, ["runs/ctc", "x", "decoding=beam", "decoding.lm=a.arpa", "decoding.lm_weight=2"]).decoding
+    assert beam == DecodingConfig(name="beam", lm="a.arpa", lm_weight=2.0)
+    with pytest.raises(ConfigError, match="`decoding` must be one of beam, greedy, but 'bean' does not exist"):
+        compose(verb, ["runs/ctc", "x", "decoding=bean"])
+    with pytest.raises(ConfigError, match="`decoding.lm` must be left out with decoding=greedy"):
+        compose(verb, ["runs/ctc", "x", "decoding.lm=a.arpa"])
