@@ -147,6 +147,7 @@ class BeamSearch:
         """
         assert logits.shape[-1] == len(self.vocabulary), f"{logits.shape[-1]} logits, {len(self.vocabulary)} symbols"
         log_probs = logits.double().log_softmax(-1).cpu().numpy()
+        assert not np.isnan(log_probs).any(), "logits with NaN"
         rows = zip(log_probs, num_frames.tolist(), strict=True)
         return [self.search(row[:length])[0] for row, length in rows]
 

@@ -155,9 +155,9 @@ def _draw_probes(runs: Sequence[Named], probes: Sequence[RunFolder], measure: st
     levels = _find_levels(drawn)
     picture = draw_curves(curves, levels, from_zero=True, log_x=True, x_name="hours")
     note = (
-        f"A small probe on the frozen features of the checkpoint that had heard so much, learned mix of layers; "
-        f"{'lower' if measure == 'eer' else 'higher'} is better, the band is the 95{THIN_SPACE}% interval. Lines need "
-        "no pretraining. Scores of other speakers, utterances or probes are not comparable."
+        "A small probe on the frozen features of the checkpoint that had heard so much, learned mix of layers; "
+        f"{'lower' if measure == 'eer' else 'higher'} is better, the band is the 95{THIN_SPACE}% interval. Dotted "
+        "lines are what needs no pretraining. Scores with other speakers, utterances or probes are not comparable."
     )
     unit = f"{'equal error rate' if measure == 'eer' else 'accuracy'} in %, by hours of speech heard"
     return make_figure(what, picture, note, unit, "wide") if picture else ""
