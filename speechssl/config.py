@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from speechssl.decoding_config import DecodingConfig
 from speechssl.knobs import MISSING, Key, check, check_choice, knob, list_keys
 from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.training_config import LoggingConfig, TrainingConfig
 
 __all__ = [
-    "MISSING", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
+    "MISSING", "DecodingConfig", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
     "knob", "list_keys",
 ]
 
@@ -219,12 +220,8 @@ class EvaluateConfig(InferenceConfig):
     """Keys of `speechssl evaluate`."""
 
     data: TestDataConfig = knob(TestDataConfig, "what is recognised")
-    decoding: str = knob("greedy", "`greedy`")
+    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
     num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check_choice("decoding", self.decoding, ("greedy",))
 
 
 @dataclass(kw_only=True)
@@ -232,6 +229,7 @@ class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
 
 @dataclass(kw_only=True)

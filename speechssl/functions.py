@@ -194,7 +194,7 @@ def transcribe(model: SpeechModel | None = None, audio: Any = None, **keys: Any)
     Args:
         model: from `load`, with a CTC head.
         audio: what the key `audio` takes, or arrays (with `sample_rate`).
-        **keys: `window_s`, `batch_s`, `sample_rate`; or the keys of the verb.
+        **keys: `window_s`, `batch_s`, `sample_rate`, `decode`; or the keys of the verb.
     """
     if model is None:
         return run_verb("transcribe", keys if audio is None else {"audio": audio, **keys})

@@ -14,6 +14,7 @@ from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import EvaluateConfig, check
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.evaluation import breakdown
+from speechssl.evaluation.beam import build_decoder
 from speechssl.evaluation.recognition import recognise, require_recogniser
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
@@ -31,22 +32,24 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
-        DataError: the manifest has no transcripts.
+        DataError: the manifest has no transcripts, or `decoding.lm` is no ARPA file.
     """
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
     manifest, num_untranscribed = _load_transcribed(config)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     vocabulary = require_recogniser(model, config.checkpoint)
+    decoder = build_decoder(config.decoding, vocabulary)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
-    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision)
+    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode)
     texts = manifest.column("text")
     references = [vocabulary.normalise_reference(text) for text in texts]
     speakers = manifest.column("speaker") if manifest.has("speaker") else None
     scores = score(references, hypotheses, speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
-    result = _summarise(config, scores, unknown, vocabulary) | {"num_untranscribed": num_untranscribed, "out": str(out)}
+    result = _summarise(config, scores, unknown, vocabulary)
+    result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
     breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
     breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
     _log(config, scores, unknown)
@@ -86,7 +89,6 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
         "speakers": [asdict(speaker) for speaker in speakers] if len(speakers) < RELIABLE_UNITS else [],
         "unknown_letters": dict(unknown.most_common()),
         "case": vocabulary.case,
-        "decoding": config.decoding,
         "checkpoint": config.checkpoint,
         "data": [str(Path(path)) for path in config.data.test],
         "seed": config.seed,

@@ -26,6 +26,7 @@ from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.rotation import list_published
+from speechssl.training.small_batch import describe_departure
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
 _logger = logging.getLogger("speechssl")
@@ -47,6 +48,9 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
     precision = choose_precision(config, ranks)
     seed_weights(config.seed)
     objective = build_objective(config)
+    departure = describe_departure(config.model, config.training)
+    if departure and not config.init and config.objective.name == "wav2vec2":
+        _logger.warning(departure)
     if config.init:
         _start_from(objective, config.init, config.weights)
     source = _build_source(config, objective, config.data.train, "data.train", ranks)

@@ -26,7 +26,7 @@ from speechssl.evaluation.verification import (
     score_trials,
 )
 from speechssl.interop.checkpoint import build_untrained
-from speechssl.interop.load import load_model
+from speechssl.interop.load import find_update, load_model
 from speechssl.objectives.speaker import SpeakerProbe
 from speechssl.training.devices import resolve_device, resolve_precision
 from speechssl.training.probing import train_probe
@@ -60,6 +60,8 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     """
     train, test = load_sets(config)
     device = resolve_device(config.device)
+    # Before the model: `best` of a run that goes on moves, and a name for an earlier update would be a lie.
+    update = find_update(config.checkpoint)
     model = load_model(config.checkpoint, device, weights=config.weights)
     precision = resolve_precision(config.precision, device)
     measure = make_measure(config, train, test)
@@ -76,7 +78,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         "untrained": measure(pool(untrained)),
         "log_mel": measure((pool_log_mel(sources[0]), pool_log_mel(sources[1]))),
     }
-    result = summarise(config, figures, train, test) | {"out": str(out)}
+    result = summarise(config, figures, train, test) | {"update": update, "out": str(out)}
     _log(result, figures)
     write_result(out, result)
     return result

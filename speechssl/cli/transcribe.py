@@ -11,6 +11,7 @@ from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import TranscribeConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest
+from speechssl.evaluation.beam import build_decoder
 from speechssl.evaluation.breakdown import escape_field
 from speechssl.evaluation.recognition import Source, iterate_texts, require_recogniser
 from speechssl.interop.load import load_model
@@ -31,17 +32,18 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
-        DataError: nothing to transcribe.
+        DataError: nothing to transcribe, or `decoding.lm` is no ARPA file.
     """
     manifest = expand_audio(config.audio)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
-    require_recogniser(model, config.checkpoint)
+    decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))
     is_file = bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)
     target = out if is_file else out / TEXTS_NAME
     precision = resolve_precision(config.precision, device)
-    texts = iterate_texts(model, Source.from_manifest(manifest), config.batch_s, config.window_s, precision)
+    source = Source.from_manifest(manifest)
+    texts = iterate_texts(model, source, config.batch_s, config.window_s, precision, decoder.decode)
     num_empty = _write_lines(manifest, texts, target)
     if num_empty:
         _logger.warning("nothing was recognised in %d of %d utterances", num_empty, len(manifest))
@@ -50,6 +52,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
         "num_empty": num_empty,
         "audio_s": manifest.total_s,
         "checkpoint": config.checkpoint,
+        **decoder.facts,
         "texts": str(target),
         "out": str(out),
     }

@@ -62,7 +62,7 @@ VERBS: dict[str, Verb] = {
         ("checkpoint", "data.test"),
         (
             "evaluate runs/ctc m/test.tsv",
-            "evaluate runs/ctc data.test=[m/a.tsv,m/b.tsv] out=runs/wer num_resamples=5000",
+            "evaluate runs/ctc data.test=[m/a.tsv,m/b.tsv] out=runs/wer decoding=beam decoding.lm=lm.arpa",
         ),
     ),
     "transcribe": Verb(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from speechssl.audio import SAMPLE_RATE, convert_waveform, load_audio
+from speechssl.config import DecodingConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import round_up
 from speechssl.errors import CheckpointError, DataError
-from speechssl.evaluation.decoding import greedy_decode
+from speechssl.evaluation.beam import Decode, build_decoder
 from speechssl.evaluation.windows import plan_windows
 from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
@@ -93,6 +94,7 @@ def transcribe(
     batch_s: float = 60.0,
     window_s: float = 30.0,
     precision: str = "float32",
+    decode: Decode | None = None,
 ) -> list[str]:
     """Recognise audio: `speechssl.transcribe`.
 
@@ -104,6 +106,7 @@ def transcribe(
         batch_s: seconds of audio that a forward may hold.
         window_s: audio up to this many seconds is one pass; longer audio goes in overlapping windows.
         precision: `float32` or `bf16`.
+        decode: from logits to texts, such as `evaluation.beam.build_decoder(…).decode`; None: greedily.
 
     Returns:
         One text an utterance, in the order of `audio`.
@@ -114,7 +117,7 @@ def transcribe(
     """
     require_recogniser(model)
     source = find_source(audio, sample_rate)[0]
-    return list(iterate_texts(model, source, batch_s, window_s, precision))
+    return list(iterate_texts(model, source, batch_s, window_s, precision, decode))
 
 
 def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest | None]:
@@ -135,14 +138,24 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
 
 
 def recognise(
-    model: SpeechModel, manifest: Manifest, batch_s: float = 60.0, window_s: float = 30.0, precision: str = "float32"
+    model: SpeechModel,
+    manifest: Manifest,
+    batch_s: float = 60.0,
+    window_s: float = 30.0,
+    precision: str = "float32",
+    decode: Decode | None = None,
 ) -> list[str]:
     """Recognise every utterance of a manifest: `iterate_texts`, all at once."""
-    return list(iterate_texts(model, Source.from_manifest(manifest), batch_s, window_s, precision))
+    return list(iterate_texts(model, Source.from_manifest(manifest), batch_s, window_s, precision, decode))
 
 
 def iterate_texts(
-    model: SpeechModel, source: Source, batch_s: float = 60.0, window_s: float = 30.0, precision: str = "float32"
+    model: SpeechModel,
+    source: Source,
+    batch_s: float = 60.0,
+    window_s: float = 30.0,
+    precision: str = "float32",
+    decode: Decode | None = None,
 ) -> Iterator[str]:
     """Recognise audio and yield its texts in its order, as they come.
 
@@ -154,6 +167,7 @@ def iterate_texts(
         window_s: utterances up to this many seconds are one pass; beyond it the plan of overlapping windows in
             `evaluation/windows.py` defines the logits, of which each frame comes from one window.
         precision: `float32` or `bf16`.
+        decode: from logits to texts; None: greedily.
 
     Yields:
         A text for each utterance; empty where nothing was recognised, or where the utterance is shorter than one
@@ -164,6 +178,7 @@ def iterate_texts(
         DataError: a file is missing, damaged or not as long as the manifest says.
     """
     vocabulary, lengths = require_recogniser(model), source.lengths
+    decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
     batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
     shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
     _name_too_short(source, np.flatnonzero(lengths < shortest))
@@ -173,10 +188,10 @@ def iterate_texts(
         batches = plan_batches(fitting, lengths, batch_samples, needs_equal_lengths(model))
         for batch, waveforms in read_ahead(source, batches):
             logits, num_frames = _compute_logits(model, waveforms, precision)
-            texts |= zip(batch, greedy_decode(logits, num_frames, vocabulary), strict=True)
+            texts |= zip(batch, decode(logits, num_frames), strict=True)
         for index in chunk[lengths[chunk] > window].tolist():
             logits = compute_long_logits(model, source.read(index), window, batch_samples, precision)
-            texts[index] = greedy_decode(logits[None], torch.tensor([len(logits)]), vocabulary)[0]
+            texts[index] = decode(logits[None], torch.tensor([len(logits)]))[0]
         yield from texts.values()
 
 

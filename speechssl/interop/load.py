@@ -120,6 +120,20 @@ def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
     return asdict(card.model)
 
 
+def find_update(checkpoint: str, key: str = "checkpoint") -> int | None:
+    """Find after which update of its training a checkpoint of ours was saved; None for one of another toolkit.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or is not there.
+    """
+    path = Path(checkpoint)
+    if checkpoint.startswith(PREFIX) or path.is_file() or is_hub_id(checkpoint):
+        return None
+    if (path / CONFIG).is_file() and "version" not in read_json(path / CONFIG, key):
+        return None
+    return read_card(find_checkpoint(checkpoint, key), key).update
+
+
 def read_foreign(checkpoint: str, key: str) -> Foreign | None:
     """Read a checkpoint of another toolkit; None where the value names one of ours, or nothing.
 

@@ -17,6 +17,7 @@ from speechssl.report.html import (
     make_section,
     make_table,
 )
+from speechssl.report.learning_curve import make_learning_curve
 from speechssl.report.pretraining import find_latest, pick_values
 from speechssl.report.run_folder import KINDS, RunFolder
 
@@ -50,19 +51,23 @@ UNTOLD = frozenset({"out", "overwrite"})
 """Keys of which nobody needs to read that they differ."""
 
 
-def make_comparison(runs: Sequence[RunFolder], names: Sequence[str], cards: Sequence[str]) -> str:
+def make_comparison(
+    runs: Sequence[RunFolder], names: Sequence[str], cards: Sequence[str], probes: Sequence[RunFolder] = ()
+) -> str:
     """Lay out a card for each run; results, charts and differences of those that can be compared.
 
     Args:
         runs: the runs of the page.
         names: what the page calls them.
         cards: HTML of each run's card.
+        probes: folders of `probe`, for the learning curve of pretraining runs.
     """
     items = "".join(f"<li>{card}</li>" for card in cards)
     page = f'<ol class="cards">{items}</ol>'
     for kind in ("pretrain", "finetune"):
         chosen = [(run, name) for run, name in zip(runs, names, strict=True) if run.kind == kind]
         page += _compare(chosen, kind) if len(chosen) > 1 else ""
+        page += make_learning_curve(chosen, probes) if len(chosen) > 1 and kind == "pretrain" else ""
     return page
 
 

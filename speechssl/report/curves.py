@@ -13,6 +13,7 @@ from speechssl.report.html import escape, format_number, format_percent
 from speechssl.report.svg import (
     Frame,
     Level,
+    choose_log_ticks,
     choose_ticks,
     draw_levels,
     draw_text,
@@ -43,6 +44,15 @@ class Curve:
     y: FloatArray
     low: FloatArray = field(default_factory=lambda: np.empty(0))
     high: FloatArray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point to compare with, as a diamond with a label above it."""
+
+    x: float
+    y: float
+    label: str
 
 
 def make_curve(
@@ -76,6 +86,8 @@ def draw_curves(
     from_zero: bool = False,
     describe: Callable[[float], str] = format_number,
     x_name: str = "update",
+    log_x: bool = False,
+    marks: Sequence[Mark] = (),
 ) -> str:
     """Draw curves with axes and a legend; '' where no curve has a point.
 
@@ -86,18 +98,21 @@ def draw_curves(
         from_zero: let the vertical axis start at 0.
         describe: writes a value of the vertical axis.
         x_name: what the pointer's label calls the horizontal axis.
+        log_x: let equal steps to the right multiply, over the whole width of the page; every x must be positive.
+        marks: points to compare with.
     """
     present = [curve for curve in curves if curve is not None]
     if not present:
         return ""
-    width, height = (290.0, 150.0) if small else (400.0, 230.0)
-    frame = Frame(width, height, _find_x_range(present), _find_y_range(present, levels, from_zero))
+    width, height = (900.0, 280.0) if log_x else (290.0, 150.0) if small else (400.0, 230.0)
+    x_range, y_range = _find_x_range(present, marks, log_x), _find_y_range(present, levels, marks, from_zero)
+    frame = Frame(width, height, x_range, y_range, log_x=log_x)
     parts = [draw_value_axis(frame, describe, 4 if small else 5), _draw_update_axis(frame)]
     parts += [_draw_curve(frame, curve) for curve in present]
-    parts.append(draw_levels(frame, list(levels)))
+    parts += [draw_levels(frame, list(levels)), *(_draw_mark(frame, mark) for mark in marks)]
     parts.append('<line class="cursor" y1="0" y2="0"/>')
     data = escape(json.dumps(_collect_data(frame, present, x_name, describe is format_percent), separators=(",", ":")))
-    text = _describe_curves(present, levels, describe)
+    text = _describe_curves(present, levels, marks, describe)
     svg = wrap_svg(width, height, "".join(parts), text, f' data-chart="{data}"')
     return f'{_make_legend(present)}<div class="chart">{svg}</div>'
 
@@ -117,16 +132,19 @@ def _smooth(label: str, style: str, x: FloatArray, y: FloatArray) -> Curve:
     return Curve(label, style, x[ends - 1], mean, low, high)
 
 
-def _find_x_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    high = max(float(curve.x[-1]) for curve in curves)
-    return 0.0, max(high, 1.0)
+def _find_x_range(curves: Sequence[Curve], marks: Sequence[Mark], log_x: bool) -> tuple[float, float]:
+    """Span the points from 0 on; on a logarithmic axis with room for their labels on either side."""
+    places = [float(place) for curve in curves for place in (curve.x[0], curve.x[-1])] + [mark.x for mark in marks]
+    return (min(places) / 1.25, max(places) * 2) if log_x else (0.0, max(*places, 1.0))
 
 
-def _find_y_range(curves: Sequence[Curve], levels: Sequence[Level], from_zero: bool) -> tuple[float, float]:
+def _find_y_range(
+    curves: Sequence[Curve], levels: Sequence[Level], marks: Sequence[Mark], from_zero: bool
+) -> tuple[float, float]:
     """Span the lines, the levels and the bulk of the bands: a few outliers may leave the chart."""
     values = np.concatenate([curve.y for curve in curves])
     bands = np.concatenate([np.concatenate([curve.low, curve.high]) for curve in curves])
-    ends = [float(values.min()), float(values.max()), *(level.value for level in levels)]
+    ends = [float(values.min()), float(values.max()), *(level.value for level in levels), *(mark.y for mark in marks)]
     if len(bands):
         ends += [float(np.percentile(bands, 3)), float(np.percentile(bands, 97))]
     low, high = min(ends), max(ends)
@@ -141,7 +159,7 @@ def _find_y_range(curves: Sequence[Curve], levels: Sequence[Level], from_zero: b
 
 def _draw_update_axis(frame: Frame) -> str:
     parts = []
-    for value in choose_ticks(*frame.x_range, 5):
+    for value in choose_log_ticks(*frame.x_range) if frame.log_x else choose_ticks(*frame.x_range, 5):
         x = frame.x(value)
         if x > frame.right - 14:
             parts.append(
@@ -166,6 +184,12 @@ def _draw_curve(frame: Frame, curve: Curve) -> str:
     return "".join(parts)
 
 
+def _draw_mark(frame: Frame, mark: Mark) -> str:
+    x, y = frame.x(mark.x), frame.y(mark.y)
+    diamond = f'<path class="mark ref" d="M0-5L4.6 0L0 5L-4.6 0Z" transform="translate({x:.1f} {y:.1f})"/>'
+    return diamond + draw_text(x, y - 10, mark.label, "level mid")
+
+
 def _make_legend(curves: Sequence[Curve]) -> str:
     """Name the series, unless there is only one and the figure's title names it."""
     if len(curves) == 1:
@@ -178,18 +202,22 @@ def _collect_data(frame: Frame, curves: Sequence[Curve], x_name: str, percent: b
     """Collect what the page's script needs to label the place under the pointer."""
     plot = [frame.left, frame.top, frame.right, frame.bottom]
     rows = [{"label": c.label, "style": c.style, "x": _round(c.x, 6), "y": _round(c.y, 4)} for c in curves]
-    return {"name": x_name, "percent": percent, "plot": plot, "x": frame.x_range, "y": frame.y_range, "curves": rows}
+    axes = {"plot": plot, "x": frame.x_range, "log": frame.log_x, "y": frame.y_range}
+    return {"name": x_name, "percent": percent, **axes, "curves": rows}
 
 
 def _round(values: FloatArray, digits: int) -> list[float]:
     return [float(f"{value:.{digits}g}") for value in values]
 
 
-def _describe_curves(curves: Sequence[Curve], levels: Sequence[Level], describe: Callable[[float], str]) -> str:
+def _describe_curves(
+    curves: Sequence[Curve], levels: Sequence[Level], marks: Sequence[Mark], describe: Callable[[float], str]
+) -> str:
     """Say in words where each curve starts and ends."""
     parts = [
         f"{c.label}: from {describe(float(c.y[0]))} at {format_number(float(c.x[0]))} "
         f"to {describe(float(c.y[-1]))} at {format_number(float(c.x[-1]))}"
         for c in curves
     ]
-    return "; ".join([*parts, *(f"{level.label}: {describe(level.value)}" for level in levels)])
+    parts += [f"{level.label}: {describe(level.value)}" for level in levels]
+    return "; ".join([*parts, *(f"{m.label}: {describe(m.y)} at {format_number(m.x)}" for m in marks)])

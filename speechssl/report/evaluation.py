@@ -22,7 +22,7 @@ def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
             stats.append(Stat(format_number(run.result[key]), name))
     checkpoint = run.result.get("checkpoint")
     of = f" of {escape(checkpoint)}" if checkpoint else ""
-    return f"Word and character error rates{of}, as sums over the whole test set.", stats
+    return f"Word and character error rates{of}, as sums over the whole test set{describe_decoding(run)}.", stats
 
 
 def make_evaluation(run: RunFolder) -> str:
@@ -33,6 +33,15 @@ def make_evaluation(run: RunFolder) -> str:
     spread = draw_transcripts(others, "From bad to good", "Utterances at equal distances in the order of their errors.")
     errors = draw_confusions(transcripts, run.confusions) + _draw_speakers(run)
     return make_section("Where the errors are", errors) + make_section("Transcripts", worst + spread)
+
+
+def describe_decoding(run: RunFolder) -> str:
+    """Say how the texts were read off the frames; '' for greedy decoding."""
+    beam = run.result.get("beam")
+    if run.result.get("decoding") != "beam" or not isinstance(beam, dict):
+        return ""
+    lm = f" and the n-gram {escape(beam['lm'])}" if beam.get("lm") else " and no language model"
+    return f", decoded with a beam of {escape(beam.get('beam_width'))}{lm}"
 
 
 def describe_interval(interval: Any) -> str:

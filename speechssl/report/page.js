@@ -9,6 +9,8 @@ const nearest = (places, x) => places.reduce((best, place, k) => (Math.abs(place
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const chart = JSON.parse(svg.dataset.chart);
   const [left, top, right, bottom] = chart.plot;
+  const placeOf = (value) => (chart.log ? Math.log10(value) : value);
+  const [first, last] = chart.x.map(placeOf);
   const write = (value) => (chart.percent ? `${round(100 * value)} %` : round(value));
   const cursor = svg.querySelector(".cursor");
   const tip = document.createElement("div");
@@ -20,10 +22,11 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     const box = svg.getBoundingClientRect();
     const scale = svg.viewBox.baseVal.width / box.width;
     const place = Math.min(Math.max((event.clientX - box.left) * scale, left), right);
-    const at = chart.x[0] + ((place - left) / (right - left)) * (chart.x[1] - chart.x[0]);
+    const along = first + ((place - left) / (right - left)) * (last - first);
+    const at = chart.log ? 10 ** along : along;
     const finest = chart.curves.reduce((a, b) => (b.x.length > a.x.length ? b : a));
     const update = finest.x[nearest(finest.x, at)];
-    const x = left + ((update - chart.x[0]) / (chart.x[1] - chart.x[0])) * (right - left);
+    const x = left + ((placeOf(update) - first) / (last - first)) * (right - left);
     for (const [name, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom]]) cursor.setAttribute(name, value);
     cursor.style.visibility = "visible";
     tip.textContent = "";

@@ -17,6 +17,7 @@ from speechssl.report.evaluation import describe_evaluation, make_evaluation
 from speechssl.report.facts import make_facts
 from speechssl.report.health import make_health
 from speechssl.report.html import Stat, escape, make_stats
+from speechssl.report.learning_curve import gather_probes, make_learning_curve
 from speechssl.report.live import find_missing, load_live
 from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery
 from speechssl.report.probe import describe_probe, make_probe
@@ -58,11 +59,12 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         DataError: a folder is of no known kind, or one of its files is damaged.
     """
     folders = [load_run(Path(run)) for run in runs]
-    names = name_runs(folders)
+    names, probes = name_runs(folders), gather_probes(folders)
     chapters = [
-        _make_chapter(run, name, number) for number, (run, name) in enumerate(zip(folders, names, strict=True), 1)
+        _make_chapter(run, name, number, probes)
+        for number, (run, name) in enumerate(zip(folders, names, strict=True), 1)
     ]
-    page = _assemble(folders, chapters)
+    page = _assemble(folders, chapters, probes)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -77,11 +79,12 @@ def name_runs(runs: Sequence[RunFolder]) -> list[str]:
     return [run.name if counts[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
 
 
-def _make_chapter(run: RunFolder, name: str, number: int) -> Chapter:
+def _make_chapter(run: RunFolder, name: str, number: int, probes: Sequence[RunFolder]) -> Chapter:
     match run.kind:
         case "pretrain":
             summary, stats = describe_pretraining(run)
-            body = make_health(run) + make_learning(run) + _make_pictures(run) + make_machinery(run)
+            learning = make_learning(run) + make_learning_curve([(run, name)], probes)
+            body = make_health(run) + learning + _make_pictures(run) + make_machinery(run)
         case "finetune":
             summary, stats = describe_recogniser(run)
             body = make_health(run) + _make_pictures(run)
@@ -122,10 +125,11 @@ def _make_apology(sentence: str) -> str:
     return f'<p class="apology">{escape(sentence)}</p>'
 
 
-def _assemble(runs: Sequence[RunFolder], chapters: Sequence[Chapter]) -> str:
+def _assemble(runs: Sequence[RunFolder], chapters: Sequence[Chapter], probes: Sequence[RunFolder]) -> str:
     title = chapters[0].name if len(chapters) == 1 else f"{len(chapters)} runs"
     single = len(chapters) == 1
-    overview = "" if single else make_comparison(runs, [c.name for c in chapters], [_make_card(c) for c in chapters])
+    names, cards = [c.name for c in chapters], [_make_card(c) for c in chapters]
+    overview = "" if single else make_comparison(runs, names, cards, probes)
     links = "".join(f'<a href="#{c.anchor}">{escape(c.name)}</a>' for c in chapters)
     nav = "" if single else f'<nav aria-label="Runs"><a href="#top">All runs</a>{links}</nav>'
     body = "".join(_make_article(chapter) for chapter in chapters)

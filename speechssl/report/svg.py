@@ -44,7 +44,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Frame:
-    """Size of a chart and the numbers that its edges stand for."""
+    """Size of a chart and the numbers that its edges stand for; with `log_x`, equal steps to the right multiply."""
 
     width: float
     height: float
@@ -54,6 +54,7 @@ class Frame:
     margin: float = 10.0
     top: float = 14.0
     base: float = 24.0
+    log_x: bool = False
 
     @property
     def right(self) -> float:
@@ -68,6 +69,8 @@ class Frame:
     def x(self, value: float) -> float:
         """Horizontal place of a value, in user units."""
         low, high = self.x_range
+        if self.log_x:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
         return self.left + (value - low) / (high - low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
@@ -106,6 +109,15 @@ def choose_ticks(low: float, high: float, count: int) -> list[float]:
     magnitude = 10.0 ** math.floor(math.log10((high - low) / count))
     choices = [_list_multiples(low, high, m * magnitude) for m in (1, 2, 5, 10)]
     return min(choices, key=lambda ticks: abs(len(ticks) - count))
+
+
+def choose_log_ticks(low: float, high: float) -> list[float]:
+    """Choose round numbers on a logarithmic axis: powers of ten, with 2 and 5 where they would be fewer than three."""
+    powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    inside = [power for power in powers if low <= power <= high]
+    if len(inside) >= 3:
+        return inside
+    return [m * power for power in powers for m in (1, 2, 5) if low <= m * power <= high] or [low, high]
 
 
 def format_tick(value: float, describe: Callable[[float], str]) -> str:

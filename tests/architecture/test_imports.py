@@ -11,7 +11,16 @@ import pytest
 from tests.architecture.source import Module, list_imports, load_modules, resolve
 
 LAYERS = (
-    {"config", "errors", "knobs", "model_config", "processes", "progress", "training_config"},
+    {
+        "config",
+        "decoding_config",
+        "errors",
+        "knobs",
+        "model_config",
+        "processes",
+        "progress",
+        "training_config",
+    },
     {"audio", "text", "losses", "model"},
     {"interop", "corpora", "data"},
     {"objectives", "evaluation"},

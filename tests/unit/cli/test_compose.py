@@ -10,7 +10,15 @@ import pytest
 from speechssl.cli.compose import compose, compose_request, to_yaml
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape, find_conf_folder, find_groups, is_assignment, read_words
-from speechssl.config import DemoConfig, EmbedConfig, EvaluateConfig, ModelConfig, PrepareConfig, PretrainConfig
+from speechssl.config import (
+    DecodingConfig,
+    DemoConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PrepareConfig,
+    PretrainConfig,
+)
 from speechssl.errors import ConfigError
 
 
@@ -175,3 +183,15 @@ def test_an_objective_is_chosen_and_its_keys_go_without_the_choice() -> None:
         compose("pretrain", [*words, "objective=foo"])
     with pytest.raises(ConfigError, match="`objective.name` must be one of wav2vec2, masked_codes, but is 'foo'"):
         compose("pretrain", [*words, "objective.name=foo"])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "transcribe"])
+def test_decoding_is_chosen_and_its_keys_are_set(verb: str) -> None:
+    assert compose(verb, ["runs/ctc", "x"]).decoding == DecodingConfig()
+    assert compose(verb, ["runs/ctc", "x", "decoding=greedy"]).decoding.name == "greedy"
+    beam = compose(verb, ["runs/ctc", "x", "decoding=beam", "decoding.lm=a.arpa", "decoding.lm_weight=2"]).decoding
+    assert beam == DecodingConfig(name="beam", lm="a.arpa", lm_weight=2.0)
+    with pytest.raises(ConfigError, match="`decoding` must be one of beam, greedy, but 'bean' does not exist"):
+        compose(verb, ["runs/ctc", "x", "decoding=bean"])
+    with pytest.raises(ConfigError, match="`decoding.lm` must be left out with decoding=greedy"):
+        compose(verb, ["runs/ctc", "x", "decoding.lm=a.arpa"])

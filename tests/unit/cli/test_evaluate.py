@@ -15,6 +15,8 @@ from speechssl import config as schemas
 from speechssl.cli import evaluate
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.evaluation.ngram import save_arpa
+from speechssl.evaluation.ngram_training import train_ngram
 from speechssl.evaluation.recognition import require_recogniser
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
 
@@ -145,3 +147,22 @@ def test_no_manifest_no_rows_and_no_resamples_are_refused(manifest: Path, tmp_pa
         evaluate.run(make_config(manifest, tmp_path / "out", where="speaker=nobody"))
     with pytest.raises(ConfigError, match="`num_resamples` must be at least 1"):
         evaluate.run(make_config(manifest, tmp_path / "out", num_resamples=0))
+
+
+@pytest.mark.usefixtures("heard")
+def test_the_result_says_how_it_was_decoded(manifest: Path, tmp_path: Path) -> None:
+    assert evaluate.run(make_config(manifest, tmp_path / "greedy"))["decoding"] == "greedy"
+    save_arpa(train_ngram(["THE CAT SAT"], 2), tmp_path / "lm.arpa")
+    beam = schemas.DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa"), lm_weight=1.5)
+    result = evaluate.run(make_config(manifest, tmp_path / "beam", decoding=beam))
+    assert result["decoding"] == "beam"
+    assert (result["beam"]["lm_weight"], result["beam"]["lm_ngrams"]) == (1.5, [6, 4])
+    assert result["beam"]["lm"] == str(tmp_path / "lm.arpa")
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_language_model_that_is_not_there_is_told_before_anything_is_heard(manifest: Path, tmp_path: Path) -> None:
+    beam = schemas.DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa"))
+    with pytest.raises(DataError, match=r"`decoding.lm` must be an ARPA file, but .*lm.arpa does not exist"):
+        evaluate.run(make_config(manifest, tmp_path / "out", decoding=beam))
+    assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ def workplace(tmp_path: Path, speech: Speech, tiny_model_config: ModelConfig) ->
             soundfile.write(path, speech(1.2, 10 * speaker + number, pitch_hz=80.0 + 40 * speaker), 16_000)
             rows.append(Utterance(path.stem, path, 16_000, 19_200, 0, str(speaker), None))
     save_manifest(build_manifest(rows, tmp_path), tmp_path / "all.tsv")
-    save_model(SpeechModel(tiny_model_config, pretraining=True), tmp_path / "model")
+    save_model(SpeechModel(tiny_model_config, pretraining=True), tmp_path / "model", update=70)
     return tmp_path
 
 
@@ -55,6 +55,7 @@ def test_identification(workplace: Path) -> None:
     assert len(result["baselines"]["untrained"]["layers"]) == 3
     assert result["accuracy_interval"]["unit"] == "speaker"
     assert not result["accuracy_interval"]["reliable"]
+    assert result["update"] == 70
     assert set(result["speakers"]) == set("012345")
     assert json.loads((workplace / "probe" / "result.json").read_text()) == result
 

@@ -11,10 +11,11 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import ModelConfig
+from speechssl.config import DecodingConfig, ModelConfig
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.evaluation import recognition
+from speechssl.evaluation.beam import build_decoder
 from speechssl.evaluation.recognition import (
     Source,
     iterate_texts,
@@ -143,6 +144,21 @@ def test_transcribe_takes_paths(manifest: Manifest, tmp_path: Path) -> None:
     paths = [tmp_path / "u3.wav", tmp_path / "u0.wav"]
     assert transcribe(EchoModel(), paths) == [TEXTS[3], TEXTS[0]]
     assert transcribe(EchoModel(), str(paths[0])) == [TEXTS[3]]
+
+
+def test_texts_are_read_by_the_decoder_that_is_given(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"a": say("TEA"), "long": say("A LONG TEXT THAT TAKES WINDOWS " * 8)})
+    model = EchoModel()
+    beam = build_decoder(DecodingConfig(name="beam"), require_recogniser(model))
+    assert recognise(model, manifest, window_s=5.0, decode=beam.decode) == recognise(model, manifest, window_s=5.0)
+    shapes: list[int] = []
+
+    def count(logits: torch.Tensor, num_frames: torch.Tensor) -> list[str]:
+        shapes.append(int(num_frames.sum()))
+        return ["X"] * len(logits)
+
+    assert recognise(model, manifest, window_s=5.0, decode=count) == ["X", "X"]
+    assert len(shapes) == 2
 
 
 def test_without_a_head_there_is_no_recogniser(manifest: Manifest) -> None:

@@ -13,8 +13,9 @@ import torch
 import speechssl
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.checkpoint import save_model
 from speechssl.interop.foreign import Foreign, build_model, wrap
-from speechssl.interop.load import load_model, open_checkpoint, read_stored_model
+from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
 
@@ -122,3 +123,18 @@ def test_weights_must_fit_their_card(recogniser: SpeechModel) -> None:
             del weights["backbone.mask_embedding"]
         with pytest.raises(CheckpointError, match=sentence):
             build_model(Foreign("huggingface", whole.card, weights), "init")
+
+
+def test_the_update_is_that_of_our_own_checkpoints(recogniser: SpeechModel, tmp_path: Path) -> None:
+    for update in (20, 30):
+        save_model(recogniser, tmp_path / "run" / "checkpoints" / f"update-{update:07d}", update=update)
+    (tmp_path / "run" / "checkpoints" / "best").symlink_to("update-0000020")
+    assert find_update(str(tmp_path / "run")) == 20
+    assert find_update(str(tmp_path / "run" / "checkpoints" / "update-0000030")) == 30
+    for format, name in FORMATS.items():
+        place = tmp_path / format / name
+        speechssl.save(recogniser, place, format=format)
+        assert find_update(str(place)) == (0 if format == "speechssl" else None)
+    assert find_update("torchaudio:WAV2VEC2_BASE") is None
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_update(str(tmp_path / "gone"))

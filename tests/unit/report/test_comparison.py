@@ -43,7 +43,13 @@ def test_hours_are_drawn_where_updates_are_not_alike(make: SimpleNamespace, tmp_
         row["hours_seen"] = row["hours_seen"] * 3
     page = make_comparison(runs, ["a", "b"], ["", ""])
     assert "Pretraining, by hours heard" in page
-    assert page.count("&quot;name&quot;:&quot;hours&quot;") == page.count("&quot;name&quot;:&quot;update&quot;") == 2
+    by_hours, learning_curve = page.split("<h3>Learning curve</h3>")
+    assert (
+        by_hours.count("&quot;name&quot;:&quot;hours&quot;")
+        == by_hours.count("&quot;name&quot;:&quot;update&quot;")
+        == 2
+    )
+    assert learning_curve.count("&quot;name&quot;:&quot;hours&quot;") == 1
 
 
 def test_training_curves_stand_in_for_a_validation_that_is_not_there(make: SimpleNamespace, tmp_path: Path) -> None:

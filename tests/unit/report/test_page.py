@@ -170,7 +170,7 @@ def test_a_chart_carries_what_its_script_reads(pretrained: Path, tmp_path: Path)
     text = build_report([pretrained], tmp_path / "page.html").read_text()
     for data in re.findall(r'data-chart="([^"]*)"', text):
         chart = json.loads(html.unescape(data))
-        assert chart.keys() == {"name", "percent", "plot", "x", "y", "curves"}
+        assert chart.keys() == {"name", "percent", "plot", "x", "log", "y", "curves"}
         assert all(len(curve["x"]) == len(curve["y"]) > 0 for curve in chart["curves"])
 
 

@@ -1,0 +1,188 @@
+"""N-gram models: ARPA files, scores by back-off, and their estimation from text."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speechssl.errors import DataError
+from speechssl.evaluation.ngram import END, UNKNOWN, Ngram, load_arpa, save_arpa
+from speechssl.evaluation.ngram_training import FALLBACK, estimate_discounts, train_ngram
+
+ARPA = """
+\\data\\
+ngram 1=5
+ngram 2=3
+ngram 3=1
+
+\\1-grams:
+-1.0\t<unk>
+-99\t<s>\t-0.30
+-0.6\t</s>
+-0.5\tA\t-0.20
+-0.7\tB\t-0.10
+
+\\2-grams:
+-0.2\t<s> A\t-0.05
+-0.4\tA B
+-0.3\tB </s>
+
+\\3-grams:
+-0.1\t<s> A B
+
+\\end\\
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "lm.arpa"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def make_texts(num: int, seed: int) -> list[str]:
+    """Sentences of a Markov chain over 30 words, so that contexts tell much."""
+    rng = np.random.default_rng(seed)
+    chain = np.random.default_rng(7).dirichlet(np.full(30, 0.1), 30)
+    texts = []
+    for _ in range(num):
+        word, words = int(rng.integers(30)), []
+        for _ in range(int(rng.integers(1, 12))):
+            word = int(rng.choice(30, p=chain[word]))
+            words.append(f"W{word}")
+        texts.append(" ".join(words))
+    return texts
+
+
+def test_scores_are_the_files_and_back_off(tmp_path: Path) -> None:
+    model = load_arpa(write(tmp_path, ARPA))
+    assert (model.order, model.counts, model.words) == (3, [5, 3, 1], ["A", "B"])
+    assert model.score("<s> A", "B") == pytest.approx(-0.1)
+    assert model.score("<s> A", "A") == pytest.approx(-0.05 - 0.20 - 0.5)
+    assert model.score("A B", END) == pytest.approx(-0.3)
+    assert model.score("B", "C") == pytest.approx(-0.1 - 1.0)
+    assert model.score("<s>", "B") == pytest.approx(-0.3 - 0.7)
+    assert model.score_sentence(["A", "B"]) == pytest.approx(-0.2 - 0.1 - 0.3)
+    assert model.advance("<s> A", "B") == "A B"
+    assert model.advance("A", "C") == f"A {UNKNOWN}"
+
+
+def test_a_model_without_unknown_words_gives_them_its_rarest(tmp_path: Path) -> None:
+    model = load_arpa(write(tmp_path, ARPA.replace("-1.0\t<unk>\n", "").replace("1=5", "1=4")))
+    assert model.score("A", "C") == pytest.approx(-0.7)
+
+
+def test_compressed_files_and_files_with_spaces_read_alike(tmp_path: Path) -> None:
+    plain = load_arpa(write(tmp_path, ARPA))
+    with gzip.open(tmp_path / "lm.arpa.gz", "wt", encoding="utf-8") as file:
+        file.write(ARPA.replace("\t", " "))
+    assert load_arpa(tmp_path / "lm.arpa.gz") == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("\\data\\", "data"), "it has no line \\data\\"),
+        (("ngram 2=3", "ngram two=3"), "line 4 of its head is 'ngram two=3'"),
+        (("ngram 2=3", "ngram 2=4"), "its head announces 4 2-grams, and it has 3"),
+        (("-0.4\tA B", "-0.4\tA"), "line 16 is no 2-gram: '-0.4\\tA'"),
+        (("-0.4\tA B", "x\tA B"), "line 16 has no number where one must be: 'x A B'"),
+        (("-0.4\tA B", "0.4\tA B"), "line 16 has a probability above 1"),
+        (("\\end\\", ""), "it ends in its 3-grams, without \\end\\"),
+    ],
+)
+def test_a_damaged_file_is_told_in_one_sentence(change: tuple[str, str], told: str, tmp_path: Path) -> None:
+    path = write(tmp_path, ARPA.replace(*change, 1))
+    with pytest.raises(DataError) as caught:
+        load_arpa(path)
+    assert str(caught.value).startswith(f"`decoding.lm` must be an ARPA file, but {path} is none: ")
+    assert told in str(caught.value)
+
+
+def test_what_is_no_file_or_no_text_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must be an ARPA file, but .*gone.arpa does not exist"):
+        load_arpa(tmp_path / "gone.arpa")
+    with pytest.raises(DataError, match="is a folder"):
+        load_arpa(tmp_path)
+    (tmp_path / "lm.gz").write_bytes(b"\\data\\")
+    (tmp_path / "lm.bin").write_bytes(bytes(range(256)))
+    for name in ("lm.gz", "lm.bin"):
+        with pytest.raises(DataError, match="is none:"):
+            load_arpa(tmp_path / name)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_probabilities_of_every_context_sum_to_one(order: int) -> None:
+    model = train_ngram(make_texts(60, 1), order)
+    followers = [*model.words, END, UNKNOWN]
+    contexts = {"", model.start(), *model.backoffs, "W1 W2 W3", "UNHEARD", "W1 UNHEARD"}
+    assert len(contexts) > (1 if order == 1 else 25)
+    for context in contexts:
+        assert sum(10 ** model.score(context, word) for word in followers) == pytest.approx(1.0, abs=1e-9), context
+
+
+def test_a_bigram_is_the_formula_of_kneser_and_ney() -> None:
+    model = train_ngram(["A B", "A C", "B C"], order=2)
+    # Too few to estimate discounts: 0.5, 1, 1.5. After A: B and C once each, so half of the mass is freed.
+    kinds = {"A": 1, "B": 2, "C": 2, END: 2}  # words that each was seen after
+    freed = 0.5 + 1 + 1 + 1
+    unigram = {w: (k - (0.5 if k == 1 else 1)) / 7 + freed / 7 / 5 for w, k in kinds.items()}
+    assert 10 ** model.score("", "A") == pytest.approx(unigram["A"])
+    assert 10 ** model.score("", "X") == pytest.approx(freed / 7 / 5)
+    assert 10 ** model.score("A", "B") == pytest.approx((1 - 0.5) / 2 + 1 / 2 * unigram["B"])
+    assert 10 ** model.score("A", END) == pytest.approx(1 / 2 * unigram[END])
+    assert 10 ** model.score("<s>", "A") == pytest.approx((2 - 1) / 3 + 1.5 / 3 * unigram["A"])
+
+
+def test_discounts_are_estimated_from_counts_of_counts() -> None:
+    numbers = {1: 40, 2: 16, 3: 8, 4: 5}
+    counts = {(str(count), str(k)): count for count, number in numbers.items() for k in range(number)}
+    y = 40 / (40 + 2 * 16)
+    assert estimate_discounts(counts) == pytest.approx((1 - 2 * y * 16 / 40, 2 - 3 * y * 8 / 16, 3 - 4 * y * 5 / 8))
+    assert estimate_discounts({("a",): 1}) == FALLBACK
+
+
+def test_held_out_text_is_predicted_better_than_by_single_words() -> None:
+    held_out = make_texts(300, 2)
+    models = {order: train_ngram(make_texts(2000, 1), order) for order in (1, 2, 3)}
+    figures = {order: model.compute_perplexity(held_out) for order, model in models.items()}
+    assert figures[2].perplexity < 0.6 * figures[1].perplexity
+    # The texts are a chain of first order: a longer context tells no more, and must not cost much.
+    assert figures[3].perplexity < 1.15 * figures[2].perplexity
+    assert figures[1].num_words == sum(len(text.split()) for text in held_out)
+
+
+def test_perplexity_counts_ends_and_unknown_words() -> None:
+    model = train_ngram(["A B", "B A"], 1)
+    found = model.compute_perplexity(["A X"])
+    total = model.score("", "A") + model.score("", "X") + model.score("", END)
+    assert found.perplexity == pytest.approx(10 ** (-total / 3))
+    assert (found.num_words, found.num_unknown) == (2, 1)
+
+
+def test_a_written_model_reads_back_with_equal_scores(tmp_path: Path) -> None:
+    model = train_ngram(make_texts(200, 1), 4)
+    save_arpa(model, tmp_path / "lm.arpa")
+    read = load_arpa(tmp_path / "lm.arpa")
+    assert (read.order, read.counts) == (model.order, model.counts)
+    assert read.log_probs.keys() == model.log_probs.keys()
+    for text in [*make_texts(50, 3), "W1 NEVER W2", ""]:
+        assert read.score_sentence(text.split()) == pytest.approx(model.score_sentence(text.split()), abs=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["lm.arpa"]
+
+
+def test_texts_without_words_or_with_signs_are_refused() -> None:
+    with pytest.raises(DataError, match="must have words"):
+        train_ngram(["", "  "])
+    with pytest.raises(DataError, match=r"has the sign <s>"):
+        train_ngram(["A <s> B"])
+
+
+def test_an_empty_context_is_that_of_a_unigram() -> None:
+    model = Ngram(1, {"A": math.log10(0.5), END: math.log10(0.5)}, {}, [2])
+    assert model.start() == ""
+    assert model.score_sentence(["A"]) == pytest.approx(math.log10(0.25))
