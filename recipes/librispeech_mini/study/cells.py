@@ -123,7 +123,8 @@ class Arm:
 SPEED: Keys = {"data.speed_perturbation": [0.9, 1.0, 1.1]}
 """SpecAugment (`model.mask.*`) is in the preset of fine-tuning, for every arm."""
 
-LOG_MEL: Keys = {"model.front_end": "log_mel"}
+LOG_MEL: Keys = {"model.front_end": "log_mel", "model.mel_channels": [288, 256]}
+"""Widths with which `small` has as many parameters as on the waveform, to 0.05 %."""
 
 PRETRAINED_TRIALS: Mapping[str, Keys] = {
     "reset4": {},
@@ -155,6 +156,7 @@ LONG_ARM = "wav2vec2"
 SEEDS = (1, 2, 3)
 
 _CODES = {"objective": "masked_codes"}
+_PROJECTION_CODES = {**_CODES, "objective.targets": "random_projection", "objective.num_codes": 1024}
 _MFCC_CODES = {**_CODES, "objective.targets": "kmeans", "objective.num_codes": 100, "objective.teacher": "mfcc"}
 _LEARNED_CODES = {
     **_MFCC_CODES,
@@ -183,7 +185,7 @@ def list_arms() -> dict[str, Arm]:
         "wav2vec2": Arm("wav2vec 2.0", ({},), tuned("wav2vec2"), SEEDS, trials=PRETRAINED_TRIALS),
         "random_projection": Arm(
             "random-projection codes",
-            ({**_CODES, "objective.targets": "random_projection"},),
+            (_PROJECTION_CODES,),
             tuned("random_projection"),
             seeds("random_projection"),
             trials=few,

@@ -33,25 +33,20 @@ def count_pretraining(keys: Keys, seconds: float) -> float:
         keys: of the verb `pretrain`.
         seconds: of a row; attention grows with it.
 
-    The share that is masked is 1 - exp(-p) with p = `model.mask.prob`, since spans overlap. The heads of masked codes
-    are counted as projection and similarities to the codes.
+    The share that is masked is 1 - exp(-p) with p = `model.mask.prob`, since spans overlap.
     """
     config: PretrainConfig = compose("pretrain", keys)
     network, num_samples = config.model, round(seconds * SAMPLE_RATE)
     num_frames = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides)
     num_masked = num_frames * (1.0 - math.exp(-network.mask.prob))
     if keys.get("objective") == "masked_codes":
-        num_codes = int(keys.get("objective.num_codes", 0))
-        heads = 2.0 * num_masked * network.target_dim * (network.model_dim + num_codes)
+        heads = 2.0 * num_masked * network.model_dim * int(keys["objective.num_codes"])
     else:
         heads = count_pretraining_heads(network, num_masked)
-    return count_row(network, num_samples, heads) / seconds
-
-
-def count_teacher(keys: Keys, seconds: float) -> float:
-    """Count the operations of labelling a second of audio with a network that was trained before."""
-    config: PretrainConfig = compose("pretrain", keys)
-    return count_row(config.model, round(seconds * SAMPLE_RATE), backward=False) / seconds
+    # A teacher that is a network says in every update which codes they are.
+    is_taught = keys.get("objective.teacher", "mfcc") != "mfcc"
+    teacher = count_row(network, num_samples, backward=False) if is_taught else 0.0
+    return (count_row(network, num_samples, heads) + teacher) / seconds
 
 
 def count_finetuning(keys: Keys, seconds: float) -> float:

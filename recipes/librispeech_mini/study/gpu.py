@@ -23,8 +23,8 @@ from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
 
 KEYS = ("data", "fsdd", "text", "out", "results", "scales", "seeds", "minutes", "workers", "device", "rehearse")
 
-FIRST_PART_HOURS = 1e-7
-"""In a rehearsal the first training is stopped at once and goes on, as it would after a part of the time."""
+FIRST_PART_S, REHEARSED_UPDATES = 1.0, 60
+"""In a rehearsal the first pretraining is stopped after a second and goes on, as after a part of the time."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,11 +70,17 @@ def choose_budget(given: Mapping[str, str], scale: str) -> Budget:
     """Take the budget of a network; in a rehearsal the wide network is as small as the other, and one block deeper."""
     if given.get("rehearse") != "true":
         return GPU[scale]
-    return replace(REHEARSAL, network={"model.num_layers": 3} if GPU[scale].network else {})
+    network = {"model.num_layers": 3} if GPU[scale].network else {}
+    return replace(REHEARSAL, network=network, pretrain_updates=REHEARSED_UPDATES)
 
 
-def run_all(given: Mapping[str, str], hours: float) -> None:
-    """Run every cell that is not done, for so many hours at most; 0 for no limit.
+def run_all(given: Mapping[str, str], hours: float, part: float = 0.0) -> None:
+    """Run every cell that is not done.
+
+    Args:
+        given: keys.
+        hours: for so long at most; 0 for no limit.
+        part: each training for so many hours at most; 0 for no limit.
 
     Raises:
         StoppedOnRequest: time was up.
@@ -84,13 +90,13 @@ def run_all(given: Mapping[str, str], hours: float) -> None:
     seeds = GPU_SEEDS[: int(given.get("seeds", "1"))]
     for scale in list_scales(given):
         for cell in list_gpu_cells(scale, seeds):
-            settings = Settings(given.get("device", "auto"), "auto", int(given.get("workers", "8")), 0.0, deadline)
+            settings = Settings(given.get("device", "auto"), "auto", int(given.get("workers", "8")), part, deadline)
             run_cell(cell, places, choose_budget(given, scale), settings)
 
 
 def rehearse_stop(given: Mapping[str, str]) -> None:
     """Let time be up in the first training, and note that it was; a rehearsal that has begun before goes on."""
     try:
-        run_all(given, FIRST_PART_HOURS)
+        run_all(given, 0.0, FIRST_PART_S / 3600)
     except StoppedOnRequest as stop:
         logging.getLogger("speechssl").info("rehearsal: %s, going on", stop)

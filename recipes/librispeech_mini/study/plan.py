@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.librispeech_mini.study.cells import ALL, FEW, PREVIOUS, Arm, Budget, Cell, Keys, list_arms
-from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, count_teacher, match_updates
+from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, match_updates
 
 MATCHED_TO = "wav2vec2"
 """The arm whose total compute scratch is given."""
@@ -39,14 +39,24 @@ class Places:
         """Name the manifest of a split or subset."""
         return str(self.out / "m" / f"{name}.tsv")
 
-    def hide(self, words: str) -> str:
-        """Write names in place of the folders of this machine, so that results hold none of them."""
+    def hide(self, value: Any) -> Any:
+        """Write names in place of the folders of this machine, so that no record holds one of them.
+
+        Args:
+            value: text, or lists and mappings with text in them.
+        """
+        if isinstance(value, Mapping):
+            return {key: self.hide(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.hide(item) for item in value]
+        if not isinstance(value, str):
+            return value
         # The longest first: one folder may lie in another.
         folders = {"OUT": self.out, "LIBRISPEECH": self.data, "FSDD": self.fsdd, "TEXT": self.text}
         for name, folder in sorted(folders.items(), key=lambda item: -len(str(item[1]))):
             if folder is not None:
-                words = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}(?![\w.-])", name, words)
-        return words
+                value = re.sub(rf"(?<![\w./-]){re.escape(str(folder))}(?![\w.-])", name, value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,6 @@ def _list_pretraining(cell: Cell, arm: Arm, budget: Budget, places: Places) -> l
             **{key: previous if value == PREVIOUS else value for key, value in given.items()},
             "out": str(places.out / owner / name),
         }
-        taught = {"teacher_flop_per_s": count_teacher(keys, budget.chunk_s[0])} if PREVIOUS in given.values() else {}
         steps.append(
             Step(
                 owner,
@@ -135,7 +144,7 @@ def _list_pretraining(cell: Cell, arm: Arm, budget: Budget, places: Places) -> l
                 (Command("pretrain", "pretrain", keys),),
                 tuple(step.name for step in steps),
                 count_pretraining(keys, budget.chunk_s[0]),
-                facts={**facts, **taught},
+                facts=facts,
             )
         )
     return steps

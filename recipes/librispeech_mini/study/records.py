@@ -65,7 +65,8 @@ def format_command(command: Command, places: Places) -> str:
     """Write a command as it would be typed, with names in place of this machine's folders."""
     words = [f"{key}={_format_value(value)}" for key, value in command.keys.items()]
     program = "speechssl" if command.verb != "digits" else "recipes/librispeech_mini/study/run"
-    return places.hide(shlex.join([program, command.verb, *words]))
+    line: str = places.hide(shlex.join([program, command.verb, *words]))
+    return line
 
 
 def _format_value(value: Any) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from speechssl.training.validity import STATE
 
 OUT_OF_TIME = 75
 """Exit code of `speechssl` for a run that stopped with its state saved."""
+
+TRAIN_NGRAM = Path(__file__).parents[3] / "tools" / "train_ngram.py"
 
 TRAININGS = ("pretrain", "finetune")
 
@@ -104,7 +108,7 @@ def train_language_model(places: Places) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.with_name("text.txt")
     text.write_text("\n".join(kept) + "\n", encoding="utf-8")
-    raise NotImplementedError
+    subprocess.run([sys.executable, TRAIN_NGRAM, text, f"out={path}", "order=4"], check=True, stdout=sys.stderr)
 
 
 def run_cell(cell: Cell, places: Places, budget: Budget, settings: Settings) -> dict[str, Any]:
@@ -144,8 +148,8 @@ def run_step(step: Step, record: Record, path: Path, places: Places, settings: S
     write_record(path, record)
     try:
         for command in step.commands:
-            record["metrics"][command.label] = _run_command(command, places, settings)
-        record |= describe_training(step, record["metrics"], places)
+            record["metrics"][command.label] = places.hide(_run_command(command, places, settings))
+        record |= describe_training(step, record["metrics"])
         record["status"] = DONE
     except SpeechSSLError as error:
         record |= {"status": FAILED, "error": places.hide(str(error))}
@@ -175,26 +179,18 @@ def add_settings(command: Command, places: Places, settings: Settings) -> dict[s
     return keys
 
 
-def describe_training(step: Step, metrics: Mapping[str, Any], places: Places) -> Record:
+def describe_training(step: Step, metrics: Mapping[str, Any]) -> Record:
     """Say what a training came to: updates, hours of speech seen, operations and precision; nothing for other steps."""
     command = step.commands[0]
     if command.verb not in TRAININGS:
         return {}
     result = metrics[command.label]
-    flop = 3600 * result["hours_seen"] * step.flop_per_s
-    if "teacher_flop_per_s" in step.facts:
-        flop += count_seconds(command.keys["data.train"]) * step.facts["teacher_flop_per_s"]
     folder = Path(command.keys["out"])
     provenance = read_header(folder / "checkpoints" / "last" / STATE).provenance
     return {
         "updates": result["updates"],
         "update_s": command.keys["training.update_s"],
         "hours_seen": result["hours_seen"],
-        "flop": flop,
+        "flop": 3600 * result["hours_seen"] * step.flop_per_s,
         "precision": provenance.precision,
     }
-
-
-def count_seconds(manifests: Sequence[str]) -> float:
-    """Count the seconds of speech in manifests."""
-    return load_manifests(list(manifests), "data.train").total_s

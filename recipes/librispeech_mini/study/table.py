@@ -178,12 +178,20 @@ def _build_probes(records: Records, step: str, name: str, title: str) -> str:
         return ""
     results = {cell: record["metrics"][step] for cell, record in found.items()}
     num_layers = max(len(result["layers"]) for result in results.values())
-    header = ["cell", *(f"layer {layer}" for layer in range(num_layers)), "mixed or best", "log-mel statistics"]
+    header = [
+        "cell",
+        *(f"layer {layer}" for layer in range(num_layers)),
+        "mixed or best",
+        "log-mel statistics",
+        "untrained",
+    ]
     lines = []
     for cell, result in results.items():
         layers = [_format_rate(item[name]) for item in result["layers"]]
         log_mel = result["log_mel"] if step == "digits" else result["baselines"]["log_mel"][name]
-        lines.append([cell, *layers, *[""] * (num_layers - len(layers)), f"{result[name]:.1f}", f"{log_mel:.1f}"])
+        untrained = None if step == "digits" else result["baselines"]["untrained"][name]
+        figures = [_format_rate(figure) for figure in (result[name], log_mel, untrained)]
+        lines.append([cell, *layers, *[""] * (num_layers - len(layers)), *figures])
     speakers = next(iter(results.values()))["num_speakers"]
     return f"{title}: {speakers} speakers, who were in no training.\n\n{_tabulate(header, lines)}"
 
