@@ -165,6 +165,13 @@ def test_the_scripts_start_from_any_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["kmeans-1", "random_projection-1", "trial-scratch-log_mel_speed", "long-scratch-1"])
+def test_every_kind_of_cell_is_rehearsed(name: str, corpora: Path, tmp_path: Path) -> None:
+    words = [f"cell={name}", f"data={corpora / 'LibriSpeech'}", f"out={tmp_path}"]
+    assert study.main([*words, "rehearse=true", "workers=0", "device=cpu"]) == 0
+
+
+@pytest.mark.slow
 def test_the_gpu_chain_is_rehearsed_in_parts(corpora: Path, tmp_path: Path) -> None:
     from recipes.librispeech_mini.study import gpu
 

@@ -16,8 +16,8 @@ from speechssl.errors import ConfigError
 Keys = Mapping[str, Any]
 """Keys of a verb and their values."""
 
-PREVIOUS = "{previous}"
-"""In a value: the run folder of the pretraining before this one."""
+PREVIOUS, TEACHER_LAYER = "{previous}", "{teacher layer}"
+"""As a value: the run folder of the pretraining before this one, and the block of it whose states are clustered."""
 
 ALL, FEW, FEWEST = "all", "1h", "10m"
 """The sets of labels: all of `train`, an hour of it, ten minutes of it."""
@@ -34,6 +34,7 @@ class Budget:
         pretrain_update_s, finetune_update_s: seconds of audio an update; arms are equal in updates and in these.
         finetune_updates: by labels.
         trial_updates: of the fine-tuning of a trial, with an hour of labels.
+        teacher_layer: block of the first k-means network that the second one clusters.
         long_factor: so many times the pretraining in the long chain.
         subsets: length of each smaller set of labels, as `prepare subset=` takes it.
         decodings: `greedy`, and `beam` with the 4-gram.
@@ -45,11 +46,12 @@ class Budget:
 
     model: str = "small"
     network: Keys = field(default_factory=dict)
-    pretrain_updates: int = 6000
+    pretrain_updates: int = 5000
     pretrain_update_s: float = 48.0
     finetune_updates: Mapping[str, int] = field(default_factory=lambda: {FEWEST: 800, FEW: 2000, ALL: 3200})
     finetune_update_s: float = 32.0
     trial_updates: int = 1000
+    teacher_layer: int = 3
     long_factor: int = 5
     subsets: Mapping[str, str] = field(default_factory=lambda: {FEWEST: "10m", FEW: "1h"})
     decodings: tuple[str, ...] = ("greedy", "beam")
@@ -69,6 +71,7 @@ REHEARSAL = Budget(
     finetune_updates={FEWEST: 3, FEW: 3, ALL: 3},
     finetune_update_s=8.0,
     trial_updates=3,
+    teacher_layer=1,
     long_factor=2,
     subsets={FEWEST: "6s", FEW: "12s"},
     decodings=("greedy",),
@@ -162,7 +165,7 @@ _LEARNED_CODES = {
     **_MFCC_CODES,
     "objective.num_codes": 200,
     "objective.teacher": PREVIOUS,
-    "objective.teacher_layer": 3,
+    "objective.teacher_layer": TEACHER_LAYER,
 }
 
 
@@ -228,10 +231,10 @@ def list_cells(budget: Budget) -> dict[str, Cell]:
         for trial in arm.trials
     ]
     for name, arm in arms.items():
-        # Ten minutes of labels once, for the record.
+        # Ten minutes of labels once, for the record; not where that would cost another pretraining's time.
+        once = () if arm.is_matched else (FEWEST,)
         cells += [
-            Cell(f"{name}-{seed}", name, seed, (FEW, ALL, *((FEWEST,) if seed == SEEDS[0] else ())))
-            for seed in arm.seeds
+            Cell(f"{name}-{seed}", name, seed, (FEW, ALL, *(once if seed == SEEDS[0] else ()))) for seed in arm.seeds
         ]
     cells += [
         Cell(f"long-{name}-{SEEDS[0]}", name, SEEDS[0], (ALL,), "long", factor=budget.long_factor)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.librispeech_mini.study.cells import ALL, FEW, PREVIOUS, Arm, Budget, Cell, Keys, list_arms
+from recipes.librispeech_mini.study.cells import ALL, FEW, PREVIOUS, TEACHER_LAYER, Arm, Budget, Cell, Keys, list_arms
 from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, match_updates
 
 MATCHED_TO = "wav2vec2"
@@ -128,13 +128,13 @@ def _list_pretraining(cell: Cell, arm: Arm, budget: Budget, places: Places) -> l
     steps: list[Step] = []
     for number, given in enumerate(arm.pretrain, 1):
         name = "pretrain" if len(arm.pretrain) == 1 else f"pretrain-{number}"
-        previous = str(_find_run(places, steps[-1])) if steps else ""
+        meant = {PREVIOUS: str(_find_run(places, steps[-1])) if steps else "", TEACHER_LAYER: budget.teacher_layer}
         keys = {
             **_describe_training(budget, cell.seed, budget.pretrain_update_s),
             "training.max_updates": updates // len(arm.pretrain),
             "data.train": [places.manifest("train"), places.manifest("unlabelled")],
             "data.valid": [places.manifest("dev")],
-            **{key: previous if value == PREVIOUS else value for key, value in given.items()},
+            **{key: meant.get(value, value) if isinstance(value, str) else value for key, value in given.items()},
             "out": str(places.out / owner / name),
         }
         steps.append(
