@@ -73,6 +73,7 @@ def test_a_chain_from_data_to_table(places: Places, tmp_path: Path) -> None:
     assert (pretraining["updates"], pretraining["precision"]) == (3, "float32")
     # Sub-batches of 8 s hold at most that much.
     assert 0 < pretraining["hours_seen"] <= 3 * 8 / 3600
+    assert 0 < pretraining["updates_s"] < pretraining["wall_s"]
     assert pretraining["flop"] > 0 and tuning["hours_seen"] > 0
     assert set(evaluation["metrics"]) == {"dev/greedy", "test/greedy", "test-other/greedy"}
     assert [item["speaker"] for item in evaluation["metrics"]["test/greedy"]["speakers"]] == ["7", "8"]

@@ -26,7 +26,7 @@ class Row:
         updates: of fine-tuning.
         hours_seen: of speech, over pretraining and fine-tuning.
         flop: operations, the same.
-        wall_s: time of pretraining and fine-tuning.
+        wall_s: time of pretraining and fine-tuning, validation included; of tries that were killed the updates' alone.
         metrics: `split/decoding` → result of `evaluate`.
         problem: why there are no figures; empty where there are.
         date: of the evaluation.
@@ -76,7 +76,7 @@ def _make_row(cell: str, steps: Mapping[str, Record], labels: str) -> Row:
         updates=tuning.get("updates", 0) if tuning else 0,
         hours_seen=sum(record.get("hours_seen", 0.0) for record in trainings),
         flop=sum(record.get("flop", 0.0) for record in trainings),
-        wall_s=sum(record["wall_s"] for record in trainings),
+        wall_s=sum(max(record["wall_s"], record.get("updates_s", 0.0)) for record in trainings),
         metrics=evaluation["metrics"] if evaluation and evaluation["status"] == DONE else {},
         problem=_find_problem([*trainings, *([evaluation] if evaluation else [])], evaluation is not None),
         date=evaluation["date"] if evaluation else "",

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from speechssl.data.manifest import load_manifests
 from speechssl.errors import SpeechSSLError, StoppedOnRequest
 from speechssl.functions import run_verb
 from speechssl.training.header import read_header
+from speechssl.training.metrics import read_metrics
 from speechssl.training.validity import STATE
 
 OUT_OF_TIME = 75
@@ -193,4 +194,17 @@ def describe_training(step: Step, metrics: Mapping[str, Any]) -> Record:
         "hours_seen": result["hours_seen"],
         "flop": 3600 * result["hours_seen"] * step.flop_per_s,
         "precision": provenance.precision,
+        "updates_s": round(measure_updates(read_metrics(folder)), 1),
     }
+
+
+def measure_updates(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Add up the seconds of all updates from their lines: what of a training's time outlives a process that is killed.
+
+    Args:
+        metrics: lines of `metrics.jsonl`; `hours_seen` counts up, `audio_s_per_s` is the update's own rate.
+    """
+    updates = [row for row in metrics if row["split"] == "train"]
+    hours = [0.0, *(row["hours_seen"] for row in updates)]
+    steps = zip(hours, hours[1:], updates, strict=False)
+    return float(sum(3600 * (after - before) / row["audio_s_per_s"] for before, after, row in steps))
