@@ -32,7 +32,7 @@ class TrainingConfig:
     eps: float = knob(1e-6, "AdamW's epsilon", "", "F: adam_eps")
     weight_decay: float = knob(0.01, "decoupled weight decay, on every parameter", "", "F: weight_decay")
     clip_norm: float = knob(0.0, "largest gradient norm; 0: no clipping", "", "F: clip_norm")
-    freeze_share: float = knob(0.0, "share of the updates in which only the head learns (fine-tuning)", "", "F: freeze_finetune_updates")
+    freeze_share: float = knob(0.0, "share of the updates in which only the head learns (fine-tuning); without `init` only 1 counts: a random encoder that stays as drawn", "", "F: freeze_finetune_updates")
     checkpoint_every: int = knob(1000, "updates between checkpoints", "updates")
     validate_every: int = knob(1000, "updates between validations", "updates")
     keep_checkpoints: int = knob(2, "checkpoints kept beside the best one, at least 2: one may be damaged")

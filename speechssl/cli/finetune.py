@@ -48,12 +48,21 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     model = SpeechModel(config.model, vocabulary)
     if config.init:
         _start_from(model, config)
-    frozen = compute_frozen_updates(config.training) if config.init else 0
+    frozen = count_frozen_updates(config)
     objective = CTCObjective(model, config.seed, frozen)
     source = _build_source(config, objective, train_set, "data.train", ranks)
     valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
     _logger.info(describe_plan(source, config.training, "data.train"))
     return train(config, folder, objective, source, valid, ranks, precision)
+
+
+def count_frozen_updates(config: FinetuneConfig) -> int:
+    """Count the first updates in which only the head learns.
+
+    Without `init` a share below 1 counts for nothing: the presets' shares spare what was pretrained. 1 keeps the
+    encoder as it was drawn for the whole run, the random frozen encoder that a pretrained one must beat.
+    """
+    return compute_frozen_updates(config.training) if config.init or config.training.freeze_share >= 1 else 0
 
 
 def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:

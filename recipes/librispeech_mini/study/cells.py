@@ -1,0 +1,262 @@
+"""What is compared: the budgets, the arms and the cells, as data. Nothing is run here.
+
+A cell is one chain with one seed: pretraining where the arm has any, a fine-tuning for each set of labels, evaluation,
+probes. A trial is a short cell that is evaluated on `dev` alone; what the trials say is written into `CHOSEN` below
+before any `test` is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from speechssl.errors import ConfigError
+
+Keys = Mapping[str, Any]
+"""Keys of a verb and their values."""
+
+PREVIOUS, TEACHER_LAYER = "{previous}", "{teacher layer}"
+"""As a value: the run folder of the pretraining before this one, and the block of it whose states are clustered."""
+
+ALL, FEW, FEWEST = "all", "1h", "10m"
+"""The sets of labels: all of `train`, an hour of it, ten minutes of it."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything; equal for all arms.
+
+    Attributes:
+        model: preset of the network.
+        network: keys of a network that is no preset.
+        pretrain_updates: of a chain, over all its pretrainings.
+        pretrain_update_s, finetune_update_s: seconds of audio an update; arms are equal in updates and in these.
+        finetune_updates: by labels.
+        trial_updates: of the fine-tuning of a trial, with an hour of labels.
+        teacher_layer: block of the first k-means network that the second one clusters.
+        long_factor: so many times the pretraining in the long chain.
+        subsets: length of each smaller set of labels, as `prepare subset=` takes it.
+        decodings: `greedy`, and `beam` with the 4-gram.
+        chunk_s: seconds of an utterance that operations are counted for, in pretraining and in fine-tuning.
+        speeds: times real time that the estimates of `cells` assume, in pretraining and in fine-tuning.
+        shared: keys of every training.
+        probe: keys of every probe.
+    """
+
+    model: str = "small"
+    network: Keys = field(default_factory=dict)
+    pretrain_updates: int = 5000
+    pretrain_update_s: float = 48.0
+    finetune_updates: Mapping[str, int] = field(default_factory=lambda: {FEWEST: 800, FEW: 2000, ALL: 3200})
+    finetune_update_s: float = 32.0
+    trial_updates: int = 1000
+    teacher_layer: int = 3
+    long_factor: int = 5
+    subsets: Mapping[str, str] = field(default_factory=lambda: {FEWEST: "10m", FEW: "1h"})
+    decodings: tuple[str, ...] = ("greedy", "beam")
+    chunk_s: tuple[float, float] = (6.0, 12.0)
+    speeds: tuple[float, float] = (200.0, 130.0)
+    shared: Keys = field(default_factory=dict)
+    probe: Keys = field(default_factory=dict)
+
+
+TWO_CORES = Budget()
+"""The study of the table: about 15 hours of two cores."""
+
+REHEARSAL = Budget(
+    model="tiny",
+    pretrain_updates=3,
+    pretrain_update_s=8.0,
+    finetune_updates={FEWEST: 3, FEW: 3, ALL: 3},
+    finetune_update_s=8.0,
+    trial_updates=3,
+    teacher_layer=1,
+    long_factor=2,
+    subsets={FEWEST: "6s", FEW: "12s"},
+    decodings=("greedy",),
+    chunk_s=(2.0, 2.0),
+    shared={"training.sub_batch_s": 8.0, "training.forward_s": 8.0, "logging.tensorboard": False},
+    probe={"updates": 10, "num_resamples": 20},
+)
+"""Whether every step of every cell runs, in a minute."""
+
+GPU: Mapping[str, Budget] = {
+    "small": Budget(pretrain_updates=4000, finetune_updates={FEW: 1000, ALL: 1600}, speeds=(1500.0, 1000.0)),
+    "12x512": Budget(
+        network={
+            "model.num_layers": 12,
+            "model.model_dim": 512,
+            "model.ffn_dim": 2048,
+            "model.num_heads": 8,
+            "model.layer_drop_prob": 0.05,
+        },
+        pretrain_updates=4000,
+        finetune_updates={FEW: 1000, ALL: 1600},
+        speeds=(900.0, 600.0),
+    ),
+}
+"""The same chain on one GPU, wav2vec 2.0 beside scratch with the same total compute: 30 minutes for both networks with
+one seed, if the speeds are as assumed."""
+
+GPU_ARMS, GPU_SEEDS = ("wav2vec2", "scratch"), (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to a recogniser.
+
+    Attributes:
+        title: what the table calls it.
+        pretrain: keys of each pretraining, one after the other; none for an arm without.
+        finetune: keys of fine-tuning, fixed on `dev`.
+        seeds: of its cells.
+        is_matched: fine-tuning goes on until its operations are those of pretraining and fine-tuning together.
+        trials: keys of fine-tuning that were tried on `dev`, by name.
+    """
+
+    title: str
+    pretrain: tuple[Keys, ...] = ()
+    finetune: Keys = field(default_factory=dict)
+    seeds: tuple[int, ...] = (1,)
+    is_matched: bool = False
+    trials: Mapping[str, Keys] = field(default_factory=dict)
+
+
+SPEED: Keys = {"data.speed_perturbation": [0.9, 1.0, 1.1]}
+"""SpecAugment (`model.mask.*`) is in the preset of fine-tuning, for every arm."""
+
+LOG_MEL: Keys = {"model.front_end": "log_mel", "model.mel_channels": [288, 256]}
+"""Widths with which `small` has as many parameters as on the waveform, to 0.05 %."""
+
+PRETRAINED_TRIALS: Mapping[str, Keys] = {
+    "reset4": {},
+    "reset2": {"reset_layers": 2},
+    "reset0": {"reset_layers": 0},
+    "reset0_slow": {"reset_layers": 0, "training.lr": 5e-4},
+}
+SCRATCH_TRIALS: Mapping[str, Keys] = {
+    "raw": {},
+    "raw_speed": SPEED,
+    "log_mel": LOG_MEL,
+    "log_mel_speed": {**LOG_MEL, **SPEED},
+}
+
+CHOSEN: Mapping[str, str] = {
+    "scratch": "raw",
+    "wav2vec2": "reset4",
+    "random_projection": "reset4",
+    "kmeans": "reset4",
+}
+"""The trial of each arm that was best on `dev`: what its cells fine-tune with. To be set before `test` is read."""
+
+BETTER_OTHER = "kmeans"
+"""The better of the two other objectives on `dev` with seed 1: it gets the seeds of the main arms."""
+
+LONG_ARM = "wav2vec2"
+"""The pretrained arm that is best on `dev`: it gets the long chain."""
+
+SEEDS = (1, 2, 3)
+
+_CODES = {"objective": "masked_codes"}
+_PROJECTION_CODES = {**_CODES, "objective.targets": "random_projection", "objective.num_codes": 1024}
+_MFCC_CODES = {**_CODES, "objective.targets": "kmeans", "objective.num_codes": 100, "objective.teacher": "mfcc"}
+_LEARNED_CODES = {
+    **_MFCC_CODES,
+    "objective.num_codes": 200,
+    "objective.teacher": PREVIOUS,
+    "objective.teacher_layer": TEACHER_LAYER,
+}
+
+
+def list_arms() -> dict[str, Arm]:
+    """List the arms by name, each with what was chosen for it."""
+
+    def seeds(name: str) -> tuple[int, ...]:
+        return SEEDS if name == BETTER_OTHER else SEEDS[:1]
+
+    raw = SCRATCH_TRIALS[CHOSEN["scratch"]]
+    few = {name: PRETRAINED_TRIALS[name] for name in ("reset4", "reset0")}
+
+    def tuned(name: str) -> Keys:
+        return PRETRAINED_TRIALS[CHOSEN[name]]
+
+    return {
+        "scratch": Arm("from scratch, same total compute", (), raw, SEEDS, True, SCRATCH_TRIALS),
+        "scratch_short": Arm("from scratch, same fine-tuning", (), raw),
+        "random_frozen": Arm("random encoder, frozen", (), {"training.freeze_share": 1.0}),
+        "wav2vec2": Arm("wav2vec 2.0", ({},), tuned("wav2vec2"), SEEDS, trials=PRETRAINED_TRIALS),
+        "random_projection": Arm(
+            "random-projection codes",
+            (_PROJECTION_CODES,),
+            tuned("random_projection"),
+            seeds("random_projection"),
+            trials=few,
+        ),
+        "kmeans": Arm(
+            "k-means codes, two iterations", (_MFCC_CODES, _LEARNED_CODES), tuned("kmeans"), seeds("kmeans"), trials=few
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One chain with one seed.
+
+    Attributes:
+        name: of its folders.
+        arm: name of the arm.
+        seed: of everything in it.
+        labels: sets of labels it is fine-tuned with, one after the other.
+        kind: `main`, `long`, `gpu` with the network's name behind it, or `trial`, which reads no `test`.
+        trial: name of the trial.
+        factor: so many times the pretraining.
+    """
+
+    name: str
+    arm: str
+    seed: int
+    labels: tuple[str, ...]
+    kind: str = "main"
+    trial: str = ""
+    factor: int = 1
+
+
+def list_cells(budget: Budget) -> dict[str, Cell]:
+    """List all cells by name: the trials first, as they are run first."""
+    arms = list_arms()
+    cells = [
+        Cell(f"trial-{name}-{trial}", name, SEEDS[0], (FEW,), "trial", trial)
+        for name, arm in arms.items()
+        for trial in arm.trials
+    ]
+    for name, arm in arms.items():
+        # Ten minutes of labels once, for the record; not where that would cost another pretraining's time.
+        once = () if arm.is_matched else (FEWEST,)
+        cells += [
+            Cell(f"{name}-{seed}", name, seed, (FEW, ALL, *(once if seed == SEEDS[0] else ()))) for seed in arm.seeds
+        ]
+    cells += [
+        Cell(f"long-{name}-{SEEDS[0]}", name, SEEDS[0], (ALL,), "long", factor=budget.long_factor)
+        for name in (LONG_ARM, "scratch")
+    ]
+    return {cell.name: cell for cell in cells}
+
+
+def list_gpu_cells(scale: str, seeds: tuple[int, ...]) -> list[Cell]:
+    """List the cells of a network on a GPU, seed by seed, so that every seed that is done has its pair."""
+    return [
+        Cell(f"gpu-{scale}-{arm}-{seed}", arm, seed, (FEW, ALL), f"gpu {scale}") for seed in seeds for arm in GPU_ARMS
+    ]
+
+
+def find_cell(name: str, budget: Budget) -> Cell:
+    """Find a cell by its name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    cells = list_cells(budget)
+    if name not in cells:
+        raise ConfigError(f"`cell` must be one of {', '.join(cells)}, but is {name!r}")
+    return cells[name]

@@ -1,0 +1,93 @@
+"""Spoken digits by speakers whom the classifier has not heard: a logistic regression on each layer's mean state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import speechssl
+from speechssl.cli.output import resolve_out, write_result
+from speechssl.data.manifest import load_manifests
+from speechssl.errors import DataError
+from speechssl.evaluation.probing import limit_source, pool_log_mel
+
+FloatArray = npt.NDArray[np.float32]
+
+LONGEST_S = 5.0
+"""So much of a recording is used for log-mel statistics; digits are shorter."""
+
+
+def run(checkpoint: str, manifest: str, out: str) -> dict[str, Any]:
+    """Measure a checkpoint, and log-mel statistics beside it.
+
+    Args:
+        checkpoint: as `speechssl embed` takes it.
+        manifest: of FSDD, with `speaker` and `text`, the digit's name.
+        out: folder to write.
+
+    Returns:
+        `accuracy` of the best layer in percent, `layers` with each one's, `speakers` with each speaker's at the best
+        layer, `log_mel`. The best layer is chosen on these same recordings; every layer's figure stands beside it.
+
+    Raises:
+        DataError: a speaker or digit is missing, or there is one speaker.
+    """
+    recordings = load_manifests([manifest], "manifest")
+    for name in ("speaker", "text"):
+        recordings.require(name, "manifest")
+    speakers, words = recordings.column("speaker"), recordings.column("text")
+    if len(set(speakers)) < 2:
+        raise DataError(f"`manifest` must have two speakers or more, but {manifest} has {len(set(speakers))}")
+    folder = resolve_out(out, "digits", overwrite=True)
+    states = embed(checkpoint, manifest, folder / "digits.npy")
+    layers = [classify(states[:, layer], words, speakers) for layer in range(states.shape[1])]
+    means = [float(np.mean(list(each.values()))) for each in layers]
+    best = int(np.argmax(means))
+    log_mel = classify(pool_log_mel(limit_source(recordings, LONGEST_S))[:, 0], words, speakers)
+    result = {
+        "accuracy": means[best],
+        "layers": [{"layer": layer, "accuracy": mean} for layer, mean in enumerate(means)],
+        "best_layer": best,
+        "speakers": layers[best],
+        "log_mel": float(np.mean(list(log_mel.values()))),
+        "num_utterances": len(words),
+        "num_speakers": len(set(speakers)),
+    }
+    write_result(folder, result)
+    return result
+
+
+def embed(checkpoint: str, manifest: str, path: Path) -> FloatArray:
+    """Embed every recording with the mean of each layer: (n, L + 1, D), in the order of the manifest."""
+    result = speechssl.embed(checkpoint=checkpoint, audio=manifest, layer="all", out=str(path), overwrite=True)
+    rows: FloatArray = np.load(path).astype(np.float32)
+    path.unlink()
+    for index in path.parent.glob(f"{path.stem}*.tsv"):
+        index.unlink()
+    # A recording's layers follow each other.
+    return rows.reshape(result["num_utterances"], len(result["layers"]), result["dim"])
+
+
+def classify(features: FloatArray, words: Sequence[str], speakers: Sequence[str]) -> dict[str, float]:
+    """Leave one speaker out after the other: accuracy on that speaker in percent, of a classifier of the rest.
+
+    Args:
+        features: (n, D).
+        words: n labels.
+        speakers: n speakers.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    owners, labels = np.array(speakers), np.array(words)
+    accuracies = {}
+    for name in sorted(set(speakers)):
+        held = owners == name
+        mean, deviation = features[~held].mean(0), features[~held].std(0) + 1e-5
+        scaled = (features - mean) / deviation
+        model = LogisticRegression(C=0.1, max_iter=3000).fit(scaled[~held], labels[~held])
+        accuracies[name] = 100 * float((model.predict(scaled[held]) == labels[held]).mean())
+    return accuracies

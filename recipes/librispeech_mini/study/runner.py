@@ -1,0 +1,210 @@
+"""Runs a cell: every step that is not done, in order, each resumable by running the cell again."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import speechssl
+from recipes.librispeech_mini.study import digits, language_model
+from recipes.librispeech_mini.study.cells import Budget, Cell
+from recipes.librispeech_mini.study.plan import Command, Places, Step, build_steps
+from recipes.librispeech_mini.study.records import (
+    DONE,
+    FAILED,
+    STOPPED,
+    Record,
+    find_path,
+    open_record,
+    trim,
+    write_record,
+)
+from speechssl.data.manifest import load_manifests
+from speechssl.errors import SpeechSSLError, StoppedOnRequest
+from speechssl.functions import run_verb
+from speechssl.training.header import read_header
+from speechssl.training.metrics import read_metrics
+from speechssl.training.validity import STATE
+
+OUT_OF_TIME = 75
+"""Exit code of `speechssl` for a run that stopped with its state saved."""
+
+TRAIN_NGRAM = Path(__file__).parents[3] / "tools" / "train_ngram.py"
+
+TRAININGS = ("pretrain", "finetune")
+
+_logger = logging.getLogger("speechssl")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how long, never what.
+
+    Attributes:
+        device, precision: as everywhere.
+        num_workers: of the loader.
+        max_hours: stop a training with its state saved after so long; 0: no limit.
+        deadline: on the clock `time.monotonic`: nothing begins after it, and a training stops there; None: no limit.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    num_workers: int = 1
+    max_hours: float = 0.0
+    deadline: float | None = None
+
+    def find_hours(self) -> float:
+        """Say how long the next training may take, as `training.max_hours` does."""
+        if self.deadline is None:
+            return self.max_hours
+        left = max((self.deadline - time.monotonic()) / 3600, 1e-9)
+        return min(left, self.max_hours) if self.max_hours else left
+
+    def check_deadline(self, what: str) -> None:
+        """Stop before something that would begin after the deadline, trainings apart, which stop by themselves.
+
+        Raises:
+            StoppedOnRequest: it has passed.
+        """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise StoppedOnRequest(f"time was up before {what}", OUT_OF_TIME)
+
+
+def prepare(places: Places, budget: Budget) -> None:
+    """Make the manifests and the text of the language model, where they are not there yet."""
+    if not (places.out / "m" / "result.json").exists():
+        subset = list(budget.subsets.values())
+        speechssl.prepare(root=str(places.data), corpus="librispeech", out=str(places.out / "m"), subset=subset)
+        for name, length in budget.subsets.items():
+            # The labels' name, whatever their length: a rehearsal has seconds of them.
+            if name != length:
+                (places.out / "m" / f"train-{length}.tsv").rename(places.manifest(f"train-{name}"))
+    if places.fsdd is not None and not (places.out / "fsdd" / "result.json").exists():
+        columns = {"path": "path", "text": "text", "speaker": "speaker"}
+        table = str(places.fsdd / "utterances.tsv")
+        speechssl.prepare(corpus="table", table=table, columns=columns, out=str(places.out / "fsdd"))
+    if "beam" in budget.decodings:
+        train_language_model(places)
+
+
+def train_language_model(places: Places) -> None:
+    """Train the 4-gram on transcripts that share no passage with what is evaluated."""
+    path = places.out / "lm" / "4gram.arpa"
+    if path.exists():
+        return
+    if places.text is None:
+        raise speechssl.ConfigError("`text` must be a folder with *.trans.txt for the 4-gram, but is not given")
+    evaluated = [places.manifest(split) for split in ("dev", "test", "test-other")]
+    texts = [text or "" for text in load_manifests(evaluated, "data.test").column("text")]
+    kept, left_out = language_model.leave_out_evaluated(language_model.read_transcripts(places.text), texts)
+    _logger.info(
+        "language model: %d lines, %d left out for what they share with dev and test", len(kept), len(left_out)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.with_name("text.txt")
+    text.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    subprocess.run([sys.executable, TRAIN_NGRAM, text, f"out={path}", "order=4"], check=True, stdout=sys.stderr)
+
+
+def run_cell(cell: Cell, places: Places, budget: Budget, settings: Settings) -> dict[str, Any]:
+    """Run the steps of a cell that are not done, and name them.
+
+    A step that fails with a sentence is recorded as failed; running the cell again tries it again.
+
+    Raises:
+        SpeechSSLError: a step failed.
+        StoppedOnRequest: a training was stopped with its state saved.
+    """
+    prepare(places, budget)
+    steps = build_steps(cell, budget, places)
+    by_name = {step.name: step for step in steps}
+    for step in steps:
+        path = find_path(places, step.cell, step.name)
+        record = open_record(path, step, places)
+        if record["status"] == DONE:
+            continue
+        for name in step.needs:
+            _rebuild(by_name[name], places, settings)
+        _logger.info("%s: %s", step.cell, step.name)
+        run_step(step, record, path, places, settings)
+    return {"cell": cell.name, "done": [step.name for step in steps]}
+
+
+def _rebuild(step: Step, places: Places, settings: Settings) -> None:
+    """Train again what an earlier session trained on another machine; a finished run returns at once."""
+    for command in step.commands:
+        if command.verb in TRAININGS:
+            run_verb(command.verb, add_settings(command, places, settings))
+
+
+def run_step(step: Step, record: Record, path: Path, places: Places, settings: Settings) -> None:
+    """Run the commands of a step and keep its record, whatever comes of it."""
+    begun, before = time.monotonic(), record["wall_s"]
+    write_record(path, record)
+    try:
+        for command in step.commands:
+            record["metrics"][command.label] = places.hide(_run_command(command, places, settings))
+        record |= describe_training(step, record["metrics"])
+        record["status"] = DONE
+    except SpeechSSLError as error:
+        record |= {"status": FAILED, "error": places.hide(str(error))}
+        raise
+    except StoppedOnRequest:
+        record["status"] = STOPPED
+        raise
+    finally:
+        record["wall_s"] = round(before + time.monotonic() - begun, 1)
+        write_record(path, record)
+
+
+def _run_command(command: Command, places: Places, settings: Settings) -> Record:
+    if command.verb not in TRAININGS:
+        settings.check_deadline(command.label)
+    if command.verb == "digits":
+        return trim(digits.run(**command.keys))
+    return trim(run_verb(command.verb, add_settings(command, places, settings)))
+
+
+def add_settings(command: Command, places: Places, settings: Settings) -> dict[str, Any]:
+    """Add to a command's keys where and how long it runs."""
+    keys = {**command.keys, "device": settings.device, "precision": settings.precision}
+    if command.verb in TRAININGS:
+        keys |= {"data.num_workers": settings.num_workers, "data.cache_dir": str(places.out / "cache")}
+        keys |= {"training.max_hours": settings.find_hours()}
+    return keys
+
+
+def describe_training(step: Step, metrics: Mapping[str, Any]) -> Record:
+    """Say what a training came to: updates, hours of speech seen, operations and precision; nothing for other steps."""
+    command = step.commands[0]
+    if command.verb not in TRAININGS:
+        return {}
+    result = metrics[command.label]
+    folder = Path(command.keys["out"])
+    provenance = read_header(folder / "checkpoints" / "last" / STATE).provenance
+    return {
+        "updates": result["updates"],
+        "update_s": command.keys["training.update_s"],
+        "hours_seen": result["hours_seen"],
+        "flop": 3600 * result["hours_seen"] * step.flop_per_s,
+        "precision": provenance.precision,
+        "updates_s": round(measure_updates(read_metrics(folder)), 1),
+    }
+
+
+def measure_updates(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Add up the seconds of all updates from their lines: what of a training's time outlives a process that is killed.
+
+    Args:
+        metrics: lines of `metrics.jsonl`; `hours_seen` counts up, `audio_s_per_s` is the update's own rate.
+    """
+    updates = [row for row in metrics if row["split"] == "train"]
+    hours = [0.0, *(row["hours_seen"] for row in updates)]
+    steps = zip(hours, hours[1:], updates, strict=False)
+    return float(sum(3600 * (after - before) / row["audio_s_per_s"] for before, after, row in steps))

@@ -1,0 +1,132 @@
+"""The study's cells are fair: as many trials, seeds and updates where the comparison says so; trials read no test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recipes.librispeech_mini.study.cells import (
+    ALL,
+    BETTER_OTHER,
+    CHOSEN,
+    FEW,
+    FEWEST,
+    GPU,
+    LONG_ARM,
+    REHEARSAL,
+    SEEDS,
+    TWO_CORES,
+    find_cell,
+    list_arms,
+    list_cells,
+    list_gpu_cells,
+)
+from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, match_updates
+from recipes.librispeech_mini.study.plan import Places, Step, build_steps, estimate_hours
+from speechssl.errors import ConfigError
+
+PLACES = Places(Path("/corpus"), Path("/digits"), Path("/text"), Path("/runs"), Path("/results"))
+
+
+def list_steps(name: str) -> dict[str, Step]:
+    return {step.name: step for step in build_steps(find_cell(name, TWO_CORES), TWO_CORES, PLACES)}
+
+
+def test_no_arm_has_more_trials_than_scratch_and_each_choice_is_a_trial() -> None:
+    arms = list_arms()
+    assert max(len(arm.trials) for arm in arms.values()) == len(arms["scratch"].trials)
+    assert all(choice in arms[name].trials for name, choice in CHOSEN.items())
+    assert all(arms[name].finetune == arms[name].trials[choice] for name, choice in CHOSEN.items())
+
+
+def test_seeds_and_labels_are_those_of_the_study() -> None:
+    cells = list_cells(TWO_CORES).values()
+    seeds = {name: [cell.seed for cell in cells if cell.arm == name and cell.kind == "main"] for name in list_arms()}
+    assert {name for name, row in seeds.items() if row == list(SEEDS)} == {"scratch", "wav2vec2", BETTER_OTHER}
+    assert all(row == [1] for row in seeds.values() if row != list(SEEDS))
+    assert all({FEW, ALL} <= set(cell.labels) for cell in cells if cell.kind == "main")
+    once = {cell.arm for cell in cells if FEWEST in cell.labels}
+    assert once == set(list_arms()) - {"scratch"}
+    assert all(cell.seed == 1 for cell in cells if FEWEST in cell.labels)
+    assert {cell.arm for cell in cells if cell.kind == "long"} == {LONG_ARM, "scratch"}
+
+
+@pytest.mark.parametrize("trial", ["trial-wav2vec2-reset4", "trial-scratch-raw"])
+def test_a_trial_reads_no_test_and_no_probe(trial: str) -> None:
+    words = [str(command.keys) for step in list_steps(trial).values() for command in step.commands]
+    assert not [line for line in words if "test.tsv" in line or "test-other" in line]
+    assert list_steps(trial)["evaluate-1h"].commands[0].label == "dev/greedy"
+
+
+def test_a_trial_shares_the_pretraining_of_its_main_cell() -> None:
+    trial, main = list_steps("trial-wav2vec2-reset2"), list_steps("wav2vec2-1")
+    assert trial["pretrain"] == main["pretrain"]
+    assert trial["finetune-1h"].commands[0].keys["init"] == main["pretrain"].commands[0].keys["out"]
+    assert trial["finetune-1h"].commands[0].keys["reset_layers"] == 2
+
+
+def test_scratch_costs_in_all_what_pretraining_and_fine_tuning_cost() -> None:
+    pretrained, scratch = list_steps("wav2vec2-1"), list_steps("scratch-1")
+    short = list_steps("scratch_short-1")
+
+    def count(step: Step) -> float:
+        keys = step.commands[0].keys
+        return float(keys["training.max_updates"] * keys["training.update_s"] * step.flop_per_s)
+
+    for labels in (FEW, ALL):
+        total = count(pretrained["pretrain"]) + count(pretrained[f"finetune-{labels}"])
+        assert count(scratch[f"finetune-{labels}"]) == pytest.approx(total, rel=1e-3)
+        same = [steps[f"finetune-{labels}"].commands[0].keys["training.max_updates"] for steps in (pretrained, short)]
+        assert same[0] == same[1] == TWO_CORES.finetune_updates[labels]
+
+
+def test_the_random_encoder_is_frozen_and_costs_a_forward() -> None:
+    frozen, learned = list_steps("random_frozen-1")["finetune-1h"], list_steps("scratch_short-1")["finetune-1h"]
+    assert frozen.commands[0].keys["training.freeze_share"] == 1.0
+    assert frozen.flop_per_s == pytest.approx(learned.flop_per_s / 3, rel=0.1)
+
+
+def test_the_long_chain_is_longer_in_pretraining_alone() -> None:
+    main, long = list_steps(f"{LONG_ARM}-1"), list_steps(f"long-{LONG_ARM}-1")
+    updates = [steps["pretrain"].commands[0].keys["training.max_updates"] for steps in (main, long)]
+    assert updates[1] == TWO_CORES.long_factor * updates[0]
+    assert main["finetune-all"].commands[0].keys["training.max_updates"] == TWO_CORES.finetune_updates[ALL]
+    assert long["pretrain"].cell == f"long-{LONG_ARM}-1"
+
+
+def test_hours_are_updates_times_seconds_over_speed() -> None:
+    budget = replace(TWO_CORES, speeds=(100.0, 50.0))
+    hours = TWO_CORES.pretrain_updates * 48 / 100 / 3600
+    hours += sum(TWO_CORES.finetune_updates[labels] for labels in (FEW, ALL)) * 32 / 50 / 3600
+    assert estimate_hours(find_cell("wav2vec2-2", budget), budget, PLACES) == pytest.approx(hours)
+
+
+def test_operations_are_those_of_the_bench() -> None:
+    pretraining = count_pretraining({"model": "small", "out": "a"}, 6.0)
+    assert 1.2e9 < pretraining < 1.8e9
+    assert count_finetuning({"model": "small", "out": "a"}, 12.0) == pytest.approx(pretraining, rel=0.15)
+    assert match_updates(100, 5e12, 1e11) == 150
+
+
+def test_a_gpu_runs_pairs_seed_by_seed() -> None:
+    cells = list_gpu_cells("12x512", (1, 2))
+    assert [(cell.arm, cell.seed) for cell in cells] == [(a, s) for s in (1, 2) for a in ("wav2vec2", "scratch")]
+    (pretraining, *_, _) = build_steps(cells[0], GPU["12x512"], PLACES)
+    keys = pretraining.commands[0].keys
+    assert (keys["model.num_layers"], keys["model.model_dim"]) == (12, 512)
+
+
+def test_an_unknown_cell_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="`cell` must be one of trial-scratch-raw, .* but is 'hubert-1'"):
+        find_cell("hubert-1", REHEARSAL)
+
+
+def test_folders_of_the_machine_are_hidden_wherever_they_stand() -> None:
+    value = {"a": ["out=/runs/x", "[/runs/m/train.tsv,/corpus]"], "b": "/runs2/x and /a/runs", "c": 3}
+    assert PLACES.hide(value) == {
+        "a": ["out=OUT/x", "[OUT/m/train.tsv,LIBRISPEECH]"],
+        "b": "/runs2/x and /a/runs",
+        "c": 3,
+    }
