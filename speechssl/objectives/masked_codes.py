@@ -81,7 +81,7 @@ class CodesPrepare:
     def _find_codes(self, waveform: np.ndarray, mask: np.ndarray) -> np.ndarray:
         if self.task.targets == "kmeans" and self.task.teacher != "mfcc":
             return np.zeros(mask.sum(), dtype=np.int64)
-        field = compute_receptive_field(self.config.conv_kernels, self.config.conv_strides)
+        field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
         if self.projection is None:
             x = targets.compute_mfcc(waveform, len(mask), field)[mask]
         else:
@@ -258,7 +258,7 @@ class MaskedCodesObjective:
         lengths = [batch.waveforms.shape[1]] * len(batch.ids) if batch.num_samples is None else batch.num_samples
         rows = [waveform[: int(length)] for waveform, length in zip(batch.waveforms, lengths, strict=True)]
         if self.teacher is None:
-            field = compute_receptive_field(self.config.conv_kernels, self.config.conv_strides)
+            field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
             return [targets.compute_mfcc(row.numpy(), _count_frames(len(row), self.config), field) for row in rows]
         teacher, device = self.teacher.to(batch.waveforms.device), batch.waveforms.device.type
         with torch.autocast(device, enabled=False):
@@ -291,7 +291,7 @@ class MaskedCodesObjective:
 
 
 def _count_frames(num_samples: int, config: ModelConfig) -> int:
-    return compute_num_frames(num_samples, config.conv_kernels, config.conv_strides)
+    return compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
 
 
 def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:
@@ -299,7 +299,7 @@ def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:
     teacher = load_model(task.teacher, key="objective.teacher")
     layer, last, own = task.teacher_layer, teacher.num_layers, teacher.config
     check(0 <= layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", layer)
-    shape, wanted = (own.conv_kernels, own.conv_strides), (config.conv_kernels, config.conv_strides)
+    shape, wanted = (own.frame_kernels, own.frame_strides), (config.frame_kernels, config.frame_strides)
     check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
     knows_level = own.normalize_waveform or not config.normalize_waveform
     check(knows_level, "objective.teacher", "a model that takes normalised waveforms, as `model` does", task.teacher)

@@ -46,9 +46,9 @@ class Budget:
 
     model: str = "small"
     network: Keys = field(default_factory=dict)
-    pretrain_updates: int = 5000
+    pretrain_updates: int = 4000
     pretrain_update_s: float = 48.0
-    finetune_updates: Mapping[str, int] = field(default_factory=lambda: {FEWEST: 800, FEW: 2000, ALL: 3200})
+    finetune_updates: Mapping[str, int] = field(default_factory=lambda: {FEWEST: 800, FEW: 1600, ALL: 2800})
     finetune_update_s: float = 32.0
     trial_updates: int = 1000
     teacher_layer: int = 3
@@ -56,7 +56,7 @@ class Budget:
     subsets: Mapping[str, str] = field(default_factory=lambda: {FEWEST: "10m", FEW: "1h"})
     decodings: tuple[str, ...] = ("greedy", "beam")
     chunk_s: tuple[float, float] = (6.0, 12.0)
-    speeds: tuple[float, float] = (200.0, 130.0)
+    speeds: tuple[float, float] = (160.0, 110.0)
     shared: Keys = field(default_factory=dict)
     probe: Keys = field(default_factory=dict)
 
