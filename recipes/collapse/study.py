@@ -29,7 +29,7 @@ HIGHEST_BITS = 6.2
 PROVOCATIONS: tuple[Mapping[str, Any], ...] = (
     {"objective.diversity_weight": -5.0},
     {"training.weight_decay": 50.0},
-    {"training.lr": 0.05},
+    {"training.lr": 0.2},
 )
 """A reward for few codes; weights that vanish; a rate that throws the front-end out of the range where it responds."""
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from speechssl.losses import compute_perplexity
 from speechssl.objectives.protocol import Health
 
-HELD_UPDATES = 300
+HELD_UPDATES = 250
+TAKEN_BACK = 2
+"""An update without the sign takes back so many with it: a collapsed run has a good batch now and then."""
+
 FRAMES = 10_000
 PERPLEXITY_PER_GROUP = 1.5
 REMOVED_SHARE = 0.5
@@ -68,8 +71,8 @@ class CollapseWatch:
             update: its number.
 
         Returns:
-            What is wrong, once the signs have held for 300 updates, and what looks like it, once early signs have held
-            for 100.
+            What is wrong, once the signs have held for 250 updates (an update without takes back two), and what looks
+            like it, once early signs have held for 100.
         """
         if self.first_spread == 0.0:
             self.first_spread = _scalar(metrics["context_spread"])
@@ -79,9 +82,9 @@ class CollapseWatch:
             self.perplexity = float(compute_perplexity(self.counts / self.counts.sum(-1, keepdim=True)).sum())
             self.counts.zero_()
         sign = self._find_sign(metrics)
-        self.held = self.held + 1 if sign else 0
+        self.held = self.held + 1 if sign else max(0, self.held - TAKEN_BACK)
         warning = self._warn(metrics, update)
-        if self.held < HELD_UPDATES:
+        if not sign or self.held < HELD_UPDATES:
             return Health(warning=warning)
         return Health(
             f"pretraining has collapsed: for {self.held} updates up to {update}, {sign}. {REMEDIES}.", warning

@@ -36,13 +36,13 @@ def test_the_table_counts_what_learned_and_what_was_caught() -> None:
         run | {"seed": 2, "collapsed": False, "valid_bits": 6.5, "digits": {"trained": [20.0], "untrained": [21.0]}},
         run | {"seed": 3, "collapsed": True, "first_warning": 150},
     ]
-    message = "pretraining has collapsed: for 300 updates up to 361, all frames got the same codes. What has helped"
-    caught = {"seed": 100, "provocation": {"training.lr": 0.05}, "first_warning": 150, "updates": 361}
+    message = "pretraining has collapsed: for 250 updates up to 311, all frames got the same codes. What has helped"
+    caught = {"seed": 100, "provocation": {"training.lr": 0.05}, "first_warning": 150, "updates": 311}
     rows = format_table(healthy, [caught | {"collapsed": True, "message": message}])
     assert "| 1 | 5.40 | 18.0 | 15+15 | never | no | 29.0 | 23.0 |" in rows
     assert "| 3 | 5.40 | 18.0 | 15+15 | 150 | yes |  |  |" in rows
     assert "2 of 3 at 6.2 bits or below, 1 better than untrained, 1 stopped." in rows
-    assert "| 100 | `training.lr=0.05` | 150 | 361 | all frames got the same codes |" in rows
+    assert "| 100 | `training.lr=0.05` | 150 | 311 | all frames got the same codes |" in rows
     assert rows[-1] == "1 of 1 caught."
 
 

@@ -1,4 +1,4 @@
-"""The collapse watch: two signs at once, held for 300 updates."""
+"""The collapse watch: two signs at once, held for 250 updates."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def watch() -> CollapseWatch:
     return watch
 
 
-def test_same_codes_for_300_updates(watch: CollapseWatch) -> None:
-    found = feed(watch, SAME_CODES, True, range(50, 350))
-    assert found[:-1] == [""] * 299
+def test_same_codes_for_250_updates(watch: CollapseWatch) -> None:
+    found = feed(watch, SAME_CODES, True, range(50, 300))
+    assert found[:-1] == [""] * 249
     assert "same codes" in found[-1]
     assert "training.lr" in found[-1]
 
 
-def test_equal_similarities_for_300_updates(watch: CollapseWatch) -> None:
-    found = feed(watch, ALL_EQUAL, False, range(50, 350))
-    assert found[:-1] == [""] * 299
+def test_equal_similarities_for_250_updates(watch: CollapseWatch) -> None:
+    found = feed(watch, ALL_EQUAL, False, range(50, 300))
+    assert found[:-1] == [""] * 249
     assert "guessing" in found[-1]
 
 
-def test_constant_features_for_300_updates(watch: CollapseWatch) -> None:
+def test_constant_features_for_250_updates(watch: CollapseWatch) -> None:
     """Noise alone chooses codes then, so that all of them are in use."""
-    found = feed(watch, HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5}, False, range(50, 350))
-    assert found[:-1] == [""] * 299
+    found = feed(watch, HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5}, False, range(50, 300))
+    assert found[:-1] == [""] * 249
     assert "guessing (6.66 bits) and features no longer differ" in found[-1]
     assert watch.has_signs(HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5})
 
@@ -67,10 +67,14 @@ def test_one_sign_alone_is_healthy(watch: CollapseWatch) -> None:
     assert not any(feed(watch, chance_only, False, range(400, 800)))
 
 
-def test_a_recovery_starts_the_count_again(watch: CollapseWatch) -> None:
-    feed(watch, SAME_CODES, True, range(50, 340))
-    feed(watch, HEALTHY, False, range(340, 341))
-    assert not any(feed(watch, SAME_CODES, True, range(341, 500)))
+def test_an_update_without_the_sign_takes_back_two(watch: CollapseWatch) -> None:
+    feed(watch, SAME_CODES, True, range(50, 290))
+    assert feed(watch, HEALTHY, False, range(290, 291)) == [""]
+    found = feed(watch, SAME_CODES, True, range(291, 303))
+    assert found[:-1] == [""] * 11
+    assert "for 250 updates up to 302" in found[-1]
+    assert not any(feed(watch, HEALTHY, False, range(303, 500)))
+    assert watch.held == 0
 
 
 def test_perplexity_is_taken_over_ten_thousand_frames(watch: CollapseWatch) -> None:
@@ -84,10 +88,10 @@ def test_perplexity_is_taken_over_ten_thousand_frames(watch: CollapseWatch) -> N
 
 
 def test_state_goes_through_a_checkpoint(watch: CollapseWatch) -> None:
-    feed(watch, SAME_CODES, True, range(50, 340))
+    feed(watch, SAME_CODES, True, range(50, 290))
     other = CollapseWatch(num_groups=2, num_codes=64, num_negatives=100)
     other.load_state(watch.state())
-    remaining = range(340, 350)
+    remaining = range(290, 300)
     assert feed(other, SAME_CODES, True, remaining) == feed(watch, SAME_CODES, True, remaining)
 
 
