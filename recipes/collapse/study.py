@@ -13,7 +13,7 @@ from typing import Any
 
 import speechssl
 from recipes.librispeech_mini.study import digits
-from speechssl.errors import CollapseError, ConfigError, SpeechSSLError
+from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechSSLError
 from speechssl.interop.checkpoint import build_untrained
 from speechssl.objectives.protocol import make_torch_seed
 
@@ -102,8 +102,11 @@ def pretrain(keys: Mapping[str, Any], out: Path) -> dict[str, Any]:
         speechssl.pretrain(**keys, out=str(out))
     except CollapseError as error:
         message = str(error)
+    except NumericalError:
+        message = "the numerical guard stopped it, too many updates in a row were skipped"
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    train = [line for line in lines if line["split"] == "train"]
+    # A skipped update has no figures.
+    train = [line for line in lines if line["split"] == "train" and "collapse_warning" in line]
     valid = [line for line in lines if line["split"] == "valid"]
     return {
         "collapsed": bool(message),
