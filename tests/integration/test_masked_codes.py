@@ -151,10 +151,16 @@ def test_its_report_tells_of_codes(run: Path) -> None:
 
 
 def test_backbones_go_both_ways_between_objectives(run: Path, manifests: Path, tmp_path: Path) -> None:  # noqa: F811
-    short = {"training.max_updates": 1}
+    """With a rate of nearly nothing, one update leaves the backbone that `init` gave."""
+    short = {"training.max_updates": 1, "training.lr": 1e-9}
     pretrain(manifests, tmp_path / "contrastive", **short, init=str(run))
     pretrain(manifests, tmp_path / "codes", **short, **RANDOM, init=str(tmp_path / "contrastive"))
     pretrain(manifests, tmp_path / "again", **short, **RANDOM, init=str(run))
+    expected = speechssl.load(run).backbone.state_dict()
+    for name in ("contrastive", "codes", "again"):
+        found = speechssl.load(tmp_path / name).backbone.state_dict()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=f"{name}: {key}")
 
 
 def test_a_run_folder_of_before_objectives_had_names_goes_on(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
