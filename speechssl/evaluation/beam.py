@@ -241,9 +241,7 @@ class BeamSearch:
         if self.lm is None or not word:
             return 0.0
         begun = self.begun.get(word)
-        penalty = self.config.unknown_penalty if begun is None else 0.0
-        log_prob = self.lm.unknown if begun is None else begun
-        return self.config.lm_weight * math.log(10) * log_prob + self.config.word_bonus + penalty
+        return self._weigh(self.lm.unknown if begun is None else begun, begun is not None)
 
     def _foresee_next(self, word: str) -> FloatArray:
         """Guess what a word will score with each symbol after it, (V,)."""
@@ -300,8 +298,12 @@ class BeamSearch:
 
     def _score_word(self, context: str, word: str) -> float:
         assert self.lm is not None
-        penalty = 0.0 if word in self.lm else self.config.unknown_penalty
-        return self.config.lm_weight * math.log(10) * self.lm.score(context, word) + self.config.word_bonus + penalty
+        return self._weigh(self.lm.score(context, word), word in self.lm)
+
+    def _weigh(self, log_prob: float, is_known: bool) -> float:
+        """Turn a word's probability, as log10, into what it adds to a score."""
+        penalty = 0.0 if is_known else self.config.unknown_penalty
+        return self.config.lm_weight * math.log(10) * log_prob + self.config.word_bonus + penalty
 
     def _score_end(self, context: str) -> float:
         assert self.lm is not None
