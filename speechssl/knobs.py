@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from speechssl.errors import ConfigError
 
@@ -41,7 +41,7 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """One row of `--help`."""
+    """One row of `--help`; `item_type_name` is the type of a list's items, empty where any will do."""
 
     path: str
     type_name: str
@@ -49,6 +49,7 @@ class Key:
     meaning: str
     unit: str
     source: str
+    item_type_name: str = ""
 
 
 def list_keys(schema: type, prefix: str = "") -> list[Key]:
@@ -61,7 +62,9 @@ def list_keys(schema: type, prefix: str = "") -> list[Key]:
         if is_dataclass(hints[item.name]):
             rows += list_keys(hints[item.name], f"{path}.")
             continue
-        kind = str(getattr(hints[item.name], "__name__", hints[item.name]))
-        meta = item.metadata
-        rows.append(Key(path, kind, getattr(instance, item.name), meta["meaning"], meta["unit"], meta["source"]))
+        hint, meta = hints[item.name], item.metadata
+        kind = str(getattr(hint, "__name__", hint))
+        inner = str(getattr(get_args(hint)[0], "__name__", "")) if kind == "list" and get_args(hint) else ""
+        row = Key(path, kind, getattr(instance, item.name), meta["meaning"], meta["unit"], meta["source"], inner)
+        rows.append(row)
     return rows

@@ -114,7 +114,7 @@ def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
     try:
         OmegaConf.update(tree, key, value, merge=True, force_add=find_key(verb, key).default == "")
     except OmegaConfBaseException as error:
-        kind = describe_type(find_key(verb, key).type_name)
+        kind = describe_type(find_key(verb, key))
         raise ConfigError(f"`{key}` must be {kind}, but is {value!r}") from error
 
 

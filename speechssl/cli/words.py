@@ -267,11 +267,14 @@ def _fit_value(key: Key, name: str, value: Any) -> Any:
     if key.type_name == "int" and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, (list, dict)) and key.type_name not in ("list", "dict", "Any"):
-        raise ConfigError(f"`{name}` must be {describe_type(key.type_name)}, but is {value!r}")
+        raise ConfigError(f"`{name}` must be {describe_type(key)}, but is {value!r}")
     return value
 
 
-def describe_type(type_name: str) -> str:
-    """Name a type in words."""
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
-    return names.get(type_name, "a mapping" if type_name == "dict" else "a value")
+def describe_type(key: Key) -> str:
+    """Name the type of a key's values in words."""
+    if key.type_name == "list":
+        items = {"int": " of whole numbers", "float": " of numbers", "str": " of texts"}
+        return f"a list{items.get(key.item_type_name, '')}"
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a mapping"}
+    return names.get(key.type_name, "a value")

@@ -78,6 +78,11 @@ def test_a_list_takes_one_value_too(words: list[str], expected: list[str]) -> No
     assert compose("evaluate", ["runs/a", *words]).data.test == expected
 
 
+def test_a_list_of_the_wrong_things_is_told_what_must_be_in_it() -> None:
+    with pytest.raises(ConfigError, match=r"`data.speed_perturbation` must be a list of numbers, but is \['fast'\]"):
+        compose("pretrain", ["tiny", "data.speed_perturbation=fast"])
+
+
 def test_values_follow_hydra_and_the_schema() -> None:
     config = compose("evaluate", ["x", "num_resamples=1e2", "data.where=speaker=19", 'out="a(1), b"', "overwrite=true"])
     assert isinstance(config, EvaluateConfig)
