@@ -44,8 +44,10 @@ class ObjectiveConfig(ContrastiveConfig):
     stack_frames: int = knob(2, "masked_codes: log-mel frames, 10 ms apart, around the middle of a frame", "frames")
     teacher: str = knob("mfcc", "masked_codes: what k-means clusters: `mfcc`, or a layer of what `checkpoint` takes elsewhere", "", "HuBERT §4")
     teacher_layer: int = knob(6, "masked_codes: layer of the teacher, 0 to its number of blocks", "", "HuBERT §4, BASE")
+    subtract_mean: bool = knob(False, "masked_codes: take each utterance's mean (in pretraining each crop's) from its MFCC", "", "cepstral mean normalisation")
     fit_s: float = knob(3600.0, "masked_codes: audio that k-means is fitted to, once as a run begins", "s")
     intermediate_layer: int = knob(0, "masked_codes: the same loss after this block too; 0: none", "", "ILS-SSL, arXiv 2112.08778")
+    unmasked_weight: float = knob(0.0, "masked_codes: weight of the same loss at the frames that are not masked", "", "HuBERT §2.3: (1 - α) / α; 0 in its code")
     name: str = knob("wav2vec2", "`wav2vec2` or `masked_codes`; chosen as objective=…")
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class ObjectiveConfig(ContrastiveConfig):
         check(self.code_dim >= 1, "objective.code_dim", "at least 1", self.code_dim)
         check(self.stack_frames >= 1, "objective.stack_frames", "at least 1 frame", self.stack_frames)
         check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
+        check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
 
 
 @dataclass(kw_only=True)

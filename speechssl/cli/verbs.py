@@ -87,7 +87,7 @@ VERBS: dict[str, Verb] = {
         schemas.ConvertConfig,
         "between our checkpoints, Hugging Face folders, fairseq .pt and torchaudio files; ONNX for serving",
         ("checkpoint", "to", "out"),
-        ("convert runs/small huggingface out=hf/small", "convert facebook/wav2vec2-base speechssl out=models/base"),
+        ("convert runs/base huggingface out=hf/base", "convert facebook/wav2vec2-base speechssl out=models/base"),
     ),
     "report": Verb(
         schemas.ReportConfig,

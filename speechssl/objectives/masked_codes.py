@@ -72,20 +72,24 @@ class CodesPrepare:
     projection: np.ndarray | None
 
     def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
-        """Return for each row `mask` (T,) bool and `codes` (M,) int64 of its masked frames; 0 for a teacher to say."""
+        """Return for each row `mask` (T,) bool and `codes` (M,) int64 of its predicted frames; 0 for a teacher to say.
+
+        Predicted are the masked frames, or all of them where `unmasked_weight` is above 0.
+        """
         num_frames = [_count_frames(len(example.waveform), self.config) for example in examples]
         masks = sample_masks(num_frames, self.config.mask, make_rng(seed, "mask", number))
-        codes = [self._find_codes(e.waveform, mask) for e, mask in zip(examples, masks, strict=True)]
+        takes_all = self.task.unmasked_weight > 0
+        codes = [self._find_codes(e.waveform, mask | takes_all) for e, mask in zip(examples, masks, strict=True)]
         return {"mask": masks, "codes": codes}
 
-    def _find_codes(self, waveform: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def _find_codes(self, waveform: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         if self.task.targets == "kmeans" and self.task.teacher != "mfcc":
-            return np.zeros(mask.sum(), dtype=np.int64)
+            return np.zeros(wanted.sum(), dtype=np.int64)
         field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
         if self.projection is None:
-            x = targets.compute_mfcc(waveform, len(mask), field)[mask]
+            x = targets.compute_mfcc(waveform, len(wanted), field, self.task.subtract_mean)[wanted]
         else:
-            x = targets.compute_log_mel(waveform, len(mask), field, self.task.stack_frames)[mask]
+            x = targets.compute_log_mel(waveform, len(wanted), field, self.task.stack_frames)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return targets.find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
@@ -144,16 +148,19 @@ class MaskedCodesObjective:
         self.model.objective.codes.copy_(torch.from_numpy(self.prepare.codes))
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
-        """Compute the loss of one forward: a sum over masked frames, in nats."""
+        """Compute the loss of one forward: a sum over masked frames, in nats, and over the others with their weight."""
         mask, keep = batch.inputs["mask"], self._draw_layers(update) if self.model.training else None
         features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
         context, states = self.model.backbone.contextualise(features, mask, keep=keep)
-        positions, valid = find_masked(mask, batch.inputs["codes"].shape[1])
+        predicted = self._choose_frames(mask, features.num_frames)
+        positions, exists = find_masked(predicted, batch.inputs["codes"].shape[1])
+        valid = mask.gather(1, positions) & exists
         codes = batch.inputs["codes"] if self.teacher is None else self._ask_teacher(batch, positions)
         logits = self._predict(context, 0, positions)
-        loss = _sum_loss(logits, codes, valid)
         stats, penalty = self._measure_features(features, valid, batch.membership)
-        parts = {"codes": loss, "features": penalty}
+        parts = {"codes": _sum_loss(logits, codes, valid), "features": penalty}
+        if self.task.unmasked_weight > 0:
+            parts["unmasked"] = self.task.unmasked_weight * _sum_loss(logits, codes, exists & ~valid)
         if self.task.intermediate_layer:
             inner = self._predict(states[self.task.intermediate_layer], 1, positions)
             parts["intermediate"] = _sum_loss(inner, codes, valid)
@@ -170,7 +177,7 @@ class MaskedCodesObjective:
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Losses in bits a masked frame; entropy and perplexity of the targets over all that the run has seen."""
         stats, count = terms.stats, float(terms.count)
-        parts = [name for name in ("codes", "intermediate", "features") if name in stats]
+        parts = [name for name in ("codes", "unmasked", "intermediate", "features") if name in stats]
         entropy = _compute_entropy(self.counts + stats["code_counts"].cpu())
         return {
             "loss": float(terms.sum) * NATS_TO_BITS / count,
@@ -244,6 +251,12 @@ class MaskedCodesObjective:
         keep = draw_kept_layers(self.config.num_layers, self.config.layer_drop_prob, self.seed, update)
         return None if keep is None else torch.from_numpy(keep)
 
+    def _choose_frames(self, mask: Tensor, num_frames: Tensor | None) -> Tensor:
+        """Choose the frames (B, T) whose codes are predicted: the masked ones, or all that are no padding."""
+        if self.task.unmasked_weight == 0:
+            return mask
+        return torch.ones_like(mask) if num_frames is None else make_valid_mask(num_frames, mask.shape[1])
+
     def _predict(self, x: Tensor, head: int, positions: Tensor) -> Tensor:
         """Give the logits (B, M, V) of the masked frames, in float32."""
         logits: Tensor = self.model.objective.heads[head](gather_frames(x, positions))
@@ -259,7 +272,8 @@ class MaskedCodesObjective:
         rows = [waveform[: int(length)] for waveform, length in zip(batch.waveforms, lengths, strict=True)]
         if self.teacher is None:
             field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
-            return [targets.compute_mfcc(row.numpy(), _count_frames(len(row), self.config), field) for row in rows]
+            counts, is_centred = [_count_frames(len(row), self.config) for row in rows], self.task.subtract_mean
+            return [targets.compute_mfcc(x.numpy(), n, field, is_centred) for x, n in zip(rows, counts, strict=True)]
         teacher, device = self.teacher.to(batch.waveforms.device), batch.waveforms.device.type
         with torch.autocast(device, enabled=False):
             return [teacher(row[None]).layers[self.task.teacher_layer][0] for row in rows]

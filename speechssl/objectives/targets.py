@@ -42,15 +42,22 @@ def compute_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: in
     return x[places].flatten(1)
 
 
-def compute_mfcc(waveform: FloatArray, num_frames: int, field: int) -> Tensor:
+def compute_mfcc(waveform: FloatArray, num_frames: int, field: int, subtract_mean: bool = False) -> Tensor:
     """Compute 13 MFCC with first and second differences for each of the encoder's frames: (T, 39) float64.
 
     As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one.
+
+    Args:
+        waveform: (N,) at 16 kHz.
+        num_frames: T, of the encoder.
+        field: samples that one of the encoder's frames sees.
+        subtract_mean: take the mean over time from each coefficient, and with it loudness, microphone and part of the
+            voice (cepstral mean normalisation).
     """
     from torchaudio.compliance import kaldi
     from torchaudio.functional import compute_deltas
 
-    x = kaldi.mfcc(_centre(waveform, field, WINDOW), use_energy=False).T
+    x = kaldi.mfcc(_centre(waveform, field, WINDOW), use_energy=False, subtract_mean=subtract_mean).T
     first = compute_deltas(x)
     return torch.cat([x, first, compute_deltas(first)]).T[:: HOP_SAMPLES // STEP][:num_frames]
 

@@ -125,7 +125,7 @@ def test_a_frozen_random_encoder_stays_as_drawn(places: Places) -> None:
 def test_a_failure_is_kept_with_its_sentence_and_tried_again(places: Places) -> None:
     results = places.out / "failing"
     broken = Places(places.data, None, None, places.out / "broken", results)
-    cell = Cell("trial-scratch-raw", "scratch", 1, (FEW,), "trial", "raw")
+    cell = Cell("trial-scratch-log_mel", "scratch", 1, (FEW,), "trial", "log_mel")
     shutil.copytree(places.out / "m", broken.out / "m")
     (broken.out / "m" / "train-1h.tsv").write_text("nothing\n")
     with pytest.raises(DataError):
@@ -140,7 +140,7 @@ def test_a_failure_is_kept_with_its_sentence_and_tried_again(places: Places) -> 
 def test_a_training_that_was_stopped_goes_on(places: Places) -> None:
     stopped = Places(places.data, None, None, places.out / "stopped", places.out / "stopped" / "results")
     shutil.copytree(places.out / "m", stopped.out / "m")
-    cell = Cell("trial-scratch-raw", "scratch", 2, (FEW,), "trial", "raw")
+    cell = Cell("trial-scratch-log_mel", "scratch", 2, (FEW,), "trial", "log_mel")
     with pytest.raises(StoppedOnRequest):
         run_cell(cell, stopped, REHEARSAL, Settings("cpu", "float32", 0, max_hours=1e-9))
     assert read(stopped, cell.name, "finetune-1h")["status"] == "stopped"

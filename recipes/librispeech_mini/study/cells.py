@@ -126,27 +126,27 @@ class Arm:
 SPEED: Keys = {"data.speed_perturbation": [0.9, 1.0, 1.1]}
 """SpecAugment (`model.mask.*`) is in the preset of fine-tuning, for every arm."""
 
-LOG_MEL: Keys = {"model.front_end": "log_mel", "model.mel_channels": [288, 256]}
-"""Widths with which `small` has as many parameters as on the waveform, to 0.05 %."""
+WAVEFORM: Keys = {"model.front_end": "convolutions"}
+"""On the waveform `small` has as many parameters as with log-mel input, to 0.05 %."""
 
 PRETRAINED_TRIALS: Mapping[str, Keys] = {
     "reset4": {},
-    "reset2": {"reset_layers": 2},
     "reset0": {"reset_layers": 0},
     "reset0_slow": {"reset_layers": 0, "training.lr": 5e-4},
+    "reset0_late": {"reset_layers": 0, "training.freeze_share": 0.1},
 }
 SCRATCH_TRIALS: Mapping[str, Keys] = {
-    "raw": {},
-    "raw_speed": SPEED,
-    "log_mel": LOG_MEL,
-    "log_mel_speed": {**LOG_MEL, **SPEED},
+    "log_mel": {},
+    "log_mel_speed": SPEED,
+    "waveform": WAVEFORM,
+    "waveform_speed": {**WAVEFORM, **SPEED},
 }
 
 CHOSEN: Mapping[str, str] = {
-    "scratch": "raw",
-    "wav2vec2": "reset4",
-    "random_projection": "reset4",
-    "kmeans": "reset4",
+    "scratch": "log_mel",
+    "wav2vec2": "reset0",
+    "random_projection": "reset0",
+    "kmeans": "reset0",
 }
 """The trial of each arm that was best on `dev`: what its cells fine-tune with. To be set before `test` is read."""
 
@@ -160,7 +160,13 @@ SEEDS = (1, 2, 3)
 
 _CODES = {"objective": "masked_codes"}
 _PROJECTION_CODES = {**_CODES, "objective.targets": "random_projection", "objective.num_codes": 1024}
-_MFCC_CODES = {**_CODES, "objective.targets": "kmeans", "objective.num_codes": 100, "objective.teacher": "mfcc"}
+_MFCC_CODES = {
+    **_CODES,
+    "objective.targets": "kmeans",
+    "objective.num_codes": 100,
+    "objective.teacher": "mfcc",
+    "objective.subtract_mean": True,
+}
 _LEARNED_CODES = {
     **_MFCC_CODES,
     "objective.num_codes": 200,
@@ -176,7 +182,7 @@ def list_arms() -> dict[str, Arm]:
         return SEEDS if name == BETTER_OTHER else SEEDS[:1]
 
     raw = SCRATCH_TRIALS[CHOSEN["scratch"]]
-    few = {name: PRETRAINED_TRIALS[name] for name in ("reset4", "reset0")}
+    few = {name: PRETRAINED_TRIALS[name] for name in ("reset0", "reset0_slow")}
 
     def tuned(name: str) -> Keys:
         return PRETRAINED_TRIALS[CHOSEN[name]]

@@ -139,9 +139,9 @@ def test_weights_are_those_of_the_convolutions_alone(config: ModelConfig) -> Non
 
 @pytest.mark.parametrize(("channels", "share"), [("[288,256]", 0.001), ("[]", 0.01)])
 def test_small_has_as_many_parameters_with_either(channels: str, share: float) -> None:
-    keys = ["model=small", "out=x"]
+    keys = ["model=small", f"model.mel_channels={channels}", "out=x"]
     counts = []
-    for extra in ([], ["model.front_end=log_mel", f"model.mel_channels={channels}"]):
+    for extra in (["model.front_end=convolutions"], ["model.front_end=log_mel"]):
         model = PretrainingModel(compose("pretrain", keys + extra).model)
         counts.append(sum(parameter.numel() for parameter in model.parameters()))
     assert counts[0] == 3_650_784

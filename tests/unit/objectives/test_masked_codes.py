@@ -96,11 +96,12 @@ def compute_codes(waveform: np.ndarray, projection: np.ndarray, codes: np.ndarra
     return found
 
 
-@pytest.mark.parametrize("intermediate_layer", [0, 1])
+@pytest.mark.parametrize(("intermediate_layer", "unmasked_weight"), [(0, 0.0), (1, 0.0), (1, 0.5)])
 def test_the_loss_is_an_independent_computation(
-    tiny_model_config: ModelConfig, speech: Speech, intermediate_layer: int
+    tiny_model_config: ModelConfig, speech: Speech, intermediate_layer: int, unmasked_weight: float
 ) -> None:
-    objective = build(tiny_model_config, intermediate_layer=intermediate_layer, feature_penalty_weight=3.0)
+    keys = {"intermediate_layer": intermediate_layer, "unmasked_weight": unmasked_weight}
+    objective = build(tiny_model_config, feature_penalty_weight=3.0, **keys)
     objective.module.train()
     batch = make_batch(objective, speech, (0,))
     terms = objective.compute(batch, 1)
@@ -111,14 +112,13 @@ def test_the_loss_is_an_independent_computation(
     for row, mask in enumerate(batch.inputs["mask"]):
         codes = compute_codes(batch.waveforms[row].numpy(), weights["objective.projection"], weights["objective.codes"])
         for frame in range(len(mask)):
-            if not mask[frame]:
-                continue
-            count += 1
-            seen = [context] if not intermediate_layer else [context, states[intermediate_layer]]
-            for head, x in enumerate(seen):
+            weight = 1.0 if mask[frame] else unmasked_weight
+            count += int(mask[frame])
+            inner = [states[intermediate_layer]] if intermediate_layer and mask[frame] else []
+            for head, x in enumerate([context, *inner]):
                 scores = weights[f"objective.heads.{head}.weight"] @ x[row, frame].detach().double().numpy()
                 scores = scores + weights[f"objective.heads.{head}.bias"]
-                total += math.log(sum(math.exp(score) for score in scores)) - scores[codes[frame]]
+                total += weight * (math.log(sum(math.exp(score) for score in scores)) - scores[codes[frame]])
     penalty = 3.0 * float(features.raw.detach().double().square().mean()) * count
     assert int(terms.count) == count
     assert float(terms.sum.detach()) == pytest.approx(total + penalty, rel=1e-5)
@@ -142,6 +142,21 @@ def test_a_step_in_the_sound_changes_the_codes_there_and_only_there(tiny_model_c
         assert changes.max() <= (53 if keys else 51)
 
 
+def test_with_subtract_mean_codes_do_not_depend_on_loudness(tiny_model_config: ModelConfig, speech: Speech) -> None:
+    waveform = speech(2.0, 1)
+    masked = np.ones(99, dtype=np.bool_)
+    for subtract_mean, is_same in ((True, True), (False, False)):
+        objective = build(tiny_model_config, targets="kmeans", subtract_mean=subtract_mean)
+        x = targets.compute_mfcc(waveform, 99, 400, subtract_mean)
+        objective.set_codes(targets.fit_centroids(x.numpy(), 64, 1).tobytes())
+        codes, quieter = (objective.prepare._find_codes(factor * waveform, masked) for factor in (1.0, 0.02))
+        assert len(set(codes)) > 20
+        assert bool((codes == quieter).mean() > 0.99) == is_same
+        batch = make_batch(objective, speech, (0,))
+        row = objective._describe(batch)[0]
+        assert torch.equal(row, targets.compute_mfcc(batch.waveforms[0].numpy(), len(row), 400, subtract_mean))
+
+
 @pytest.mark.parametrize(("kernels", "field"), [([10, 3, 3, 3, 3, 2, 2], 400), ([10, 3, 3, 3, 3, 4, 2], 720)])
 def test_codes_have_the_middle_of_the_encoders_frames(kernels: list[int], field: int, speech: Speech) -> None:
     """With a wider receptive field the same windows come later: they lie around its middle."""
@@ -159,7 +174,7 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
     keys: dict[str, Any] = {"targets": source if source != "teacher" else "kmeans", "num_codes": 20}
     if source == "teacher":
         keys |= {"teacher": str(teacher), "teacher_layer": 1}
-    objective = build(tiny_model_config, **keys, intermediate_layer=1)
+    objective = build(tiny_model_config, **keys, intermediate_layer=1, unmasked_weight=0.5)
     if objective.needs_fit:
         objective.set_codes(objective.fit([make_batch(objective, speech)]))
     stacked = objective.compute(make_batch(objective, speech, (0, 1)), 1)

@@ -54,9 +54,9 @@ def results(tmp_path: Path) -> Path:
     write_record(folder / "kmeans-1" / "pretrain-1.json", failed)
     killed = make_record("random_frozen-1", "finetune-1h", status="started", labels="1h")
     write_record(folder / "random_frozen-1" / "finetune-1h.json", killed)
-    write_training(folder, "trial-scratch-raw", "finetune-1h", 9.0, labels="1h")
-    trial = make_record("trial-scratch-raw", "evaluate-1h", labels="1h", metrics=make_evaluation(60.0, ("dev",)))
-    write_record(folder / "trial-scratch-raw" / "evaluate-1h.json", trial | {"date": "2026-11-27T10:00:00Z"})
+    write_training(folder, "trial-scratch-log_mel", "finetune-1h", 9.0, labels="1h")
+    trial = make_record("trial-scratch-log_mel", "evaluate-1h", labels="1h", metrics=make_evaluation(60.0, ("dev",)))
+    write_record(folder / "trial-scratch-log_mel" / "evaluate-1h.json", trial | {"date": "2026-11-27T10:00:00Z"})
     layers = [{"layer": 0, "eer": 30.0}, {"layer": 1, "eer": 20.5}]
     baselines = {name: {"eer": eer} for name, eer in (("log_mel", 12.0), ("untrained", 31.0))}
     probe = {"eer": 21.0, "layers": layers, "baselines": baselines, "num_speakers": 12}
@@ -92,13 +92,15 @@ def test_differences_are_paired_by_seed_and_by_speaker(results: Path) -> None:
 
 
 def test_a_trial_that_was_run_after_test_was_read_is_marked(results: Path) -> None:
-    assert "| scratch | raw | 2,000 | 60.0 | 90.0 | run after `test` was first read |" in build_table(read_all(results))
+    assert "| scratch | log_mel | 2,000 | 60.0 | 90.0 | run after `test` was first read |" in build_table(
+        read_all(results)
+    )
 
 
 def test_a_trial_is_no_cell_of_the_comparison(results: Path) -> None:
     rows = list_rows(read_all(results))
     assert sum(row.kind == "trial" for row in rows) == 1
-    assert "| trial-scratch-raw |" not in build_table(read_all(results))
+    assert "| trial-scratch-log_mel |" not in build_table(read_all(results))
 
 
 def test_the_page_is_changed_between_its_lines_alone(results: Path, tmp_path: Path) -> None:
