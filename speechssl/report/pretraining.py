@@ -146,6 +146,7 @@ def make_machinery(run: RunFolder) -> str:
         ("loss", "Total loss", "bits a masked frame", plain),
         ("loss_diversity", "Diversity loss", "bits", plain),
         ("loss_features", "Feature penalty", "bits", plain),
+        ("loss_unmasked", "Loss at frames that are not masked, weighted", "bits a masked frame", plain),
         ("loss_intermediate", "Loss after the inner block", "bits a masked frame", plain),
         ("removed_negatives", "Removed negatives", "same codes as the target", format_percent),
         ("masked_share", "Masked share", "of all frames", format_percent),

@@ -130,10 +130,10 @@ WAVEFORM: Keys = {"model.front_end": "convolutions"}
 """On the waveform `small` has as many parameters as with log-mel input, to 0.05 %."""
 
 PRETRAINED_TRIALS: Mapping[str, Keys] = {
-    "reset4": {},
-    "reset0": {"reset_layers": 0},
-    "reset0_slow": {"reset_layers": 0, "training.lr": 5e-4},
-    "reset0_late": {"reset_layers": 0, "training.freeze_share": 0.1},
+    "preset": {},
+    "slow": {"training.lr": 5e-4},
+    "late": {"training.freeze_share": 0.1},
+    "speed": SPEED,
 }
 SCRATCH_TRIALS: Mapping[str, Keys] = {
     "log_mel": {},
@@ -144,9 +144,9 @@ SCRATCH_TRIALS: Mapping[str, Keys] = {
 
 CHOSEN: Mapping[str, str] = {
     "scratch": "log_mel",
-    "wav2vec2": "reset0",
-    "random_projection": "reset0",
-    "kmeans": "reset0",
+    "wav2vec2": "preset",
+    "random_projection": "preset",
+    "kmeans": "preset",
 }
 """The trial of each arm that was best on `dev`: what its cells fine-tune with. To be set before `test` is read."""
 
@@ -158,7 +158,7 @@ LONG_ARM = "wav2vec2"
 
 SEEDS = (1, 2, 3)
 
-_CODES = {"objective": "masked_codes"}
+_CODES = {"objective": "masked_codes", "objective.unmasked_weight": 1.0}
 _PROJECTION_CODES = {**_CODES, "objective.targets": "random_projection", "objective.num_codes": 1024}
 _MFCC_CODES = {
     **_CODES,
@@ -182,7 +182,7 @@ def list_arms() -> dict[str, Arm]:
         return SEEDS if name == BETTER_OTHER else SEEDS[:1]
 
     raw = SCRATCH_TRIALS[CHOSEN["scratch"]]
-    few = {name: PRETRAINED_TRIALS[name] for name in ("reset0", "reset0_slow")}
+    few = {name: PRETRAINED_TRIALS[name] for name in ("preset", "slow")}
 
     def tuned(name: str) -> Keys:
         return PRETRAINED_TRIALS[CHOSEN[name]]

@@ -53,7 +53,7 @@ def test_seeds_and_labels_are_those_of_the_study() -> None:
     assert {cell.arm for cell in cells if cell.kind == "long"} == {LONG_ARM, "scratch"}
 
 
-@pytest.mark.parametrize("trial", ["trial-wav2vec2-reset4", "trial-scratch-log_mel"])
+@pytest.mark.parametrize("trial", ["trial-wav2vec2-preset", "trial-scratch-log_mel"])
 def test_a_trial_reads_no_test_and_no_probe(trial: str) -> None:
     words = [str(command.keys) for step in list_steps(trial).values() for command in step.commands]
     assert not [line for line in words if "test.tsv" in line or "test-other" in line]
