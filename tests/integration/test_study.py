@@ -105,7 +105,7 @@ def test_a_trial_rebuilds_the_pretraining_that_another_session_made(places: Plac
     weights = places.out / "wav2vec2-1" / "pretrain" / "checkpoints" / "last" / "model.safetensors"
     first = load_file(weights)
     shutil.rmtree(places.out / "wav2vec2-1")
-    trial = Cell("trial-wav2vec2-reset0", "wav2vec2", 1, (FEW,), "trial", "reset0")
+    trial = Cell("trial-wav2vec2-slow", "wav2vec2", 1, (FEW,), "trial", "slow")
     run_cell(trial, places, REHEARSAL, SETTINGS)
     again = load_file(weights)
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
