@@ -13,6 +13,7 @@ from tests.unhooked import run_unhooked
 CASES = Path(__file__).with_name("compile_cases.py")
 
 
+@pytest.mark.slow
 def test_the_three_steps_are_one_graph_each() -> None:
     run_unhooked(CASES)
 

@@ -116,6 +116,7 @@ def test_finished_steps_are_skipped(tmp_path: Path, verbs: FakeVerbs) -> None:
     assert verbs.calls == [ALL_STEPS[2], *ALL_STEPS[4:6], *ALL_STEPS[9:]]
 
 
+@pytest.mark.slow
 def test_another_length_needs_another_folder_or_overwrite(tmp_path: Path, verbs: FakeVerbs) -> None:
     (tmp_path / "mine.txt").write_text("kept")
     demo.run(DemoConfig(out=str(tmp_path), minutes=0.5))

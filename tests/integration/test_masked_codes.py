@@ -31,6 +31,7 @@ MFCC = {"objective": "masked_codes", "objective.targets": "kmeans", "objective.n
 INNER = {"objective.intermediate_layer": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("keys", "workers"), [(RANDOM, 2), (MFCC | INNER, 0)])
 def test_a_resumed_run_is_the_uninterrupted_one(
@@ -77,6 +78,7 @@ def test_a_teacher_of_ones_own_gives_the_targets_and_must_stay_as_it_was(
         pretrain(manifests, tmp_path / "parts", **keys | {"training.max_updates": 5})
 
 
+@pytest.mark.slow
 def test_the_loss_falls_below_the_entropy_of_the_targets(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
     """It knows more than how often each code comes: what is masked is told from what stands around it."""
     pretrain(

@@ -149,6 +149,7 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
     assert not (tmp_path / "desync" / "checkpoints" / "update-0000004").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_predict_the_codes_of_one(manifests: Path, tmp_path: Path) -> None:
     """The other objective: k-means is fitted on one rank for all, to the same audio, and FSDP2 has its buffers too."""
     task = {"objective": "masked_codes", "objective__targets": "kmeans", "objective__num_codes": 20}
