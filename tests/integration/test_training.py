@@ -107,7 +107,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_is_the_uninterrupted_one(
     manifests: Path, tmp_path: Path, stop_after: Callable[[int], None], workers: int
 ) -> None:
