@@ -47,7 +47,7 @@ class ObjectiveConfig(ContrastiveConfig):
     subtract_mean: bool = knob(False, "masked_codes: take each utterance's mean (in pretraining each crop's) from its MFCC", "", "cepstral mean normalisation")
     fit_s: float = knob(3600.0, "masked_codes: audio that k-means is fitted to, once as a run begins", "s")
     intermediate_layer: int = knob(0, "masked_codes: the same loss after this block too; 0: none", "", "ILS-SSL, arXiv 2112.08778")
-    unmasked_weight: float = knob(0.0, "masked_codes: weight of the same loss at the frames that are not masked", "", "HuBERT §2.3: (1 - α) / α; 0 in its code")
+    unmasked_weight: float = knob(0.0, "masked_codes: weight of the loss at the frames that are not masked", "", "HuBERT: (1 - α) / α")
     name: str = knob("wav2vec2", "`wav2vec2` or `masked_codes`; chosen as objective=…")
 
     def __post_init__(self) -> None:

@@ -181,15 +181,15 @@ def list_arms() -> dict[str, Arm]:
     def seeds(name: str) -> tuple[int, ...]:
         return SEEDS if name == BETTER_OTHER else SEEDS[:1]
 
-    raw = SCRATCH_TRIALS[CHOSEN["scratch"]]
+    fresh = SCRATCH_TRIALS[CHOSEN["scratch"]]
     few = {name: PRETRAINED_TRIALS[name] for name in ("preset", "slow")}
 
     def tuned(name: str) -> Keys:
         return PRETRAINED_TRIALS[CHOSEN[name]]
 
     return {
-        "scratch": Arm("from scratch, same total compute", (), raw, SEEDS, True, SCRATCH_TRIALS),
-        "scratch_short": Arm("from scratch, same fine-tuning", (), raw),
+        "scratch": Arm("from scratch, same total compute", (), fresh, SEEDS, True, SCRATCH_TRIALS),
+        "scratch_short": Arm("from scratch, same fine-tuning", (), fresh),
         "random_frozen": Arm("random encoder, frozen", (), {"training.freeze_share": 1.0}),
         "wav2vec2": Arm("wav2vec 2.0", ({},), tuned("wav2vec2"), SEEDS, trials=PRETRAINED_TRIALS),
         "random_projection": Arm(
