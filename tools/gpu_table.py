@@ -61,7 +61,7 @@ class Scale:
     repeats: int
 
 
-GPU = Scale("base", "large", "cuda", "bf16", 16, 15.6, 60, 600, 12, 7)
+GPU = Scale("base", "large", "cuda", "bf16", 16, 15.6, 30, 300, 12, 5)
 REHEARSAL = Scale("tiny", "tiny", "cpu", "float32", 2, 1.0, 2, 4, 1, 1)
 
 
@@ -96,7 +96,7 @@ def list_commands(scale: Scale, manifest: Path, folder: Path) -> dict[str, list[
                 f"training.max_updates={scale.updates}",
                 "training.checkpoint_every=1000000",
             ],
-            *["data.min_s=0.5", f"out={folder / 'run'}"],
+            *["data.min_s=0.5", f"data.cache_dir={folder / 'cache'}", f"out={folder / 'run'}"],
         ],
         "bench pretrain, loader included": make_bench("pretrain", scale.network, *data, "overwrite=true"),
         "bench pretrain": make_bench("pretrain", scale.network),

@@ -266,17 +266,25 @@ class MaskedCodesObjective:
     def _describe(self, batch: Batch) -> list[Tensor]:
         """Give what k-means clusters for each row: MFCC, or a layer of the teacher, which hears the row unmasked.
 
-        One row after the other in float32: the codes do not depend on what else is in the batch.
+        In float32 and, on a CPU, one row after the other: the codes do not depend on what else is in the batch. A GPU
+        takes all rows at once, since it would wait for its launches most of the time, and codes agree to rounding.
         """
         lengths = [batch.waveforms.shape[1]] * len(batch.ids) if batch.num_samples is None else batch.num_samples
         rows = [waveform[: int(length)] for waveform, length in zip(batch.waveforms, lengths, strict=True)]
         if self.teacher is None:
             field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
             counts, is_centred = [_count_frames(len(row), self.config) for row in rows], self.task.subtract_mean
-            return [targets.compute_mfcc(x.numpy(), n, field, is_centred) for x, n in zip(rows, counts, strict=True)]
+            return [
+                targets.compute_mfcc(x.cpu().numpy(), n, field, is_centred) for x, n in zip(rows, counts, strict=True)
+            ]
         teacher, device = self.teacher.to(batch.waveforms.device), batch.waveforms.device.type
+        layer = self.task.teacher_layer
         with torch.autocast(device, enabled=False):
-            return [teacher(row[None]).layers[self.task.teacher_layer][0] for row in rows]
+            if device == "cpu":
+                return [teacher(row[None]).layers[layer][0] for row in rows]
+            frames = teacher(batch.waveforms, batch.num_samples)
+            states = zip(frames.layers[layer], frames.num_frames.tolist(), strict=True)
+            return [row[:count] for row, count in states]
 
     @torch.no_grad()
     def _ask_teacher(self, batch: Batch, positions: Tensor) -> Tensor:

@@ -178,5 +178,20 @@ def test_the_gpu_chain_is_rehearsed_in_parts(corpora: Path, tmp_path: Path) -> N
 
     words = [f"data={corpora / 'LibriSpeech'}", f"out={tmp_path}", "rehearse=true", "workers=0", "device=cpu"]
     assert gpu.main([*words, "scales=12x512"]) == 0
-    record = read_record(tmp_path / "results" / "gpu-12x512-wav2vec2-1" / "pretrain.json")
+    record = read_record(tmp_path / "results" / "gpu-12x512-kmeans-1" / "pretrain-1.json")
     assert record is not None and record["status"] == "done" and record["tries"] == 2
+
+
+@pytest.mark.slow
+def test_cells_share_a_gpu_in_processes_of_their_own(corpora: Path, tmp_path: Path) -> None:
+    from recipes.librispeech_mini.study import gpu
+
+    words = [f"data={corpora / 'LibriSpeech'}", f"out={tmp_path}", "rehearse=true", "workers=0", "device=cpu"]
+    words += ["scales=12x512", "processes=2"]
+    assert gpu.main([*words, "minutes=0.05"]) == 75
+    assert gpu.main(words) == 0
+    for cell in ("scratch", "kmeans", "wav2vec2"):
+        record = read_record(tmp_path / "results" / f"gpu-12x512-{cell}-1" / "verification.json")
+        assert record is not None and record["status"] == "done"
+        assert (tmp_path / f"gpu-12x512-{cell}-1.log").stat().st_size > 0
+    assert gpu.main([*words, "cell=gpu-12x512-hubert-1"]) == 2

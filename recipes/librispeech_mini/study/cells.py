@@ -7,7 +7,7 @@ before any `test` is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ REHEARSAL = Budget(
 """Whether every step of every cell runs, in a minute."""
 
 GPU: Mapping[str, Budget] = {
-    "small": Budget(pretrain_updates=4000, finetune_updates={FEW: 1000, ALL: 1600}, speeds=(1500.0, 1000.0)),
+    "small": TWO_CORES,
     "12x512": Budget(
         network={
             "model.num_layers": 12,
@@ -91,15 +91,21 @@ GPU: Mapping[str, Budget] = {
             "model.num_heads": 8,
             "model.layer_drop_prob": 0.05,
         },
-        pretrain_updates=4000,
+        pretrain_updates=3000,
+        pretrain_update_s=192.0,
         finetune_updates={FEW: 1000, ALL: 1600},
-        speeds=(900.0, 600.0),
+        finetune_update_s=96.0,
+        teacher_layer=8,
+        shared={"training.lr": 5e-4},
     ),
 }
-"""The same chain on one GPU, wav2vec 2.0 beside scratch with the same total compute: 30 minutes for both networks with
-one seed, if the speeds are as assumed."""
+"""On a GPU: the same cells with `small`, to the update, and a network of 12 blocks of 512 with four times the
+audio in an update of pretraining and three times in one of fine-tuning."""
 
-GPU_ARMS, GPU_SEEDS = ("wav2vec2", "scratch"), (1, 2, 3, 4, 5)
+GPU_ARMS, GPU_SEEDS = ("scratch", "kmeans", "wav2vec2"), (1, 2, 3, 4, 5)
+
+GPU_SINGLE_ARMS = ("random_projection", "scratch_short", "random_frozen")
+"""Run with the first seed and `small` alone."""
 
 
 @dataclass(frozen=True)
@@ -249,11 +255,17 @@ def list_cells(budget: Budget) -> dict[str, Cell]:
     return {cell.name: cell for cell in cells}
 
 
-def list_gpu_cells(scale: str, seeds: tuple[int, ...]) -> list[Cell]:
-    """List the cells of a network on a GPU, seed by seed, so that every seed that is done has its pair."""
-    return [
-        Cell(f"gpu-{scale}-{arm}-{seed}", arm, seed, (FEW, ALL), f"gpu {scale}") for seed in seeds for arm in GPU_ARMS
-    ]
+def list_gpu_cells(scales: Iterable[str], num_seeds: int) -> list[Cell]:
+    """List the cells on a GPU, the most wanted first: seed by seed, so that every seed that is done has its pairs."""
+    cells = [_make_gpu_cell(scale, arm, seed) for seed in GPU_SEEDS[:num_seeds] for scale in scales for arm in GPU_ARMS]
+    if "small" in scales:
+        cells += [_make_gpu_cell("small", arm, GPU_SEEDS[0]) for arm in GPU_SINGLE_ARMS]
+    return cells
+
+
+def _make_gpu_cell(scale: str, arm: str, seed: int) -> Cell:
+    has_fewest = FEWEST in GPU[scale].finetune_updates and seed == GPU_SEEDS[0] and arm != "scratch"
+    return Cell(f"gpu-{scale}-{arm}-{seed}", arm, seed, (FEW, ALL, *((FEWEST,) if has_fewest else ())), f"gpu {scale}")
 
 
 def find_cell(name: str, budget: Budget) -> Cell:

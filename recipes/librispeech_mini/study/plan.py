@@ -198,7 +198,9 @@ def _evaluate(cell: Cell, tuning: Step, splits: tuple[str, ...], budget: Budget,
     name = tuning.name.replace("finetune", "evaluate")
     commands = []
     for split in splits:
-        for decoding in budget.decodings:
+        # `dev` only chooses between trials.
+        chosen = budget.decodings if split in TEST_SPLITS or cell.kind == "trial" else budget.decodings[:1]
+        for decoding in chosen:
             keys = {
                 "checkpoint": str(run / "checkpoints" / "last"),
                 "data.test": [places.manifest(split)],

@@ -14,6 +14,7 @@ from recipes.librispeech_mini.study.cells import (
     FEW,
     FEWEST,
     GPU,
+    GPU_ARMS,
     LONG_ARM,
     REHEARSAL,
     SEEDS,
@@ -25,6 +26,7 @@ from recipes.librispeech_mini.study.cells import (
 )
 from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, match_updates
 from recipes.librispeech_mini.study.plan import Places, Step, build_steps, estimate_hours
+from recipes.librispeech_mini.study.records import format_command
 from speechssl.errors import ConfigError
 
 PLACES = Places(Path("/corpus"), Path("/digits"), Path("/text"), Path("/runs"), Path("/results"))
@@ -111,11 +113,23 @@ def test_operations_are_those_of_the_bench() -> None:
 
 
 def test_a_gpu_runs_pairs_seed_by_seed() -> None:
-    cells = list_gpu_cells("12x512", (1, 2))
-    assert [(cell.arm, cell.seed) for cell in cells] == [(a, s) for s in (1, 2) for a in ("wav2vec2", "scratch")]
-    (pretraining, *_, _) = build_steps(cells[0], GPU["12x512"], PLACES)
+    cells = list_gpu_cells(["12x512"], 2)
+    assert [(cell.arm, cell.seed) for cell in cells] == [(arm, seed) for seed in (1, 2) for arm in GPU_ARMS]
+    (pretraining, *_) = build_steps(cells[2], GPU["12x512"], PLACES)
     keys = pretraining.commands[0].keys
     assert (keys["model.num_layers"], keys["model.model_dim"]) == (12, 512)
+
+
+def test_the_cells_of_small_on_a_gpu_are_those_of_the_study() -> None:
+    for cell in list_gpu_cells(["small"], 1):
+        own = build_steps(cell, GPU["small"], PLACES)
+        study = build_steps(find_cell(f"{cell.arm}-1", TWO_CORES), TWO_CORES, PLACES)
+        assert [step.name for step in own] == [step.name for step in study]
+        for mine, theirs in zip(own, study, strict=True):
+            commands = [format_command(command, PLACES) for command in mine.commands]
+            assert [line.replace("gpu-small-", "") for line in commands] == [
+                format_command(command, PLACES) for command in theirs.commands
+            ]
 
 
 def test_an_unknown_cell_is_answered_with_those_there_are() -> None:
