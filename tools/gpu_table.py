@@ -169,7 +169,7 @@ def profile_steps(scale: Scale) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run every row, write `table.md`, and print it."""
+    """Profile, run every row, write `table.md`, and print it."""
     given = dict(word.partition("=")[::2] for word in argv)
     scale = REHEARSAL if given.get("rehearse") == "true" else GPU
     folder = Path(given.get("out") or tempfile.mkdtemp()).resolve()
@@ -180,6 +180,7 @@ def main(argv: list[str]) -> int:
         "",
     ]
     lines += ["| row | figure | command |", "| --- | --- | --- |"]
+    (folder / "profile.txt").write_text(profile_steps(scale), encoding="utf-8")
     details, failed = [], 0
     for name, command in list_commands(scale, manifest, folder).items():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -193,8 +194,8 @@ def main(argv: list[str]) -> int:
         if name.startswith("side by side") and status == 0:
             details += ["", done.stdout.replace(str(manifest), "MANIFEST")]
         print(lines[-1], file=sys.stderr, flush=True)
-    (folder / "profile.txt").write_text(profile_steps(scale), encoding="utf-8")
-    (folder / "table.md").write_text("\n".join([*lines, *details]) + "\n", encoding="utf-8")
+        # After every row: a lent machine's time may be up before the last one.
+        (folder / "table.md").write_text("\n".join([*lines, *details]) + "\n", encoding="utf-8")
     print((folder / "table.md").read_text(encoding="utf-8"))
     return int(failed)
 
