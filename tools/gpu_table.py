@@ -104,6 +104,10 @@ def list_commands(scale: Scale, manifest: Path, folder: Path) -> dict[str, list[
         "bench ctc": make_bench("ctc", scale.network),
         "bench extract": make_bench("extract", scale.network),
         "bench load": make_bench("load", scale.network, *data),
+        "side by side, positions": [
+            *[sys.executable, "-m", "tests.benchmarks.positions", f"model={scale.network}", *side],
+            "--no-memory",
+        ],
         "side by side, pretraining step": [
             *[sys.executable, "-m", "tests.benchmarks.pretrain_step", f"model={scale.network}", *side],
         ],

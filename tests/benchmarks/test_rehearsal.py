@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from speechssl.cli import bench_meter
-from tests.benchmarks import ctc_step, data_loading, extraction, pretrain_step
+from speechssl.model.transformer import PositionalConvolution
+from tests.benchmarks import ctc_step, data_loading, extraction, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio
 
 TINY = ["model=tiny", "device=cpu", "warmup_steps=1"]
@@ -80,3 +82,20 @@ def test_memory_is_measured_in_a_process_of_its_own(
 def test_a_ratio_is_taken_turn_by_turn() -> None:
     middle, spread, low, high = summarise_ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
     assert (middle, spread, low, high) == (2.0, 0.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("kernel", [6, 7])
+def test_all_ways_to_positions_come_to_the_same(kernel: int) -> None:
+    torch.manual_seed(1)
+    module, x = PositionalConvolution(12, kernel, 3), torch.randn(2, 15, 12)
+    torch.nn.init.normal_(module.conv.bias)
+    expected = module(x)
+    for way in positions.WAYS.values():
+        torch.testing.assert_close(way(module, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="its version is in the table")
+    positions.main([*TINY, "batch=2", "seconds=1", "--repeats", "1", "--no-memory"])
+    rows, ratios = read_tables(capsys.readouterr().out)
+    assert [row[1] for row in rows] == list(positions.WAYS) and len(ratios) == len(positions.WAYS) - 1
