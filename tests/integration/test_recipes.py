@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from speechssl.cli.words import read_words
 from speechssl.config import PretrainConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "distributed"
+OFFLINE = FOLDER.parent / "offline"
 NOTE = '#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done > "$0.words"\n'
 
 
@@ -43,9 +45,9 @@ def read_launch(folder: Path) -> tuple[dict[str, str], PretrainConfig]:
     return vars(given), build_config(request)
 
 
-@pytest.mark.parametrize("name", ["one_node", "nodes.sbatch"])
-def test_bash_understands_it(name: str) -> None:
-    subprocess.run(["bash", "-n", str(FOLDER / name)], check=True)
+@pytest.mark.parametrize("path", [FOLDER / "one_node", FOLDER / "nodes.sbatch", OFFLINE / "pack", OFFLINE / "there"])
+def test_bash_understands_it(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
@@ -88,3 +90,48 @@ def test_a_failed_job_stays_out_of_the_queue(stand_ins: Path) -> None:
     done = subprocess.run(["bash", FOLDER / "nodes.sbatch", "a.tsv", "b.tsv", "runs/a"], check=False)
     assert done.returncode == 3
     assert not (stand_ins / "scontrol.requeue").exists()
+
+
+def test_what_an_offline_machine_needs_is_packed(stand_ins: Path, tmp_path: Path) -> None:
+    """Transcripts as they are, audio as .ogg in the same tree, one wheel a name, and the folders that are named."""
+    (stand_ins / "ffmpeg").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho opus > "$1"\n')
+    (stand_ins / "python3").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho "$1" >> "$0.pins"\n')
+    for name in ("ffmpeg", "python3"):
+        (stand_ins / name).chmod(0o755)
+    chapter, digits = tmp_path / "corpus" / "train" / "19" / "198", tmp_path / "FSDD"
+    for folder in (chapter, digits):
+        folder.mkdir(parents=True)
+    (chapter / "19-198.trans.txt").write_text("19-198-0000 YES\n")
+    (chapter / "19-198-0000.flac").write_bytes(b"")
+    (digits / "a.flac").write_bytes(b"digit")
+    packed = tmp_path / "packed"
+    subprocess.run([OFFLINE / "pack", packed, tmp_path / "corpus", digits], check=True)
+    files = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
+    inside = "LibriSpeech/train/19/198/19-198"
+    assert files == {f"{inside}.trans.txt", f"{inside}-0000.ogg", "FSDD/a.flac"}
+    pins = (stand_ins / "python3.pins").read_text().split()
+    assert "soundfile==0.14.0" in pins and {"pooch", "cffi"} <= {pin.partition("=")[0] for pin in pins}
+
+
+def test_what_an_offline_machine_made_comes_back_without_weights(stand_ins: Path, tmp_path: Path) -> None:
+    """Time that is up, and tests that fail, do not stop it."""
+    scratch = tmp_path / "scratch"
+    python = stand_ins / "python"
+    cell = scratch / "cells" / "gpu-small-kmeans-1"
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >> "$0.words"\ncase "$*" in *study/gpu*) mkdir -p {cell} {scratch}/cells/results/a\n'
+        f"touch {cell}/metrics.jsonl {cell}/model.safetensors {scratch}/cells/results/a/pretrain.json\nexit 75;;\n"
+        "*pytest*) exit 1;;\nesac\n"
+    )
+    python.chmod(0o755)
+    packed = tmp_path / "packed"
+    for name in ("wheels", "LibriSpeech", "FSDD"):
+        (packed / name).mkdir(parents=True)
+    env = {**os.environ, "PYTHON": str(python), "SCRATCH": str(scratch), "CELLS": "seeds=2"}
+    subprocess.run([OFFLINE / "there", packed, tmp_path / "results", "1", "5"], env=env, check=True)
+    with tarfile.open(tmp_path / "results" / "there.tgz") as archive:
+        names = archive.getnames()
+    assert {"./cells/gpu-small-kmeans-1/metrics.jsonl", "./cells/results/a/pretrain.json"} <= set(names)
+    assert not any("safetensors" in name for name in names)
+    asked = (stand_ins / "python.words").read_text()
+    assert f"fsdd={packed}/FSDD minutes=5 seeds=2" in asked and "text=" not in asked
