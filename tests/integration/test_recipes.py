@@ -121,7 +121,7 @@ def test_what_an_offline_machine_made_comes_back_without_weights(stand_ins: Path
     python.write_text(
         f'#!/bin/sh\necho "$@" >> "$0.words"\ncase "$*" in *study/gpu*) mkdir -p {cell} {scratch}/cells/results/a\n'
         f"touch {cell}/metrics.jsonl {cell}/model.safetensors {scratch}/cells/results/a/pretrain.json\nexit 75;;\n"
-        "*pytest*) exit 1;;\nesac\n"
+        "*test_gpu*) exit 1;;\nesac\n"
     )
     python.chmod(0o755)
     packed = tmp_path / "packed"
