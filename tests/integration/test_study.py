@@ -178,7 +178,7 @@ def test_the_gpu_chain_is_rehearsed_in_parts(corpora: Path, tmp_path: Path) -> N
 
     words = [f"data={corpora / 'LibriSpeech'}", f"out={tmp_path}", "rehearse=true", "workers=0", "device=cpu"]
     assert gpu.main([*words, "scales=12x512"]) == 0
-    record = read_record(tmp_path / "results" / "gpu-12x512-kmeans-1" / "pretrain-1.json")
+    record = read_record(tmp_path / "results" / "gpu-12x512-scratch-1" / "finetune-1h.json")
     assert record is not None and record["status"] == "done" and record["tries"] == 2
 
 

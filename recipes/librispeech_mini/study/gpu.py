@@ -33,7 +33,7 @@ KEYS = (
 SCRIPT = Path(__file__).parent / "gpu"
 
 FIRST_PART_S, REHEARSED_UPDATES = 1.0, 60
-"""In a rehearsal the first pretraining is stopped after a second and goes on, as after a part of the time."""
+"""In a rehearsal the first training is stopped after a second and goes on, as after a part of the time."""
 
 _logger = logging.getLogger("speechssl")
 
