@@ -264,7 +264,8 @@ def list_gpu_cells(scales: Iterable[str], num_seeds: int) -> list[Cell]:
 
 
 def _make_gpu_cell(scale: str, arm: str, seed: int) -> Cell:
-    has_fewest = FEWEST in GPU[scale].finetune_updates and seed == GPU_SEEDS[0] and arm != "scratch"
+    is_once = seed == GPU_SEEDS[0] and not list_arms()[arm].is_matched
+    has_fewest = is_once and FEWEST in GPU[scale].finetune_updates
     return Cell(f"gpu-{scale}-{arm}-{seed}", arm, seed, (FEW, ALL, *((FEWEST,) if has_fewest else ())), f"gpu {scale}")
 
 
