@@ -39,6 +39,8 @@ class Budget:
         subsets: length of each smaller set of labels, as `prepare subset=` takes it.
         decodings: `greedy`, and `beam` with the 4-gram.
         chunk_s: seconds of an utterance that operations are counted for, in pretraining and in fine-tuning.
+        fill: share of an update's seconds that is speech, in pretraining and in fine-tuning: batches of whole
+            utterances leave room. Measured on the records' `hours_seen`.
         speeds: times real time that the estimates of `cells` assume, in pretraining and in fine-tuning.
         shared: keys of every training.
         probe: keys of every probe.
@@ -56,6 +58,7 @@ class Budget:
     subsets: Mapping[str, str] = field(default_factory=lambda: {FEWEST: "10m", FEW: "1h"})
     decodings: tuple[str, ...] = ("greedy", "beam")
     chunk_s: tuple[float, float] = (6.0, 12.0)
+    fill: tuple[float, float] = (0.99, 0.832)
     speeds: tuple[float, float] = (160.0, 110.0)
     shared: Keys = field(default_factory=dict)
     probe: Keys = field(default_factory=dict)
@@ -117,7 +120,7 @@ class Arm:
         pretrain: keys of each pretraining, one after the other; none for an arm without.
         finetune: keys of fine-tuning, fixed on `dev`.
         seeds: of its cells.
-        is_matched: fine-tuning goes on until its operations are those of pretraining and fine-tuning together.
+        is_matched: fine-tuning goes on until its operations are those of the dearest pretrained arm in all.
         trials: keys of fine-tuning that were tried on `dev`, by name.
     """
 
@@ -195,6 +198,8 @@ def list_arms() -> dict[str, Arm]:
 
     return {
         "scratch": Arm("from scratch, same total compute", (), fresh, SEEDS, True, SCRATCH_TRIALS),
+        # What was run before the count of operations was mended; no cell of it is run any more.
+        "scratch_less": Arm("from scratch, 4.3 times the fine-tuning (too few operations)", (), fresh, ()),
         "scratch_short": Arm("from scratch, same fine-tuning", (), fresh),
         "random_frozen": Arm("random encoder, frozen", (), {"training.freeze_share": 1.0}),
         "wav2vec2": Arm("wav2vec 2.0", ({},), tuned("wav2vec2"), SEEDS, trials=PRETRAINED_TRIALS),

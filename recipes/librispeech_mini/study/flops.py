@@ -33,14 +33,16 @@ def count_pretraining(keys: Keys, seconds: float) -> float:
         keys: of the verb `pretrain`.
         seconds: of a row; attention grows with it.
 
-    The share that is masked is 1 - exp(-p) with p = `model.mask.prob`, since spans overlap.
+    The share that is masked is 1 - exp(-p) with p = `model.mask.prob`, since spans overlap; codes are predicted at all
+    frames where the others have a weight.
     """
     config: PretrainConfig = compose("pretrain", keys)
     network, num_samples = config.model, round(seconds * SAMPLE_RATE)
     num_frames = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides)
     num_masked = num_frames * (1.0 - math.exp(-network.mask.prob))
     if keys.get("objective") == "masked_codes":
-        heads = 2.0 * num_masked * network.model_dim * int(keys["objective.num_codes"])
+        predicted = num_frames if keys.get("objective.unmasked_weight") else num_masked
+        heads = 2.0 * predicted * network.model_dim * int(keys["objective.num_codes"])
     else:
         heads = count_pretraining_heads(network, num_masked)
     # A teacher that is a network says in every update which codes they are.

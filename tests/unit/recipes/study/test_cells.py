@@ -26,9 +26,10 @@ from recipes.librispeech_mini.study.cells import (
 )
 from recipes.librispeech_mini.study.flops import count_finetuning, count_pretraining, match_updates
 from recipes.librispeech_mini.study.plan import Places, Step, build_steps, estimate_hours
-from recipes.librispeech_mini.study.records import format_command
+from recipes.librispeech_mini.study.records import format_command, read_all
 from speechssl.errors import ConfigError
 
+RESULTS = Path(__file__).parents[4] / "recipes" / "librispeech_mini" / "study" / "results"
 PLACES = Places(Path("/corpus"), Path("/digits"), Path("/text"), Path("/runs"), Path("/results"))
 
 
@@ -47,10 +48,10 @@ def test_seeds_and_labels_are_those_of_the_study() -> None:
     cells = list_cells(TWO_CORES).values()
     seeds = {name: [cell.seed for cell in cells if cell.arm == name and cell.kind == "main"] for name in list_arms()}
     assert {name for name, row in seeds.items() if row == list(SEEDS)} == {"scratch", "wav2vec2", BETTER_OTHER}
-    assert all(row == [1] for row in seeds.values() if row != list(SEEDS))
+    assert all(row == [1] for name, row in seeds.items() if row != list(SEEDS) and name != "scratch_less")
     assert all({FEW, ALL} <= set(cell.labels) for cell in cells if cell.kind == "main")
     once = {cell.arm for cell in cells if FEWEST in cell.labels}
-    assert once == set(list_arms()) - {"scratch"}
+    assert once == set(list_arms()) - {"scratch", "scratch_less"}
     assert all(cell.seed == 1 for cell in cells if FEWEST in cell.labels)
     assert {cell.arm for cell in cells if cell.kind == "long"} == {LONG_ARM, "scratch"}
 
@@ -69,19 +70,35 @@ def test_a_trial_shares_the_pretraining_of_its_main_cell() -> None:
     assert trial["finetune-1h"].commands[0].keys["training.lr"] == 5e-4
 
 
-def test_scratch_costs_in_all_what_pretraining_and_fine_tuning_cost() -> None:
-    pretrained, scratch = list_steps("wav2vec2-1"), list_steps("scratch-1")
-    short = list_steps("scratch_short-1")
-
-    def count(step: Step) -> float:
-        keys = step.commands[0].keys
-        return float(keys["training.max_updates"] * keys["training.update_s"] * step.flop_per_s)
-
+def test_scratch_costs_in_all_what_the_dearest_pretrained_arm_costs() -> None:
+    scratch, short = list_steps("scratch-1"), list_steps("scratch_short-1")
     for labels in (FEW, ALL):
-        total = count(pretrained["pretrain"]) + count(pretrained[f"finetune-{labels}"])
-        assert count(scratch[f"finetune-{labels}"]) == pytest.approx(total, rel=1e-3)
-        same = [steps[f"finetune-{labels}"].commands[0].keys["training.max_updates"] for steps in (pretrained, short)]
-        assert same[0] == same[1] == TWO_CORES.finetune_updates[labels]
+        costs = {}
+        for name in ("wav2vec2", "random_projection", "kmeans"):
+            steps = list_steps(f"{name}-1")
+            trained = [step for step in steps if step.startswith("pretrain")] + [f"finetune-{labels}"]
+            costs[name] = sum(count_flop(steps[step]) for step in trained)
+            updates = [each[f"finetune-{labels}"].commands[0].keys["training.max_updates"] for each in (steps, short)]
+            assert updates[0] == updates[1] == TWO_CORES.finetune_updates[labels]
+        assert count_flop(scratch[f"finetune-{labels}"]) == pytest.approx(max(costs.values()), rel=1e-3)
+        assert max(costs, key=lambda name: costs[name]) == "kmeans"
+
+
+def count_flop(step: Step) -> float:
+    """Count the operations of a training by the speech that its updates hold."""
+    keys = step.commands[0].keys
+    fill = TWO_CORES.fill[not step.name.startswith("pretrain")]
+    return float(keys["training.max_updates"] * keys["training.update_s"] * fill * step.flop_per_s)
+
+
+@pytest.mark.parametrize("labels", [FEW, ALL])
+def test_what_was_run_held_as_much_speech_as_the_match_assumes(labels: str) -> None:
+    """The operations that the records count, which come from the hours heard, and not from the plan."""
+    records = read_all(RESULTS)["kmeans-1"]
+    run = [record for name, record in records.items() if name.startswith("pretrain") or name == f"finetune-{labels}"]
+    assert len(run) == 3
+    scratch = list_steps("scratch-1")[f"finetune-{labels}"]
+    assert count_flop(scratch) == pytest.approx(sum(record["flop"] for record in run), rel=0.01)
 
 
 def test_the_random_encoder_is_frozen_and_costs_a_forward() -> None:
