@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,12 @@ AUDIO_SUFFIXES = frozenset(
     {".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64"}
 )
 """File names that are taken for audio when a folder is searched."""
+
+MAX_CHANNELS = 64
+"""An array with more columns than this, and fewer rows, has its channels first, as torchaudio gives them."""
+
+ENDLESS = 2**31 - 2**16
+"""Programs that do not know yet how long a file will be write a length from here on into its header."""
 
 MAX_SAMPLES = 2**36 - 1
 """Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
@@ -48,9 +56,11 @@ def read_info(path: str | os.PathLike[str]) -> AudioInfo:
     """Read the header of an audio file.
 
     Raises:
-        DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, or of unknown length.
+        DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, of unknown length, or cut off
+            where its header says so (WAV, AIFF, AU; an Ogg file does not).
     """
     with _open(path) as file:
+        _check_whole(path, file)
         return AudioInfo(file.samplerate, file.channels, file.frames)
 
 
@@ -66,6 +76,35 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
     if file.frames > MAX_SAMPLES or file.samplerate <= 0:
         raise DataError(f"{path} must say how long it is, but its header does not: encode it again")
     return file
+
+
+def _check_whole(path: str | os.PathLike[str], file: soundfile.SoundFile) -> None:
+    """Compare what a header says with the file's length: libsndfile takes whatever is there for the whole.
+
+    Raises:
+        DataError: the file is shorter.
+    """
+    if file.format not in ("WAV", "WAVEX", "AIFF", "AU"):
+        return
+    with open(path, "rb") as raw:
+        said, size = _find_end(raw), os.fstat(raw.fileno()).st_size
+    if said > size:
+        raise DataError(f"{path} must be whole, but has {size} bytes where its header says {said}: it was cut off")
+
+
+def _find_end(raw: BinaryIO) -> int:
+    """Find where a header says that the samples end, in bytes; 0 where it does not, as in a stream."""
+    head = raw.read(12)
+    if head[:4] == b".snd":
+        start, length = struct.unpack(">II", head[4:])
+        return start + length if length < ENDLESS else 0
+    sizes = {b"RIFF": "<4sI", b"FORM": ">4sI"}.get(head[:4])
+    while sizes and len(chunk := raw.read(8)) == 8:
+        name, length = struct.unpack(sizes, chunk)
+        if name in (b"data", b"SSND"):
+            return raw.tell() + length if length < ENDLESS else 0
+        raw.seek(length + length % 2, os.SEEK_CUR)
+    return 0
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
@@ -98,22 +137,29 @@ def num_samples_at_16k(num_samples: int, sample_rate: int) -> int:
     return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
 
 
-def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int | None = None) -> FloatArray:
+def load_audio(
+    path: str | os.PathLike[str], offset: int = 0, num_samples: int | None = None, sample_rate: int | None = None
+) -> FloatArray:
     """Load audio, or a stretch of it, decoding no more than that stretch.
 
     Args:
         path: any file that libsndfile reads.
         offset: first sample, at the file's own rate.
         num_samples: how many, at the file's own rate; None takes the rest.
+        sample_rate: what `offset` and `num_samples` count in, Hz; None: whatever the file has.
 
     Returns:
         (N,) float32 mono at 16 kHz: the mean of the channels, resampled by soxr (HQ).
 
     Raises:
-        DataError: as `read_info`; the stretch is not in the file; the file is damaged, shorter than its header,
-            or holds NaN.
+        DataError: as `read_info`; the file has another rate than `sample_rate`; the stretch is not in the file; the
+            file is damaged, shorter than its header, or holds NaN.
     """
     with _open(path) as file:
+        if sample_rate not in (None, file.samplerate):
+            raise DataError(f"{path} must have the {sample_rate} Hz that the manifest names, but has {file.samplerate}")
+        if num_samples is None:
+            _check_whole(path, file)
         wanted = file.frames - offset if num_samples is None else num_samples
         if offset < 0 or wanted < 0 or offset + wanted > file.frames:
             raise DataError(
@@ -125,12 +171,12 @@ def load_audio(path: str | os.PathLike[str], offset: int = 0, num_samples: int |
             samples = file.read(wanted, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, MemoryError) as error:
             raise DataError(f"{path} must be whole, but is damaged ({error})") from error
-        sample_rate = file.samplerate
+        own_rate = file.samplerate
     if len(samples) != wanted:
         raise DataError(f"{path} must be whole, but holds {len(samples)} of {wanted} samples from {offset} on")
     if not np.isfinite(samples).all():
         raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
-    return convert_waveform(samples, sample_rate)
+    return convert_waveform(samples, own_rate)
 
 
 def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
@@ -144,13 +190,15 @@ def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
         (N',) float32 mono at 16 kHz.
 
     Raises:
-        DataError: another shape, or values that are not finite.
+        DataError: another shape, no sample rate, or values that are not finite.
     """
+    if sample_rate <= 0:
+        raise DataError(f"`sample_rate` must be above 0 Hz, but is {sample_rate}")
     array = np.asarray(samples)
     if np.issubdtype(array.dtype, np.integer):
         array = array / -float(np.iinfo(array.dtype).min)
     array = array.astype(np.float32)
-    if array.ndim not in (1, 2):
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > max(MAX_CHANNELS, len(array))):
         raise DataError(f"a waveform must have the shape (samples,) or (samples, channels), but has {array.shape}")
     if not np.isfinite(array).all():
         raise DataError("a waveform must be finite, but has NaN or infinite samples")

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import resolve_out, write_result
+from speechssl.cli.output import drop_result, resolve_out, write_result
 from speechssl.config import ConvertConfig
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
@@ -33,6 +33,8 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     is_file = config.to in FILES and bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
     target = out / FILES[config.to] if config.to in FILES and not is_file else out
+    if not is_file:
+        drop_result(out)
     dropped = write_model(model, target, config.to, foreign.card.update)
     result = _summarise(config, foreign) | {
         "out": str(target),

@@ -10,7 +10,7 @@ from typing import Any
 from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import EmbedConfig
 from speechssl.data.inputs import expand_audio
-from speechssl.evaluation.embedding_files import SUFFIXES, check_suffix, write_embeddings
+from speechssl.evaluation.embedding_files import SUFFIXES, check_place, write_embeddings
 from speechssl.evaluation.embeddings import Embedder, choose_layers, iterate_tables
 from speechssl.evaluation.recognition import Source
 from speechssl.interop.load import load_model
@@ -59,7 +59,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
 def _resolve_file(config: EmbedConfig) -> Path:
     """Find the file to write: `out` itself, or `embeddings.<format>` in the folder that it names."""
     if config.out and Path(config.out).suffix:
-        check_suffix(Path(config.out))
+        check_place(Path(config.out), config.overwrite)
         return resolve_out(config.out, "embed", config.overwrite, is_file=True)
     folder = resolve_out(config.out, "embed", config.overwrite)
     name = f"embeddings.{config.format}"

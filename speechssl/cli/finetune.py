@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
+from speechssl.cli.training_run import choose_precision, goes_on, open_folder, seed_weights, train
 from speechssl.config import FinetuneConfig, check
 from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
@@ -44,9 +44,12 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
     vocabulary = build_vocabulary(config.text, train_set.column("text"))
     check_letters(vocabulary, train_set.column("text"), config.text.unknown)
+    if valid_set is not None:
+        # Said only: they count as wrong there, and nothing is learned from them.
+        check_letters(vocabulary, valid_set.column("text"), "drop", "data.valid")
     seed_weights(config.seed)
     model = SpeechModel(config.model, vocabulary)
-    if config.init:
+    if config.init and not goes_on(config, folder):
         _start_from(model, config)
     frozen = count_frozen_updates(config)
     objective = CTCObjective(model, config.seed, frozen)
@@ -87,13 +90,14 @@ def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:
     return manifest
 
 
-def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: str) -> None:
+def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: str, key: str = "data.train") -> None:
     """Say which characters of the transcripts are no labels, so that nothing is lost unseen.
 
     Args:
         vocabulary: labels.
         texts: transcripts.
         unknown: `text.unknown`; punctuation, which nobody speaks, is only listed.
+        key: where the transcripts come from.
 
     Raises:
         DataError: letters or digits are outside the vocabulary, and `unknown` is `refuse`.
@@ -103,13 +107,14 @@ def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: 
     listed = ", ".join(f"{letter!r} {count} ×" for letter, count in counts.most_common(20))
     if spoken and unknown == "refuse":
         letters = ", ".join(f"{letter!r} {count} ×" for letter, count in list(spoken.items())[:20])
+        # Of the data's own characters only letters become labels by themselves.
+        whole = "text.vocabulary=data takes all letters, " if any(map(str.isalpha, spoken)) else ""
         raise DataError(
-            f"`data.train` must be spelt in the vocabulary, but has {letters} outside it "
-            f"(text.keep={''.join(spoken)!r} adds them, text.vocabulary=data takes all letters, text.unknown=drop "
-            "leaves them out of the labels)"
+            f"`{key}` must be spelt in the vocabulary, but has {letters} outside it "
+            f"(text.keep={''.join(spoken)!r} adds them, {whole}text.unknown=drop leaves them out of the labels)"
         )
     if counts:
-        _logger.warning("data.train has characters outside the vocabulary, left out of the labels: %s", listed)
+        _logger.warning("%s has characters outside the vocabulary, left out of the labels: %s", key, listed)
 
 
 def _build_source(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError
+from speechssl.training.run_folder import CONFIG
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
@@ -30,21 +31,24 @@ def resolve_out(out: str, verb: str, overwrite: bool, is_file: bool = False) -> 
         is_file: whether `out` names a file, whose folder is made, rather than a folder.
 
     Raises:
-        ConfigError: the place cannot be written, or holds a finished result and `overwrite` is false.
+        ConfigError: the place cannot be written, is the folder of a training run, or holds a finished result and
+            `overwrite` is false.
     """
     path = Path(out) if out else _choose_folder(verb)
     finished = path if is_file else path / RESULT_NAME
-    if finished.exists():
-        if not overwrite:
-            raise ConfigError(
-                f"`out` must be a new place, but {path} holds a finished result (overwrite=true replaces it)"
-            )
-        if not is_file:
-            finished.unlink()
+    if not is_file and (path / CONFIG).exists():
+        raise ConfigError(f"`out` must be a new place, but {path} is the folder of a training run")
+    if finished.exists() and not overwrite:
+        raise ConfigError(f"`out` must be a new place, but {path} holds a finished result (overwrite=true replaces it)")
     if is_file and path.is_dir():
         raise ConfigError(f"`out` must be a file, but {path} is a folder")
     check_writable(path.parent if is_file else path)
     return path
+
+
+def drop_result(folder: Path) -> None:
+    """Take an earlier result away, just before the files that it tells of are replaced."""
+    (folder / RESULT_NAME).unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:

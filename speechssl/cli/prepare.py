@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import resolve_out, write_result
+from speechssl.cli.output import drop_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
 from speechssl.corpora.folder import read_folder
 from speechssl.corpora.librispeech import find_tree, read_splits
-from speechssl.corpora.scan import Recording, Unreadable, find_audio, scan_recordings
+from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
 from speechssl.corpora.table import ALL, TABLE_SUFFIXES, read_table
+from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
 
@@ -43,6 +44,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     root, splits = read_corpus(config, corpus, out)
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
+    drop_result(out)
     _report_unreadable(unreadable, out)
     manifests = {split: scan.manifest for split, scan in scans.items()}
     unit = None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.training_run import choose_precision, open_folder, seed_weights, train
+from speechssl.cli.training_run import choose_precision, goes_on, open_folder, seed_weights, train
 from speechssl.config import PretrainConfig
 from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
@@ -25,7 +25,6 @@ from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.distributed import Ranks, join_ranks
-from speechssl.training.rotation import list_published
 from speechssl.training.small_batch import describe_departure
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
 
@@ -51,7 +50,7 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
     departure = describe_departure(config.model, config.training)
     if departure and not config.init and config.objective.name == "wav2vec2":
         _logger.warning(departure)
-    if config.init:
+    if config.init and not goes_on(config, folder):
         _start_from(objective, config.init, config.weights)
     source = _build_source(config, objective, config.data.train, "data.train", ranks)
     valid = _build_source(config, objective, config.data.valid, "data.valid", ranks) if config.data.valid else None
@@ -78,7 +77,7 @@ def _fit_codes(
     objective: MaskedCodesObjective, source: ManifestSource, folder: Path, config: PretrainConfig, ranks: Ranks
 ) -> None:
     """Fit the codes as a run begins, on rank 0 for all; a run that goes on takes those of its checkpoint."""
-    if ranks.find_max(int(ranks.is_main and bool(list_published(folder / "checkpoints")))):
+    if ranks.find_max(int(ranks.is_main and goes_on(config, folder))):
         return
     text = ""
     if ranks.is_main:

@@ -88,9 +88,12 @@ def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest]:
     """Load the two sets; without `data.test`, split by utterance so that every speaker is in both.
 
     Raises:
-        DataError: a manifest has no speakers, or a speaker of the test is not in the training (identification).
+        DataError: a manifest has no speakers or one alone, or a speaker of the test is not in the training
+            (identification).
     """
     train = _load_labelled(config.data.train, "data.train", config.data.where)
+    if len(set(train.column("speaker"))) < 2:
+        raise DataError(f"`data.train` must have two speakers or more, but has {train.column('speaker')[0]} alone")
     if not config.data.test:
         speakers = train.column("speaker")
         lone = [name for name in dict.fromkeys(speakers) if speakers.count(name) < 2]
@@ -105,6 +108,9 @@ def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest]:
     unknown = sorted(set(test.column("speaker")) - set(train.column("speaker")))
     if config.task == "identification" and unknown:
         raise DataError(f"`data.test` must have the speakers of data.train, but has {', '.join(unknown[:5])}")
+    known = len(set(test.column("id")) & set(train.column("id")))
+    if known:
+        _logger.warning("%d of %d utterances of data.test are in data.train too", known, len(test))
     return train, test
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 from speechssl.cli.output import check_writable
 from speechssl.cli.words import Request
-from speechssl.errors import ConfigError
-from speechssl.training.lock import hold_folder
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.training.lock import hold_folder, remove_unused
+from speechssl.training.run_folder import read_stored
 
 TRAINING_VERBS = ("pretrain", "finetune")
 """Verbs whose folder belongs to one run, which goes on where it was stopped."""
@@ -36,7 +37,7 @@ def find_rank() -> int:
 
 @contextmanager
 def hold_out(out: str) -> Iterator[None]:
-    """Make the folder of a run and hold it while inside.
+    """Make the folder of a run and hold it while inside; a new one in which nothing was written goes again.
 
     Raises:
         ConfigError: it is a file, cannot be written, or another run is using it.
@@ -44,9 +45,14 @@ def hold_out(out: str) -> Iterator[None]:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"`out` must be a folder, but {folder} is a file")
+    is_new = not folder.exists()
     check_writable(folder)
     with hold_folder(folder):
-        yield
+        try:
+            yield
+        finally:
+            if is_new:
+                remove_unused(folder)
 
 
 def build_config(request: Request) -> Any:
@@ -54,14 +60,28 @@ def build_config(request: Request) -> Any:
     from speechssl.cli.compose import compose_request, compose_tree
 
     if request.verb in TRAINING_VERBS:
-        init = compose_tree(request).get("init")
-        if init:
-            return compose_request(request, _read_stored_model(str(init)))
+        tree = compose_tree(request)
+        if tree.get("init"):
+            return compose_request(request, _read_stored_model(str(tree["init"]), tree))
     return compose_request(request)
 
 
-def _read_stored_model(init: str) -> dict[str, Any]:
-    """Read the keys of `model` from a checkpoint."""
+def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the keys of `model` from a checkpoint, or from the run that began with it where it has gone since.
+
+    Raises:
+        CheckpointError: it does not load, or has gone and no run began with it.
+    """
+    from omegaconf import OmegaConf
+
     from speechssl.interop.load import read_stored_model
 
-    return read_stored_model(init)
+    try:
+        return read_stored_model(init)
+    except CheckpointError:
+        has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
+        stored = read_stored(Path(str(tree["out"]))) if has_run else None
+        if Path(init).exists() or stored is None or stored.get("init") != init:
+            raise
+        model: dict[str, Any] = stored["model"]
+        return model

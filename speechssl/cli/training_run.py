@@ -14,6 +14,7 @@ from torch import nn
 from speechssl.cli.output import write_result
 from speechssl.config import FinetuneConfig, PretrainConfig
 from speechssl.data.loader import Batch
+from speechssl.errors import ConfigError
 from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
@@ -22,7 +23,8 @@ from speechssl.training.devices import resolve_precision, use_deterministic_algo
 from speechssl.training.distributed import Ranks, check_division
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
-from speechssl.training.run_folder import CONFIG, find_version, open_run
+from speechssl.training.rotation import list_published
+from speechssl.training.run_folder import CONFIG, claim_run, find_version, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
 from speechssl.training.trackers import TRACKERS, open_writers
@@ -34,13 +36,16 @@ TrainingVerbConfig = PretrainConfig | FinetuneConfig
 
 
 def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[str, Any] | None]:
-    """Open `out`, or return the result of the finished run that it holds; rank 0 does so for all.
+    """Check `out`, or return the result of the finished run that it holds; rank 0 does so for all.
+
+    Nothing is written or removed yet: what is refused later leaves the folder as it was.
 
     Returns:
         The folder, and the result if there is nothing left to do (an empty one on the other ranks).
 
     Raises:
-        ConfigError: `out` holds a run with other values.
+        ConfigError: `out` holds a run with other values, or the result of another verb; or with overwrite=true what
+            the new run starts from.
     """
     check_division(ranks, config.training)
     folder = Path(config.out)
@@ -50,9 +55,29 @@ def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[st
 
 
 def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
-    if config.overwrite and (folder / CONFIG).exists():
+    if not config.overwrite:
+        return open_run(folder, config)
+    sources = {"init": config.init}
+    if isinstance(config, PretrainConfig):
+        sources["objective.teacher"] = config.objective.teacher
+    for key, value in sources.items():
+        if value and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"`{key}` must lie outside of {folder}, which overwrite=true replaces, but is {value}")
+    return None
+
+
+def goes_on(config: TrainingVerbConfig, folder: Path) -> bool:
+    """Say whether a run has checkpoints to go on from: then it needs nothing that it began with but its data."""
+    return not config.overwrite and bool(list_published(folder / "checkpoints"))
+
+
+def _claim(config: TrainingVerbConfig, folder: Path, ranks: Ranks) -> None:
+    """Make the folder this run's once everything that could be refused has been checked; rank 0 does so for all."""
+    if ranks.is_main and config.overwrite and (folder / CONFIG).exists():
         remove_run(folder)
-    return open_run(folder, config)
+    if ranks.is_main:
+        claim_run(folder, config)
+    ranks.wait_for_all()
 
 
 def remove_run(folder: Path) -> None:
@@ -108,6 +133,7 @@ def train(
     precision: str,
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
+    _claim(config, folder, ranks)
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate

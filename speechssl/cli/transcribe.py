@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))
-    is_file = bool(Path(config.out).suffix) and not Path(config.out).is_dir()
+    is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)
     target = out if is_file else out / TEXTS_NAME
     precision = resolve_precision(config.precision, device)

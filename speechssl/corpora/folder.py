@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechssl.corpora.scan import Recording, find_audio, make_ids
+from speechssl.corpora.scan import Recording
+from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
 
 _logger = logging.getLogger("speechssl")
@@ -28,9 +29,9 @@ def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
     pattern = _compile(speaker_pattern)
     files, foreign = find_audio(root)
     if not files:
-        raise DataError(f"`root` must hold audio that libsndfile reads, but {root} has none" + _name_foreign(foreign))
+        raise DataError(f"`root` must hold audio that libsndfile reads, but {root} has none" + name_foreign(foreign))
     if foreign:
-        _logger.warning("left out%s", _name_foreign(foreign))
+        _logger.warning("left out%s", name_foreign(foreign))
     speakers = [_find_speaker(file, root, pattern) for file in files]
     _check_speakers(speakers, files, speaker_pattern)
     return [
@@ -45,8 +46,9 @@ def read_sidecar(file: Path) -> str | None:
     Raises:
         DataError: it is not UTF-8.
     """
-    path = file.with_suffix(".txt")
-    if not path.is_file():
+    beside = (file.with_suffix(suffix) for suffix in (".txt", ".TXT"))
+    path = next((path for path in beside if path.is_file()), None)
+    if path is None:
         return None
     try:
         return " ".join(path.read_text(encoding="utf-8-sig").split()) or None
@@ -86,11 +88,3 @@ def _check_speakers(speakers: Sequence[str | None], files: Sequence[Path], speak
         )
     if without:
         _logger.warning("speaker_pattern does not match %d files, such as %s", len(without), without[0])
-
-
-def _name_foreign(foreign: Sequence[Path]) -> str:
-    if not foreign:
-        return ""
-    name = foreign[0].name
-    command = f'ffmpeg -i "{name}" -ac 1 -ar 16000 "{foreign[0].stem}.flac"'
-    return f": {len(foreign)} files such as {name} must be converted first, each with {command}"

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from speechssl.audio import AUDIO_SUFFIXES
-from speechssl.corpora.scan import Recording, make_ids
+from speechssl.corpora.scan import Recording
+from speechssl.data.audio_files import make_ids
 from speechssl.errors import DataError
 
 FOLDER = "LibriSpeech"

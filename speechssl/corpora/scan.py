@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import soundfile
 
-from speechssl.audio import AUDIO_SUFFIXES, AudioInfo, read_info
+from speechssl.audio import AudioInfo, read_info
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.progress import track
@@ -32,11 +32,6 @@ QUIET_S = 0.2
 
 STEP_S = 0.01
 """Distance between the points that are compared."""
-
-FOREIGN_SUFFIXES = frozenset(
-    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
-)
-"""Audio and video that libsndfile does not read; a folder that holds some is told so."""
 
 NUM_THREADS = 8
 
@@ -74,37 +69,6 @@ class Scan:
 
     manifest: Manifest
     unreadable: tuple[Unreadable, ...]
-
-
-def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Search a folder in depth, links to folders included once.
-
-    Returns:
-        the files that look like audio, and those that look like audio or video which libsndfile does not read; both
-        sorted by their path as text.
-    """
-    found: list[Path] = []
-    foreign: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
-        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
-        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
-    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
-
-
-def make_ids(files: Sequence[Path], root: Path) -> list[str]:
-    """Name files by their path from `root` without suffix, with the suffix where two would be alike."""
-    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    alike = Counter(stems)
-    return [
-        stem if alike[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
-    ]
 
 
 def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> Scan:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from speechssl.corpora.scan import Recording, make_ids
+from speechssl.corpora.scan import Recording
+from speechssl.data.audio_files import make_ids
 from speechssl.errors import ConfigError, DataError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -44,6 +45,8 @@ def read_table(table: Path, root: Path | None, columns: Mapping[str, str]) -> di
     files = [Path(os.path.normpath(folder / row[chosen["path"]])) for row in rows]
     if "id" in chosen:
         ids = [row[chosen["id"]] for row in rows]
+        if "" in ids:
+            raise DataError(f"`columns.id` must name every row, but row {ids.index('') + 2} of {table} has no id")
     else:
         ids = make_ids(files, Path(os.path.commonpath([file.parent for file in files])))
     splits: dict[str, list[Recording]] = {}

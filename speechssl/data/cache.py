@@ -46,7 +46,7 @@ class AudioCache:
         return self.folder / digest[:2] / f"{digest}.wav"
 
     def _write(self, path: Path, utterance: Utterance) -> None:
-        samples = load_audio(utterance.path, utterance.offset, utterance.num_samples)
+        samples = load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.part")
         soundfile.write(scratch, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16", format="WAV")

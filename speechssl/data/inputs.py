@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from speechssl.audio import AUDIO_SUFFIXES, read_info
+from speechssl.audio import read_info
+from speechssl.data.audio_files import find_audio, locate, make_ids, name_foreign
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
 from speechssl.errors import DataError
 
 MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
+
+_logger = logging.getLogger("speechssl")
 
 
 def expand_audio(audio: Sequence[str], key: str = "audio") -> Manifest:
@@ -48,12 +51,12 @@ def find_files(item: str, key: str) -> list[Path]:
     """
     path = Path(item)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
-        return _require_some(found, f"`{key}` must name audio, but the folder {item} holds none")
+        found, foreign = find_audio(path)
+        if found and foreign:
+            _logger.warning("left out of %s%s", item, name_foreign(foreign))
+        return _require_some(found, f"`{key}` must name audio, but the folder {item} holds none{name_foreign(foreign)}")
     if path.suffix == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        listed = [path.parent / line.strip() for line in lines if line.strip()]
-        return _require_some(listed, f"`{key}` must name audio, but {item} lists no paths")
+        return _require_some(_read_list(path, key), f"`{key}` must name audio, but {item} lists no paths")
     if path.exists():
         return [path]
     if glob.has_magic(item):
@@ -70,16 +73,27 @@ def scan_files(files: Sequence[Path], key: str) -> Manifest:
     """
     with ThreadPoolExecutor(8) as pool:
         infos = list(pool.map(read_info, files))
-    absolute = [file.resolve() for file in files]
-    root = Path(os.path.commonpath([file.parent for file in absolute]))
-    stems = [file.relative_to(root).with_suffix("").as_posix() for file in absolute]
-    alike = Counter(stems)
-    names = [s if alike[s] == 1 else f.relative_to(root).as_posix() for s, f in zip(stems, absolute, strict=True)]
+    # A file that is named in two ways is one file.
+    located = dict(zip(map(locate, files), infos, strict=True))
+    root = Path(os.path.commonpath([file.parent for file in located]))
     rows = [
         Utterance(name, file, info.sample_rate, info.num_samples)
-        for name, file, info in zip(names, absolute, infos, strict=True)
+        for name, (file, info) in zip(make_ids(list(located), root), located.items(), strict=True)
     ]
     return build_manifest(rows, root, key)
+
+
+def _read_list(path: Path, key: str) -> list[Path]:
+    """Read a path a line.
+
+    Raises:
+        DataError: it is no text in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{key}` must list paths in UTF-8, but {path} does not ({error})") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
 
 
 def _require_some(files: list[Path], message: str) -> list[Path]:

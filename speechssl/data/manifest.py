@@ -144,7 +144,11 @@ class Manifest:
         if not equals:
             raise ConfigError(f"`data.where` must be column=value, but is {condition!r}")
         self.require(name, "data.where")
-        same = pc.equal(pc.cast(self.table.column(name), pa.string()), value)
+        try:
+            same = pc.equal(pc.cast(self.table.column(name), pa.string()), value)
+        except pa.ArrowNotImplementedError as error:
+            kind = self.table.schema.field(name).type
+            raise DataError(f"`data.where` must name a column of single values, but {name} holds {kind}") from error
         if not pc.any(same).as_py():
             raise DataError(f"`data.where` must keep some rows, but no row of {self.source} has {condition}")
         return Manifest(self.table.filter(same), self.root, self.source)
@@ -213,18 +217,19 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
     """Load one manifest or several, one after the other.
 
     Raises:
-        DataError: none is given, or as `load_manifest`; an id is in two of them.
+        DataError: none is given, or as `load_manifest`; an id is there twice.
     """
     if not paths:
         raise DataError(f"`{key}` must be a manifest or a list of manifests, but is not given")
     manifests = [load_manifest(path, key) for path in paths]
-    if len(manifests) == 1:
-        return manifests[0]
-    joined = join_manifests(manifests)
+    joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
     counts = pc.value_counts(joined.table.column("id")).flatten()
     index = pc.index(pc.greater(counts[1], 1), True).as_py()
     if index >= 0:
-        raise DataError(f"`{key}` must name each utterance once, but {counts[0][index]} is in two of {joined.source}")
+        times = counts[1][index]
+        raise DataError(
+            f"`{key}` must name each utterance once, but {counts[0][index]} is {times} times in {joined.source}"
+        )
     return joined
 
 
@@ -297,7 +302,7 @@ def _unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         first = lines.readline().rstrip("\n")
         header = lines.readline().rstrip("\n") if first.startswith(ROOT_LINE) else first
     names = header.split("\t")

@@ -18,14 +18,23 @@ from speechssl.evaluation.embeddings import make_schema
 SUFFIXES = (".parquet", ".npy", ".safetensors")
 
 
-def check_suffix(path: Path) -> None:
-    """Make sure that a file's suffix says how it is written.
+def check_place(path: Path, overwrite: bool) -> None:
+    """Make sure that a file's suffix says how it is written, and that the index beside it would be its own.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: another suffix, or an index that belongs to another array, or to none and `overwrite` is false.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"`out` must end in {', '.join(SUFFIXES)}, but is {path}")
+    index = name_index(path)
+    if path.suffix == ".parquet" or not index.exists():
+        return
+    others = [other for suffix in SUFFIXES if suffix != ".parquet" and (other := path.with_suffix(suffix)) != path]
+    owner = next((other for other in others if other.exists()), None)
+    if owner is not None:
+        raise ConfigError(f"`out` must have a name of its own, but {index} is the index of {owner}")
+    if not path.exists() and not overwrite:
+        raise ConfigError(f"`out` must be a new place, but {index} is there (overwrite=true replaces it)")
 
 
 def write_embeddings(path: Path, tables: Iterable[pa.Table], num_rows: int, dim: int) -> None:

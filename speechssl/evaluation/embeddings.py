@@ -70,7 +70,7 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
     if isinstance(layer, str) and (Path(layer) / "result.json").is_file():
         return _choose_mix(Path(layer), num_layers)
     numbers = range(num_layers + 1) if layer == "all" else layer if isinstance(layer, Sequence) else [layer]
-    if isinstance(numbers, str) or not all(isinstance(n, int) and 0 <= n <= num_layers for n in numbers):
+    if isinstance(numbers, str) or not numbers or not all(isinstance(n, int) and 0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )

@@ -26,7 +26,7 @@ def limit_source(manifest: Manifest, max_s: float) -> Source:
 
     def read(index: int) -> FloatArray:
         utterance = manifest[index]
-        return load_audio(utterance.path, utterance.offset, int(taken[index]))
+        return load_audio(utterance.path, utterance.offset, int(taken[index]), utterance.sample_rate)
 
     return Source(manifest.column("id"), lengths, read)
 

@@ -36,7 +36,7 @@ _READ_AHEAD = 2
 
 _logger = logging.getLogger("speechssl")
 
-Audio = str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+Audio = str | Path | np.ndarray | Tensor | Sequence[str | Path | np.ndarray | Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Source:
 
         def read(index: int) -> FloatArray:
             utterance = manifest[index]
-            return load_audio(utterance.path, utterance.offset, utterance.num_samples)
+            return load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
 
         return cls(manifest.column("id"), manifest.num_samples_16k, read)
 
@@ -126,7 +126,8 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
     Raises:
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
-    items = [audio] if isinstance(audio, (str, Path, np.ndarray)) else list(audio)
+    given = [audio] if isinstance(audio, (str, Path, np.ndarray, Tensor)) else list(audio)
+    items = [item.detach().cpu().numpy() if isinstance(item, Tensor) else item for item in given]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if arrays and (sample_rate is None or len(arrays) < len(items)):
         problem = "also has files" if len(arrays) < len(items) else "has none"

@@ -65,7 +65,9 @@ def find_checkpoint(checkpoint: str, key: str = "checkpoint") -> Path:
             return path / "checkpoints" / name
     if not path.exists():
         raise CheckpointError(f"`{key}` must be a run folder or a checkpoint, but {checkpoint} does not exist")
-    raise CheckpointError(f"`{key}` must be a run folder or a checkpoint, but {checkpoint} holds no checkpoint")
+    others = sorted(folder.parent.name for folder in path.glob(f"checkpoints/update-*/{CONFIG}"))
+    found = f"neither best nor last, only {', '.join(others)}: name one of these" if others else "no checkpoint"
+    raise CheckpointError(f"`{key}` must be a run folder or a checkpoint, but {checkpoint} holds {found}")
 
 
 def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
@@ -205,7 +207,8 @@ def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int 
         kept = list_after_block(model, num_blocks)
         model.backbone.load_state_dict({**weights, **{name: own[name] for name in own if name.startswith(kept)}})
     except RuntimeError as error:
-        raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {error}") from error
+        problem = " ".join(str(error).split("\n", 2)[1].split()) if "\n" in str(error) else str(error)
+        raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {problem}") from error
 
 
 def list_after_block(model: SpeechModel, num_blocks: int | None) -> tuple[str, ...]:

@@ -85,13 +85,17 @@ class CodesPrepare:
     def _find_codes(self, waveform: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         if self.task.targets == "kmeans" and self.task.teacher != "mfcc":
             return np.zeros(wanted.sum(), dtype=np.int64)
-        field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
         if self.projection is None:
-            x = targets.compute_mfcc(waveform, len(wanted), field, self.task.subtract_mean)[wanted]
+            x = self.compute_mfcc(waveform)[wanted]
         else:
-            x = targets.compute_log_mel(waveform, len(wanted), field, self.task.stack_frames)[wanted]
+            x = targets.compute_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return targets.find_nearest(x, torch.from_numpy(self.codes)).numpy()
+
+    def compute_mfcc(self, waveform: np.ndarray) -> Tensor:
+        """Compute what k-means clusters where there is no teacher: (T, 39)."""
+        num_frames = _count_frames(len(waveform), self.config)
+        return targets.compute_mfcc(waveform, num_frames, _find_field(self.config), self.task.subtract_mean)
 
 
 class MaskedCodesObjective:
@@ -272,11 +276,7 @@ class MaskedCodesObjective:
         lengths = [batch.waveforms.shape[1]] * len(batch.ids) if batch.num_samples is None else batch.num_samples
         rows = [waveform[: int(length)] for waveform, length in zip(batch.waveforms, lengths, strict=True)]
         if self.teacher is None:
-            field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
-            counts, is_centred = [_count_frames(len(row), self.config) for row in rows], self.task.subtract_mean
-            return [
-                targets.compute_mfcc(x.cpu().numpy(), n, field, is_centred) for x, n in zip(rows, counts, strict=True)
-            ]
+            return [self.prepare.compute_mfcc(row.cpu().numpy()) for row in rows]
         teacher, device = self.teacher.to(batch.waveforms.device), batch.waveforms.device.type
         layer = self.task.teacher_layer
         with torch.autocast(device, enabled=False):
@@ -314,6 +314,10 @@ class MaskedCodesObjective:
 
 def _count_frames(num_samples: int, config: ModelConfig) -> int:
     return compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
+
+
+def _find_field(config: ModelConfig) -> int:
+    return compute_receptive_field(config.frame_kernels, config.frame_strides)
 
 
 def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:

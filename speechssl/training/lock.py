@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechssl.errors import ConfigError
@@ -41,6 +41,14 @@ def hold_folder(folder: Path) -> Iterator[None]:
     finally:
         _held.discard(handle)
         os.close(handle)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but its lock, while it is held."""
+    if os.listdir(folder) == [LOCK]:
+        (folder / LOCK).unlink()
+        with suppress(OSError):  # another run has just come
+            folder.rmdir()
 
 
 def _lock(handle: int, folder: Path) -> None:

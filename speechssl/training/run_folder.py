@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from speechssl.errors import ConfigError
@@ -45,7 +44,7 @@ PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "saf
 
 
 def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
-    """Open a run folder for a command: a new one, or one that the same command began.
+    """Say whether a command may begin in a folder, or go on with the run that it began there. Nothing is written.
 
     Args:
         folder: of the run.
@@ -55,25 +54,47 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         The result, if the run is finished and nothing is left to do; otherwise None.
 
     Raises:
-        ConfigError: the folder holds a run with other values, or a longer one.
+        ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb.
     """
-    plain = asdict(config)
-    if (folder / CONFIG).exists():
-        stored = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        # A key that is younger than the run had its default's meaning then.
-        _check_same(_fill(stored, config), plain, folder)
-        result = _read_result(folder)
-        if result is not None and result["updates"] == config.training.max_updates:
-            return result
+    stored, result = read_stored(folder), _read_result(folder)
+    if stored is None and result is not None:
+        raise ConfigError(
+            f"`out` must be a new place, but {folder} holds a finished result (overwrite=true replaces it)"
+        )
+    if stored is None:
+        return None
+    # A key that is younger than the run had its default's meaning then.
+    _check_same(_fill(stored, config), asdict(config), folder)
+    is_finished = result is not None and result.get("updates") == config.training.max_updates
+    return result if is_finished else None
+
+
+def claim_run(folder: Path, config: Any) -> None:
+    """Write down what a run is made with: from now on the folder is this run's, and no longer finished.
+
+    Args:
+        folder: of the run.
+        config: the command's configuration, a dataclass.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
-    write_in_one_step(folder / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_in_one_step(folder / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
     write_in_one_step(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
-    return None
+
+
+def read_stored(folder: Path) -> dict[str, Any] | None:
+    """Read the configuration that a run began with, nested; None where there is no run."""
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return stored
 
 
 def describe_environment() -> dict[str, Any]:
     """Describe what a run ran on: versions, device, git revision and command line."""
+    import torch
+
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

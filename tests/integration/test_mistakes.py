@@ -50,6 +50,7 @@ def fails(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command that must end with 2, and return the last line of stderr."""
 
     def run(*words: str) -> str:
+        capsys.readouterr()  # what earlier commands said
         assert main(list(words)) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -120,3 +121,81 @@ def test_a_finished_result_is_not_overwritten(fails: Run, workplace: Path) -> No
     (workplace / "x.parquet").write_bytes(b"precious")
     assert "overwrite=true" in fails("embed", "pretrained", "a.flac", "out=x.parquet")
     assert (workplace / "x.parquet").read_bytes() == b"precious"
+
+
+FEW = ("training.max_updates=2", "training.update_s=4", "training.sub_batch_s=4", "training.forward_s=4")
+
+
+def test_what_is_refused_leaves_no_folder_and_claims_none(fails: Run, workplace: Path) -> None:
+    fails(*TUNE, *FEW, "data.train=digits.tsv", "out=runs/x")
+    assert not (workplace / "runs" / "x").exists()
+    assert main([*TUNE, *FEW, "data.train=digits.tsv", "text.keep='10É'", "out=runs/x"]) == 0
+
+
+def test_overwrite_replaces_nothing_before_all_is_checked(fails: Run, workplace: Path) -> None:
+    assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in (workplace / "run").rglob("*") if path.name != ".lock")
+    fails(*TINY, *FEW, "data.train=nowhere.tsv", "out=run", "overwrite=true")
+    sentence = fails("finetune", "init=run", "device=cpu", "data.train=good.tsv", "out=run", "overwrite=true")
+    assert "`init` must lie outside of run" in sentence
+    after = sorted((path, path.stat().st_mtime_ns) for path in (workplace / "run").rglob("*") if path.name != ".lock")
+    assert after == before
+
+
+def test_overwrite_starts_over(fails: Run, workplace: Path) -> None:
+    assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
+    assert main([*TINY, *FEW, "data.train=good.tsv", "out=run", "seed=2", "overwrite=true"]) == 0
+    assert (workplace / "run" / "config.yaml").read_text().splitlines().count("seed: 2") == 1
+    assert len((workplace / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_another_verb_keeps_out_of_a_run_and_a_run_out_of_its_result(fails: Run, workplace: Path) -> None:
+    assert main([*TUNE, *FEW, "data.train=good.tsv", "out=asr"]) == 0
+    assert "folder of a training run" in fails("evaluate", "asr", "good.tsv", "device=cpu", "out=asr", "overwrite=true")
+    assert main(["evaluate", "asr", "good.tsv", "device=cpu", "out=scores"]) == 0
+    assert "holds a finished result" in fails(*TUNE, *FEW, "data.train=good.tsv", "out=scores")
+
+
+def test_a_run_needs_its_init_only_until_its_first_checkpoint(
+    fails: Run, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = ["finetune", "init=pretrained", "data.num_workers=0", "device=cpu", *FEW, "data.train=good.tsv", "out=asr"]
+    assert main(tune) == 0
+    first = capsys.readouterr().out
+    (workplace / "pretrained").rename(workplace / "moved")
+    assert main(tune) == 0
+    assert capsys.readouterr().out == first
+    longer = [word.replace("max_updates=2", "max_updates=3") for word in tune]
+    assert main(longer) == 0
+    assert '"updates": 3' in capsys.readouterr().out
+    assert "`init`" in fails(*tune[:-1], "out=new")
+    assert "`init`" in fails(*tune, "overwrite=true")
+
+
+def test_an_index_has_one_array(fails: Run, workplace: Path) -> None:
+    embed = ("embed", "pretrained", "a.flac", "device=cpu")
+    assert main([*embed, "out=x.npy"]) == 0
+    assert "x.index.tsv is the index of x.npy" in fails(*embed, "out=x.safetensors", "overwrite=true")
+    assert main([*embed, "out=x.npy", "overwrite=true"]) == 0
+    (workplace / "x.npy").unlink()
+    assert "x.index.tsv is there" in fails(*embed, "out=x.safetensors")
+    assert main([*embed, "out=x.safetensors", "overwrite=true"]) == 0
+
+
+def test_a_page_is_no_other_file(fails: Run, workplace: Path) -> None:
+    assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
+    assert "`out` must be an .html file, but is good.tsv" in fails("report", "run", "out=good.tsv")
+    assert (workplace / "good.tsv").read_text().startswith("# root=")
+
+
+def test_one_speaker_cannot_be_told_apart(fails: Run, workplace: Path) -> None:
+    probe = ("probe", "pretrained", "data.where=speaker=a", "data.train=good.tsv", "device=cpu")
+    assert "`data.train` must have two speakers or more, but has a alone" in fails(*probe)
+
+
+def test_other_values_that_cannot_be(fails: Run, workplace: Path) -> None:
+    assert "`layer`" in fails("embed", "pretrained", "a.flac", "layer=[]", "out=x.npy")
+    (workplace / "list.txt").write_bytes("caf\xe9.flac\n".encode("latin-1"))
+    assert "list.txt" in fails("embed", "pretrained", "list.txt")
+    (workplace / "t.csv").write_text("path,id\na.flac,one\nb.flac,\n")
+    assert "row 3 of" in fails("prepare", "t.csv", "corpus=table", "columns.id=id", "out=m")

@@ -94,7 +94,8 @@ def test_a_failed_job_stays_out_of_the_queue(stand_ins: Path) -> None:
 
 def test_what_an_offline_machine_needs_is_packed(stand_ins: Path, tmp_path: Path) -> None:
     """Transcripts as they are, audio as .ogg in the same tree, one wheel a name, and the folders that are named."""
-    (stand_ins / "ffmpeg").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho opus > "$1"\n')
+    encode = '#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho opus > "$1"\n'
+    (stand_ins / "ffmpeg").write_text(f"{encode}exit 1\n")
     (stand_ins / "python3").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho "$1" >> "$0.pins"\n')
     for name in ("ffmpeg", "python3"):
         (stand_ins / name).chmod(0o755)
@@ -105,7 +106,11 @@ def test_what_an_offline_machine_needs_is_packed(stand_ins: Path, tmp_path: Path
     (chapter / "19-198-0000.flac").write_bytes(b"")
     (digits / "a.flac").write_bytes(b"digit")
     packed = tmp_path / "packed"
-    subprocess.run([OFFLINE / "pack", packed, tmp_path / "corpus", digits], check=True)
+    command = [OFFLINE / "pack", packed, tmp_path / "corpus", digits]
+    assert subprocess.run(command, check=False).returncode == 1
+    assert not list(packed.rglob("*.ogg")), "what was cut off is no audio"
+    (stand_ins / "ffmpeg").write_text(encode)
+    subprocess.run(command, check=True)
     files = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
     inside = "LibriSpeech/train/19/198/19-198"
     assert files == {f"{inside}.trans.txt", f"{inside}-0000.ogg", "FSDD/a.flac"}

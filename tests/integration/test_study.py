@@ -79,11 +79,12 @@ def test_a_chain_from_data_to_table(places: Places, tmp_path: Path) -> None:
     assert [item["speaker"] for item in evaluation["metrics"]["test/greedy"]["speakers"]] == ["7", "8"]
     assert len(verification["metrics"]["verification"]["layers"]) == len(digits["metrics"]["digits"]["layers"]) == 3
     assert set(digits["metrics"]["digits"]["speakers"]) == {"a", "b"}
+    assert len(digits["metrics"]["digits"]["untrained"]["layers"]) == 3
     # Nothing that is kept names a folder of this machine.
     text = "".join(path.read_text() for path in places.results.rglob("*.json"))
     assert str(places.out) not in text and str(places.data) not in text
     page = tmp_path / "page.md"
-    page.write_text("<!-- study: begin -->\n<!-- study: end -->\n")
+    page.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("summary", "study")))
     assert study.main(["table", f"results={places.results}", f"page={page}"]) == 0
     assert "| wav2vec2-1 | all |" in page.read_text()
 

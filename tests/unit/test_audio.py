@@ -128,3 +128,48 @@ def test_integers_are_scaled_by_their_range() -> None:
     assert convert_waveform(np.array([-32_768, 0, 16_384], dtype=np.int16), 16_000).tolist() == [-1.0, 0.0, 0.5]
     with pytest.raises(DataError, match="must have the shape"):
         convert_waveform(np.zeros((2, 3, 4)), 16_000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_file_that_was_cut_off_is_not_whole(tmp_path: Path, speech: Speech, name: str, subtype: str) -> None:
+    path = tmp_path / name
+    soundfile.write(path, speech(1.0, 3), 16_000, subtype)
+    assert read_info(path).num_samples == 16_000
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    for read in (read_info, load_audio):
+        with pytest.raises(DataError, match=rf"{name} must be whole, but has .* it was cut off"):
+            read(path)
+
+
+def test_a_stream_of_unknown_length_is_whole(tmp_path: Path, speech: Speech) -> None:
+    """ffmpeg writes 0xFFFFFFFF where it cannot go back to write the length."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech(1.0, 3), 16_000, "PCM_16")
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"data") + 4
+    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"):
+        whole[place : place + 4] = length
+        path.write_bytes(whole)
+        assert read_info(path).num_samples == 16_000
+
+
+def test_a_stretch_is_counted_at_the_rate_that_the_file_has(tmp_path: Path, speech: Speech) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech(1.0, 3), 16_000)
+    assert len(load_audio(path, 0, 8_000, 16_000)) == 8_000
+    with pytest.raises(DataError, match="must have the 8000 Hz that the manifest names, but has 16000"):
+        load_audio(path, 0, 8_000, 8_000)
+
+
+@pytest.mark.parametrize("shape", [(1, 16_000), (2, 16_000)])
+def test_channels_come_last(shape: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match=r"\(samples, channels\), but has \("):
+        convert_waveform(np.zeros(shape), 16_000)
+    assert len(convert_waveform(np.zeros(shape).T, 16_000)) == 16_000
+
+
+def test_a_waveform_has_a_rate() -> None:
+    with pytest.raises(DataError, match="`sample_rate` must be above 0 Hz, but is 0"):
+        convert_waveform(np.zeros(10), 0)

@@ -1,8 +1,7 @@
 """What is compared: the budgets, the arms and the cells, as data. Nothing is run here.
 
 A cell is one chain with one seed: pretraining where the arm has any, a fine-tuning for each set of labels, evaluation,
-probes. A trial is a short cell that is evaluated on `dev` alone; what the trials say is written into `CHOSEN` below
-before any `test` is read.
+probes. A trial is a short cell that is evaluated on `dev` alone; what the trials say is written into `CHOSEN` below.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ ALL, FEW, FEWEST = "all", "1h", "10m"
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything; equal for all arms.
+    """How much of everything.
 
     Attributes:
         model: preset of the network.
         network: keys of a network that is no preset.
         pretrain_updates: of a chain, over all its pretrainings.
-        pretrain_update_s, finetune_update_s: seconds of audio an update; arms are equal in updates and in these.
+        pretrain_update_s, finetune_update_s: seconds of audio an update; pretrained arms are equal in both.
         finetune_updates: by labels.
         trial_updates: of the fine-tuning of a trial, with an hour of labels.
         teacher_layer: block of the first k-means network that the second one clusters.
@@ -65,7 +64,7 @@ class Budget:
 
 
 TWO_CORES = Budget()
-"""The study of the table: about 15 hours of two cores."""
+"""The study of the table: 16.5 hours of two cores at its `speeds`."""
 
 REHEARSAL = Budget(
     model="tiny",
@@ -157,13 +156,16 @@ CHOSEN: Mapping[str, str] = {
     "random_projection": "preset",
     "kmeans": "preset",
 }
-"""The trial of each arm that was best on `dev`: what its cells fine-tune with. To be set before `test` is read."""
+"""What the cells of each arm fine-tune with: the trial that was best on `dev` of those that have been run.
+
+Run before `test` was first read: three of scratch, one of k-means codes. In the other arms `preset` is an assumption.
+"""
 
 BETTER_OTHER = "kmeans"
-"""The better of the two other objectives on `dev` with seed 1: it gets the seeds of the main arms."""
+"""The other objective that gets the seeds of the main arms; taken before `random_projection` was run."""
 
 LONG_ARM = "kmeans"
-"""The pretrained arm that is best on `dev`: it gets the long chain."""
+"""The pretrained arm that gets the long chain; taken before `wav2vec2` and `random_projection` were run."""
 
 SEEDS = (1, 2, 3)
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import speechssl
 from speechssl.cli.output import resolve_out, write_result
 from speechssl.data.manifest import load_manifests
 from speechssl.errors import DataError
 from speechssl.evaluation.probing import limit_source, pool_log_mel
+from speechssl.interop.checkpoint import build_untrained, save_model
+from speechssl.interop.load import load_model
 
 FloatArray = npt.NDArray[np.float32]
 
 LONGEST_S = 5.0
 """So much of a recording is used for log-mel statistics; digits are shorter."""
 
+UNTRAINED_SEED = 1
+"""Of the encoder as drawn, as `speechssl probe` draws it unless asked otherwise."""
+
 
 def run(checkpoint: str, manifest: str, out: str) -> dict[str, Any]:
-    """Measure a checkpoint, and log-mel statistics beside it.
+    """Measure a checkpoint, and beside it the same network as drawn and log-mel statistics.
 
     Args:
         checkpoint: as `speechssl embed` takes it.
@@ -31,7 +38,8 @@ def run(checkpoint: str, manifest: str, out: str) -> dict[str, Any]:
 
     Returns:
         `accuracy` of the best layer in percent, `layers` with each one's, `speakers` with each speaker's at the best
-        layer, `log_mel`. The best layer is chosen on these same recordings; every layer's figure stands beside it.
+        layer; the same under `untrained`; `log_mel` and `log_mel_speakers`. The best layer is chosen on these same
+        recordings; every layer's figure stands beside it.
 
     Raises:
         DataError: a speaker or digit is missing, or there is one speaker.
@@ -43,22 +51,49 @@ def run(checkpoint: str, manifest: str, out: str) -> dict[str, Any]:
     if len(set(speakers)) < 2:
         raise DataError(f"`manifest` must have two speakers or more, but {manifest} has {len(set(speakers))}")
     folder = resolve_out(out, "digits", overwrite=True)
-    states = embed(checkpoint, manifest, folder / "digits.npy")
-    layers = [classify(states[:, layer], words, speakers) for layer in range(states.shape[1])]
-    means = [float(np.mean(list(each.values()))) for each in layers]
-    best = int(np.argmax(means))
     log_mel = classify(pool_log_mel(limit_source(recordings, LONGEST_S))[:, 0], words, speakers)
     result = {
-        "accuracy": means[best],
-        "layers": [{"layer": layer, "accuracy": mean} for layer, mean in enumerate(means)],
-        "best_layer": best,
-        "speakers": layers[best],
-        "log_mel": float(np.mean(list(log_mel.values()))),
+        **measure(embed(checkpoint, manifest, folder / "digits.npy"), words, speakers),
+        "untrained": measure(embed_untrained(checkpoint, manifest, folder), words, speakers),
+        "log_mel": _average(log_mel),
+        "log_mel_speakers": log_mel,
         "num_utterances": len(words),
         "num_speakers": len(set(speakers)),
     }
     write_result(folder, result)
     return result
+
+
+def measure(states: FloatArray, words: Sequence[str], speakers: Sequence[str]) -> dict[str, Any]:
+    """Measure every layer, and name the best.
+
+    Args:
+        states: (n, L + 1, D).
+        words: n labels.
+        speakers: n speakers.
+    """
+    layers = [classify(states[:, layer], words, speakers) for layer in range(states.shape[1])]
+    means = [_average(each) for each in layers]
+    best = int(np.argmax(means))
+    return {
+        "accuracy": means[best],
+        "layers": [{"layer": layer, "accuracy": mean} for layer, mean in enumerate(means)],
+        "best_layer": best,
+        "speakers": layers[best],
+    }
+
+
+def _average(accuracies: Mapping[str, float]) -> float:
+    return float(np.mean(list(accuracies.values())))
+
+
+def embed_untrained(checkpoint: str, manifest: str, folder: Path) -> FloatArray:
+    """Embed every recording with the network of a checkpoint as it was drawn: (n, L + 1, D)."""
+    drawn = folder / "untrained"
+    save_model(build_untrained(load_model(checkpoint, torch.device("cpu")), UNTRAINED_SEED), drawn)
+    states = embed(str(drawn), manifest, folder / "untrained.npy")
+    shutil.rmtree(drawn)
+    return states
 
 
 def embed(checkpoint: str, manifest: str, path: Path) -> FloatArray:

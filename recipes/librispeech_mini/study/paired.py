@@ -33,13 +33,17 @@ class Estimate:
         """Whether an interval over these units means it; over speakers from `RELIABLE_UNITS` on."""
         return self.low is not None and (self.unit != "speaker" or self.count >= RELIABLE_UNITS)
 
-    def __str__(self) -> str:
-        """Say it as in "-3.1 (-5.0 to -1.2, 3 seeds)"."""
+    @property
+    def chance(self) -> str:
+        """The interval as in "(-5.0 to -1.2, 3 seeds)"."""
         units = f"{self.count} {self.unit}{'' if self.count == 1 else 's'}"
         if self.low is None or self.high is None:
-            return f"{self.mean:+.1f} (no interval from {units})"
-        note = "" if self.is_reliable else ", unreliable"
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f}, {units}{note})"
+            return f"(no interval from {units})"
+        return f"({self.low:+.1f} to {self.high:+.1f}, {units}{'' if self.is_reliable else ', unreliable'})"
+
+    def __str__(self) -> str:
+        """Say it as in "-3.1 (-5.0 to -1.2, 3 seeds)"."""
+        return f"{self.mean:+.1f} {self.chance}"
 
 
 def compute_t_interval(values: Sequence[float], unit: str = "seed", confidence: float = 0.95) -> Estimate:

@@ -188,8 +188,8 @@ def _tune(cell: Cell, arm: Arm, labels: str, init: str, budget: Budget, places: 
 def count_total_pretraining(cell: Cell, budget: Budget, places: Places) -> float:
     """Count the operations of the pretraining that scratch is given as fine-tuning."""
     steps = _list_pretraining(cell, list_arms()[MATCHED_TO], budget, places)
-    updates = sum(step.commands[0].keys["training.max_updates"] * step.flop_per_s for step in steps)
-    return updates * budget.pretrain_update_s * budget.fill[0]
+    per_s = sum(float(step.commands[0].keys["training.max_updates"] * step.flop_per_s) for step in steps)
+    return per_s * budget.pretrain_update_s * budget.fill[0]
 
 
 def _evaluate(cell: Cell, tuning: Step, splits: tuple[str, ...], budget: Budget, places: Places) -> Step:

@@ -26,6 +26,12 @@ STARTED, STOPPED, FAILED, DONE = "started", "stopped", "failed", "done"
 MACHINE_KEYS = ("device", "precision", "data.num_workers", "data.cache_dir", "training.max_hours")
 """Keys that say where and how long, not what: a step may be run on with others."""
 
+REBUILT = ".rebuilt.json"
+"""How the file of a training ends that was made again, since its run folder was left on another machine."""
+
+SO_FAR = ("metrics", "updates", "update_s", "hours_seen", "flop", "precision", "updates_s")
+"""What another try of the same commands keeps of an earlier one, until it has measured its own."""
+
 DROPPED = frozenset({"out", "checkpoint", "data", "run", "damaged_checkpoints", "seed", "unknown_letters"})
 """What of a verb's result is no figure, or stands elsewhere in the record."""
 
@@ -52,9 +58,9 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_all(results: Path) -> dict[str, dict[str, Record]]:
-    """Read every record: cell → step → record."""
+    """Read every record: cell → step → record; what was only made again is left out."""
     found: dict[str, dict[str, Record]] = {}
-    for path in sorted(results.glob("*/*.json")):
+    for path in sorted(path for path in results.glob("*/*.json") if not path.name.endswith(REBUILT)):
         record = read_record(path)
         assert record is not None, path
         found.setdefault(path.parent.name, {})[path.stem] = record
@@ -83,36 +89,71 @@ def describe_machine() -> Record:
     return {"name": read_device_name(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
+def describe_now() -> Record:
+    """Describe what is run now: machine, versions and the time."""
+    environment = describe_environment()
+    return {
+        "machine": describe_machine(),
+        "packages": {name: value for name, value in environment["packages"].items() if name in ("speechssl", "torch")},
+        "revision": environment["git_revision"],
+        "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def find_first_date(record: Mapping[str, Any]) -> str:
+    """Say when the first try of a step began; records of before 2026-11-27 know the last one alone."""
+    date: str = record.get("first_date", record["date"])
+    return date
+
+
 def open_record(path: Path, step: Step, places: Places) -> Record:
-    """Begin the record of a step, or go on with that of an earlier try.
+    """Begin the record of a step, or go on with that of an earlier try, whose figures stay until there are new ones.
+
+    A step that is done may have been run with more commands than it has today.
 
     Raises:
         ConfigError: the record is of other commands.
     """
     commands = [format_command(command, places) for command in step.commands]
     before = read_record(path)
-    if before is not None and before["status"] in (DONE, STOPPED) and before["commands"] != commands:
+    if before is None:
+        before = {"commands": commands, "status": STARTED, "wall_s": 0.0, "tries": 0}
+    is_done = before["status"] == DONE
+    is_same = set(commands) <= set(before["commands"]) if is_done else commands == before["commands"]
+    if before["status"] in (DONE, STOPPED) and not is_same:
         raise ConfigError(
             f"`cell` must have the keys that {path} was run with, but they have changed since: a changed cell needs "
             "another name, or its record removed"
         )
-    if before is not None and before["status"] == DONE:
+    if is_done:
         return before
-    environment = describe_environment()
+    now = describe_now()
     return {
         "cell": step.cell,
         "step": step.name,
         "status": STARTED,
         **step.facts,
         "commands": commands,
-        "wall_s": before["wall_s"] if before else 0.0,
-        "tries": (before["tries"] if before else 0) + 1,
-        "machine": describe_machine(),
-        "packages": {name: value for name, value in environment["packages"].items() if name in ("speechssl", "torch")},
-        "revision": environment["git_revision"],
-        "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "wall_s": before["wall_s"],
+        "tries": before["tries"] + 1,
+        **now,
+        "first_date": find_first_date({**now, **before}),
         "metrics": {},
+        **{key: before[key] for key in SO_FAR if is_same and key in before},
     }
+
+
+def note_rebuilt(path: Path, step: Step, metrics: Mapping[str, Any]) -> None:
+    """Add to the file beside a record that its training was made again here.
+
+    Args:
+        path: of the record, which stays as it is.
+        step: the training.
+        metrics: what it came to this time.
+    """
+    beside = path.with_name(f"{path.stem}{REBUILT}")
+    before = read_record(beside) or {"cell": step.cell, "step": step.name, "rebuilt": []}
+    write_record(beside, {**before, "rebuilt": [*before["rebuilt"], {**describe_now(), "metrics": metrics}]})
 
 
 def trim(result: Mapping[str, Any]) -> Record:

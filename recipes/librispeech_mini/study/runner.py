@@ -21,6 +21,7 @@ from recipes.librispeech_mini.study.records import (
     STOPPED,
     Record,
     find_path,
+    note_rebuilt,
     open_record,
     trim,
     write_record,
@@ -137,10 +138,13 @@ def run_cell(cell: Cell, places: Places, budget: Budget, settings: Settings) -> 
 
 
 def _rebuild(step: Step, places: Places, settings: Settings) -> None:
-    """Train again what an earlier session trained on another machine; a finished run returns at once."""
+    """Train again what an earlier session trained on another machine, and note it; a finished run returns at once."""
     for command in step.commands:
         if command.verb in TRAININGS:
-            run_verb(command.verb, add_settings(command, places, settings))
+            before = describe_progress(step).get("updates", 0)
+            result = run_verb(command.verb, add_settings(command, places, settings))
+            if result["updates"] > before:
+                note_rebuilt(find_path(places, step.cell, step.name), step, places.hide(trim(result)))
 
 
 def run_step(step: Step, record: Record, path: Path, places: Places, settings: Settings) -> None:
@@ -159,6 +163,8 @@ def run_step(step: Step, record: Record, path: Path, places: Places, settings: S
         record["status"] = STOPPED
         raise
     finally:
+        if record["status"] != DONE:
+            record |= describe_progress(step)
         record["wall_s"] = round(before + time.monotonic() - begun, 1)
         write_record(path, record)
 
@@ -186,16 +192,37 @@ def describe_training(step: Step, metrics: Mapping[str, Any]) -> Record:
     if command.verb not in TRAININGS:
         return {}
     result = metrics[command.label]
+    return _describe_cost(step, result["updates"], result["hours_seen"])
+
+
+def describe_progress(step: Step) -> Record:
+    """Say how far a training has come that did not end, from the lines of its updates; nothing before the first."""
+    command = step.commands[0]
+    if command.verb not in TRAININGS:
+        return {}
+    last = find_last_update(read_metrics(Path(command.keys["out"])))
+    return _describe_cost(step, last["update"], last["hours_seen"]) if last else {}
+
+
+def _describe_cost(step: Step, updates: int, hours_seen: float) -> Record:
+    command = step.commands[0]
     folder = Path(command.keys["out"])
-    provenance = read_header(folder / "checkpoints" / "last" / STATE).provenance
+    state = folder / "checkpoints" / "last" / STATE
+    # Nothing is saved yet of a training that stopped early.
+    precision = {"precision": read_header(state).provenance.precision} if state.exists() else {}
     return {
-        "updates": result["updates"],
+        "updates": updates,
         "update_s": command.keys["training.update_s"],
-        "hours_seen": result["hours_seen"],
-        "flop": 3600 * result["hours_seen"] * step.flop_per_s,
-        "precision": provenance.precision,
+        "hours_seen": hours_seen,
+        "flop": 3600 * hours_seen * step.flop_per_s,
+        **precision,
         "updates_s": round(measure_updates(read_metrics(folder)), 1),
     }
+
+
+def find_last_update(metrics: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Find the line of the last update among those of `metrics.jsonl`."""
+    return next((row for row in reversed(metrics) if row["split"] == "train"), None)
 
 
 def measure_updates(metrics: Sequence[Mapping[str, Any]]) -> float:

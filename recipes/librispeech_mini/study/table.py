@@ -1,38 +1,44 @@
-"""The study's table in Markdown, from the records of its steps, written between two lines of a page."""
+"""The study's tables in Markdown, from the records of its steps, written between marker lines of a page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from recipes.librispeech_mini.study.cells import ALL, FEW, FEWEST, list_arms
+from recipes.librispeech_mini.study.cells import FEW, list_arms
+from recipes.librispeech_mini.study.comparison import build_comparison
 from recipes.librispeech_mini.study.figures import (
+    RATES,
     Records,
     Row,
-    collect_rates,
-    collect_speakers,
-    compare_by_seed,
-    compare_by_speaker,
+    find_first_reading,
     list_problems,
     list_rows,
+    rank_kind,
     select,
 )
-from recipes.librispeech_mini.study.paired import Estimate, compute_relative
-from recipes.librispeech_mini.study.records import DONE, Record, read_all
+from recipes.librispeech_mini.study.markdown import LABELS, format_rate, tabulate
+from recipes.librispeech_mini.study.plan import TEST_SPLITS
+from recipes.librispeech_mini.study.records import Record, read_all
+from recipes.librispeech_mini.study.speakers import build_digits, build_speakers, build_verification
+from recipes.librispeech_mini.study.summary import EMPTY, build_summary
 from speechssl.errors import DataError
 
+SUMMARY_BEGIN, SUMMARY_END = "<!-- summary: begin -->", "<!-- summary: end -->"
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 
-EMPTY = "No cell has been run."
+TERA = 1e12
 
-TESTS = ("test", "test-other")
-BASELINE = "scratch"
-LABELS = (FEW, ALL, FEWEST)
+CELLS_NOTE = (
+    "Labels: 1h is an hour, 10m ten minutes and all 4.47 h, each of all 19 speakers. Hours heard, TFLOP and wall h are "
+    "of pretraining and fine-tuning together: validation is in wall h, evaluation is not. Cells ran two at a time with "
+    "one thread each on two cores, and nine at a time on the H200, so wall h compares only within a machine. Blank is "
+    "unknown; ≥ stands where a part is unknown."
+)
 
 _ANCHORS = (
-    ("Kaldi, Mini LibriSpeech recipe, GMM (tri3b)", "5 h", "0", "16.8 % WER on dev-clean"),
+    ("Kaldi, Mini LibriSpeech recipe, GMM (tri3b), small language model", "5 h", "0", "16.8 % WER on dev-clean"),
     ("Kaldi, Mini LibriSpeech recipe, CNN-TDNN, small language model", "5 h", "0", "9.8 % WER on dev-clean-2"),
     ("wav2vec 2.0 BASE's network, from scratch, no language model", "100 h", "0", "69.0 % WER on test-clean"),
     ("wav2vec 2.0 BASE, no language model", "10 min", "2,400", "98 % WER on test-clean"),
@@ -48,19 +54,22 @@ _ANCHORS = (
 
 
 def update_page(page: Path, results: Path) -> None:
-    """Write the table of all results between the marker lines of a page.
+    """Write the summary and the tables of all results between the marker lines of a page.
 
     Raises:
         DataError: the page is not there or has no such lines.
     """
     if not page.is_file():
         raise DataError(f"`page` must be a file with the lines {BEGIN} and {END}, but {page} is not there")
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(f"{BEGIN}\n")
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise DataError(f"`page` must have the lines {BEGIN} and {END}, but {page} has not")
-    page.write_text(f"{before}{BEGIN}\n\n{build_table(read_all(results))}\n{END}{after}", encoding="utf-8")
+    text, records = page.read_text(encoding="utf-8"), read_all(results)
+    parts = ((SUMMARY_BEGIN, SUMMARY_END, build_summary(records)), (BEGIN, END, build_table(records)))
+    for begin, end, content in parts:
+        before, found_begin, rest = text.partition(f"{begin}\n")
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise DataError(f"`page` must have the lines {begin} and {end}, but {page} has not")
+        text = f"{before}{begin}\n\n{content}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
 
 
 def build_table(records: Records) -> str:
@@ -70,11 +79,11 @@ def build_table(records: Records) -> str:
         return f"{EMPTY}\n\n{_build_anchors()}"
     parts = [
         _build_cells([row for row in rows if row.kind != "trial"]),
-        _build_comparison(rows),
-        *(_build_speakers(rows, labels) for labels in LABELS),
-        _build_probes(records, "verification", "eer", "Verification, equal error rate in %"),
-        _build_probes(records, "digits", "accuracy", "Digits by unseen speakers, accuracy in %"),
-        _build_trials(rows),
+        build_comparison(rows),
+        build_speakers(rows),
+        build_verification(records, rows),
+        build_digits(records),
+        _build_trials(rows, find_first_reading(records)),
         _build_problems(records),
         _build_anchors(),
         _build_machines(records),
@@ -82,136 +91,75 @@ def build_table(records: Records) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _tabulate(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def _format_rate(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:.1f}"
-
-
 def _build_cells(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    tests = [(test, name) for test in TESTS for name in ("cer", "wer", "4-gram")]
-    header = ["cell", "labels", "hours seen", "PFLOP", "wall h", *(f"{test} {name}" for test, name in tests), "note"]
+    tests = [(split, rate) for split in TEST_SPLITS for rate in RATES]
+    figures = [f"{split} {rate.title}" for split, rate in tests]
     lines = []
     for row in sorted(rows, key=_sort_key):
-        figures = [_format_rate(_find_figure(row, test, name)) for test, name in tests]
-        cost = [f"{row.hours_seen:.1f}", f"{row.flop / 1e15:.1f}", f"{row.wall_s / 3600:.2f}"]
-        lines.append([row.cell, row.labels, *cost, *figures, row.problem])
-    title = "Every cell: characters and words wrong with greedy decoding, words wrong with the 4-gram, in %."
-    return f"{title}\n\n{_tabulate(header, lines)}"
+        cost = [row.hours_seen.format(1), row.flop.format(0, TERA), row.wall_s.format(2, 3600)]
+        rates = [format_rate(row.find_rate((split,), rate)) for split, rate in tests]
+        lines.append([row.cell, row.labels, *cost, *rates, row.note])
+    header = ["cell", "labels", "hours heard", "TFLOP", "wall h", *figures, "note"]
+    title = "Every cell: characters (CER) and words (WER) wrong, greedy and with the 4-gram, in %."
+    parts = [title, _describe_deletions(rows), tabulate(header, lines), CELLS_NOTE]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _find_figure(row: Row, test: str, name: str) -> float | None:
-    if name == "4-gram":
-        return row.find_rate(f"{test}/beam", "wer")
-    return row.find_rate(f"{test}/greedy", name)
-
-
-def _sort_key(row: Row) -> tuple[str, int, int, int]:
-    arms = list(list_arms())
-    labels = LABELS.index(row.labels) if row.labels in LABELS else len(LABELS)
-    return (row.kind, labels, arms.index(row.arm) if row.arm in arms else len(arms), row.seed)
-
-
-def _build_comparison(rows: Sequence[Row]) -> str:
-    header = ["arm", "labels", "test", "rate", "seeds", "mean", "minus scratch, by seed", "relative", "by speaker"]
-    kinds = sorted({row.kind for row in rows} - {"trial"}, key=lambda kind: (kind != "main", kind))
-    lines = []
-    for labels in LABELS:
-        lines += [line for kind in kinds for arm in list_arms() for line in _compare_arm(rows, arm, labels, kind)]
-    if not lines:
+def _describe_deletions(rows: Sequence[Row]) -> str:
+    """Say what share of the words the 4-gram leaves out, by arm, with an hour of labels."""
+    shares = {arm: [_count_deletions(rows, arm, decoding) for decoding in ("beam", "greedy")] for arm in list_arms()}
+    known = {arm: (beam, greedy) for arm, (beam, greedy) in shares.items() if beam is not None and greedy is not None}
+    if not known:
         return ""
-    title = (
-        "Arms: means over seeds, and differences from scratch with the same total compute, in points, paired by seed "
-        f"(Student's 95 % interval) and by speaker of {' and '.join(TESTS)} (bootstrap)."
+    ends = [f"{min(column):.0f} to {max(column):.0f} %" for column in zip(*known.values(), strict=True)]
+    each = "; ".join(f"`{arm}` {beam:.0f} ({greedy:.0f})" for arm, (beam, greedy) in known.items())
+    return (
+        "The 4-gram's weights are the defaults, tuned in no arm, and it deletes most words of weak recognisers: with "
+        f"{LABELS[FEW]} {ends[0]} of the words of both test sets, where greedy decoding deletes {ends[1]} ({each}). "
+        "So its columns compare confidence as much as recognition."
     )
-    return f"{title}\n\n{_tabulate(header, lines)}"
 
 
-def _compare_arm(rows: Sequence[Row], arm: str, labels: str, kind: str) -> list[list[str]]:
-    own, other = select(rows, arm, labels, kind), select(rows, BASELINE, labels, kind)
-    title = f"{list_arms()[arm].title}{'' if kind == 'main' else f', {kind}'}"
-    lines = []
-    for test in TESTS:
-        for name in ("cer", "wer"):
-            rates = collect_rates(own, f"{test}/greedy", name)
-            if not rates:
-                continue
-            by_seed = by_speaker = None
-            if arm != BASELINE:
-                by_seed = compare_by_seed(other, own, f"{test}/greedy", name)
-                by_speaker = compare_by_speaker(other, own, TESTS, name) if test == TESTS[0] else None
-            line = [title, labels, test, name.upper(), str(len(rates)), f"{mean(rates.values()):.1f}"]
-            lines.append([*line, _say(by_seed), _say_relative(own, other, test, name, by_seed), _say(by_speaker)])
-    return lines
-
-
-def _say(estimate: Estimate | None) -> str:
-    return "" if estimate is None else str(estimate)
-
-
-def _say_relative(own: dict[int, Row], other: dict[int, Row], test: str, name: str, by_seed: Estimate | None) -> str:
-    """Say the difference in percent of the baseline's rate, over the seeds that both arms have."""
-    if by_seed is None:
-        return ""
-    base = collect_rates({seed: row for seed, row in other.items() if seed in own}, f"{test}/greedy", name)
-    return f"{compute_relative(mean(base.values()), mean(base.values()) + by_seed.mean):+.0f} %"
-
-
-def _build_speakers(rows: Sequence[Row], labels: str) -> str:
-    by_arm = {arm: collect_speakers(select(rows, arm, labels), TESTS, "cer") for arm in list_arms()}
-    by_arm = {arm: rates for arm, rates in by_arm.items() if rates}
-    if not by_arm:
-        return ""
-    speakers = sorted({name for rates in by_arm.values() for name in rates}, key=lambda name: (len(name), name))
-    titles = {name: arm.title for name, arm in list_arms().items()}
-    lines = [[titles[arm], *(_format_rate(rates.get(name)) for name in speakers)] for arm, rates in by_arm.items()]
-    title = f"Characters wrong by speaker of {' and '.join(TESTS)}, {labels} of labels, means over seeds, in %."
-    return f"{title}\n\n{_tabulate(['arm', *speakers], lines)}"
-
-
-def _build_probes(records: Records, step: str, name: str, title: str) -> str:
-    found = {cell: steps[step] for cell, steps in records.items() if step in steps and steps[step]["status"] == DONE}
-    if not found:
-        return ""
-    results = {cell: record["metrics"][step] for cell, record in found.items()}
-    num_layers = max(len(result["layers"]) for result in results.values())
-    header = [
-        "cell",
-        *(f"layer {layer}" for layer in range(num_layers)),
-        "mixed or best",
-        "log-mel statistics",
-        "untrained",
+def _count_deletions(rows: Sequence[Row], arm: str, decoding: str) -> float | None:
+    results = [
+        row.metrics.get(f"{split}/{decoding}", {}) for row in select(rows, arm, FEW).values() for split in TEST_SPLITS
     ]
-    lines = []
-    for cell, result in results.items():
-        layers = [_format_rate(item[name]) for item in result["layers"]]
-        log_mel = result["log_mel"] if step == "digits" else result["baselines"]["log_mel"][name]
-        untrained = None if step == "digits" else result["baselines"]["untrained"][name]
-        figures = [_format_rate(figure) for figure in (result[name], log_mel, untrained)]
-        lines.append([cell, *layers, *[""] * (num_layers - len(layers)), *figures])
-    speakers = next(iter(results.values()))["num_speakers"]
-    return f"{title}: {speakers} speakers, who were in no training.\n\n{_tabulate(header, lines)}"
+    counted = [result for result in results if "deletions" in result]
+    words = sum(result["num_words"] for result in counted)
+    return 100 * sum(result["deletions"] for result in counted) / words if words else None
 
 
-def _build_trials(rows: Sequence[Row]) -> str:
+def _sort_key(row: Row) -> tuple[tuple[int, str], int, int, int]:
+    arms, sets = list(list_arms()), list(LABELS)
+    labels = sets.index(row.labels) if row.labels in sets else len(sets)
+    return (rank_kind(row.kind), labels, arms.index(row.arm) if row.arm in arms else len(arms), row.seed)
+
+
+def _build_trials(rows: Sequence[Row], first_reading: str) -> str:
     trials = [row for row in rows if row.kind == "trial"]
     if not trials:
         return ""
-    first_test = min((row.date for row in rows if row.kind != "trial" and row.date), default="")
     lines = []
     for row in sorted(trials, key=lambda row: (row.arm, row.trial)):
-        note = row.problem
-        if first_test and row.date > first_test:
-            note = f"{note} run after `test` was first read".strip()
-        rates = [_format_rate(row.find_rate("dev/greedy", name)) for name in ("cer", "wer")]
-        lines.append([row.arm, row.trial, f"{row.updates:,}", *rates, note])
-    title = f"Trials on `dev`, {FEW} of labels, greedy decoding, in %."
-    return f"{title}\n\n{_tabulate(['arm', 'trial', 'updates', 'CER', 'WER', 'note'], lines)}"
+        late = "run after `test` was first read" if first_reading and row.date > first_reading else ""
+        note = "; ".join(part for part in (row.note, late) if part)
+        cost = ["" if row.updates is None else f"{row.updates:,}", row.hours_seen.format(1), row.flop.format(0, TERA)]
+        rates = [format_rate(row.find_rate(("dev",), rate)) for rate in RATES[:2]]
+        lines.append([row.arm, row.trial, *cost, row.precision, *rates, note])
+    counts = [
+        f"`{name}` {sum(row.arm == name and not row.problem for row in trials)} of {len(arm.trials)}"
+        for name, arm in list_arms().items()
+        if arm.trials
+    ]
+    title = (
+        f"Trials on `dev`, {LABELS[FEW]}, greedy decoding, in %; hours heard and TFLOP with the pretraining. Run "
+        f"so far of each arm's trials: {', '.join(counts)}. An arm without trials uses the preset, which is then an "
+        "assumption, not a choice."
+    )
+    header = ["arm", "trial", "updates", "hours heard", "TFLOP", "precision", "CER", "WER", "note"]
+    return f"{title}\n\n{tabulate(header, lines)}"
 
 
 def _build_problems(records: Records) -> str:
@@ -221,14 +169,14 @@ def _build_problems(records: Records) -> str:
 
 def _build_anchors() -> str:
     title = "Published anchors, on other test sets than these (sources stand above the table)."
-    return f"{title}\n\n{_tabulate(['system', 'labels', 'hours seen in pretraining', 'figure'], _ANCHORS)}"
+    return f"{title}\n\n{tabulate(['system', 'labels', 'hours seen in pretraining', 'figure'], _ANCHORS)}"
 
 
 def _build_machines(records: Records) -> str:
     every = [record for steps in records.values() for record in steps.values()]
     machines = [f"{item['name']}, {item['cores']} cores, {item['threads']} threads" for item in _list(every, "machine")]
     versions = [str(packages["torch"]) for packages in _list(every, "packages")]
-    dates = sorted(_list(every, "date"))
+    dates = sorted([*_list(every, "date"), *_list(every, "first_date")])
     lines = [
         f"- machine: {_join(machines)}",
         f"- precision of trainings: {_join(_list(every, 'precision'))}",

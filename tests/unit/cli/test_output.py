@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.cli.output import format_line, resolve_out, write_result
+from speechssl.cli.output import drop_result, format_line, resolve_out, write_result
 from speechssl.errors import ConfigError
 
 
@@ -33,7 +33,17 @@ def test_a_finished_result_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`out` must be a new place, but .*overwrite=true"):
         resolve_out(str(out), "probe", overwrite=False)
     assert resolve_out(str(out), "probe", overwrite=True) == out
-    assert not (out / "result.json").exists(), "an interrupted second run must not look finished"
+    assert (out / "result.json").exists(), "what is refused after this must lose nothing"
+    drop_result(out)
+    assert not (out / "result.json").exists(), "files that are half replaced must not look finished"
+
+
+def test_the_folder_of_a_training_run_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"`out` must be a new place, but .* is the folder of a training run"):
+            resolve_out(str(tmp_path), "evaluate", overwrite)
+    assert resolve_out(str(tmp_path / "report.html"), "report", True, is_file=True) == tmp_path / "report.html"
 
 
 def test_a_file_is_checked_by_itself(tmp_path: Path) -> None:

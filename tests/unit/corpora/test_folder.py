@@ -14,6 +14,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).touch()
     (tmp_path / "ann" / "a_1.txt").write_text("\ufeffHello,\n  world \n", encoding="utf-8")
     (tmp_path / "ann" / "a_2.txt").write_text(" \n")
+    (tmp_path / "bob" / "b_1.TXT").write_text("Bye")
     return tmp_path
 
 
@@ -22,7 +23,7 @@ def test_speakers_are_the_parent_folders_and_transcripts_lie_beside(folder: Path
     assert [(r.id, r.speaker, r.text) for r in recordings] == [
         ("ann/a_1", "ann", "Hello, world"),
         ("ann/a_2", "ann", None),
-        ("bob/b_1", "bob", None),
+        ("bob/b_1", "bob", "Bye"),
         ("top", None, None),
     ]
 

@@ -5,7 +5,8 @@ import pytest
 import soundfile
 
 from speechssl.audio import load_audio, read_info
-from speechssl.corpora.scan import Recording, find_audio, find_cuts, find_quietest, make_ids, scan_recordings
+from speechssl.corpora.scan import Recording, find_cuts, find_quietest, scan_recordings
+from speechssl.data.audio_files import find_audio, make_ids
 from speechssl.errors import DataError
 
 RATE = 8_000

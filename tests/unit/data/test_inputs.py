@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -44,6 +45,40 @@ def test_a_manifest_and_a_list_of_paths(clips: Path) -> None:
 def test_the_same_file_twice_is_one_row_and_like_names_are_told_apart(clips: Path) -> None:
     soundfile.write(clips / "b.flac", np.zeros(160), 16_000)
     assert list_ids(clips, clips / "b.wav") == ["b.flac", "b.wav", "deep/a"]
+
+
+def test_linked_files_keep_their_own_names_and_linked_folders_are_searched(clips: Path, tmp_path: Path) -> None:
+    """As stores that are made of links have them (git-annex, DVC, a Hub's cache)."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("alice", "bob"):
+        (links / f"{name}.wav").symlink_to(clips / "b.wav")
+    assert list_ids(links / "alice.wav", links / "bob.wav") == ["alice", "bob"]
+    (links / "more").symlink_to(clips / "deep")
+    assert list_ids(links) == ["alice", "bob", "more/a"]
+    # Behind a link `..` is the folder above what it points to.
+    assert list_ids(links / "more" / ".." / "b.wav") == ["b"]
+
+
+def test_one_file_named_in_two_ways_is_one_row(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clips)
+    assert list_ids("b.wav", clips / "b.wav", "deep/../b.wav") == ["b"]
+
+
+def test_files_that_are_left_out_are_named(clips: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (clips / "phone.m4a").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "speechssl"):
+        assert list_ids(clips) == ["b", "deep/a"]
+    assert 'ffmpeg -i "phone.m4a" -ac 1 -ar 16000 "phone.flac"' in caplog.text
+    (clips / "only").mkdir()
+    (clips / "only" / "x.m4a").write_bytes(b"")
+    with pytest.raises(DataError, match="holds none: 1 files such as x.m4a must be converted"):
+        list_ids(clips / "only")
+
+
+def test_a_list_may_begin_with_a_mark(clips: Path) -> None:
+    (clips / "list.txt").write_text("b.wav\n", encoding="utf-8-sig")
+    assert list_ids(clips / "list.txt") == ["b"]
 
 
 def test_an_existing_name_with_brackets_is_no_glob(clips: Path) -> None:

@@ -107,7 +107,7 @@ def test_several_manifests_become_one_with_absolute_paths(tmp_path: Path) -> Non
     assert joined[0] == first[0]
     assert joined[1] == second[0]
     assert joined.column("text") == ["HI", None]
-    with pytest.raises(DataError, match="must name each utterance once, but a is in two"):
+    with pytest.raises(DataError, match="must name each utterance once, but a is 2 times in"):
         load_manifests([str(tmp_path / "1.tsv")] * 2, "data.train")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speechssl.config import ModelConfig, TextConfig
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, SpeechSSLError
 from speechssl.interop.checkpoint import build_config, load_backbone_into, read_card, save_model
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
@@ -39,6 +39,23 @@ def test_trainable_keeps_gradients(tiny_model_config: ModelConfig, tmp_path: Pat
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(CheckpointError, match="num_feet"):
         build_config(ModelConfig, {"num_feet": 2})
+
+
+def test_checkpoints_that_are_there_are_named_where_best_is_gone(
+    tiny_model_config: ModelConfig, tmp_path: Path
+) -> None:
+    save_model(SpeechModel(tiny_model_config), tmp_path / "checkpoints" / "update-0000025")
+    with pytest.raises(CheckpointError, match="holds neither best nor last, only update-0000025: name one of these"):
+        load_model(str(tmp_path))
+
+
+def test_another_shape_than_inits_is_one_sentence(tiny_model_config: ModelConfig) -> None:
+    deeper = SpeechModel(replace(tiny_model_config, num_layers=3))
+    with pytest.raises(
+        SpeechSSLError, match=r"`init` must have the shape of `model`, but does not: Missing key"
+    ) as told:
+        load_backbone_into(deeper, SpeechModel(tiny_model_config))
+    assert "\n" not in str(told.value)
 
 
 def test_weights_of_another_shape_are_refused(tiny_model_config: ModelConfig, tmp_path: Path) -> None:

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates
-from speechssl.errors import StoppedOnRequest
+from recipes.librispeech_mini.study import runner
+from recipes.librispeech_mini.study.plan import Command, Places, Step
+from recipes.librispeech_mini.study.records import open_record, read_record
+from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates, run_step
+from speechssl.errors import CollapseError, StoppedOnRequest
+
+HOURS_AN_UPDATE, FLOP_PER_S = 0.01, 2e9
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(Path("/corpus"), None, None, tmp_path / "out", tmp_path / "results")
+
+
+def make_training(places: Places) -> Step:
+    keys = {"out": str(places.out / "kmeans-1" / "pretrain-1"), "training.update_s": 48.0, "training.max_updates": 5}
+    return Step("kmeans-1", "pretrain-1", (Command("pretrain", "pretrain", keys),), flop_per_s=FLOP_PER_S)
+
+
+def train(folder: Path, first: int, last: int) -> None:
+    """Write the lines that updates of a training leave."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as lines:
+        for update in range(first, last + 1):
+            row = {"update": update, "split": "train", "hours_seen": HOURS_AN_UPDATE * update, "audio_s_per_s": 18.0}
+            lines.write(json.dumps(row) + "\n")
+        lines.write(json.dumps({"update": last, "split": "valid", "hours_seen": HOURS_AN_UPDATE * last}) + "\n")
 
 
 def test_the_time_of_updates_is_their_audio_over_their_rate() -> None:
@@ -30,3 +59,52 @@ def test_a_deadline_bounds_trainings_and_stops_what_is_none() -> None:
     assert stop.value.exit_code == OUT_OF_TIME
     early = Settings(max_hours=0.5, deadline=time.monotonic() + 7200)
     assert early.find_hours() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [
+        (StoppedOnRequest("time was up", OUT_OF_TIME), "stopped"),
+        (CollapseError("Pretraining has collapsed."), "failed"),
+    ],
+)
+def test_a_training_that_did_not_end_says_how_far_it_came(
+    stop: BaseException, status: str, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, path = make_training(places), places.results / "kmeans-1" / "pretrain-1.json"
+
+    def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        train(Path(keys["out"]), 1, 3)
+        raise stop
+
+    monkeypatch.setattr(runner, "run_verb", run_verb)
+    with pytest.raises(type(stop)):
+        run_step(step, open_record(path, step, places), path, places, Settings())
+    record = read_record(path)
+    assert record is not None
+    assert (record["status"], record["updates"], record["hours_seen"]) == (status, 3, pytest.approx(0.03))
+    assert record["flop"] == pytest.approx(3600 * 0.03 * FLOP_PER_S)
+    assert record["updates_s"] == pytest.approx(6.0)
+
+
+def test_a_training_that_stopped_before_its_first_update_says_nothing(places: Places) -> None:
+    assert runner.describe_progress(make_training(places)) == {}
+
+
+def test_only_what_was_trained_again_here_is_noted(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_training(places)
+    folder, beside = Path(step.commands[0].keys["out"]), places.results / "kmeans-1" / "pretrain-1.rebuilt.json"
+
+    def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        done = runner.describe_progress(step).get("updates", 0)
+        if done < 5:
+            train(Path(keys["out"]), done + 1, 5)
+        return {"updates": 5, "hours_seen": 0.05, "out": str(folder), "loss": 4.0}
+
+    monkeypatch.setattr(runner, "run_verb", run_verb)
+    for _ in range(2):
+        runner._rebuild(step, places, Settings())
+        found = read_record(beside)
+        assert found is not None
+        (entry,) = found["rebuilt"]
+        assert entry["metrics"] == {"updates": 5, "hours_seen": 0.05, "loss": 4.0}

@@ -1,0 +1,61 @@
+"""Which files of a folder are audio, and what they are called."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from speechssl.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+
+FOREIGN_SUFFIXES = frozenset(
+    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
+)
+"""Audio and video that libsndfile does not read; a folder that holds some is told so."""
+
+
+def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Search a folder in depth, links to folders included once.
+
+    Returns:
+        the files that look like audio, and those that look like audio or video which libsndfile does not read; both
+        sorted by their path as text.
+    """
+    found: list[Path] = []
+    foreign: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
+        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
+        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
+    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def make_ids(files: Sequence[Path], root: Path) -> list[str]:
+    """Name files by their path from `root` without suffix, with the suffix where two would be alike."""
+    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    alike = Counter(stems)
+    return [
+        stem if alike[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
+    ]
+
+
+def name_foreign(foreign: Sequence[Path]) -> str:
+    """Say how files that libsndfile does not read become files that it does; empty where there are none."""
+    if not foreign:
+        return ""
+    name = foreign[0].name
+    command = f'ffmpeg -i "{name}" -ac 1 -ar {SAMPLE_RATE} "{foreign[0].stem}.flac"'
+    return f": {len(foreign)} files such as {name} must be converted first, each with {command}"
+
+
+def locate(file: Path) -> Path:
+    """Make a path absolute by the names it was given by, links too; where `..` follows a link, by what it points to."""
+    plain = Path(os.path.abspath(file))
+    return plain if plain.exists() and os.path.samefile(plain, file) else file.resolve()
