@@ -34,8 +34,11 @@ AUDIO_SUFFIXES = frozenset(
 MAX_CHANNELS = 64
 """An array with more columns than this, and fewer rows, has its channels first, as torchaudio gives them."""
 
-ENDLESS = 2**31 - 2**16
-"""Programs that do not know yet how long a file will be write a length from here on into its header."""
+ENDLESS = 0x7F000000
+"""Programs that do not know yet how long a file will be write a length from here on into its header (SoX this one)."""
+
+HEADER_BYTES = 64
+"""Encoders' lengths that are wrong by a byte of padding or by the header itself are no loss."""
 
 MAX_SAMPLES = 2**36 - 1
 """Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
@@ -88,7 +91,7 @@ def _check_whole(path: str | os.PathLike[str], file: soundfile.SoundFile) -> Non
         return
     with open(path, "rb") as raw:
         said, size = _find_end(raw), os.fstat(raw.fileno()).st_size
-    if said > size:
+    if said > size + HEADER_BYTES:
         raise DataError(f"{path} must be whole, but has {size} bytes where its header says {said}: it was cut off")
 
 

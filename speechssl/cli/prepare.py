@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import drop_result, resolve_out, write_result
+from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
 from speechssl.corpora.folder import read_folder
@@ -44,8 +44,6 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     root, splits = read_corpus(config, corpus, out)
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
-    drop_result(out)
-    _report_unreadable(unreadable, out)
     manifests = {split: scan.manifest for split, scan in scans.items()}
     unit = None
     if config.valid_share > 0:
@@ -53,15 +51,17 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         manifests, unit = held_out.manifests, held_out.unit
     if config.subset:
         manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
-    result: dict[str, Any] = {
-        "corpus": corpus,
-        "root": str(root),
-        "manifests": _save(manifests, out, config.format),
-        "num_unreadable": len(unreadable),
-        "held_out_by": unit,
-        "out": str(out),
-    }
-    write_result(out, result)
+    with replacing_result(out):
+        _report_unreadable(unreadable, out)
+        result: dict[str, Any] = {
+            "corpus": corpus,
+            "root": str(root),
+            "manifests": _save(manifests, out, config.format),
+            "num_unreadable": len(unreadable),
+            "held_out_by": unit,
+            "out": str(out),
+        }
+        write_result(out, result)
     return result
 
 

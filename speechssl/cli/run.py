@@ -67,7 +67,7 @@ def build_config(request: Request) -> Any:
 
 
 def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the keys of `model` from a checkpoint, or from the run that began with it where it has gone since.
+    """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
 
     Raises:
         CheckpointError: it does not load, or has gone and no run began with it.
@@ -81,7 +81,7 @@ def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     except CheckpointError:
         has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
         stored = read_stored(Path(str(tree["out"]))) if has_run else None
-        if Path(init).exists() or stored is None or stored.get("init") != init:
+        if stored is None or stored.get("init") != init:
             raise
         model: dict[str, Any] = stored["model"]
         return model

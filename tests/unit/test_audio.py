@@ -149,7 +149,7 @@ def test_a_stream_of_unknown_length_is_whole(tmp_path: Path, speech: Speech) -> 
     soundfile.write(path, speech(1.0, 3), 16_000, "PCM_16")
     whole = bytearray(path.read_bytes())
     place = whole.index(b"data") + 4
-    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"):
+    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x7f"):
         whole[place : place + 4] = length
         path.write_bytes(whole)
         assert read_info(path).num_samples == 16_000
