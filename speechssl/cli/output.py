@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError, SpeechSSLError
-from speechssl.training.run_folder import CONFIG, ENVIRONMENT
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
@@ -35,6 +34,8 @@ def resolve_out(out: str, verb: str, overwrite: bool, is_file: bool = False) -> 
         ConfigError: the place cannot be written, is the folder of a training run, or holds a finished result and
             `overwrite` is false.
     """
+    from speechssl.training.run_folder import CONFIG, ENVIRONMENT
+
     path = Path(out) if out else _choose_folder(verb)
     finished = path if is_file else path / RESULT_NAME
     if not is_file and (path / CONFIG).exists() and (path / ENVIRONMENT).exists():

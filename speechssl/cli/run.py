@@ -13,7 +13,6 @@ from speechssl.cli.output import check_writable
 from speechssl.cli.words import Request
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.training.lock import hold_folder, remove_unused
-from speechssl.training.run_folder import read_stored
 
 TRAINING_VERBS = ("pretrain", "finetune")
 """Verbs whose folder belongs to one run, which goes on where it was stopped."""
@@ -75,6 +74,7 @@ def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from speechssl.interop.load import read_stored_model
+    from speechssl.training.run_folder import read_stored
 
     try:
         return read_stored_model(init)
