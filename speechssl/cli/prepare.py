@@ -13,8 +13,8 @@ from speechssl.corpora.download import download_parts
 from speechssl.corpora.folder import read_folder
 from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
-from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
-from speechssl.corpora.table import ALL, TABLE_SUFFIXES, read_table
+from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
+from speechssl.corpora.table import TABLE_SUFFIXES, read_table
 from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
@@ -44,15 +44,9 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     root, splits = read_corpus(config, corpus, out)
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
+    manifests, unit = _divide({split: scan.manifest for split, scan in scans.items()}, config)
     drop_result(out)
     _report_unreadable(unreadable, out)
-    manifests = {split: scan.manifest for split, scan in scans.items()}
-    unit = None
-    if config.valid_share > 0:
-        held_out = hold_out(manifests, config.valid_share, config.seed)
-        manifests, unit = held_out.manifests, held_out.unit
-    if config.subset:
-        manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
     result: dict[str, Any] = {
         "corpus": corpus,
         "root": str(root),
@@ -157,6 +151,17 @@ def _choose_splits(splits: Splits, wanted: Sequence[str]) -> Splits:
     if missing:
         raise DataError(f"`splits` must be some of {', '.join(splits)}, but one is {missing[0]!r}")
     return {split: splits[split] for split in (wanted or splits)}
+
+
+def _divide(manifests: dict[str, Manifest], config: PrepareConfig) -> tuple[dict[str, Manifest], str | None]:
+    """Hold out a share and add subsets, as asked for; also says what was held out, speakers or files."""
+    unit = None
+    if config.valid_share > 0:
+        held_out = hold_out(manifests, config.valid_share, config.seed)
+        manifests, unit = held_out.manifests, held_out.unit
+    if config.subset:
+        manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
+    return manifests, unit
 
 
 def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str, Any]:

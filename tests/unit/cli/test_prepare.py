@@ -84,6 +84,24 @@ def test_a_finished_result_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert prepare(tmp_path / "m", root=str(root), overwrite=True)["manifests"]["all"]["num_utterances"] == 2
 
 
+@pytest.mark.parametrize(
+    ("split", "keys"),
+    [("all", {"valid_share": 0.3}), ("train-2s", {"subset": ["2s"]}), ("valid", {"valid_share": 0.3})],
+)
+def test_splits_that_would_take_each_others_names_leave_an_earlier_result(
+    tmp_path: Path, split: str, keys: dict[str, Any]
+) -> None:
+    root = write_clips(tmp_path / "clips", tuple(f"{n}.wav" for n in range(9)))
+    rows = [f"{n}.wav,{'train' if n < 5 else split}\n" for n in range(9)]
+    (tmp_path / "t.csv").write_text("".join(["path,split\n", *rows]))
+    columns = {"path": "path", "split": "split"}
+    prepare(tmp_path / "m", table=str(tmp_path / "t.csv"), root=str(root), columns=columns)
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    with pytest.raises((ConfigError, DataError), match="`valid_share` must be 0|`subset` must make names"):
+        prepare(tmp_path / "m", table=str(tmp_path / "t.csv"), root=str(root), columns=columns, overwrite=True, **keys)
+    assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
 def test_the_demo_corpus_is_made_and_read(
     tmp_path: Path, librispeech_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
