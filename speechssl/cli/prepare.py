@@ -25,6 +25,15 @@ UNREADABLE_NAME = "unreadable.tsv"
 NAMED = 3
 """So many unreadable files are named on stderr."""
 
+OWNERS = {
+    "download": "librispeech",
+    "download_url": "librispeech",
+    "table": "table",
+    "columns": "table",
+    "speaker_pattern": "folder",
+}
+"""Keys that one corpus alone reads."""
+
 Splits = Mapping[str, Sequence[Recording]]
 
 _logger = logging.getLogger("speechssl")
@@ -40,6 +49,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     for name in config.subset:
         parse_length(name)
     corpus = config.corpus or guess_corpus(config)
+    check_keys(config, corpus)
     out = resolve_out(config.out, "prepare", config.overwrite)
     root, splits = read_corpus(config, corpus, out)
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
@@ -88,6 +98,22 @@ def guess_corpus(config: PrepareConfig) -> str:
     if not any(find_audio(root)):
         raise DataError(f"`root` must be a folder with audio, but {root} has none")
     return _say_guess("folder", root)
+
+
+def check_keys(config: PrepareConfig, corpus: str) -> None:
+    """Make sure that no key is given that the corpus does not read.
+
+    Raises:
+        ConfigError: one is; a key that has its default counts as not given.
+    """
+    defaults = PrepareConfig()
+    for key, owner in OWNERS.items():
+        value = getattr(config, key)
+        if owner != corpus and value != getattr(defaults, key):
+            guessed = "" if config.corpus else " (guessed)"
+            raise ConfigError(f"`{key}` must be left out with corpus={corpus}{guessed}, but is {value!r}")
+    if config.download_url != defaults.download_url and not config.download:
+        raise ConfigError(f"`download_url` must be left out without `download`, but is {config.download_url!r}")
 
 
 def read_corpus(config: PrepareConfig, corpus: str, out: Path) -> tuple[Path, Splits]:
