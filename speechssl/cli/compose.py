@@ -111,11 +111,12 @@ def _list_default_groups(verb: str) -> set[str]:
 
 def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
     """Set one key, or say what its value must be."""
+    declared = find_key(verb, key)
     try:
-        OmegaConf.update(tree, key, value, merge=True, force_add=find_key(verb, key).default == "")
+        # A mapping may get names that its default does not have, at once or one by one.
+        OmegaConf.update(tree, key, value, merge=True, force_add=declared.type_name == "dict" or declared.default == "")
     except OmegaConfBaseException as error:
-        kind = describe_type(find_key(verb, key))
-        raise ConfigError(f"`{key}` must be {kind}, but is {value!r}") from error
+        raise ConfigError(f"`{key}` must be {describe_type(declared)}, but is {value!r}") from error
 
 
 def _convert(request: Request, tree: DictConfig) -> Any:

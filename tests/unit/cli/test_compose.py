@@ -104,6 +104,20 @@ def test_mappings_are_set_key_by_key() -> None:
     assert config.columns == {"path": "file", "text": "text", "speaker": "speaker", "accent": "where"}
 
 
+def test_a_mapping_may_bring_new_names_at_once() -> None:
+    expected = {"path": "file", "text": "text", "speaker": "speaker", "split": "part"}
+    assert compose("prepare", ["d", "columns={path:file,split:part}"]).columns == expected
+    request = Request("prepare")
+    request.add("columns", {"path": "file", "split": "part"})
+    assert compose_request(request).columns == expected
+
+
+@pytest.mark.parametrize("value", ["5", "file", "[file]", "null", "{path:[a]}", "{path:null}", "{1:file}"])
+def test_what_is_no_mapping_of_texts_gets_a_sentence(value: str) -> None:
+    with pytest.raises(ConfigError, match="`columns` must be a mapping of texts to texts, but is "):
+        compose("prepare", ["d", f"columns={value}"])
+
+
 def test_python_values_are_nested_or_dotted_and_literal() -> None:
     request = Request("pretrain")
     request.add("model", "tiny")
