@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, describe_type, find_conf_folder, find_key, read_words
 from speechssl.errors import ConfigError
+from speechssl.knobs import check_finite
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
@@ -122,12 +123,25 @@ def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
     try:
+        _check_finite(OmegaConf.to_container(tree, resolve=True))
         return OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(f"`{key}` must be given ({find_key(request.verb, key).meaning}), but is missing") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration must fit its schema, but {_first_line(error)}") from error
+
+
+def _check_finite(value: Any, key: str = "") -> None:
+    """Refuse numbers that are infinite or none: no key has a use for them, and what checks a range lets some pass."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _check_finite(item, key)
+    elif isinstance(value, float):
+        check_finite(key, value)
 
 
 def _explain_missing_file(verb: str, error: MissingConfigException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_config
         "plain": plain,
         "short": [Utterance("short", tmp_path / "short.flac", 16_000, 4_800)],
         "digits": [Utterance("a", rows["a"].path, 16_000, 48_000, 0, "a", "ROOM 101 CAFÉ")],
+        "gaps": [rows["a"], dataclasses.replace(rows["b"], text=None)],
         "lost": [Utterance("lost", tmp_path / "lost.flac", 16_000, 48_000)],
     }
     for name, utterances in manifests.items():
@@ -149,6 +151,11 @@ def test_what_is_refused_leaves_no_folder_and_claims_none(fails: Run, workplace:
     fails(*TINY, *FEW, "data.train=lost.tsv", "out=runs/x")
     assert not (workplace / "runs" / "x").exists()
     assert main([*TUNE, *FEW, "data.train=digits.tsv", "text.keep='10É'", "out=runs/x"]) == 0
+
+
+def test_rows_without_a_transcript_are_left_out(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main([*TUNE, *FEW, "data.train=gaps.tsv", "text.vocabulary=data", "out=asr"]) == 0
+    assert "data.train: left out, 1 of 2 utterances are without labels" in caplog.text
 
 
 def test_overwrite_replaces_nothing_before_all_is_checked(fails: Run, workplace: Path) -> None:
