@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,11 @@ AUDIO_SUFFIXES = frozenset(
 MAX_CHANNELS = 64
 """An array with more columns than this, and fewer rows, has its channels first, as torchaudio gives them."""
 
-ENDLESS = 2**31 - 2**16
-"""Programs that do not know yet how long a file will be write a length from here on into its header."""
+ENDLESS = 0x7F000000
+"""Programs that do not know yet how long a file will be write a length from here on into its header (SoX this one)."""
+
+HEADER_BYTES = 64
+"""Encoders' lengths that are wrong by a byte of padding or by the header itself are no loss."""
 
 MAX_SAMPLES = 2**36 - 1
 """Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
@@ -88,7 +91,7 @@ def _check_whole(path: str | os.PathLike[str], file: soundfile.SoundFile) -> Non
         return
     with open(path, "rb") as raw:
         said, size = _find_end(raw), os.fstat(raw.fileno()).st_size
-    if said > size:
+    if said > size + HEADER_BYTES:
         raise DataError(f"{path} must be whole, but has {size} bytes where its header says {said}: it was cut off")
 
 
@@ -183,21 +186,19 @@ def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
     """Mix down and resample.
 
     Args:
-        samples: (N,) or (N, channels), in [-1, 1]; integers are scaled by their range.
+        samples: (N,) or (N, channels), in [-1, 1]; signed integers are scaled by their range, uint8 is WAV's (128 is
+            silence).
         sample_rate: of the samples, Hz.
 
     Returns:
         (N',) float32 mono at 16 kHz.
 
     Raises:
-        DataError: another shape, no sample rate, or values that are not finite.
+        DataError: another shape or type, no sample rate, or values that are not finite.
     """
     if sample_rate <= 0:
         raise DataError(f"`sample_rate` must be above 0 Hz, but is {sample_rate}")
-    array = np.asarray(samples)
-    if np.issubdtype(array.dtype, np.integer):
-        array = array / -float(np.iinfo(array.dtype).min)
-    array = array.astype(np.float32)
+    array = _to_float(np.asarray(samples))
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > max(MAX_CHANNELS, len(array))):
         raise DataError(f"a waveform must have the shape (samples,) or (samples, channels), but has {array.shape}")
     if not np.isfinite(array).all():
@@ -211,6 +212,21 @@ def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
     length = num_samples_at_16k(len(mono), sample_rate)
     resampled = soxr.resample(mono, sample_rate, SAMPLE_RATE, quality="HQ")[:length]
     return np.pad(resampled, (0, length - len(resampled))).astype(np.float32)
+
+
+def _to_float(array: npt.NDArray[Any]) -> FloatArray:
+    """Scale samples to [-1, 1]: float32 of the same shape.
+
+    Raises:
+        DataError: the type does not say what their range is.
+    """
+    if array.dtype == np.uint8:
+        array = array / 128.0 - 1.0
+    elif np.issubdtype(array.dtype, np.signedinteger):
+        array = array / -float(np.iinfo(array.dtype).min)
+    elif not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"a waveform must be of floats, signed integers or uint8, but is of {array.dtype}")
+    return array.astype(np.float32)
 
 
 @lru_cache(maxsize=64)

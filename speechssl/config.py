@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.decoding_config import DecodingConfig
-from speechssl.knobs import MISSING, Key, check, check_choice, knob, list_keys
+from speechssl.knobs import MISSING, Key, check, check_choice, check_finite, knob, list_keys
 from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.training_config import LoggingConfig, TrainingConfig
 
 __all__ = [
     "MISSING", "DecodingConfig", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
-    "knob", "list_keys",
+    "check_finite", "knob", "list_keys",
 ]
 
 
@@ -70,6 +70,10 @@ class SelectionConfig:
     num_workers: int = knob(2, "processes that read audio; 0 reads in the main process")
     cache_dir: str = knob("", "keep decoded audio here as 16 kHz WAV; empty: decode every time")
 
+    def __post_init__(self) -> None:
+        check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
+        check(self.num_workers >= 0, "data.num_workers", "0 or more", self.num_workers)
+
 
 @dataclass(kw_only=True)
 class TrainDataConfig(SelectionConfig):
@@ -78,6 +82,7 @@ class TrainDataConfig(SelectionConfig):
     speed_perturbation: list[float] = knob([], "speeds, one of which is drawn for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
 
     def __post_init__(self) -> None:
+        SelectionConfig.__post_init__(self)
         within = all(0.5 <= speed <= 2.0 for speed in self.speed_perturbation)
         check(within, "data.speed_perturbation", "speeds between 0.5 and 2", self.speed_perturbation)
 
@@ -206,6 +211,8 @@ class InferenceConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
+        check_finite("batch_s", self.batch_s)
+        check_finite("window_s", self.window_s)
         check(self.batch_s > 0, "batch_s", "positive", self.batch_s)
         check(self.window_s >= 5, "window_s", "at least 5 s", self.window_s)
 
@@ -260,6 +267,9 @@ class ProbeDataConfig:
     where: str = knob("", "keep the rows with this value, as column=value")
     max_s: float = knob(10.0, "longest stretch of an utterance that is used, from its start", "s")
 
+    def __post_init__(self) -> None:
+        check(self.max_s >= 0.025, "data.max_s", "at least 0.025 s, one frame", self.max_s)
+
 
 @dataclass(kw_only=True)
 class ProbeConfig(InferenceConfig):
@@ -275,6 +285,12 @@ class ProbeConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check_choice("task", self.task, ("identification", "verification"))
+        of_trials = self.task == "verification" or not self.data.trials
+        check(of_trials, "data.trials", "left out with task=identification (task=verification takes it)", self.data.trials)
+        check(self.num_trials >= 2, "num_trials", "at least 2, one of each kind", self.num_trials)
+        check(self.updates >= 1, "updates", "at least 1", self.updates)
+        check(self.lr > 0, "lr", "positive", self.lr)
+        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from speechssl.knobs import check, check_choice, knob
+from speechssl.knobs import check, check_choice, check_finite, knob
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,9 @@ class DecodingConfig:
     def __post_init__(self) -> None:
         check_choice("decoding.name", self.name, ("greedy", "beam"))
         check(self.name == "beam" or not self.lm, "decoding.lm", "left out with decoding=greedy (decoding=beam takes it)", self.lm)
+        check_finite("decoding.lm_weight", self.lm_weight)
+        check_finite("decoding.word_bonus", self.word_bonus)
+        check_finite("decoding.unknown_penalty", self.unknown_penalty)
         check(self.beam_width >= 1, "decoding.beam_width", "at least 1", self.beam_width)
         check(self.beam_threshold > 0, "decoding.beam_threshold", "positive", self.beam_threshold)
         check(0 <= self.symbol_min_prob < 1, "decoding.symbol_min_prob", "at least 0 and less than 1", self.symbol_min_prob)

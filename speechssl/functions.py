@@ -32,17 +32,20 @@ def load(
     Args:
         checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint), one checkpoint, a Hugging
             Face folder, a fairseq `.pt`, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
-        device: where the weights go.
+        device: where the weights go: a value of the key `device` (`auto`, `cpu`, `cuda`, `cuda:N`), or any
+            `torch.device`.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`.
 
     Raises:
         CheckpointError: nothing is there, it does not load, or it has no average.
-        ConfigError: another value of `weights`.
+        ConfigError: another value of `weights`, or a device that is not there.
     """
     from speechssl.interop.load import load_model
+    from speechssl.training.devices import resolve_device
 
-    return load_model(os.fspath(checkpoint), device=device, trainable=trainable, weights=weights)
+    where = resolve_device(device) if isinstance(device, str) else device
+    return load_model(os.fspath(checkpoint), device=where, trainable=trainable, weights=weights)
 
 
 def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:
@@ -108,13 +111,16 @@ def pretraining_forward(
 
     Raises:
         CheckpointError: the model has no pretraining heads.
+        DataError: `num_samples` are not those of the waveforms.
     """
     from speechssl.config import ContrastiveConfig
+    from speechssl.model.lengths import check_num_samples
     from speechssl.model.wav2vec2 import normalize_waveforms
     from speechssl.objectives.wav2vec2 import compute_terms
 
     if model.pretraining is None:
         raise CheckpointError("`model` must have its pretraining heads, but this one has none")
+    check_num_samples(waveforms, num_samples)
     if model.config.normalize_waveform:
         waveforms = normalize_waveforms(waveforms, num_samples, model.config.waveform_epsilon)
     output = model.pretraining(waveforms, num_samples, mask, negatives, gumbel_noise, temperature)
@@ -168,7 +174,8 @@ def embed(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> p
     Args:
         model: from `load`.
         audio: what the key `audio` takes, or arrays (with `sample_rate`).
-        **keys: `layer`, `pooling`, `window_s`, `batch_s`, `sample_rate`; or the keys of the verb.
+        **keys: `layer`, `pooling`, `window_s`, `batch_s`, `precision` (here float32 unless it is given),
+            `sample_rate`; or the keys of the verb.
 
     Returns:
         a pyarrow table with the columns of the verb's file; or the dict of the verb's JSON line.
@@ -177,7 +184,7 @@ def embed(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> p
         return run_verb("embed", keys if audio is None else {"audio": audio, **keys})
     from speechssl.evaluation.embeddings import embed as embed_audio
 
-    return embed_audio(model, audio, **keys)
+    return embed_audio(model, audio, **_resolve_keys(model, keys))
 
 
 @overload
@@ -194,13 +201,30 @@ def transcribe(model: SpeechModel | None = None, audio: Any = None, **keys: Any)
     Args:
         model: from `load`, with a CTC head.
         audio: what the key `audio` takes, or arrays (with `sample_rate`).
-        **keys: `window_s`, `batch_s`, `sample_rate`, `decode`; or the keys of the verb.
+        **keys: `window_s`, `batch_s`, `precision` (here float32 unless it is given), `sample_rate`, `decode`; or the
+            keys of the verb.
     """
     if model is None:
         return run_verb("transcribe", keys if audio is None else {"audio": audio, **keys})
     from speechssl.evaluation.recognition import transcribe as transcribe_audio
 
-    return transcribe_audio(model, audio, **keys)
+    return transcribe_audio(model, audio, **_resolve_keys(model, keys))
+
+
+def _resolve_keys(model: SpeechModel, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the keys that a function shares with its verb as the verb does, and choose what `precision=auto` means.
+
+    Raises:
+        ConfigError: `batch_s`, `window_s` or `precision` has a value that it cannot have.
+    """
+    from speechssl.config import InferenceConfig
+    from speechssl.training.devices import resolve_precision
+
+    shared = ("batch_s", "window_s", "precision")
+    checked = InferenceConfig(**{name: keys[name] for name in shared if name in keys})
+    if "precision" not in keys:
+        return dict(keys)
+    return {**keys, "precision": resolve_precision(checked.precision, model.device)}
 
 
 def demo(**keys: Any) -> dict[str, Any]:

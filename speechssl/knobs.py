@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -32,6 +33,11 @@ def check(condition: bool, key: str, must_be: str, value: object) -> None:
     """Raise the `ConfigError` for `key` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
+
+
+def check_finite(key: str, value: float) -> None:
+    """Raise a `ConfigError` for `key` if its value is infinite or not a number."""
+    check(math.isfinite(value), key, "a finite number", value)
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -48,28 +48,58 @@ class TrainingConfig:
     timeout_s: float = knob(100.0, "how long a process waits for another before the run ends; 300 s until the first update is made", "s", "torchtitan: comm.train_timeout_seconds")
 
     def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_schedule()
+        self._check_optimizer()
+        self._check_bookkeeping()
+
+    def _check_sizes(self) -> None:
         check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
         check(self.sub_batch_s > 0, "training.sub_batch_s", "positive", self.sub_batch_s)
         ratio = self.update_s / self.sub_batch_s
         whole = abs(ratio - round(ratio)) < 1e-6 and round(ratio) >= 1
         check(whole, "training.update_s", f"a whole number of sub-batches of training.sub_batch_s ({self.sub_batch_s:g} s)", self.update_s)
         check(self.forward_s >= self.sub_batch_s, "training.forward_s", f"at least training.sub_batch_s ({self.sub_batch_s:g} s)", self.forward_s)
+
+    def _check_schedule(self) -> None:
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
+        check(self.lr > 0, "training.lr", "positive", self.lr)
+        for name in _SHARES:
+            check(0 <= getattr(self, name) <= 1, f"training.{name}", "between 0 and 1", getattr(self, name))
+        if self.schedule == "tri_stage":
+            left = 1 - self.warmup_share
+            check(self.hold_share <= left + 1e-9, "training.hold_share", f"at most {left:g}, what training.warmup_share leaves", self.hold_share)
+            check(self.initial_lr_scale >= 0, "training.initial_lr_scale", "at least 0", self.initial_lr_scale)
+            check(self.final_lr_scale > 0, "training.final_lr_scale", "positive, since the decay of tri_stage is exponential (polynomial reaches 0)", self.final_lr_scale)
+
+    def _check_optimizer(self) -> None:
+        check(0 <= self.beta1 < 1, "training.beta1", "at least 0 and less than 1", self.beta1)
+        check(0 <= self.beta2 < 1, "training.beta2", "at least 0 and less than 1", self.beta2)
+        check(self.eps >= 0, "training.eps", "at least 0", self.eps)
+        check(self.weight_decay >= 0, "training.weight_decay", "at least 0", self.weight_decay)
+        check(self.clip_norm >= 0, "training.clip_norm", "positive, or 0 for no clipping", self.clip_norm)
+        check(0 <= self.ema_decay < 1, "training.ema_decay", "at least 0 and less than 1", self.ema_decay)
+        check(self.ema_decay > 0 or not self.validate_ema, "training.validate_ema", "false without training.ema_decay", self.validate_ema)
+
+    def _check_bookkeeping(self) -> None:
+        for name in _INTERVALS:
+            check(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
         check_choice("training.sharding", self.sharding, ("none", "full"))
-        check(self.digest_every >= 1, "training.digest_every", "at least 1", self.digest_every)
         check(self.timeout_s > 0, "training.timeout_s", "positive", self.timeout_s)
-        check(self.lr > 0, "training.lr", "positive", self.lr)
+        check(self.max_hours >= 0, "training.max_hours", "positive, or 0 for no limit", self.max_hours)
         check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
         check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)
-        check(0 <= self.ema_decay < 1, "training.ema_decay", "at least 0 and less than 1", self.ema_decay)
-        check(self.ema_decay > 0 or not self.validate_ema, "training.validate_ema", "false without training.ema_decay", self.validate_ema)
 
     @property
     def sub_batches_per_update(self) -> int:
         """How many sub-batches make an update, over all ranks."""
         return round(self.update_s / self.sub_batch_s)
+
+
+_SHARES = ("warmup_share", "hold_share", "freeze_share")
+_INTERVALS = ("checkpoint_every", "validate_every", "log_every", "digest_every")
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, describe_type, find_conf_folder, find_key, read_words
 from speechssl.errors import ConfigError
+from speechssl.knobs import check_finite
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
@@ -111,22 +112,36 @@ def _list_default_groups(verb: str) -> set[str]:
 
 def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
     """Set one key, or say what its value must be."""
+    declared = find_key(verb, key)
     try:
-        OmegaConf.update(tree, key, value, merge=True, force_add=find_key(verb, key).default == "")
+        # A mapping may get names that its default does not have, at once or one by one.
+        OmegaConf.update(tree, key, value, merge=True, force_add=declared.type_name == "dict" or declared.default == "")
     except OmegaConfBaseException as error:
-        kind = describe_type(find_key(verb, key))
-        raise ConfigError(f"`{key}` must be {kind}, but is {value!r}") from error
+        raise ConfigError(f"`{key}` must be {describe_type(declared)}, but is {value!r}") from error
 
 
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
     try:
+        _check_finite(OmegaConf.to_container(tree, resolve=True))
         return OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(f"`{key}` must be given ({find_key(request.verb, key).meaning}), but is missing") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration must fit its schema, but {_first_line(error)}") from error
+
+
+def _check_finite(value: Any, key: str = "") -> None:
+    """Refuse numbers that are infinite or none: no key has a use for them, and what checks a range lets some pass."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _check_finite(item, key)
+    elif isinstance(value, float):
+        check_finite(key, value)
 
 
 def _explain_missing_file(verb: str, error: MissingConfigException) -> str:

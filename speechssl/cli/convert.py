@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import drop_result, resolve_out, write_result
+from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import ConvertConfig
+from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
 
@@ -33,9 +35,9 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     is_file = config.to in FILES and bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
     target = out / FILES[config.to] if config.to in FILES and not is_file else out
-    if not is_file:
-        drop_result(out)
-    dropped = write_model(model, target, config.to, foreign.card.update)
+    _check_free(target, config)
+    with nullcontext() if is_file else replacing_result(out):
+        dropped = write_model(model, target, config.to, foreign.card.update)
     result = _summarise(config, foreign) | {
         "out": str(target),
         "left_behind": [*foreign.dropped, *dropped],
@@ -44,6 +46,23 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     if not is_file:
         write_result(out, result)
     return result
+
+
+def _check_free(target: Path, config: ConvertConfig) -> None:
+    """Make sure that what is written beside the weights is not somebody else's.
+
+    Raises:
+        ConfigError: files are there and `overwrite` is false, or they belong to other weights.
+    """
+    facts = target.with_suffix(".json")
+    written: dict[str, list[Path]] = {"torchaudio": [facts], "fairseq": [], "onnx": [], "onnx_features": []}
+    names = [target / name for name in ("config.json", "model.safetensors")]
+    taken = next((path for path in written.get(config.to, names) if path.exists()), None)
+    if taken is not None and not config.overwrite:
+        raise ConfigError(f"`out` must be a new place, but {taken} is there (overwrite=true replaces it)")
+    owners = [path for path in (target.with_suffix(s) for s in (".pt", ".safetensors")) if path.exists()]
+    if taken == facts and owners and not target.exists():
+        raise ConfigError(f"`out` must have a name of its own, but {facts} tells of {owners[0]}")
 
 
 def _summarise(config: ConvertConfig, foreign: Foreign) -> dict[str, Any]:

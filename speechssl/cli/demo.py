@@ -16,6 +16,7 @@ from speechssl.cli.demo_table import format_table, make_rows
 from speechssl.cli.output import RESULT_NAME, check_writable, write_result
 from speechssl.config import DemoConfig
 from speechssl.corpora.demo import build_demo_corpus
+from speechssl.corpora.espeak import require_espeak
 from speechssl.errors import ConfigError
 from speechssl.functions import run_verb
 
@@ -40,6 +41,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     if config.overwrite:
+        # What would be refused later must not cost the demo that is there.
+        require_espeak()
+        check_writable(out)
         _remove(out)
     check_writable(out)
     demo = Demo(out, config)

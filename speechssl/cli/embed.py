@@ -64,4 +64,5 @@ def _resolve_file(config: EmbedConfig) -> Path:
     folder = resolve_out(config.out, "embed", config.overwrite)
     name = f"embeddings.{config.format}"
     assert Path(name).suffix in SUFFIXES, name
+    check_place(folder / name, config.overwrite)
     return resolve_out(str(folder / name), "embed", config.overwrite, is_file=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from speechssl.cli.output import drop_result, resolve_out, write_result
+from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import EvaluateConfig, check
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.evaluation import breakdown
@@ -50,11 +50,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
     result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
-    drop_result(out)
-    breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
-    breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
-    _log(config, scores, unknown)
-    write_result(out, result)
+    with replacing_result(out):
+        breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
+        breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
+        _log(config, scores, unknown)
+        write_result(out, result)
     return result
 
 

@@ -42,11 +42,7 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     precision = choose_precision(config, ranks)
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
-    vocabulary = build_vocabulary(config.text, train_set.column("text"))
-    check_letters(vocabulary, train_set.column("text"), config.text.unknown)
-    if valid_set is not None:
-        # Said only: they count as wrong there, and nothing is learned from them.
-        check_letters(vocabulary, valid_set.column("text"), "drop", "data.valid")
+    vocabulary = make_vocabulary(config, train_set, valid_set)
     seed_weights(config.seed)
     model = SpeechModel(config.model, vocabulary)
     if config.init and not goes_on(config, folder):
@@ -57,6 +53,21 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
     _logger.info(describe_plan(source, config.training, "data.train"))
     return train(config, folder, objective, source, valid, ranks, precision)
+
+
+def make_vocabulary(config: FinetuneConfig, train_set: Manifest, valid_set: Manifest | None) -> Vocabulary:
+    """Make the labels, and say which characters of the transcripts are none; rows without a transcript have no say.
+
+    Raises:
+        ConfigError: as `build_vocabulary`.
+        DataError: as `build_vocabulary` and `check_letters`; in `data.valid` nothing is refused, nobody learns from it.
+    """
+    texts = [text for text in train_set.column("text") if text]
+    vocabulary = build_vocabulary(config.text, texts)
+    check_letters(vocabulary, texts, config.text.unknown)
+    if valid_set is not None:
+        check_letters(vocabulary, valid_set.column("text"), "drop", "data.valid")
+    return vocabulary
 
 
 def count_frozen_updates(config: FinetuneConfig) -> int:
@@ -114,7 +125,10 @@ def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: 
             f"(text.keep={''.join(spoken)!r} adds them, {whole}text.unknown=drop leaves them out of the labels)"
         )
     if counts:
-        _logger.warning("%s has characters outside the vocabulary, left out of the labels: %s", key, listed)
+        # Validation is scored against the labels (`CTCObjective`), `evaluate` against what was said.
+        scored = "; the wer and cer of validation leave them out too, evaluate counts those that are spoken as errors"
+        note = scored if spoken and key == "data.valid" else ""
+        _logger.warning("%s has characters outside the vocabulary, left out of the labels: %s%s", key, listed, note)
 
 
 def _build_source(

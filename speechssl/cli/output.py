@@ -7,13 +7,13 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from speechssl.errors import ConfigError
-from speechssl.training.run_folder import CONFIG
+from speechssl.errors import ConfigError, SpeechSSLError
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
@@ -34,9 +34,11 @@ def resolve_out(out: str, verb: str, overwrite: bool, is_file: bool = False) -> 
         ConfigError: the place cannot be written, is the folder of a training run, or holds a finished result and
             `overwrite` is false.
     """
+    from speechssl.training.run_folder import CONFIG, ENVIRONMENT
+
     path = Path(out) if out else _choose_folder(verb)
     finished = path if is_file else path / RESULT_NAME
-    if not is_file and (path / CONFIG).exists():
+    if not is_file and (path / CONFIG).exists() and (path / ENVIRONMENT).exists():
         raise ConfigError(f"`out` must be a new place, but {path} is the folder of a training run")
     if finished.exists() and not overwrite:
         raise ConfigError(f"`out` must be a new place, but {path} holds a finished result (overwrite=true replaces it)")
@@ -46,9 +48,19 @@ def resolve_out(out: str, verb: str, overwrite: bool, is_file: bool = False) -> 
     return path
 
 
-def drop_result(folder: Path) -> None:
-    """Take an earlier result away, just before the files that it tells of are replaced."""
-    (folder / RESULT_NAME).unlink(missing_ok=True)
+@contextmanager
+def replacing_result(folder: Path) -> Iterator[None]:
+    """Take an earlier result away while the files that it tells of are replaced; what is refused puts it back."""
+    path, aside = folder / RESULT_NAME, folder / f".{RESULT_NAME}.replaced"
+    with suppress(FileNotFoundError):
+        path.replace(aside)
+    try:
+        yield
+    except SpeechSSLError:
+        with suppress(FileNotFoundError):
+            aside.replace(path)
+        raise
+    aside.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import drop_result, resolve_out, write_result
+from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
 from speechssl.corpora.folder import read_folder
 from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
-from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
-from speechssl.corpora.table import ALL, TABLE_SUFFIXES, read_table
+from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
+from speechssl.corpora.table import TABLE_SUFFIXES, read_table
 from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
@@ -24,6 +24,15 @@ UNREADABLE_NAME = "unreadable.tsv"
 
 NAMED = 3
 """So many unreadable files are named on stderr."""
+
+OWNERS = {
+    "download": "librispeech",
+    "download_url": "librispeech",
+    "table": "table",
+    "columns": "table",
+    "speaker_pattern": "folder",
+}
+"""Keys that one corpus alone reads."""
 
 Splits = Mapping[str, Sequence[Recording]]
 
@@ -40,28 +49,23 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     for name in config.subset:
         parse_length(name)
     corpus = config.corpus or guess_corpus(config)
+    check_keys(config, corpus)
     out = resolve_out(config.out, "prepare", config.overwrite)
     root, splits = read_corpus(config, corpus, out)
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
-    drop_result(out)
-    _report_unreadable(unreadable, out)
-    manifests = {split: scan.manifest for split, scan in scans.items()}
-    unit = None
-    if config.valid_share > 0:
-        held_out = hold_out(manifests, config.valid_share, config.seed)
-        manifests, unit = held_out.manifests, held_out.unit
-    if config.subset:
-        manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
-    result: dict[str, Any] = {
-        "corpus": corpus,
-        "root": str(root),
-        "manifests": _save(manifests, out, config.format),
-        "num_unreadable": len(unreadable),
-        "held_out_by": unit,
-        "out": str(out),
-    }
-    write_result(out, result)
+    manifests, unit = _divide({split: scan.manifest for split, scan in scans.items()}, config)
+    with replacing_result(out):
+        _report_unreadable(unreadable, out)
+        result: dict[str, Any] = {
+            "corpus": corpus,
+            "root": str(root),
+            "manifests": _save(manifests, out, config.format),
+            "num_unreadable": len(unreadable),
+            "held_out_by": unit,
+            "out": str(out),
+        }
+        write_result(out, result)
     return result
 
 
@@ -94,6 +98,22 @@ def guess_corpus(config: PrepareConfig) -> str:
     if not any(find_audio(root)):
         raise DataError(f"`root` must be a folder with audio, but {root} has none")
     return _say_guess("folder", root)
+
+
+def check_keys(config: PrepareConfig, corpus: str) -> None:
+    """Make sure that no key is given that the corpus does not read.
+
+    Raises:
+        ConfigError: one is; a key that has its default counts as not given.
+    """
+    defaults = PrepareConfig()
+    for key, owner in OWNERS.items():
+        value = getattr(config, key)
+        if owner != corpus and value != getattr(defaults, key):
+            guessed = "" if config.corpus else " (guessed)"
+            raise ConfigError(f"`{key}` must be left out with corpus={corpus}{guessed}, but is {value!r}")
+    if config.download_url != defaults.download_url and not config.download:
+        raise ConfigError(f"`download_url` must be left out without `download`, but is {config.download_url!r}")
 
 
 def read_corpus(config: PrepareConfig, corpus: str, out: Path) -> tuple[Path, Splits]:
@@ -157,6 +177,17 @@ def _choose_splits(splits: Splits, wanted: Sequence[str]) -> Splits:
     if missing:
         raise DataError(f"`splits` must be some of {', '.join(splits)}, but one is {missing[0]!r}")
     return {split: splits[split] for split in (wanted or splits)}
+
+
+def _divide(manifests: dict[str, Manifest], config: PrepareConfig) -> tuple[dict[str, Manifest], str | None]:
+    """Hold out a share and add subsets, as asked for; also says what was held out, speakers or files."""
+    unit = None
+    if config.valid_share > 0:
+        held_out = hold_out(manifests, config.valid_share, config.seed)
+        manifests, unit = held_out.manifests, held_out.unit
+    if config.subset:
+        manifests = {**manifests, **take_subsets(manifests, config.subset, config.seed)}
+    return manifests, unit
 
 
 def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str, Any]:

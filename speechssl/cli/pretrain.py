@@ -81,7 +81,8 @@ def _fit_codes(
         return
     text = ""
     if ranks.is_main:
-        _logger.info("k-means: fitting to %g s of data.train", config.objective.fit_s)
+        heard_s = min(config.objective.fit_s, source.manifest.total_s)
+        _logger.info("k-means: fitting to %g s of data.train", round(heard_s, 1))
         # What one process alone would hear in its first updates: a random sample, whatever the number of ranks.
         alone = UpdatePlanner(source.manifest.num_samples_16k, replace(source.planner.config, rank=0, num_ranks=1))
         last = math.ceil(min(config.objective.fit_s / config.training.update_s, alone.updates_per_epoch))

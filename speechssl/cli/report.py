@@ -26,7 +26,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
     first = Path(config.run[0])
     if not config.out and not first.is_dir():
         raise ConfigError(f"`run` must be a run folder, but {first} is {'a file' if first.exists() else 'not there'}")
-    if Path(config.out).suffix.lower() not in ("", ".html", ".htm"):
+    if config.out and Path(config.out).suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"`out` must be an .html file, but is {config.out}")
     out = resolve_out(config.out or str(first / "report.html"), "report", config.overwrite, is_file=True)
     page = build_report(config.run, out)

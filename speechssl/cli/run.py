@@ -13,7 +13,6 @@ from speechssl.cli.output import check_writable
 from speechssl.cli.words import Request
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.training.lock import hold_folder, remove_unused
-from speechssl.training.run_folder import read_stored
 
 TRAINING_VERBS = ("pretrain", "finetune")
 """Verbs whose folder belongs to one run, which goes on where it was stopped."""
@@ -67,7 +66,7 @@ def build_config(request: Request) -> Any:
 
 
 def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the keys of `model` from a checkpoint, or from the run that began with it where it has gone since.
+    """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
 
     Raises:
         CheckpointError: it does not load, or has gone and no run began with it.
@@ -75,13 +74,14 @@ def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from speechssl.interop.load import read_stored_model
+    from speechssl.training.run_folder import read_stored
 
     try:
         return read_stored_model(init)
     except CheckpointError:
         has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
         stored = read_stored(Path(str(tree["out"]))) if has_run else None
-        if Path(init).exists() or stored is None or stored.get("init") != init:
+        if stored is None or stored.get("init") != init:
             raise
         model: dict[str, Any] = stored["model"]
         return model

@@ -12,8 +12,10 @@ from speechssl.cli.compose import compose_tree
 from speechssl.cli.jobs import CRASHED, USER_MISTAKE, Job
 from speechssl.cli.launchers import choose_launcher
 from speechssl.cli.output import resolve_out
+from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape
 from speechssl.errors import ConfigError
+from speechssl.knobs import list_keys
 
 _logger = logging.getLogger("speechssl")
 
@@ -132,12 +134,11 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
 
 def read_out(request: Request) -> str:
     """Read `out` of one request, which an experiment file may set too."""
-    tree = compose_tree(request)
-    if "out" not in tree:
+    if all(row.path != "out" for row in list_keys(VERBS[request.verb].schema)):
         raise ConfigError(f"-m must be used with a verb that writes to `out`, but `{request.verb}` does not")
     if request.verb in ("pretrain", "finetune") and "out" not in request.values:
         raise ConfigError("`out` must be given with -m (job n goes to out/n), but is missing")
-    return str(tree.out)
+    return str(compose_tree(request).out)
 
 
 def _find_varying(requests: Sequence[Request]) -> list[str]:

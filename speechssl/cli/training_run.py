@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from speechssl.training.devices import resolve_precision, use_deterministic_algo
 from speechssl.training.distributed import Ranks, check_division
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
+from speechssl.training.replacement import Replacement, drop_replaced, recover
 from speechssl.training.rotation import list_published
-from speechssl.training.run_folder import CONFIG, claim_run, find_version, open_run
+from speechssl.training.run_folder import claim_run, find_version, open_run
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
-from speechssl.training.trackers import TRACKERS, open_writers
+from speechssl.training.trackers import open_writers
 from speechssl.training.trainer import Setup, Trainer
 
 _logger = logging.getLogger("speechssl")
@@ -38,7 +40,7 @@ TrainingVerbConfig = PretrainConfig | FinetuneConfig
 def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[str, Any] | None]:
     """Check `out`, or return the result of the finished run that it holds; rank 0 does so for all.
 
-    Nothing is written or removed yet: what is refused later leaves the folder as it was.
+    Nothing is written yet: what is refused later leaves the folder as it was.
 
     Returns:
         The folder, and the result if there is nothing left to do (an empty one on the other ranks).
@@ -55,14 +57,17 @@ def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[st
 
 
 def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
+    recover(folder)
     if not config.overwrite:
         return open_run(folder, config)
     sources = {"init": config.init}
     if isinstance(config, PretrainConfig):
         sources["objective.teacher"] = config.objective.teacher
     for key, value in sources.items():
-        if value and Path(value).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"`{key}` must lie outside of {folder}, which overwrite=true replaces, but is {value}")
+        path = Path(value).resolve()
+        is_ours = path == folder.resolve() or path.is_relative_to((folder / "checkpoints").resolve())
+        if value and is_ours and Path(value).exists():
+            raise ConfigError(f"`{key}` must be no part of {folder}, which overwrite=true replaces, but is {value}")
     return None
 
 
@@ -71,24 +76,25 @@ def goes_on(config: TrainingVerbConfig, folder: Path) -> bool:
     return not config.overwrite and bool(list_published(folder / "checkpoints"))
 
 
-def _claim(config: TrainingVerbConfig, folder: Path, ranks: Ranks) -> None:
-    """Make the folder this run's once everything that could be refused has been checked; rank 0 does so for all."""
-    if ranks.is_main and config.overwrite and (folder / CONFIG).exists():
-        remove_run(folder)
-    if ranks.is_main:
-        claim_run(folder, config)
+@contextmanager
+def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterator[None]:
+    """Make the folder this run's while inside, once every rank has got so far; rank 0 does so for all.
+
+    A run that ends without having made an update, because it was refused or stopped, leaves the folder as it was.
+    """
+    ranks = trainer.ranks
     ranks.wait_for_all()
-
-
-def remove_run(folder: Path) -> None:
-    """Remove what a run wrote, and nothing else that lies in its folder."""
-    import shutil
-
-    for name in ("checkpoints", "tensorboard", "wandb"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    files = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "report.html")
-    for name in (*files, SKIPPED, TRACKERS):
-        (folder / name).unlink(missing_ok=True)
+    with ExitStack() as on_failure:
+        if ranks.is_main:
+            replacement = Replacement(folder, config.overwrite)
+            on_failure.callback(lambda: None if trainer.has_moved else replacement.undo())
+            replacement.begin()
+            claim_run(folder, config)
+        ranks.wait_for_all()
+        yield
+        on_failure.pop_all()
+    if ranks.is_main:
+        drop_replaced(folder)
 
 
 def choose_precision(config: TrainingVerbConfig, ranks: Ranks) -> str:
@@ -133,7 +139,6 @@ def train(
     precision: str,
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
-    _claim(config, folder, ranks)
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
@@ -151,7 +156,8 @@ def train(
         stop=stop,
     )
     trainer = Trainer(setup)
-    with stop.listen(), use_deterministic_algorithms(config.training.deterministic):
+    deterministic = use_deterministic_algorithms(config.training.deterministic)
+    with stop.listen(), deterministic, _claim(config, folder, trainer):
         trainer.run()
     progress = trainer.progress
     result: dict[str, Any] = {

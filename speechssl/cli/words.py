@@ -276,5 +276,7 @@ def describe_type(key: Key) -> str:
     if key.type_name == "list":
         items = {"int": " of whole numbers", "float": " of numbers", "str": " of texts"}
         return f"a list{items.get(key.item_type_name, '')}"
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a mapping"}
+    if key.type_name == "dict":
+        return "a mapping of texts to texts"
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     return names.get(key.type_name, "a value")

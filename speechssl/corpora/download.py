@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,14 +70,19 @@ def download_parts(parts: Sequence[str], root: Path, url: str) -> Path:
         The folder `LibriSpeech`.
 
     Raises:
-        ConfigError: there is no such part.
-        DataError: the server does not give it, or what it gives is not what was published.
+        ConfigError: there is no such part, or `url` is no URL.
+        DataError: `root` cannot be such a folder, or the server does not give a part, or gives another one than was
+            published.
     """
     unknown = [part for part in parts if part not in ARCHIVES]
     if unknown:
         raise ConfigError(f"`download` must be some of {', '.join(ARCHIVES)}, but one is {unknown[0]!r}")
+    _check_url(url)
     tree = root / FOLDER
-    tree.mkdir(parents=True, exist_ok=True)
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"`root` must be a folder to download to, but {root}: {error.strerror} ({tree})") from error
     for part in dict.fromkeys(parts):
         if (tree / part).is_dir():
             _logger.info("%s is there already, and not fetched", tree / part)
@@ -126,6 +132,23 @@ def unpack(archive: Path, part: str, root: Path) -> None:
         raise DataError(f"{archive} must be an archive that can be unpacked, but is not: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_url(url: str) -> None:
+    """Make sure that a request can be made of a URL.
+
+    Raises:
+        ConfigError: it has no scheme that is known, no host, or characters that a URL cannot have.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        is_complete = parts.scheme == "file" or (parts.scheme in ("http", "https", "ftp") and bool(host))
+        is_url = is_complete and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:  # a port that is no number, half an IPv6 address, a host that cannot be
+        is_url = False
+    if not is_url:
+        raise ConfigError(f"`download_url` must be a URL such as https://server/folder, but is {url!r}")
 
 
 def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:

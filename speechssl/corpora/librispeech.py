@@ -88,15 +88,19 @@ def _read_split(tree: Path, split: str, sexes: dict[str, str]) -> list[Recording
     stems = {file.stem for file in files}
     # Published names are unique in a split; where they are not, the path tells them apart.
     ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files, folder)
-    texts: dict[str, str] = {}
-    for chapter in sorted({file.parent for file in files}):
-        for path in sorted(chapter.glob(f"*{TRANSCRIPT_SUFFIX}")):
-            texts.update(read_transcripts(path))
-    unheard = [name for name in texts if name not in stems]
+    # By place, not by name alone: a name that is not as published may stand in several chapters.
+    texts = {
+        chapter / name: text
+        for chapter in sorted({file.parent for file in files})
+        for path in sorted(chapter.glob(f"*{TRANSCRIPT_SUFFIX}"))
+        for name, text in read_transcripts(path).items()
+    }
+    heard = {file.parent / file.stem for file in files}
+    unheard = [place.name for place in texts if place not in heard]
     if unheard:
         _logger.warning("%s: %d transcripts have no audio, such as %s", split, len(unheard), unheard[0])
     return [
-        Recording(name, file, speaker, texts.get(file.stem), {"sex": sexes.get(speaker)})
+        Recording(name, file, speaker, texts.get(file.parent / file.stem), {"sex": sexes.get(speaker)})
         for name, file in zip(ids, files, strict=True)
         for speaker in (file.parents[1].name,)
     ]

@@ -15,6 +15,12 @@ from speechssl.audio import SAMPLE_RATE
 from speechssl.data.manifest import Manifest
 from speechssl.errors import ConfigError, DataError
 
+ALL = "all"
+"""Split of a corpus that has none."""
+
+TRAIN = "train"
+"""What `all` is called when a part of it is held out."""
+
 VALID = "valid"
 """Name of the manifest that is held out."""
 
@@ -47,7 +53,7 @@ def take_subsets(manifests: Mapping[str, Manifest], names: list[str], seed: int)
         `<split>-<name>` → rows in the order of the split; those of a shorter subset are among those of a longer one.
 
     Raises:
-        ConfigError: a length is no length, or longer than every split.
+        ConfigError: a length is no length, or longer than every split; or a split has the name of a subset.
     """
     lengths = {name: parse_length(name) for name in names}
     sources = {split: keep_transcribed(manifest) for split, manifest in manifests.items()}
@@ -55,12 +61,16 @@ def take_subsets(manifests: Mapping[str, Manifest], names: list[str], seed: int)
         if all(manifest.total_s <= seconds for manifest in sources.values()):
             there = ", ".join(f"{split} {manifest.total_s / 60:.1f} min" for split, manifest in sources.items())
             raise ConfigError(f"`subset` must be shorter than a split, but {name} is not ({there})")
-    return {
+    subsets = {
         f"{split}-{name}": manifest.limit_to(seconds, seed)
         for split, manifest in sources.items()
         for name, seconds in lengths.items()
         if manifest.total_s > seconds
     }
+    taken = [name for name in subsets if name in manifests]
+    if taken:
+        raise ConfigError(f"`subset` must make names that no split has, but {taken[0]} is a split already")
+    return subsets
 
 
 def keep_transcribed(manifest: Manifest) -> Manifest:
@@ -87,12 +97,18 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
         seed: of the draw.
 
     Raises:
-        DataError: there is nothing to hold out from, or only one file; or a split is called `valid` already.
+        DataError: there is nothing to hold out from, or only one file; or a split is called `valid` already, or both
+            `all` and `train` are there.
     """
     sources = {split: m for split, m in manifests.items() if not split.startswith(HELD_OUT_PREFIXES)}
     if not sources or VALID in manifests:
         raise DataError(
             f"`valid_share` must be 0 where nothing can be held out, but the splits are {', '.join(manifests)}"
+        )
+    if ALL in sources and TRAIN in sources:
+        raise DataError(
+            f"`valid_share` must be 0 where one split is {ALL}, which becomes {TRAIN}, and another {TRAIN} already, "
+            f"but the splits are {', '.join(manifests)}"
         )
     groups, unit = _group(sources)
     lengths = np.concatenate([manifest.num_samples_16k for manifest in sources.values()])
@@ -102,7 +118,7 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
     for split, manifest in sources.items():
         mask = is_valid[start : start + len(manifest)]
         start += len(manifest)
-        result["train" if split == "all" else split] = manifest.select(np.flatnonzero(~mask))
+        result[TRAIN if split == ALL else split] = manifest.select(np.flatnonzero(~mask))
         taken.append(manifest.select(np.flatnonzero(mask)))
     first = next(iter(sources.values()))
     table = pa.concat_tables([part.table for part in taken], promote_options="permissive")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from speechssl.corpora.scan import Recording
+from speechssl.corpora.subset import ALL
 from speechssl.data.audio_files import make_ids
 from speechssl.errors import ConfigError, DataError
 
 DELIMITERS = (",", ";", "\t", "|")
-ALL = "all"
-"""Split of a corpus that has none."""
-
 RESERVED = frozenset({"sample_rate", "num_samples", "offset"})
 """Columns of a manifest that are read from the audio."""
 
@@ -57,7 +56,7 @@ def read_table(table: Path, root: Path | None, columns: Mapping[str, str]) -> di
 
 
 def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
-    """Read the header and the rows; every row must have as many fields as the header."""
+    """Read the header, with each name once, and the rows, with as many fields as the header."""
     if not table.is_file():
         raise DataError(f"`table` must be a CSV or TSV file, but {table} is not there")
     try:
@@ -74,6 +73,10 @@ def _read_rows(table: Path) -> tuple[list[str], list[Row]]:
         raise DataError(f"`table` must be a CSV or TSV file in UTF-8, but {table} is not ({error})") from error
     lines = [line for line in lines if line]
     names = [name.strip() for name in lines[0]] if lines else []
+    # Columns without a name, such as a spreadsheet's empty ones, may be many.
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise DataError(f"`table` must have each column once, but {table} has {twice[0]} {names.count(twice[0])} times")
     bad = next((n for n, line in enumerate(lines, 1) if len(line) != len(names)), None)
     if bad is not None:
         raise DataError(

@@ -223,14 +223,18 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
         raise DataError(f"`{key}` must be a manifest or a list of manifests, but is not given")
     manifests = [load_manifest(path, key) for path in paths]
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
-    counts = pc.value_counts(joined.table.column("id")).flatten()
+    _check_unique(joined, key)
+    # Counting takes as much as the ids themselves, and Arrow would keep that.
+    pa.default_memory_pool().release_unused()
+    return joined
+
+
+def _check_unique(manifest: Manifest, key: str) -> None:
+    counts = pc.value_counts(manifest.table.column("id")).flatten()
     index = pc.index(pc.greater(counts[1], 1), True).as_py()
     if index >= 0:
-        times = counts[1][index]
-        raise DataError(
-            f"`{key}` must name each utterance once, but {counts[0][index]} is {times} times in {joined.source}"
-        )
-    return joined
+        name, times = counts[0][index], counts[1][index]
+        raise DataError(f"`{key}` must name each utterance once, but {name} is {times} times in {manifest.source}")
 
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:

@@ -27,13 +27,13 @@ def check_place(path: Path, overwrite: bool) -> None:
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"`out` must end in {', '.join(SUFFIXES)}, but is {path}")
     index = name_index(path)
-    if path.suffix == ".parquet" or not index.exists():
+    if path.suffix == ".parquet" or not index.exists() or path.exists():
         return
     others = [other for suffix in SUFFIXES if suffix != ".parquet" and (other := path.with_suffix(suffix)) != path]
     owner = next((other for other in others if other.exists()), None)
     if owner is not None:
         raise ConfigError(f"`out` must have a name of its own, but {index} is the index of {owner}")
-    if not path.exists() and not overwrite:
+    if not overwrite:
         raise ConfigError(f"`out` must be a new place, but {index} is there (overwrite=true replaces it)")
 
 

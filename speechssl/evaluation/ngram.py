@@ -131,7 +131,10 @@ def load_arpa(path: str | Path, key: str = "decoding.lm") -> Ngram:
 
 
 def save_arpa(model: Ngram, path: str | Path) -> None:
-    """Write an ARPA file; what is read back scores alike to 1e-6 a word. The file gets its name when it is whole."""
+    """Write an ARPA file, compressed where the name ends in .gz; what is read back scores alike to 1e-6 a word.
+
+    The file gets its name when it is whole.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
     sections: list[list[str]] = [[] for _ in range(model.order)]
@@ -139,7 +142,7 @@ def save_arpa(model: Ngram, path: str | Path) -> None:
         backoff = model.backoffs.get(name)
         tail = "" if backoff is None else f"\t{backoff:.7f}"
         sections[name.count(" ")].append(f"{log_prob:.7f}\t{name}{tail}\n")
-    with partial.open("w", encoding="utf-8") as file:
+    with _create(partial, is_compressed=path.suffix == ".gz") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={len(rows)}\n" for n, rows in enumerate(sections, 1))
         for n, rows in enumerate(sections, 1):
@@ -153,6 +156,12 @@ def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
+
+
+def _create(path: Path, is_compressed: bool) -> TextIO:
+    if is_compressed:
+        return gzip.open(path, "wt", encoding="utf-8")
+    return path.open("w", encoding="utf-8")
 
 
 class _Reader:

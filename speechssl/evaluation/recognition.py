@@ -127,7 +127,7 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
     given = [audio] if isinstance(audio, (str, Path, np.ndarray, Tensor)) else list(audio)
-    items = [item.detach().cpu().numpy() if isinstance(item, Tensor) else item for item in given]
+    items = [_to_numpy(item) if isinstance(item, Tensor) else item for item in given]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if arrays and (sample_rate is None or len(arrays) < len(items)):
         problem = "also has files" if len(arrays) < len(items) else "has none"
@@ -136,6 +136,13 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
         return Source.from_arrays(arrays, sample_rate), None
     manifest = expand_audio([str(item) for item in items])
     return Source.from_manifest(manifest), manifest
+
+
+def _to_numpy(waveform: Tensor) -> np.ndarray:
+    """Bring a waveform to NumPy, which has no bfloat16."""
+    waveform = waveform.detach().cpu()
+    array: np.ndarray = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    return array
 
 
 def recognise(

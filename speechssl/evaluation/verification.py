@@ -38,14 +38,11 @@ def read_trials(path: str, ids: Sequence[str], key: str = "data.trials") -> Tria
     """Read trials, `label id id` a line, label 1 for one speaker and 0 for two (VoxCeleb's form).
 
     Raises:
-        DataError: the file is missing or empty, a line is of another form, or an id is not in the manifest.
+        DataError: the file is missing, empty or no text, a line is of another form, or an id is not in the manifest.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"`{key}` must be a file of trials, but {path} does not exist")
     rows = {name: row for row, name in enumerate(ids)}
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_lines(Path(path), key), 1):
         words = line.split()
         if len(words) != 3 or words[0] not in ("0", "1"):
             raise DataError(
@@ -58,6 +55,16 @@ def read_trials(path: str, ids: Sequence[str], key: str = "data.trials") -> Tria
     return _check_kinds(found, key, str(path))
 
 
+def _read_lines(path: Path, key: str) -> list[str]:
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"`{key}` must be a file of trials, but {path} {problem}")
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{key}` must be text in UTF-8, but {path} is not ({error})") from error
+
+
 def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num_trials: int, seed: int) -> Trials:
     """Make trials: half of one speaker, half of two, of one sex where sexes are known, drawn without replacement.
 
@@ -68,7 +75,7 @@ def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num
         seed: of the draw.
 
     Raises:
-        DataError: no two utterances have one speaker, or all have the same.
+        DataError: no two utterances have one speaker, or all have the same, or all of the same sex have.
     """
     rng = np.random.default_rng([seed, 0x7217])
     rows = np.arange(len(speakers))
@@ -81,6 +88,11 @@ def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num
     if sexes is not None:
         labels = np.unique([sex or "" for sex in sexes], return_inverse=True)[1]
         usable = labels[first] == labels[second]
+        if not same.all() and not (~same & usable).any():
+            raise DataError(
+                "`data.test` must have two speakers of one sex, since trials are drawn within a sex (its column sex), "
+                "but has no more than one of each"
+            )
     chosen = []
     for kind in (same, ~same & usable):
         pairs = np.flatnonzero(kind)

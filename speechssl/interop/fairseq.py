@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from speechssl.interop.names import CODEBOOK, WRAPPERS, list_names, rename, stri
 from speechssl.interop.torch_file import StoredFile, look_into
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, find_case
+
+_logger = logging.getLogger("speechssl")
 
 DICTIONARY = "dict.ltr.txt"
 """File of a fine-tuned model's labels, as fairseq's recipes call it; it lies in the data folder there."""
@@ -124,8 +127,11 @@ def write_fairseq(model: SpeechModel, path: Path, update: int = 0) -> None:
     torch.save(stored, path)
     if model.vocabulary is not None:
         # fairseq reads "symbol count"; the counts only mattered when the dictionary was made.
-        lines = [f"{symbol} 1\n" for symbol in model.vocabulary.symbols[len(SPECIALS) :]]
-        (path.parent / DICTIONARY).write_text("".join(lines), encoding="utf-8")
+        lines = "".join(f"{symbol} 1\n" for symbol in model.vocabulary.symbols[len(SPECIALS) :])
+        dictionary = path.parent / DICTIONARY
+        if dictionary.exists() and dictionary.read_text(encoding="utf-8", errors="replace") != lines:
+            _logger.warning("%s had other labels: fairseq reads other checkpoints beside it wrongly now", dictionary)
+        dictionary.write_text(lines, encoding="utf-8")
 
 
 def _find_tensors(stored: StoredFile, key: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -22,7 +22,7 @@ from speechssl.interop.checkpoint import (
     read_card,
     save_model,
 )
-from speechssl.interop.checksums import check_whole
+from speechssl.interop.checksums import CHECKSUMS, check_whole
 from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.interop.fairseq import read_fairseq, write_fairseq
 from speechssl.interop.files import is_safetensors, read_json
@@ -173,8 +173,11 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
 
     Raises:
         ConfigError: there is no such format, or its packages are not installed.
-        CheckpointError: the format has no place for this network.
+        CheckpointError: the format has no place for this network, or `out` is a training run or a checkpoint of one.
     """
+    if (out / CHECKSUMS).exists() or (out / "checkpoints").is_dir():
+        what = "a checkpoint of a training run" if (out / CHECKSUMS).exists() else "a training run"
+        raise CheckpointError(f"`out` must be a place of its own, but {out} is {what}")
     if format in FORMATS and format != "speechssl" and model.config.front_end != "convolutions":
         raise CheckpointError(
             f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from speechssl.errors import DataError
 from speechssl.model_config import MEL_GRID_KERNELS, MEL_GRID_STRIDES
 
 HOP_SAMPLES = 320
@@ -58,6 +59,34 @@ def compute_receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> i
 def compute_hop(strides: Sequence[int]) -> int:
     """Count the samples between the starts of two frames: the product of the strides."""
     return prod(strides)
+
+
+def check_num_samples(waveforms: Tensor, num_samples: Tensor | None) -> None:
+    """Make sure that lengths are those of a batch, since wrong ones would give wrong frames without a word.
+
+    Args:
+        waveforms: (B, N).
+        num_samples: (B,) int64 or int32, 0 to N; None where nothing is padded. Values are looked at on the CPU only: on
+            a GPU that would wait for it. A graph that is traced or compiled does not look at them either.
+
+    Raises:
+        DataError: another type, another number of rows, or a value out of range.
+    """
+    if num_samples is None:
+        return
+    if num_samples.dtype not in (torch.int64, torch.int32):
+        raise DataError(f"`num_samples` must be of int64, but is of {str(num_samples.dtype).removeprefix('torch.')}")
+    if num_samples.shape != waveforms.shape[:1]:
+        shape = tuple(num_samples.shape)
+        raise DataError(
+            f"`num_samples` must have a length for each of {len(waveforms)} rows, but has the shape {shape}"
+        )
+    if num_samples.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = num_samples[(num_samples < 0) | (num_samples > waveforms.shape[1])]
+    if len(wrong):
+        limit = waveforms.shape[1]
+        raise DataError(f"`num_samples` must be between 0 and the {limit} samples of a row, but has {int(wrong[0])}")
 
 
 def make_valid_mask(num_valid: Int[Tensor, " B"], length: int) -> Bool[Tensor, "B length"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.heads import CTCHead
-from speechssl.model.lengths import compute_num_frames
+from speechssl.model.lengths import check_num_samples, compute_num_frames
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
 from speechssl.text import Vocabulary
@@ -73,6 +73,9 @@ class SpeechModel(nn.Module):
         Returns:
             Output, layers and valid frames. With `model.group_norm_frames=valid`, or layer norm, a row's valid
             frames do not depend on the other rows or on padding.
+
+        Raises:
+            DataError: `num_samples` are not whole numbers, one a row; on the CPU also where one is out of range.
         """
         x = self._prepare(waveforms, num_samples)
         features = self.backbone.encode(x, num_samples)
@@ -113,6 +116,7 @@ class SpeechModel(nn.Module):
         return compute_num_frames(num_samples, self.config.frame_kernels, self.config.frame_strides)
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        check_num_samples(waveforms, num_samples)
         if not self.config.normalize_waveform:
             return waveforms
         return normalize_waveforms(waveforms, num_samples, self.config.waveform_epsilon)

@@ -22,6 +22,7 @@ from speechssl.training.durable import flush, flush_files
 from speechssl.training.header import Header, read_header, write_header
 from speechssl.training.metrics import NAME as LOG
 from speechssl.training.provenance import Provenance, check_provenance
+from speechssl.training.replacement import drop_replaced
 from speechssl.training.rotation import list_damaged, list_published, rotate, set_aside
 from speechssl.training.state import Snapshot, TrainingState
 from speechssl.training.validity import STATE, TENSORS, find_problem
@@ -99,6 +100,7 @@ class CheckpointStore:
             shutil.rmtree(scratch, ignore_errors=True)
             self._write(scratch, snapshot)
             self._publish(scratch, target, is_best)
+            drop_replaced(self.folder.parent)
             rotate(self.folder, self.keep, self._find_linked())
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)

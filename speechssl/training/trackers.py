@@ -21,6 +21,9 @@ from speechssl.training.state import Progress
 TRACKERS = "trackers.json"
 """File of a run folder: the id that the run has with each tracker, and what has been sent to them."""
 
+TRACKER_KEYS = {"wandb": "logging.wandb_project", "mlflow": "logging.mlflow_experiment"}
+"""Package of a tracker → the key that asks for it."""
+
 PARAMS_A_CALL = 100
 """Most parameters that MLflow's server takes at once."""
 
@@ -39,6 +42,10 @@ def open_writers(
     Raises:
         ConfigError: the package of a tracker is not installed.
     """
+    for name, value in (("wandb", config.wandb_project), ("mlflow", config.mlflow_experiment)):
+        if value:
+            # Before anything is opened that would have to be closed again.
+            import_tracker(name, TRACKER_KEYS[name])
     ledger = open_ledger(folder) if config.wandb_project or config.mlflow_experiment else Ledger(folder / TRACKERS)
     writers: list[MetricsWriter] = [JsonLinesWriter(folder, progress.update, progress.validated_update)]
     if config.tensorboard:
@@ -110,7 +117,7 @@ class WandbWriter:
     """
 
     def __init__(self, folder: Path, project: str, run: dict[str, Any], ledger: Ledger) -> None:
-        wandb = import_tracker("wandb", "logging.wandb_project")
+        wandb = import_tracker("wandb", TRACKER_KEYS["wandb"])
         self.ledger = ledger
         if not ledger.find_id("wandb"):
             ledger.keep_id("wandb", uuid.uuid4().hex[:16])
@@ -144,7 +151,7 @@ class MlflowWriter:
     """
 
     def __init__(self, folder: Path, experiment: str, run: dict[str, Any], ledger: Ledger) -> None:
-        mlflow = import_tracker("mlflow", "logging.mlflow_experiment")
+        mlflow = import_tracker("mlflow", TRACKER_KEYS["mlflow"])
         self.ledger, self.entities, self.client = ledger, mlflow.entities, mlflow.MlflowClient()
         if not ledger.find_id("mlflow"):
             ledger.keep_id("mlflow", self._create(experiment, folder.resolve().name, run))

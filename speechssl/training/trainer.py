@@ -89,7 +89,7 @@ class Trainer:
         self.average = WeightAverage(self.objective.module, config.ema_decay) if config.ema_decay else None
         self.state = TrainingState(setup.objective, self.optimizer, guard=self.guard, average=self.average)
         self.saver = Saver(setup.store if setup.ranks.is_main else None)
-        self.saved_update = 0
+        self.begun_at = self.saved_update = 0
         self.writers: Sequence[MetricsWriter] = ()
         self.skipped: MetricsWriter | None = None
         self.was_warned = False
@@ -98,6 +98,11 @@ class Trainer:
     def progress(self) -> Progress:
         """How far the run has come."""
         return self.state.progress
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether an update was made since the run began or went on."""
+        return self.progress.update > self.begun_at
 
     def run(self) -> None:
         """Train to the end.
@@ -133,7 +138,7 @@ class Trainer:
         if folder:
             provenance = store.load(Path(folder), self.state, self.ranks.is_main)
             self.setup.precision = provenance.precision or self.setup.precision
-            self.saved_update = self.progress.update
+            self.begun_at = self.saved_update = self.progress.update
             _logger.info("resumed from %s", Path(folder).name)
 
     def _run_updates(self) -> None:

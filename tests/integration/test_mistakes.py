@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
+import speechssl
 from speechssl.cli.main import main
 from speechssl.config import ModelConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import save_model
 from speechssl.model.speech_model import SpeechModel
 
@@ -33,6 +36,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_config
         "plain": plain,
         "short": [Utterance("short", tmp_path / "short.flac", 16_000, 4_800)],
         "digits": [Utterance("a", rows["a"].path, 16_000, 48_000, 0, "a", "ROOM 101 CAFÉ")],
+        "gaps": [rows["a"], dataclasses.replace(rows["b"], text=None)],
         "lost": [Utterance("lost", tmp_path / "lost.flac", 16_000, 48_000)],
     }
     for name, utterances in manifests.items():
@@ -126,20 +130,43 @@ def test_a_finished_result_is_not_overwritten(fails: Run, workplace: Path) -> No
 FEW = ("training.max_updates=2", "training.update_s=4", "training.sub_batch_s=4", "training.forward_s=4")
 
 
+def list_files(folder: Path) -> list[tuple[Path, bytes]]:
+    return sorted((path, path.read_bytes()) for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def test_a_run_that_may_not_go_on_is_as_it_was(fails: Run, workplace: Path) -> None:
+    words = [*TINY, *FEW, "data.train=good.tsv", "out=run"]
+    assert main(words) == 0
+    before, text = list_files(workplace / "run"), (workplace / "good.tsv").read_text()
+    (workplace / "good.tsv").write_text(text.replace("48000", "47000"))
+    longer = [word.replace("max_updates=2", "max_updates=3") for word in words]
+    assert "`data.train`" in fails(*longer)
+    (workplace / "good.tsv").write_text(text)
+    assert list_files(workplace / "run") == before
+    assert main(words) == 0
+
+
 def test_what_is_refused_leaves_no_folder_and_claims_none(fails: Run, workplace: Path) -> None:
     fails(*TUNE, *FEW, "data.train=digits.tsv", "out=runs/x")
+    fails(*TINY, *FEW, "data.train=lost.tsv", "out=runs/x")
     assert not (workplace / "runs" / "x").exists()
     assert main([*TUNE, *FEW, "data.train=digits.tsv", "text.keep='10É'", "out=runs/x"]) == 0
 
 
+def test_rows_without_a_transcript_are_left_out(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main([*TUNE, *FEW, "data.train=gaps.tsv", "text.vocabulary=data", "out=asr"]) == 0
+    assert "data.train: left out, 1 of 2 utterances are without labels" in caplog.text
+
+
 def test_overwrite_replaces_nothing_before_all_is_checked(fails: Run, workplace: Path) -> None:
     assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
-    before = sorted((path, path.stat().st_mtime_ns) for path in (workplace / "run").rglob("*") if path.name != ".lock")
+    before = list_files(workplace / "run")
     fails(*TINY, *FEW, "data.train=nowhere.tsv", "out=run", "overwrite=true")
     sentence = fails("finetune", "init=run", "device=cpu", "data.train=good.tsv", "out=run", "overwrite=true")
-    assert "`init` must lie outside of run" in sentence
-    after = sorted((path, path.stat().st_mtime_ns) for path in (workplace / "run").rglob("*") if path.name != ".lock")
-    assert after == before
+    assert "`init` must be no part of run" in sentence
+    fails(*TINY, *FEW, "data.train=lost.tsv", "out=run", "overwrite=true")
+    fails(*TINY, *FEW, "data.train=good.tsv", "out=run", "overwrite=true", "logging.wandb_project=no_such_package")
+    assert list_files(workplace / "run") == before
 
 
 def test_overwrite_starts_over(fails: Run, workplace: Path) -> None:
@@ -162,7 +189,7 @@ def test_a_run_needs_its_init_only_until_its_first_checkpoint(
     tune = ["finetune", "init=pretrained", "data.num_workers=0", "device=cpu", *FEW, "data.train=good.tsv", "out=asr"]
     assert main(tune) == 0
     first = capsys.readouterr().out
-    (workplace / "pretrained").rename(workplace / "moved")
+    (workplace / "pretrained" / "model.safetensors").unlink()
     assert main(tune) == 0
     assert capsys.readouterr().out == first
     longer = [word.replace("max_updates=2", "max_updates=3") for word in tune]
@@ -177,6 +204,8 @@ def test_an_index_has_one_array(fails: Run, workplace: Path) -> None:
     assert main([*embed, "out=x.npy"]) == 0
     assert "x.index.tsv is the index of x.npy" in fails(*embed, "out=x.safetensors", "overwrite=true")
     assert main([*embed, "out=x.npy", "overwrite=true"]) == 0
+    assert main([*embed, "out=folder", "format=npy"]) == 0
+    assert "index of" in fails(*embed, "out=folder", "format=safetensors", "overwrite=true")
     (workplace / "x.npy").unlink()
     assert "x.index.tsv is there" in fails(*embed, "out=x.safetensors")
     assert main([*embed, "out=x.safetensors", "overwrite=true"]) == 0
@@ -184,8 +213,29 @@ def test_an_index_has_one_array(fails: Run, workplace: Path) -> None:
 
 def test_a_page_is_no_other_file(fails: Run, workplace: Path) -> None:
     assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
-    assert "`out` must be an .html file, but is good.tsv" in fails("report", "run", "out=good.tsv")
+    (workplace / "LICENSE").write_text("precious")
+    for name in ("good.tsv", "LICENSE"):
+        assert f"`out` must be an .html file, but is {name}" in fails("report", "run", f"out={name}")
     assert (workplace / "good.tsv").read_text().startswith("# root=")
+
+
+def test_a_model_is_not_written_over_another(fails: Run, workplace: Path) -> None:
+    assert main([*TINY, *FEW, "data.train=good.tsv", "out=run"]) == 0
+    before = list_files(workplace / "run")
+    for out in ("run/checkpoints/best", "run"):
+        assert "`out` must be a" in fails("convert", "pretrained", "to=speechssl", f"out={out}", "overwrite=true")
+    with pytest.raises(CheckpointError, match="`out` must be a place of its own, but run is a training run"):
+        speechssl.save(speechssl.load("pretrained"), "run")
+    assert list_files(workplace / "run") == before
+    (workplace / "theirs").mkdir()
+    (workplace / "theirs" / "config.json").write_text("{}")
+    assert "config.json is there" in fails("convert", "pretrained", "to=huggingface", "out=theirs")
+    (workplace / "x.json").write_text("{}")
+    assert "x.json is there" in fails("convert", "pretrained", "to=torchaudio", "out=x.pt")
+    assert main(["convert", "pretrained", "to=torchaudio", "out=y.pt"]) == 0
+    assert "y.json tells of y.pt" in fails(
+        "convert", "pretrained", "to=torchaudio", "out=y.safetensors", "overwrite=true"
+    )
 
 
 def test_one_speaker_cannot_be_told_apart(fails: Run, workplace: Path) -> None:

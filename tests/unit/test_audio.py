@@ -130,6 +130,16 @@ def test_integers_are_scaled_by_their_range() -> None:
         convert_waveform(np.zeros((2, 3, 4)), 16_000)
 
 
+def test_8_bits_of_a_wav_have_their_silence_at_128() -> None:
+    assert convert_waveform(np.array([0, 128, 192], dtype=np.uint8), 16_000).tolist() == [-1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, bool, complex])
+def test_types_that_have_no_range_are_refused(dtype: type) -> None:
+    with pytest.raises(DataError, match="a waveform must be of floats, signed integers or uint8, but is of "):
+        convert_waveform(np.zeros(800, dtype=dtype), 16_000)
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au"])
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
 def test_a_file_that_was_cut_off_is_not_whole(tmp_path: Path, speech: Speech, name: str, subtype: str) -> None:
@@ -149,7 +159,7 @@ def test_a_stream_of_unknown_length_is_whole(tmp_path: Path, speech: Speech) -> 
     soundfile.write(path, speech(1.0, 3), 16_000, "PCM_16")
     whole = bytearray(path.read_bytes())
     place = whole.index(b"data") + 4
-    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"):
+    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x7f"):
         whole[place : place + 4] = length
         path.write_bytes(whole)
         assert read_info(path).num_samples == 16_000

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import speechssl
-from speechssl.config import ModelConfig
+from speechssl.config import ModelConfig, TextConfig
+from speechssl.evaluation import recognition
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.speech_model import SpeechModel
+from speechssl.training import devices
 
 
 @pytest.fixture
@@ -68,3 +70,73 @@ def test_a_verb_is_a_function_of_its_name() -> None:
     assert "torch" in speechssl.doctor()["packages"]
     with pytest.raises(speechssl.ConfigError, match="`training.lr`"):
         speechssl.pretrain(model="tiny", out="x", training={"lrr": 1.0})
+
+
+def test_lengths_beyond_the_waveforms_are_refused(model: SpeechModel) -> None:
+    waveforms, too_long = torch.zeros(2, 800), torch.tensor([800, 900])
+    with pytest.raises(speechssl.DataError, match="`num_samples` must be between 0 and the 800 samples"):
+        model(waveforms, too_long)
+    with pytest.raises(speechssl.DataError, match="`num_samples`"):
+        model.codes(waveforms, too_long)
+    mask, negatives = torch.ones(2, 2).bool(), torch.zeros(2, 2, 1, dtype=torch.int64)
+    with pytest.raises(speechssl.DataError, match="`num_samples`"):
+        speechssl.pretraining_forward(model, waveforms, too_long, mask, negatives, None, 1.0)
+
+
+def test_load_takes_the_devices_of_the_key(model: SpeechModel, tmp_path: Path) -> None:
+    speechssl.save(model, tmp_path / "saved")
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert speechssl.load(tmp_path / "saved", device="auto").device.type == expected
+    assert speechssl.load(tmp_path / "saved", device=torch.device("cpu")).device.type == "cpu"
+    with pytest.raises(speechssl.ConfigError, match="`device` must be auto, cpu, cuda or cuda:N, but is 'gpu'"):
+        speechssl.load(tmp_path / "saved", device="gpu")
+
+
+@pytest.fixture
+def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
+    torch.manual_seed(0)
+    return SpeechModel(tiny_model_config, speechssl.build_vocabulary(TextConfig(), [])).eval()
+
+
+@pytest.mark.parametrize("function", ["embed", "transcribe"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("precision", "fp16"),
+        ("window_s", 1.0),
+        ("window_s", float("inf")),
+        ("batch_s", 0),
+        ("batch_s", float("nan")),
+    ],
+)
+def test_keys_that_a_verb_shares_are_checked_as_there(
+    function: str, key: str, value: object, recogniser: SpeechModel
+) -> None:
+    call = getattr(speechssl, function)
+    with pytest.raises(speechssl.ConfigError, match=f"`{key}` must be"):
+        call(recogniser, np.zeros(16_000, np.float32), sample_rate=16_000, **{key: value})
+
+
+def test_auto_is_resolved(recogniser: SpeechModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_measure_cpu_gain", lambda: 2 * devices.GAIN_WANTED)
+    wave = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+
+    def embed(**keys: str) -> np.ndarray:
+        table = speechssl.embed(recogniser, wave, sample_rate=16_000, **keys)
+        return np.array(table.column("embedding").to_pylist())
+
+    np.testing.assert_array_equal(embed(precision="auto"), embed(precision="bf16"))
+    np.testing.assert_array_equal(embed(precision="float32"), embed())
+    assert np.abs(embed(precision="auto") - embed()).max() > 0
+    asked = []
+    monkeypatch.setattr(recognition, "transcribe", lambda *_, **keys: asked.append(keys["precision"]))
+    speechssl.transcribe(recogniser, wave, sample_rate=16_000, precision="auto")
+    assert asked == ["bf16"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_every_float_are_audio(dtype: torch.dtype, recogniser: SpeechModel) -> None:
+    wave = (0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    table, expected = (speechssl.embed(recogniser, x, sample_rate=16_000) for x in (wave, wave.float().numpy()))
+    assert table.column("embedding") == expected.column("embedding")
+    assert len(speechssl.transcribe(recogniser, [wave, wave], sample_rate=16_000)) == 2

@@ -104,6 +104,20 @@ def test_mappings_are_set_key_by_key() -> None:
     assert config.columns == {"path": "file", "text": "text", "speaker": "speaker", "accent": "where"}
 
 
+def test_a_mapping_may_bring_new_names_at_once() -> None:
+    expected = {"path": "file", "text": "text", "speaker": "speaker", "split": "part"}
+    assert compose("prepare", ["d", "columns={path:file,split:part}"]).columns == expected
+    request = Request("prepare")
+    request.add("columns", {"path": "file", "split": "part"})
+    assert compose_request(request).columns == expected
+
+
+@pytest.mark.parametrize("value", ["5", "file", "[file]", "null", "{path:[a]}", "{path:null}", "{1:file}"])
+def test_what_is_no_mapping_of_texts_gets_a_sentence(value: str) -> None:
+    with pytest.raises(ConfigError, match="`columns` must be a mapping of texts to texts, but is "):
+        compose("prepare", ["d", f"columns={value}"])
+
+
 def test_python_values_are_nested_or_dotted_and_literal() -> None:
     request = Request("pretrain")
     request.add("model", "tiny")
@@ -188,6 +202,80 @@ def test_an_objective_is_chosen_and_its_keys_go_without_the_choice() -> None:
         compose("pretrain", [*words, "objective=foo"])
     with pytest.raises(ConfigError, match="`objective.name` must be one of wav2vec2, masked_codes, but is 'foo'"):
         compose("pretrain", [*words, "objective.name=foo"])
+
+
+TRAIN = ("pretrain", "model=tiny", "out=x")
+TUNE = ("finetune", "model=tiny", "out=x")
+PROBE = ("probe", "runs/a", "m.tsv")
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "sentence"),
+    [
+        (TUNE, "training.final_lr_scale=0", "must be positive, since the decay of tri_stage is exponential"),
+        (TUNE, "training.hold_share=0.95", "must be at most 0.9, what training.warmup_share leaves, but is 0.95"),
+        (TUNE, "training.freeze_share=1.1", "must be between 0 and 1, but is 1.1"),
+        (TRAIN, "training.warmup_share=-0.1", "must be between 0 and 1, but is -0.1"),
+        (TRAIN, "training.checkpoint_every=0", "must be at least 1, but is 0"),
+        (TRAIN, "training.validate_every=0", "must be at least 1, but is 0"),
+        (TRAIN, "training.log_every=0", "must be at least 1, but is 0"),
+        (TRAIN, "training.beta1=1", "must be at least 0 and less than 1, but is 1.0"),
+        (TRAIN, "training.beta2=-0.1", "must be at least 0 and less than 1, but is -0.1"),
+        (TRAIN, "training.eps=-1e-8", "must be at least 0, but is -1e-08"),
+        (TRAIN, "training.weight_decay=-1", "must be at least 0, but is -1.0"),
+        (TRAIN, "training.clip_norm=-1", "must be positive, or 0 for no clipping, but is -1.0"),
+        (TRAIN, "training.max_hours=-1", "must be positive, or 0 for no limit, but is -1.0"),
+        (TRAIN, "data.limit_s=-1", "must be positive, or 0 for all, but is -1.0"),
+        (TRAIN, "data.num_workers=-1", "must be 0 or more, but is -1"),
+        (TUNE, "data.num_workers=-1", "must be 0 or more, but is -1"),
+        (("bench", "load", "data.train=x"), "data.num_workers=-1", "must be 0 or more, but is -1"),
+        (PROBE, "num_resamples=0", "must be at least 1, but is 0"),
+        (PROBE, "num_trials=1", "must be at least 2, one of each kind, but is 1"),
+        (PROBE, "updates=0", "must be at least 1, but is 0"),
+        (PROBE, "lr=-1", "must be positive, but is -1.0"),
+        (PROBE, "data.max_s=0", "must be at least 0.025 s, one frame, but is 0.0"),
+        (PROBE, "data.trials=t.txt", "must be left out with task=identification"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_own_name(command: tuple[str, ...], word: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(command[0], [*command[1:], word])
+    assert str(caught.value).startswith(f"`{word.partition('=')[0]}` {sentence}")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (TRAIN, "training.update_s"),
+        (TRAIN, "training.lr"),
+        (TUNE, "data.max_s"),
+        (TRAIN, "model.quantizer.temperature_decay"),
+        (("bench", "extract"), "seconds"),
+        (("embed", "runs/a", "x"), "window_s"),
+        (("evaluate", "runs/a", "x", "decoding=beam"), "decoding.lm_weight"),
+        (("evaluate", "runs/a", "x", "decoding=beam"), "decoding.word_bonus"),
+    ],
+)
+def test_numbers_are_finite(command: tuple[str, ...], key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{key}` must be a finite number, but is {value}"):
+        compose(command[0], [*command[1:], f"{key}={value}"])
+    if key == "training.lr":
+        with pytest.raises(ConfigError, match="`data.speed_perturbation` must be a finite number"):
+            compose(command[0], [*command[1:], f"data.speed_perturbation=[1.0,{value}]"])
+
+
+@pytest.mark.parametrize("name", ["lm_weight", "word_bonus", "unknown_penalty"])
+def test_weights_of_a_decoder_that_is_built_in_python_are_finite(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"`decoding.{name}` must be a finite number, but is nan"):
+        DecodingConfig(name="beam", **{name: float("nan")})
+
+
+def test_shares_may_fill_the_run() -> None:
+    words = ["model=tiny", "out=x", "training.warmup_share=0.7", "training.hold_share=0.3", "training.freeze_share=1"]
+    assert compose("finetune", words).training.hold_share == 0.3
+    linear = ["training.schedule=polynomial", "training.final_lr_scale=0", "training.warmup_share=0.9"]
+    assert compose("finetune", ["model=tiny", "out=x", *linear]).training.final_lr_scale == 0
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "transcribe"])

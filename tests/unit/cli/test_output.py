@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.cli.output import drop_result, format_line, resolve_out, write_result
+from speechssl.cli.output import format_line, replacing_result, resolve_out, write_result
 from speechssl.errors import ConfigError
 
 
@@ -33,13 +33,24 @@ def test_a_finished_result_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`out` must be a new place, but .*overwrite=true"):
         resolve_out(str(out), "probe", overwrite=False)
     assert resolve_out(str(out), "probe", overwrite=True) == out
-    assert (out / "result.json").exists(), "what is refused after this must lose nothing"
-    drop_result(out)
-    assert not (out / "result.json").exists(), "files that are half replaced must not look finished"
+
+    def replace() -> None:
+        with replacing_result(out):
+            assert not (out / "result.json").exists(), "files that are half replaced must not look finished"
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        replace()
+    assert json.loads((out / "result.json").read_text()) == {"accuracy": 1.0}
+    with replacing_result(out):
+        write_result(out, {"accuracy": 2.0})
+    assert [path.name for path in out.iterdir()] == ["result.json"]
 
 
 def test_the_folder_of_a_training_run_is_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert resolve_out(str(tmp_path), "evaluate", False) == tmp_path, "any project may have such a file"
+    (tmp_path / "environment.json").write_text("{}")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"`out` must be a new place, but .* is the folder of a training run"):
             resolve_out(str(tmp_path), "evaluate", overwrite)

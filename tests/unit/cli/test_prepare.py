@@ -84,6 +84,44 @@ def test_a_finished_result_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert prepare(tmp_path / "m", root=str(root), overwrite=True)["manifests"]["all"]["num_utterances"] == 2
 
 
+@pytest.mark.parametrize(
+    ("split", "keys"),
+    [("all", {"valid_share": 0.3}), ("train-2s", {"subset": ["2s"]}), ("valid", {"valid_share": 0.3})],
+)
+def test_splits_that_would_take_each_others_names_leave_an_earlier_result(
+    tmp_path: Path, split: str, keys: dict[str, Any]
+) -> None:
+    root = write_clips(tmp_path / "clips", tuple(f"{n}.wav" for n in range(9)))
+    rows = [f"{n}.wav,{'train' if n < 5 else split}\n" for n in range(9)]
+    (tmp_path / "t.csv").write_text("".join(["path,split\n", *rows]))
+    columns = {"path": "path", "split": "split"}
+    prepare(tmp_path / "m", table=str(tmp_path / "t.csv"), root=str(root), columns=columns)
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    with pytest.raises((ConfigError, DataError), match="`valid_share` must be 0|`subset` must make names"):
+        prepare(tmp_path / "m", table=str(tmp_path / "t.csv"), root=str(root), columns=columns, overwrite=True, **keys)
+    assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"corpus": "folder", "download": ["dev-clean-2"]}, r"`download` .* corpus=folder, but is \['dev-clean-2'\]"),
+        ({"corpus": "folder", "table": "x.csv"}, "`table` .* corpus=folder, but is 'x.csv'"),
+        ({"columns": {"path": "path", "text": "foo"}}, r"`columns` .* corpus=folder \(guessed\), but is {'path'"),
+        ({"corpus": "demo", "speaker_pattern": "(x)"}, r"`speaker_pattern` .* corpus=demo, but is '\(x\)'"),
+        ({"corpus": "table", "download": ["dev-clean-2"]}, "`download` must be left out with corpus=table"),
+        ({"download": ["dev-clean-2"], "table": "x.csv"}, r"`table` .* corpus=librispeech \(guessed\), but is"),
+        ({"corpus": "table", "download_url": "http://x"}, "`download_url` must be left out with corpus=table"),
+        ({"corpus": "librispeech", "download_url": "http://x"}, "`download_url` must be left out without `download`"),
+    ],
+)
+def test_a_key_that_the_corpus_does_not_read_is_refused(tmp_path: Path, keys: dict[str, Any], sentence: str) -> None:
+    root = write_clips(tmp_path / "clips", ("a.wav",))
+    with pytest.raises(ConfigError, match=sentence):
+        prepare(tmp_path / "m", root=str(root), **keys)
+    assert not (tmp_path / "m").exists()
+
+
 def test_the_demo_corpus_is_made_and_read(
     tmp_path: Path, librispeech_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,3 +49,16 @@ def test_a_batch_or_rate_that_nobody_has_seen_converge_is_warned_of_once(
         speechssl.pretrain(**keys, **common)
     warnings = [record.getMessage() for record in caplog.records if "nobody has published" in record.getMessage()]
     assert len(warnings) == times
+
+
+def test_k_means_is_said_to_hear_no_more_than_there_is(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pretrain, "train", lambda *_: {"updates": 0})
+    keys = {"model": "tiny", "objective": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 4}
+    common = {"data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
+    with caplog.at_level(logging.INFO, "speechssl"):
+        speechssl.pretrain(**keys, **common, out=str(tmp_path / "a"))
+        speechssl.pretrain(**keys, **common, **{"objective.fit_s": 5.5}, out=str(tmp_path / "b"))
+    said = [record.getMessage() for record in caplog.records if "k-means" in record.getMessage()]
+    assert said == ["k-means: fitting to 12 s of data.train", "k-means: fitting to 5.5 s of data.train"]

@@ -89,6 +89,12 @@ def test_a_verb_without_out_has_nothing_to_sweep() -> None:
         sweep.run_sweep([Request("doctor"), Request("doctor")])
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_training_is_told_that_out_is_missing(verb: str) -> None:
+    with pytest.raises(ConfigError, match=r"`out` must be given with -m \(job n goes to out/n\), but is missing"):
+        sweep.run_sweep(read_words(verb, ["model=tiny", "seed=1,2"]))
+
+
 def test_words_about_the_sweep_are_taken_out() -> None:
     words = ["x", "hydra/launcher=joblib", "seed=1,2", "hydra.launcher.n_jobs=3", "hydra.sweeper.metric=valid.wer"]
     plan = take_plan(words)

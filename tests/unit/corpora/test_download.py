@@ -186,6 +186,35 @@ def test_a_server_out_of_reach_is_named(tmp_path: Path, server: Server) -> None:
         download_parts(["dev-clean-2"], tmp_path, "http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["", "foo", "server/path", "gopher://server", "http://", "http:///path", "http://a:b", "http://[::1", "http://a..b",
+     "http://server/ä", "http://server/a b"],
+)  # fmt: skip
+def test_what_is_no_url_gets_a_sentence(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match="`download_url` must be a URL such as https://server/folder, but is '"):
+        download_parts(["dev-clean-2"], tmp_path / "ls", url)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_a_server_too(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "mirror" / "31").mkdir(parents=True)
+    (tmp_path / "mirror" / PATH[1:]).write_bytes(server.content)
+    tree = download_parts(["dev-clean-2"], tmp_path / "ls", (tmp_path / "mirror").as_uri())
+    assert list_splits(tree) == ["dev-clean-2"]
+
+
+@pytest.mark.parametrize("root", ["file", "file/below", "ls"])
+def test_a_root_that_is_a_file_gets_a_sentence(tmp_path: Path, root: str) -> None:
+    (tmp_path / "ls").mkdir()
+    for name in ("file", "ls/LibriSpeech"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(
+        DataError, match="`root` must be a folder to download to, but .*: (Not a directory|File exists)"
+    ):
+        download_parts(["dev-clean-2"], tmp_path / root, "http://127.0.0.1:1")
+
+
 def test_an_unknown_part_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`download` must be some of dev-clean, .*, but one is 'train-clean'"):
         download_parts(["train-clean"], tmp_path, "http://127.0.0.1:1")

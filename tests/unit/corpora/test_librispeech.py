@@ -64,5 +64,25 @@ def test_the_same_name_twice_is_told_apart_by_its_path(tmp_path: Path) -> None:
     assert ids == ["84/1/84-1-0000.flac", "84/1/84-1-0000.ogg", "84/1/84-1-0001", "9/2/9-2-0000"]
 
 
+def test_a_transcript_is_that_of_the_files_own_chapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = tmp_path / "LibriSpeech"
+    for speaker, chapter, text in (("1", "10", "SPEAKER ONE"), ("2", "20", "SPEAKER TWO"), ("3", "30", "")):
+        folder = tree / "train" / speaker / chapter
+        folder.mkdir(parents=True)
+        soundfile.write(folder / "0000.ogg", np.zeros(1600), 16_000)
+        if text:
+            (folder / f"{speaker}-{chapter}.trans.txt").write_text(f"0000 {text}\n")
+    (tree / "train/1/10/more.trans.txt").write_text("0001 NOBODY\n")
+    (tree / "train/3/30/0001.ogg").write_bytes((tree / "train/3/30/0000.ogg").read_bytes())
+    recordings = read_splits(tree, [])["train"]
+    assert [(r.speaker, r.text) for r in recordings] == [
+        ("1", "SPEAKER ONE"),
+        ("2", "SPEAKER TWO"),
+        ("3", None),
+        ("3", None),
+    ]
+    assert "train: 1 transcripts have no audio, such as 0001" in caplog.text
+
+
 def test_sexes_are_unknown_without_the_list(tmp_path: Path) -> None:
     assert read_sexes(tmp_path / "SPEAKERS.TXT") == {}

@@ -50,6 +50,13 @@ def test_subsets_are_nested_and_only_of_splits_that_are_longer() -> None:
         take_subsets({"train": make_manifest(60, 5)}, ["10h"], 1)
 
 
+def test_a_split_that_is_called_like_a_subset_is_not_lost() -> None:
+    splits = {"train": make_manifest(60, 5), "train-20s": make_manifest(9, 5)}
+    with pytest.raises(ConfigError, match="`subset` must make names that no split has, but train-20s is a split"):
+        take_subsets(splits, ["30s", "20s"], 1)
+    assert list(take_subsets(splits, ["200s"], 1)) == ["train-200s"]
+
+
 def test_a_subset_has_transcribed_rows_alone_where_there_are_any() -> None:
     both = build_manifest(
         [Utterance(str(n), ROOT / "a.wav", 16_000, 16_000, 0, "s", "A" if n % 2 else None) for n in range(99)], ROOT
@@ -91,6 +98,14 @@ def test_splits_for_testing_are_left_alone() -> None:
     assert manifests["test"] is splits["test"]
     assert set(manifests) == {"train-a", "train-b", "test", "valid"}
     assert sum(len(manifests[name]) for name in ("train-a", "train-b", "valid")) == 190
+
+
+def test_all_does_not_take_the_place_of_train() -> None:
+    splits = {"all": make_manifest(100, 10), "train": make_manifest(90, 9)}
+    with pytest.raises(DataError, match="`valid_share` must be 0 where .* but the splits are all, train"):
+        hold_out(splits, 0.3, 1)
+    manifests = hold_out({"all": splits["all"], "other": splits["train"]}, 0.3, 1).manifests
+    assert sum(map(len, manifests.values())) == 190
 
 
 def test_nothing_to_hold_out_gets_a_sentence() -> None:

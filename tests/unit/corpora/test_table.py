@@ -61,6 +61,7 @@ def test_a_wrong_column_gets_a_sentence(tmp_path: Path, content: str, columns: d
         ("path,text\n", "`table` must list audio, but .* has no rows"),
         ("path,text\na.wav,A,B\n", "must have 2 fields in each row, but row 2 of .* has 3"),
         ('path,text\na.wav,"open\n', "must be a CSV or TSV file in UTF-8, but .* is not"),
+        ("path,text, text\na.wav,A,B\n", r"`table` must have each column once, but .*meta\.csv has text 2 times"),
         ("path,split\na.wav,../up\n", r"`columns\.split` must hold names .* but one is '\.\./up'"),
     ],
 )
@@ -68,6 +69,10 @@ def test_a_damaged_table_gets_a_sentence(tmp_path: Path, content: str, sentence:
     columns = {**DEFAULT, "split": "split"} if "split" in content else DEFAULT
     with pytest.raises(DataError, match=sentence):
         read_table(write(tmp_path, content), None, columns)
+
+
+def test_columns_without_a_name_may_be_many(tmp_path: Path) -> None:
+    assert read_table(write(tmp_path, "path,text,,\na.wav,A,,\n"), None, DEFAULT)["all"][0].text == "A"
 
 
 def test_a_table_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:

@@ -175,6 +175,15 @@ def test_a_written_model_reads_back_with_equal_scores(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lm.arpa"]
 
 
+def test_a_name_that_ends_in_gz_is_compressed(tmp_path: Path) -> None:
+    model = train_ngram(make_texts(20, 1), 2)
+    for name in ("lm.arpa", "lm.arpa.gz"):
+        save_arpa(model, tmp_path / name)
+    with gzip.open(tmp_path / "lm.arpa.gz", "rb") as file:
+        assert file.read() == (tmp_path / "lm.arpa").read_bytes()
+    assert load_arpa(tmp_path / "lm.arpa.gz") == load_arpa(tmp_path / "lm.arpa")
+
+
 def test_texts_without_words_or_with_signs_are_refused() -> None:
     with pytest.raises(DataError, match="must have words"):
         train_ngram(["", "  "])

@@ -132,3 +132,23 @@ def test_a_wrong_trials_file_is_refused(tmp_path: Path, text: str | None, messag
     with pytest.raises(DataError, match=r"`data\.trials` must") as caught:
         read_trials(str(path), ["a", "b", "c"])
     assert message in str(caught.value)
+
+
+def test_trials_are_text_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_bytes("1 caf\xe9 b\n0 a c\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"`data\.trials` must be text in UTF-8, but .*trials\.txt is not"):
+        read_trials(str(path), ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"`data\.trials` must be a file of trials, but .* is a folder"):
+        read_trials(str(tmp_path), ["a", "b", "c"])
+    path.write_text("1 a b\n0 a c\n", encoding="utf-8-sig")
+    assert read_trials(str(path), ["a", "b", "c"]).same.tolist() == [True, False]
+
+
+def test_one_speaker_of_each_sex_gives_no_trials() -> None:
+    speakers, sexes = ["a", "a", "b", "b"], ["F", "F", "M", "M"]
+    with pytest.raises(DataError, match=r"two speakers of one sex, since trials are drawn within a sex"):
+        make_trials(speakers, sexes, 10, 1)
+    assert not make_trials(speakers, None, 10, 1).same.all()
+    with pytest.raises(DataError, match="gives only one kind"):
+        make_trials(["a", "a"], ["F", "F"], 10, 1)

@@ -8,9 +8,11 @@ import torch
 
 from speechssl.cli.compose import compose
 from speechssl.config import ModelConfig
+from speechssl.errors import DataError
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import (
     HOP_SAMPLES,
+    check_num_samples,
     compute_hop,
     compute_num_frames,
     compute_receptive_field,
@@ -53,3 +55,26 @@ def test_count_is_what_the_convolutions_make(tiny_model_config: ModelConfig, num
 def test_valid_mask() -> None:
     mask = make_valid_mask(torch.tensor([0, 2, 3]), 3)
     assert mask.tolist() == [[False, False, False], [True, True, False], [True, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "sentence"),
+    [
+        (torch.tensor([800.0, 400.0]), "must be of int64, but is of float32"),
+        (torch.tensor([80, 40], dtype=torch.uint8), "must be of int64, but is of uint8"),
+        (torch.tensor([800]), r"must have a length for each of 2 rows, but has the shape \(1,\)"),
+        (torch.tensor([[800, 400]]), r"must have a length for each of 2 rows, but has the shape \(1, 2\)"),
+        (torch.tensor([800, 801]), "must be between 0 and the 800 samples of a row, but has 801"),
+        (torch.tensor([-1, 800]), "must be between 0 and the 800 samples of a row, but has -1"),
+    ],
+)
+def test_lengths_are_those_of_the_batch(num_samples: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(DataError, match=f"`num_samples` {sentence}"):
+        check_num_samples(torch.zeros(2, 800), num_samples)
+
+
+def test_right_lengths_pass_and_values_elsewhere_are_not_waited_for() -> None:
+    waveforms = torch.zeros(2, 800)
+    for num_samples in (None, torch.tensor([800, 0]), torch.tensor([800, 1], dtype=torch.int32)):
+        check_num_samples(waveforms, num_samples)
+    check_num_samples(waveforms, torch.tensor([900, 900], device="meta"))
