@@ -65,10 +65,10 @@ class Replacement:
 def recover(folder: Path) -> None:
     """Clear up after a command that was killed: what it had replaced comes back, unless it had a checkpoint already."""
     if not list_published(folder / "checkpoints"):
-        if (folder / ASIDE / COMPLETE).exists():
-            for name in WHOLE:
-                if not os.path.lexists(folder / ASIDE / name):
-                    _remove(folder / name)
+        is_complete = (folder / ASIDE / COMPLETE).exists()
+        for name in WHOLE if is_complete else ():
+            if not os.path.lexists(folder / ASIDE / name):
+                _remove(folder / name)
         _put_back(folder)
     drop_replaced(folder)
 
