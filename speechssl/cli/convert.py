@@ -54,15 +54,19 @@ def _check_free(target: Path, config: ConvertConfig) -> None:
     Raises:
         ConfigError: files are there and `overwrite` is false, or they belong to other weights.
     """
-    facts = target.with_suffix(".json")
-    written: dict[str, list[Path]] = {"torchaudio": [facts], "fairseq": [], "onnx": [], "onnx_features": []}
-    names = [target / name for name in ("config.json", "model.safetensors")]
-    taken = next((path for path in written.get(config.to, names) if path.exists()), None)
-    if taken is not None and not config.overwrite:
+    written: list[Path] = []
+    if config.to not in FILES:
+        written = [target / name for name in ("config.json", "model.safetensors")]
+    elif config.to == "torchaudio":
+        written = [target.with_suffix(".json")]
+    taken = next((path for path in written if path.exists()), None)
+    if taken is None:
+        return
+    if not config.overwrite:
         raise ConfigError(f"`out` must be a new place, but {taken} is there (overwrite=true replaces it)")
-    owners = [path for path in (target.with_suffix(s) for s in (".pt", ".safetensors")) if path.exists()]
-    if taken == facts and owners and not target.exists():
-        raise ConfigError(f"`out` must have a name of its own, but {facts} tells of {owners[0]}")
+    owners = [path for path in (taken.with_suffix(s) for s in (".pt", ".safetensors")) if path.exists()]
+    if config.to == "torchaudio" and owners and not target.exists():
+        raise ConfigError(f"`out` must have a name of its own, but {taken} tells of {owners[0]}")
 
 
 def _summarise(config: ConvertConfig, foreign: Foreign) -> dict[str, Any]:

@@ -88,8 +88,12 @@ def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterat
         if ranks.is_main:
             replacement = Replacement(folder, config.overwrite)
             on_failure.callback(lambda: None if trainer.has_moved else replacement.undo())
-            replacement.begin()
-            claim_run(folder, config)
+            try:
+                replacement.begin()
+                claim_run(folder, config)
+            except OSError as error:
+                problem = f"{folder}: {error.strerror}"
+                raise ConfigError(f"`out` must be a place that can be written, but {problem}") from error
         ranks.wait_for_all()
         yield
         on_failure.pop_all()

@@ -175,7 +175,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         ConfigError: there is no such format, or its packages are not installed.
         CheckpointError: the format has no place for this network, or `out` is a training run or a checkpoint of one.
     """
-    if (out / CHECKSUMS).exists() or (out / "checkpoints").is_dir():
+    if (out / CHECKSUMS).exists() or any((out / "checkpoints").glob("update-*")):
         what = "a checkpoint of a training run" if (out / CHECKSUMS).exists() else "a training run"
         raise CheckpointError(f"`out` must be a place of its own, but {out} is {what}")
     if format in FORMATS and format != "speechssl" and model.config.front_end != "convolutions":

@@ -74,6 +74,8 @@ def check_num_samples(waveforms: Tensor, num_samples: Tensor | None) -> None:
     """
     if num_samples is None:
         return
+    if not isinstance(num_samples, Tensor):
+        raise DataError(f"`num_samples` must be a tensor, but is of type {type(num_samples).__name__}")
     if num_samples.dtype not in (torch.int64, torch.int32):
         raise DataError(f"`num_samples` must be of int64, but is of {str(num_samples.dtype).removeprefix('torch.')}")
     if num_samples.shape != waveforms.shape[:1]:

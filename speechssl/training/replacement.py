@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT
 ASIDE = ".replaced"
 """Folder inside a run folder, for what lies aside."""
 
+COMPLETE = "complete"
+"""File in it: a whole run lies there, and what else the run folder holds is the new one's."""
+
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
 WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, NAME, SKIPPED, "trackers.json", "report.html")
-"""What a run writes, and so what overwrite=true replaces: checkpoints first, since with them there is a run."""
+"""What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 
 class Replacement:
@@ -24,29 +28,36 @@ class Replacement:
 
     Args:
         folder: of the run.
-        overwrite: whether the whole run is replaced, and not only what every command writes anew.
+        overwrite: whether the run there is replaced, and not only what every command writes anew. Where there is none,
+            files of these names are somebody else's.
     """
 
     def __init__(self, folder: Path, overwrite: bool) -> None:
-        self.folder, self.aside, self.overwrite = folder, folder / ASIDE, overwrite
-        self.names = WHOLE if overwrite or not (folder / CONFIG).exists() else HEAD
+        is_run = (folder / CONFIG).exists() or bool(list_published(folder / "checkpoints"))
+        self.folder, self.aside, self.overwrite = folder, folder / ASIDE, overwrite and is_run
+        self.found = [name for name in WHOLE if os.path.lexists(folder / name)]
 
     def begin(self) -> None:
         """Set aside what will be replaced; a run that only goes on is never without its configuration meanwhile."""
-        for name in WHOLE if self.overwrite else HEAD:
-            path = self.folder / name
-            if not path.exists():
-                continue
-            self.aside.mkdir(exist_ok=True)
+        chosen = self.found if self.overwrite else [name for name in self.found if name in HEAD]
+        if not chosen:
+            return
+        self.aside.mkdir()
+        for name in chosen:
             if self.overwrite:
-                path.rename(self.aside / name)
+                (self.folder / name).rename(self.aside / name)
             else:
-                shutil.copy2(path, self.aside / name)
+                # In one step: what is copied by half must not come back.
+                shutil.copy2(self.folder / name, self.aside / f"{name}.part")
+                (self.aside / f"{name}.part").rename(self.aside / name)
+        if self.overwrite:
+            (self.aside / COMPLETE).touch()
 
     def undo(self) -> None:
-        """Leave the folder as it was."""
-        for name in self.names:
-            _remove(self.folder / name)
+        """Leave the folder as it was: what was not found in it goes, what was set aside comes back."""
+        for name in WHOLE:
+            if name not in self.found:
+                _remove(self.folder / name)
         _put_back(self.folder)
         drop_replaced(self.folder)
 
@@ -54,6 +65,10 @@ class Replacement:
 def recover(folder: Path) -> None:
     """Clear up after a command that was killed: what it had replaced comes back, unless it had a checkpoint already."""
     if not list_published(folder / "checkpoints"):
+        is_complete = (folder / ASIDE / COMPLETE).exists()
+        for name in WHOLE if is_complete else ():
+            if not os.path.lexists(folder / ASIDE / name):
+                _remove(folder / name)
         _put_back(folder)
     drop_replaced(folder)
 
@@ -64,13 +79,19 @@ def drop_replaced(folder: Path) -> None:
 
 
 def _put_back(folder: Path) -> None:
-    for path in [folder / ASIDE / name for name in WHOLE if (folder / ASIDE / name).exists()]:
-        _remove(folder / path.name)
-        path.rename(folder / path.name)
+    """Move back what lies aside, so that a kill at any point is followed by the rest of it."""
+    aside = folder / ASIDE
+    (aside / COMPLETE).unlink(missing_ok=True)
+    for name in reversed(WHOLE):
+        if not os.path.lexists(aside / name):
+            continue
+        if (aside / name).is_dir():
+            _remove(folder / name)
+        (aside / name).replace(folder / name)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

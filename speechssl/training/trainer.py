@@ -89,7 +89,7 @@ class Trainer:
         self.average = WeightAverage(self.objective.module, config.ema_decay) if config.ema_decay else None
         self.state = TrainingState(setup.objective, self.optimizer, guard=self.guard, average=self.average)
         self.saver = Saver(setup.store if setup.ranks.is_main else None)
-        self.begun_at = self.saved_update = 0
+        self.saved_update = self.num_made = 0
         self.writers: Sequence[MetricsWriter] = ()
         self.skipped: MetricsWriter | None = None
         self.was_warned = False
@@ -102,7 +102,7 @@ class Trainer:
     @property
     def has_moved(self) -> bool:
         """Whether an update was made since the run began or went on."""
-        return self.progress.update > self.begun_at
+        return self.num_made > 0
 
     def run(self) -> None:
         """Train to the end.
@@ -138,7 +138,7 @@ class Trainer:
         if folder:
             provenance = store.load(Path(folder), self.state, self.ranks.is_main)
             self.setup.precision = provenance.precision or self.setup.precision
-            self.begun_at = self.saved_update = self.progress.update
+            self.saved_update = self.progress.update
             _logger.info("resumed from %s", Path(folder).name)
 
     def _run_updates(self) -> None:
@@ -155,6 +155,7 @@ class Trainer:
                 self.progress.update -= 1
                 self._stop(self.setup.stop.check())
                 return
+            self.num_made += 1
             metrics, audio_s = made
             seconds = time.monotonic() - start
             metrics["loader_wait"] = waited / max(seconds, 1e-9)

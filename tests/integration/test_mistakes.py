@@ -227,6 +227,7 @@ def test_a_model_is_not_written_over_another(fails: Run, workplace: Path) -> Non
     with pytest.raises(CheckpointError, match="`out` must be a place of its own, but run is a training run"):
         speechssl.save(speechssl.load("pretrained"), "run")
     assert list_files(workplace / "run") == before
+    assert "config.json is there" in fails("convert", "pretrained", "to=speechssl", "out=pretrained")
     (workplace / "theirs").mkdir()
     (workplace / "theirs" / "config.json").write_text("{}")
     assert "config.json is there" in fails("convert", "pretrained", "to=huggingface", "out=theirs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,84 @@ def test_a_checkpoint_of_its_own_ends_it(run: Path) -> None:
         "notes.txt": "old notes.txt",
     }
     assert not (run / ASIDE).exists()
+
+
+def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    """As where `out` is the folder of a project of another toolkit."""
+    for name in ("checkpoints", "wandb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    replacement = Replacement(tmp_path, overwrite=True)
+    replacement.begin()
+    assert not (tmp_path / ASIDE).exists()
+    replacement.undo()
+    assert read(tmp_path) == {"checkpoints/mine": "mine", "wandb/mine": "mine"}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_cannot_be_set_aside_stays(run: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    """A full disk, or checkpoints/ that is a mount: nothing that was found is removed for it."""
+    before = read(run)
+    (run / ASIDE).touch()
+    replacement = Replacement(run, overwrite)
+    with pytest.raises(FileExistsError):
+        replacement.begin()
+    (run / ASIDE).unlink()
+    replacement.undo()
+    assert read(run) == before and (run / "checkpoints" / "update-0000005").is_dir()
+
+    def fill(source: Path, target: Path) -> None:
+        target.touch()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(shutil, "copy2", fill)
+    monkeypatch.setattr(Path, "rename", lambda path, target: fill(path, Path("/dev/null")))
+    with pytest.raises(OSError, match="no space left"):
+        replacement.begin()
+    monkeypatch.undo()
+    replacement.undo()
+    assert read(run) == before and (run / "checkpoints" / "update-0000005").is_dir()
+
+
+def test_after_a_save_without_an_update_nothing_is_taken_away(run: Path) -> None:
+    """A validation that was still due may save the same update again, and a stop may come then."""
+    replacement = Replacement(run, overwrite=False)
+    replacement.begin()
+    write_new(run)
+    drop_replaced(run)
+    replacement.undo()
+    assert (run / "config.yaml").read_text() == "new config.yaml" and (run / "environment.json").exists()
+    assert (run / "checkpoints" / "update-0000005").is_dir()
+
+
+def test_a_link_comes_back(run: Path, tmp_path: Path) -> None:
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    (run / "checkpoints").symlink_to("../elsewhere")
+    replacement = Replacement(run, overwrite=True)
+    replacement.begin()
+    replacement.undo()
+    assert (run / "checkpoints" / "update-0000005").is_dir() and (run / "checkpoints").is_symlink()
+
+
+@pytest.mark.parametrize("moved", range(6))
+def test_a_kill_while_the_earlier_run_comes_back_loses_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    before, done = read(run), []
+    Replacement(run, overwrite=True).begin()
+    write_new(run)
+    (run / "trackers.json").write_text("ids of the new run")
+    replace = Path.replace
+
+    def stop(path: Path, target: Path) -> Path:
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(path)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with suppress(KeyboardInterrupt):
+            recover(run)
+    recover(run)
+    assert read(run) == before and (run / "checkpoints" / "update-0000005").is_dir()
