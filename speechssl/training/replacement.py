@@ -9,6 +9,7 @@ from pathlib import Path
 from speechssl.training.metrics import NAME, SKIPPED
 from speechssl.training.rotation import list_published
 from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT
+from speechssl.training.trackers import TRACKERS
 
 ASIDE = ".replaced"
 """Folder inside a run folder, for what lies aside."""
@@ -19,7 +20,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, NAME, SKIPPED, "trackers.json", "report.html")
+WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, NAME, SKIPPED, TRACKERS, "report.html")
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 

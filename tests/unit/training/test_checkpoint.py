@@ -24,6 +24,7 @@ from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
 from speechssl.training.provenance import Provenance
+from speechssl.training.replacement import ASIDE
 from speechssl.training.state import Progress, Snapshot, TrainingState
 from speechssl.training.validity import STATE, TENSORS, find_problem
 
@@ -78,6 +79,20 @@ def test_best_survives_rotation_and_scratch_is_cleared(
     assert names == ["best", "last", "update-0000002", "update-0000005", "update-0000006"]
     assert find_checkpoint(str(tmp_path)).resolve().name == "update-0000002"
     assert read_card(find_checkpoint(str(tmp_path))).update == 2
+
+
+def test_what_the_run_replaces_lies_aside_until_its_first_checkpoint(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    (tmp_path / ASIDE).mkdir()
+    store = CheckpointStore(tmp_path, keep=2)
+    snapshot = take(objective, optimizer, Progress(1))
+    broken = {name: value * float("nan") for name, value in snapshot.weights.items()}
+    with pytest.raises(CheckpointError):
+        store.save(replace(snapshot, weights=broken), is_best=False)
+    assert (tmp_path / ASIDE).is_dir()
+    store.save(snapshot, is_best=False)
+    assert not (tmp_path / ASIDE).exists()
 
 
 def test_without_validation_best_is_last(

@@ -31,6 +31,19 @@ def write_new(folder: Path) -> None:
         (folder / name).write_text(f"new {name}")
 
 
+def stop_after(patch: pytest.MonkeyPatch, method: str, moved: int) -> None:
+    """Let so many moves of `Path.rename` or `Path.replace` be made, and then the process be killed."""
+    move, done = getattr(Path, method), []
+
+    def stop(path: Path, target: Path) -> Path:
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(path)
+        return Path(move(path, target))
+
+    patch.setattr(Path, method, stop)
+
+
 def test_what_is_replaced_is_out_of_the_way_and_comes_back(run: Path) -> None:
     before = read(run)
     replacement = Replacement(run, overwrite=True)
@@ -66,17 +79,9 @@ def test_a_new_run_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("moved", [1, 2, 9])
 def test_after_a_kill_the_earlier_run_is_there_again(run: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     """Wherever the kill came: after so many of the files were set aside, and the new ones were written or not."""
-    before, done = read(run), []
-    rename = Path.rename
-
-    def stop(path: Path, target: Path) -> Path:
-        if len(done) == moved:
-            raise KeyboardInterrupt
-        done.append(path)
-        return rename(path, target)
-
+    before = read(run)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", stop)
+        stop_after(patch, "rename", moved)
         try:
             Replacement(run, overwrite=True).begin()
             write_new(run)
@@ -162,20 +167,12 @@ def test_a_link_comes_back(run: Path, tmp_path: Path) -> None:
 def test_a_kill_while_the_earlier_run_comes_back_loses_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    before, done = read(run), []
+    before = read(run)
     Replacement(run, overwrite=True).begin()
     write_new(run)
     (run / "trackers.json").write_text("ids of the new run")
-    replace = Path.replace
-
-    def stop(path: Path, target: Path) -> Path:
-        if len(done) == moved:
-            raise KeyboardInterrupt
-        done.append(path)
-        return replace(path, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stop)
+        stop_after(patch, "replace", moved)
         with suppress(KeyboardInterrupt):
             recover(run)
     recover(run)
