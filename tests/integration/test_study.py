@@ -194,5 +194,5 @@ def test_cells_share_a_gpu_in_processes_of_their_own(corpora: Path, tmp_path: Pa
     for cell in ("scratch", "kmeans", "wav2vec2"):
         record = read_record(tmp_path / "results" / f"gpu-12x512-{cell}-1" / "verification.json")
         assert record is not None and record["status"] == "done"
-        assert (tmp_path / f"gpu-12x512-{cell}-1.log").stat().st_size > 0
+        assert (tmp_path / f"gpu-12x512-{cell}-1-1h.log").stat().st_size > 0
     assert gpu.main([*words, "cell=gpu-12x512-hubert-1"]) == 2

@@ -39,7 +39,7 @@ class Budget:
         decodings: `greedy`, and `beam` with the 4-gram.
         chunk_s: seconds of an utterance that operations are counted for, in pretraining and in fine-tuning.
         fill: share of an update's seconds that is speech, in pretraining and in fine-tuning: batches of whole
-            utterances leave room. Measured on the records' `hours_seen`.
+            utterances leave room. Counted from the sampler's plan, as the records' `hours_seen` are.
         speeds: times real time that the estimates of `cells` assume, in pretraining and in fine-tuning.
         shared: keys of every training.
         probe: keys of every probe.
@@ -98,6 +98,7 @@ GPU: Mapping[str, Budget] = {
         finetune_updates={FEW: 1000, ALL: 1600},
         finetune_update_s=96.0,
         teacher_layer=8,
+        fill=(0.972, 0.896),
         shared={"training.lr": 5e-4},
     ),
 }
@@ -263,10 +264,16 @@ def list_cells(budget: Budget) -> dict[str, Cell]:
 
 
 def list_gpu_cells(scales: Iterable[str], num_seeds: int) -> list[Cell]:
-    """List the cells on a GPU, the most wanted first: seed by seed, so that every seed that is done has its pairs."""
-    cells = [_make_gpu_cell(scale, arm, seed) for seed in GPU_SEEDS[:num_seeds] for scale in scales for arm in GPU_ARMS]
-    if "small" in scales:
-        cells += [_make_gpu_cell("small", arm, GPU_SEEDS[0]) for arm in GPU_SINGLE_ARMS]
+    """List the cells on a GPU, the most wanted first: one seed of every network, then the others network by network.
+
+    Seed by seed, so that every seed that is done has its pairs.
+    """
+    scales = list(scales)
+    cells = [_make_gpu_cell(scale, arm, GPU_SEEDS[0]) for scale in scales for arm in GPU_ARMS]
+    for scale in scales:
+        cells += [_make_gpu_cell(scale, arm, seed) for seed in GPU_SEEDS[1:num_seeds] for arm in GPU_ARMS]
+        if scale == "small":
+            cells += [_make_gpu_cell(scale, arm, GPU_SEEDS[0]) for arm in GPU_SINGLE_ARMS]
     return cells
 
 

@@ -196,21 +196,25 @@ def _evaluate(cell: Cell, tuning: Step, splits: tuple[str, ...], budget: Budget,
     """Describe the evaluation of the last checkpoint: where most words are wrong the best one is chance."""
     run = _find_run(places, tuning)
     name = tuning.name.replace("finetune", "evaluate")
+    # `dev` only chooses between trials.
+    wanted = [
+        (split, decoding)
+        for decoding in budget.decodings
+        for split in splits
+        if split in TEST_SPLITS or cell.kind == "trial" or decoding == budget.decodings[0]
+    ]
     commands = []
-    for split in splits:
-        # `dev` only chooses between trials.
-        chosen = budget.decodings if split in TEST_SPLITS or cell.kind == "trial" else budget.decodings[:1]
-        for decoding in chosen:
-            keys = {
-                "checkpoint": str(run / "checkpoints" / "last"),
-                "data.test": [places.manifest(split)],
-                "decoding": decoding,
-                "out": str(places.out / cell.name / name / f"{split}-{decoding}"),
-                "overwrite": True,
-            }
-            if decoding == "beam":
-                keys["decoding.lm"] = str(places.out / "lm" / "4gram.arpa")
-            commands.append(Command(f"{split}/{decoding}", "evaluate", keys))
+    for split, decoding in wanted:
+        keys = {
+            "checkpoint": str(run / "checkpoints" / "last"),
+            "data.test": [places.manifest(split)],
+            "decoding": decoding,
+            "out": str(places.out / cell.name / name / f"{split}-{decoding}"),
+            "overwrite": True,
+        }
+        if decoding == "beam":
+            keys["decoding.lm"] = str(places.out / "lm" / "4gram.arpa")
+        commands.append(Command(f"{split}/{decoding}", "evaluate", keys))
     return Step(cell.name, name, tuple(commands), (*tuning.needs, tuning.name), facts=tuning.facts)
 
 

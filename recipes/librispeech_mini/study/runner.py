@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from speechssl.errors import SpeechSSLError, StoppedOnRequest
 from speechssl.functions import run_verb
 from speechssl.training.header import read_header
 from speechssl.training.metrics import read_metrics
+from speechssl.training.run_folder import RESULT
 from speechssl.training.validity import STATE
 
 OUT_OF_TIME = 75
@@ -113,18 +115,27 @@ def train_language_model(places: Places) -> None:
     subprocess.run([sys.executable, TRAIN_NGRAM, text, f"out={path}", "order=4"], check=True, stdout=sys.stderr)
 
 
-def run_cell(cell: Cell, places: Places, budget: Budget, settings: Settings) -> dict[str, Any]:
+def run_cell(
+    cell: Cell, places: Places, budget: Budget, settings: Settings, only: Collection[str] | None = None
+) -> dict[str, Any]:
     """Run the steps of a cell that are not done, and name them.
 
     A step that fails with a sentence is recorded as failed; running the cell again tries it again.
+
+    Args:
+        cell: whose steps.
+        places: folders.
+        budget: how much of everything.
+        settings: where and how long.
+        only: names of the steps to run; None: all.
 
     Raises:
         SpeechSSLError: a step failed.
         StoppedOnRequest: a training was stopped with its state saved.
     """
     prepare(places, budget)
-    steps = build_steps(cell, budget, places)
-    by_name = {step.name: step for step in steps}
+    by_name = {step.name: step for step in build_steps(cell, budget, places)}
+    steps = [step for step in by_name.values() if only is None or step.name in only]
     for step in steps:
         path = find_path(places, step.cell, step.name)
         record = open_record(path, step, places)
@@ -138,13 +149,21 @@ def run_cell(cell: Cell, places: Places, budget: Budget, settings: Settings) -> 
 
 
 def _rebuild(step: Step, places: Places, settings: Settings) -> None:
-    """Train again what an earlier session trained on another machine, and note it; a finished run returns at once."""
+    """Train again what an earlier session trained on another machine, and note it."""
     for command in step.commands:
-        if command.verb in TRAININGS:
+        # What is finished is only read: other steps that need it may run beside this one.
+        if command.verb in TRAININGS and not _is_finished(command):
             before = describe_progress(step).get("updates", 0)
             result = run_verb(command.verb, add_settings(command, places, settings))
             if result["updates"] > before:
                 note_rebuilt(find_path(places, step.cell, step.name), step, places.hide(trim(result)))
+
+
+def _is_finished(command: Command) -> bool:
+    path = Path(command.keys["out"]) / RESULT
+    return path.exists() and bool(
+        json.loads(path.read_text(encoding="utf-8"))["updates"] == command.keys["training.max_updates"]
+    )
 
 
 def run_step(step: Step, record: Record, path: Path, places: Places, settings: Settings) -> None:
@@ -154,6 +173,8 @@ def run_step(step: Step, record: Record, path: Path, places: Places, settings: S
     try:
         for command in step.commands:
             record["metrics"][command.label] = places.hide(_run_command(command, places, settings))
+            # Kept, should the process be killed in the next one.
+            write_record(path, record)
         record |= describe_training(step, record["metrics"])
         record["status"] = DONE
     except SpeechSSLError as error:
