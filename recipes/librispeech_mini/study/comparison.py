@@ -49,8 +49,9 @@ def build_comparison(rows: Sequence[Row]) -> str:
 
 
 def _compare_arm(rows: Sequence[Row], arm: str, labels: str, kind: str) -> list[list[str]]:
-    own = select(rows, arm, labels, kind)
-    others = [select(rows, name, labels, kind) if name != arm else {} for name in BASELINES]
+    # What was measured counts, also where the rest of an evaluation was not.
+    own = select(rows, arm, labels, kind, in_part=True)
+    others = [select(rows, name, labels, kind, in_part=True) if name != arm else {} for name in BASELINES]
     lines = []
     for rate in RATES:
         for split, splits in SPLITS.items():

@@ -70,7 +70,7 @@ class Settings:
         return min(left, self.max_hours) if self.max_hours else left
 
     def check_deadline(self, what: str) -> None:
-        """Stop before something that would begin after the deadline, trainings apart, which stop by themselves.
+        """Stop before something that would begin after the deadline.
 
         Raises:
             StoppedOnRequest: it has passed.
@@ -141,6 +141,8 @@ def run_cell(
         record = open_record(path, step, places)
         if record["status"] == DONE:
             continue
+        # Before the record says that it began; k-means clusters for a minute before its first update.
+        settings.check_deadline(f"{step.cell}, {step.name}")
         for name in step.needs:
             _rebuild(by_name[name], places, settings)
         _logger.info("%s: %s", step.cell, step.name)
@@ -191,8 +193,7 @@ def run_step(step: Step, record: Record, path: Path, places: Places, settings: S
 
 
 def _run_command(command: Command, places: Places, settings: Settings) -> Record:
-    if command.verb not in TRAININGS:
-        settings.check_deadline(command.label)
+    settings.check_deadline(command.label)
     if command.verb == "digits":
         return trim(digits.run(**command.keys))
     return trim(run_verb(command.verb, add_settings(command, places, settings)))

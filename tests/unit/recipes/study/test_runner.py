@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from recipes.librispeech_mini.study import runner
-from recipes.librispeech_mini.study.plan import Command, Places, Step
+from recipes.librispeech_mini.study.cells import TWO_CORES, Cell, find_cell
+from recipes.librispeech_mini.study.plan import Command, Places, Step, build_steps
 from recipes.librispeech_mini.study.records import open_record, read_record
-from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates, run_step
+from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates, run_cell, run_step
 from speechssl.errors import CollapseError, StoppedOnRequest
 
 HOURS_AN_UPDATE, FLOP_PER_S = 0.01, 2e9
@@ -59,6 +60,43 @@ def test_a_deadline_bounds_trainings_and_stops_what_is_none() -> None:
     assert stop.value.exit_code == OUT_OF_TIME
     early = Settings(max_hours=0.5, deadline=time.monotonic() + 7200)
     assert early.find_hours() == 0.5
+
+
+def test_nothing_begins_after_the_deadline(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "prepare", lambda *_: None)
+    monkeypatch.setattr(runner, "run_verb", lambda *_: pytest.fail("it began"))
+    late = Settings(deadline=time.monotonic() - 1.0)
+    with pytest.raises(StoppedOnRequest, match="time was up before scratch_short-1, finetune-1h"):
+        run_cell(find_cell("scratch_short-1", TWO_CORES), places, TWO_CORES, late)
+    assert not places.results.exists(), "what did not begin has no record"
+
+
+def test_only_the_steps_that_are_asked_for_run(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(runner, "prepare", lambda *_: None)
+    monkeypatch.setattr(runner, "run_step", lambda step, *_: begun.append(step.name))
+    cell = find_cell("scratch_short-1", TWO_CORES)
+    finish_training(places, "finetune-all", cell)
+    run_cell(cell, places, TWO_CORES, Settings(), only=("evaluate-all", "verification"))
+    assert begun == ["evaluate-all", "verification"]
+
+
+def finish_training(places: Places, name: str, cell: Cell) -> None:
+    """Leave what a finished training of a cell leaves."""
+    step = next(step for step in build_steps(cell, TWO_CORES, places) if step.name == name)
+    keys = step.commands[0].keys
+    folder = Path(keys["out"])
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"updates": keys["training.max_updates"]}))
+
+
+def test_what_is_finished_is_not_opened_by_what_needs_it(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts of a cell begin at the same time, and a run is of one process."""
+    monkeypatch.setattr(runner, "run_verb", lambda *_: pytest.fail("it was opened"))
+    cell = find_cell("scratch_short-1", TWO_CORES)
+    finish_training(places, "finetune-all", cell)
+    (step,) = (step for step in build_steps(cell, TWO_CORES, places) if step.name == "finetune-all")
+    runner._rebuild(step, places, Settings())
 
 
 @pytest.mark.parametrize(
@@ -108,3 +146,21 @@ def test_only_what_was_trained_again_here_is_noted(places: Places, monkeypatch: 
         assert found is not None
         (entry,) = found["rebuilt"]
         assert entry["metrics"] == {"updates": 5, "hours_seen": 0.05, "loss": 4.0}
+
+
+def test_an_evaluation_that_is_killed_keeps_what_it_had_measured(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tuple(Command(split, "evaluate", {"out": split}) for split in ("test/greedy", "test/beam"))
+    step, path = Step("kmeans-1", "evaluate-1h", commands), places.results / "kmeans-1" / "evaluate-1h.json"
+
+    def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        if keys["out"] == "test/beam":
+            record = read_record(path)
+            assert record is not None and record["metrics"] == {"test/greedy": {"cer": 48.0}}
+        return {"cer": 48.0}
+
+    monkeypatch.setattr(runner, "run_verb", run_verb)
+    run_step(step, open_record(path, step, places), path, places, Settings())
+    record = read_record(path)
+    assert record is not None and set(record["metrics"]) == {"test/greedy", "test/beam"}

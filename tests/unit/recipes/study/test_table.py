@@ -112,7 +112,7 @@ def test_costs_that_are_not_known_are_blank_and_known_parts_are_bounds(results: 
     assert list_lines(results, "| kmeans-2 | 1h | 58.8 | 294 | 1.00 |")
 
 
-def test_what_an_evaluation_had_measured_when_it_was_stopped_is_shown_with_its_note(results: Path) -> None:
+def test_what_an_evaluation_had_measured_when_it_was_stopped_is_shown_with_its_note_and_compared(results: Path) -> None:
     record = make_record("kmeans-2", "evaluate-1h", status="stopped", labels="1h", tries=2)
     record["metrics"] = make_evaluation(48.0, ("dev", "test"))
     write_training(results, "kmeans-2", "finetune-1h", 6.0, labels="1h")
@@ -120,7 +120,8 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_shown_with_its_n
     (line,) = list_lines(results, "| kmeans-2 | 1h")
     shown = "| 48.0 | 78.0 | 53.0 | 83.0 |  |  |  |  | evaluate-1h is stopped; evaluate-1h: 2 tries |"
     assert line.endswith(shown)
-    assert not list_lines(results, "| k-means codes, two iterations | CER |")
+    assert len(list_lines(results, "| k-means codes, two iterations | CER | test | 1 | 48.0 | -4.0, -7.7 %")) == 1
+    assert not list_lines(results, "| k-means codes, two iterations | CER | both |"), "test-other was not measured"
     assert list_lines(results, "| k-means codes, two iterations | 48.0 | 48.0 |  |")
 
 
