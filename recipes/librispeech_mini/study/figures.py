@@ -231,8 +231,8 @@ def collect_speakers(rows: Rows, splits: Sequence[str], rate: Rate) -> dict[str,
 
 
 def compare_by_speaker(first: Rows, second: Rows, splits: Sequence[str], rate: Rate) -> Estimate | None:
-    """Compare two arms over the seeds that both have: second minus first, with an interval over speakers."""
-    seeds = first.keys() & second.keys()
+    """Compare two arms over seeds that have the rate in both: second minus first, with an interval over speakers."""
+    seeds = collect_rates(first, splits, rate).keys() & collect_rates(second, splits, rate).keys()
     before, after = (collect_speakers({seed: rows[seed] for seed in seeds}, splits, rate) for rows in (first, second))
     names = before.keys() & after.keys()
     if not names:

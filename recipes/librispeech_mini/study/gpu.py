@@ -7,7 +7,8 @@
 A network of this size leaves most of a GPU idle, so `processes` share it, each with a part of a cell: its pretraining,
 what is done with one set of labels, or its probes. Each part writes its log to `out`; under NVIDIA's MPS they run at
 the same time instead of in turns. Exit code 75 says that time was up and everything is saved: the same command again
-goes on, with the same updates to the bit that one long call would have made. 0: all is done.
+goes on, with the same updates that one long call would have made: to the bit on a CPU, to rounding on a GPU. 0: all is
+done.
 """
 
 from __future__ import annotations
@@ -37,11 +38,10 @@ SCRIPT = Path(__file__).parent / "gpu"
 FIRST_PART_S, REHEARSED_UPDATES = 1.0, 60
 """In a rehearsal the first training is stopped after a second and goes on, as after a part of the time."""
 
-_logger = logging.getLogger("speechssl")
-
-
 PRETRAINING, PROBES = "pretraining", "probes"
 """Names of parts; the others are called what their labels are."""
+
+_logger = logging.getLogger("speechssl")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         given = read_words(argv)
-        if int(given.get("processes", "1")) > 1 and "cell" not in given:
+        if int(given.get("processes", "1")) > 1 and "part" not in given:
             return run_side_by_side(given)
         if given.get("rehearse") == "true":
             rehearse_stop(given)
@@ -90,6 +90,8 @@ def read_words(argv: Sequence[str]) -> dict[str, str]:
     unknown = [key for key in given if key not in KEYS]
     if unknown:
         raise ConfigError(f"words must be {', '.join(KEYS)} with = and a value, but one is {unknown[0]!r}")
+    if "part" in given and "cell" not in given:
+        raise ConfigError("`cell` must be the name of the cell that `part` is of, but is not given")
     for scale in list_scales(given):
         if scale not in GPU:
             raise ConfigError(f"`scales` must be some of {', '.join(GPU)}, but has {scale!r}")
@@ -157,11 +159,13 @@ def run_side_by_side(given: Mapping[str, str]) -> int:
     words = [f"{key}={value}" for key, value in given.items() if key not in ("minutes", "processes")]
 
     def run(part: Part) -> int:
-        left = f"minutes={(deadline - time.monotonic()) / 60:.2f}" if deadline is not None else "minutes=0"
-        if deadline is not None and time.monotonic() >= deadline:
+        left = None if deadline is None else (deadline - time.monotonic()) / 60
+        if left is not None and left <= 0:
             return OUT_OF_TIME
+        # 0 would be no limit.
+        limit = f"minutes={0 if left is None else max(left, 0.01):.2f}"
         with (places.out / f"{part.cell.name}-{part.name}.log").open("a", encoding="utf-8") as log:
-            command = [sys.executable, str(SCRIPT), *words, f"cell={part.cell.name}", f"part={part.name}", left]
+            command = [sys.executable, str(SCRIPT), *words, f"cell={part.cell.name}", f"part={part.name}", limit]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         _logger.info("%s, %s: exit code %d", part.cell.name, part.name, code)
         return code
@@ -169,7 +173,8 @@ def run_side_by_side(given: Mapping[str, str]) -> int:
     parts = [part for cell in cells for part in list_parts(cell, build_steps(cell, choose_budget(given, cell), places))]
     codes = run_parts(parts, run, int(given["processes"]))
     failed = [code for code in codes if code not in (0, OUT_OF_TIME)]
-    return failed[0] if failed else max(codes)
+    # What a signal killed has a code below 0.
+    return max(failed[0], 1) if failed else max(codes)
 
 
 def run_parts(parts: Sequence[Part], run: Callable[[Part], int], num_processes: int) -> list[int]:

@@ -24,6 +24,7 @@ from recipes.librispeech_mini.study.records import (
     find_path,
     note_rebuilt,
     open_record,
+    read_record,
     trim,
     write_record,
 )
@@ -138,27 +139,44 @@ def run_cell(
     steps = [step for step in by_name.values() if only is None or step.name in only]
     for step in steps:
         path = find_path(places, step.cell, step.name)
-        record = open_record(path, step, places)
-        if record["status"] == DONE:
+        if open_record(path, step, places)["status"] == DONE:
+            _renew(step, by_name, places, settings)
             continue
         # Before the record says that it began; k-means clusters for a minute before its first update.
         settings.check_deadline(f"{step.cell}, {step.name}")
         for name in step.needs:
-            _rebuild(by_name[name], places, settings)
+            _renew(by_name[name], by_name, places, settings)
         _logger.info("%s: %s", step.cell, step.name)
-        run_step(step, record, path, places, settings)
+        run_step(step, open_record(path, step, places), path, places, settings)
     return {"cell": cell.name, "done": [step.name for step in steps]}
 
 
-def _rebuild(step: Step, places: Places, settings: Settings) -> None:
-    """Train again what an earlier session trained on another machine, and note it."""
+def _renew(step: Step, by_name: Mapping[str, Step], places: Places, settings: Settings) -> None:
+    """Have a training here that steps still need, and drop what they had measured on one that was made elsewhere."""
+    paths = [find_path(places, other.cell, other.name) for other in by_name.values() if step.name in other.needs]
+    records = {path: read_record(path) for path in paths}
+    waiting = {path: record for path, record in records.items() if record is None or record["status"] != DONE}
+    if not waiting or not _rebuild(step, places, settings):
+        return
+    for path, record in waiting.items():
+        if record is not None:
+            write_record(path, {**record, "metrics": {}})
+
+
+def _rebuild(step: Step, places: Places, settings: Settings) -> bool:
+    """Train again what an earlier session trained on another machine, note it, and say whether that was done."""
+    is_rebuilt = False
     for command in step.commands:
         # What is finished is only read: other steps that need it may run beside this one.
-        if command.verb in TRAININGS and not _is_finished(command):
-            before = describe_progress(step).get("updates", 0)
-            result = run_verb(command.verb, add_settings(command, places, settings))
-            if result["updates"] > before:
-                note_rebuilt(find_path(places, step.cell, step.name), step, places.hide(trim(result)))
+        if command.verb not in TRAININGS or _is_finished(command):
+            continue
+        settings.check_deadline(f"{step.cell}, {step.name}")
+        before = describe_progress(step).get("updates", 0)
+        result = run_verb(command.verb, add_settings(command, places, settings))
+        if result["updates"] > before:
+            is_rebuilt = True
+            note_rebuilt(find_path(places, step.cell, step.name), step, places.hide(trim(result)))
+    return is_rebuilt
 
 
 def _is_finished(command: Command) -> bool:

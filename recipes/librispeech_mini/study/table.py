@@ -33,9 +33,9 @@ TERA = 1e12
 CELLS_NOTE = (
     "Labels: 1h is an hour, 10m ten minutes and all 4.47 h, each of all 19 speakers. Hours heard, TFLOP and wall h are "
     "of pretraining and fine-tuning together: validation is in wall h, evaluation is not. Cells ran two at a time with "
-    "one thread each on two cores, and side by side on the H200: nine in turns in the first run, fifteen parts of cells "
-    "at the same time in the second. So wall h compares only within a machine and run. Blank is unknown; ≥ stands where "
-    "a part is unknown."
+    "one thread each on two cores, and side by side on the H200: nine in turns in the first run, fifteen parts at the "
+    "same time in the second. So wall h compares only within a machine and run. Blank is unknown; ≥ stands where a "
+    "part is unknown."
 )
 
 _ANCHORS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes.librispeech_mini.study.cells import GPU, GPU_ARMS, GPU_SINGLE_ARMS, Cell, list_gpu_cells
-from recipes.librispeech_mini.study.gpu import Part, find_steps, list_parts, run_parts
+from recipes.librispeech_mini.study.gpu import Part, find_steps, list_parts, read_words, run_parts
 from recipes.librispeech_mini.study.plan import Places, build_steps
 from speechssl.errors import ConfigError
 
@@ -88,10 +88,18 @@ def test_a_part_of_another_cell_is_another_part() -> None:
     assert len(run_parts(parts, lambda part: codes[part.cell.name, part.name], 4)) == 3
 
 
-def test_the_first_seed_of_every_network_comes_first() -> None:
+def test_a_part_is_of_a_cell() -> None:
+    with pytest.raises(ConfigError, match="`cell` must be the name of the cell that `part` is of"):
+        read_words(["data=/corpus", "part=1h"])
+    assert read_words(["cell=gpu-small-kmeans-1", "part=1h"])["part"] == "1h"
+
+
+def test_the_first_seed_of_every_network_comes_first_then_all_of_small() -> None:
     cells = list_gpu_cells(["small", "12x512"], 3)
-    assert [(cell.kind, cell.seed) for cell in cells[: 2 * len(GPU_ARMS)]] == [
-        *[("gpu small", 1)] * len(GPU_ARMS),
-        *[("gpu 12x512", 1)] * len(GPU_ARMS),
+    seeds = [(cell.kind, cell.seed) for cell in cells]
+    assert list(dict.fromkeys(seeds[: 2 * len(GPU_ARMS)])) == [("gpu small", 1), ("gpu 12x512", 1)]
+    assert list(dict.fromkeys(seeds[2 * len(GPU_ARMS) :])) == [
+        *(("gpu small", seed) for seed in (2, 3, 1)),
+        *(("gpu 12x512", seed) for seed in (2, 3)),
     ]
     assert len({cell.name for cell in cells}) == len(cells) == 2 * 3 * len(GPU_ARMS) + len(GPU_SINGLE_ARMS)

@@ -13,7 +13,7 @@ import pytest
 from recipes.librispeech_mini.study import runner
 from recipes.librispeech_mini.study.cells import TWO_CORES, Cell, find_cell
 from recipes.librispeech_mini.study.plan import Command, Places, Step, build_steps
-from recipes.librispeech_mini.study.records import open_record, read_record
+from recipes.librispeech_mini.study.records import open_record, read_record, write_record
 from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates, run_cell, run_step
 from speechssl.errors import CollapseError, StoppedOnRequest
 
@@ -92,11 +92,42 @@ def finish_training(places: Places, name: str, cell: Cell) -> None:
 
 def test_what_is_finished_is_not_opened_by_what_needs_it(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two parts of a cell begin at the same time, and a run is of one process."""
-    monkeypatch.setattr(runner, "run_verb", lambda *_: pytest.fail("it was opened"))
+    opened: list[str] = []
+    monkeypatch.setattr(runner, "run_verb", lambda verb, _: opened.append(verb) or {"updates": 0})
     cell = find_cell("scratch_short-1", TWO_CORES)
     finish_training(places, "finetune-all", cell)
     (step,) = (step for step in build_steps(cell, TWO_CORES, places) if step.name == "finetune-all")
+    assert not runner._rebuild(step, places, Settings()) and not opened
+    result = Path(step.commands[0].keys["out"]) / "result.json"
+    result.write_text(json.dumps({"updates": 7}))
     runner._rebuild(step, places, Settings())
+    assert opened == ["finetune"], "it has not come to its end"
+
+
+def test_a_part_makes_again_what_other_parts_need_and_drops_what_they_measured_on_the_lost_one(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = find_cell("wav2vec2-1", TWO_CORES)
+    steps = {step.name: step for step in build_steps(cell, TWO_CORES, places)}
+    metrics = {"test/greedy": {"cer": 48.0}}
+    for name, status in (("pretrain", "done"), ("finetune-1h", "done"), ("evaluate-1h", "stopped")):
+        path = places.results / cell.name / f"{name}.json"
+        write_record(path, {**open_record(path, steps[name], places), "status": status, "metrics": metrics})
+    trained: list[str] = []
+
+    def run_verb(_: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+        trained.append(Path(keys["out"]).name)
+        return {"updates": keys["training.max_updates"], "hours_seen": 1.0}
+
+    monkeypatch.setattr(runner, "prepare", lambda *_: None)
+    monkeypatch.setattr(runner, "run_verb", run_verb)
+    run_cell(cell, places, TWO_CORES, Settings(), only=("pretrain",))
+    assert trained == ["pretrain"]
+    run_cell(cell, places, TWO_CORES, Settings(), only=("finetune-1h",))
+    left = read_record(places.results / cell.name / "evaluate-1h.json")
+    assert left is not None and left["metrics"] == {}
+    kept = read_record(places.results / cell.name / "finetune-1h.json")
+    assert kept is not None and kept["metrics"] == metrics, "what is done stays"
 
 
 @pytest.mark.parametrize(

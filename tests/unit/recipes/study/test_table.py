@@ -125,6 +125,20 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_shown_with_its_n
     assert list_lines(results, "| k-means codes, two iterations | 48.0 | 48.0 |  |")
 
 
+def test_a_seed_that_lacks_a_rate_in_one_arm_is_in_neither_comparison(results: Path) -> None:
+    """Seed 2 of k-means has no figures of test-other: by seed and by speaker, seed 1 alone is compared there."""
+    for cell, cer in (("scratch-1", 50.0), ("scratch-2", 40.0), ("kmeans-1", 55.0), ("kmeans-2", 48.0)):
+        splits = ("dev", "test") if cell == "kmeans-2" else ("dev", "test", "test-other")
+        record = make_record(cell, "evaluate-1h", status="stopped" if cell == "kmeans-2" else "done", labels="1h")
+        record["metrics"] = make_evaluation(cer, splits)
+        write_training(results, cell, "finetune-1h", 6.0, labels="1h")
+        write_record(results / cell / "evaluate-1h.json", record)
+    (line,) = list_lines(results, "| k-means codes, two iterations | CER | test-other |")
+    assert "| +5.0, " in line and "| +5.0 (no interval from 1 speaker)" in line
+    (line,) = list_lines(results, "| k-means codes, two iterations | CER | test |")
+    assert "| +6.5, " in line and "| +6.5 (+6.5 to +6.5, " in line
+
+
 def test_cells_of_the_study_come_first_and_those_on_a_gpu_last(results: Path) -> None:
     for cell, kind in (("a", "gpu small"), ("long-scratch-1", "long")):
         record = make_record("scratch-1", "finetune-all", labels="all") | {"cell": cell, "kind": kind}
