@@ -140,3 +140,25 @@ def test_what_an_offline_machine_made_comes_back_without_weights(stand_ins: Path
     assert not any("safetensors" in name for name in names)
     asked = (stand_ins / "python.words").read_text()
     assert f"fsdd={packed}/FSDD minutes=5 seeds=2" in asked and "text=" not in asked
+
+
+def test_an_offline_machine_runs_cells_under_mps_where_the_driver_has_it(stand_ins: Path, tmp_path: Path) -> None:
+    """The server is asked to quit at the end; without a server that answers, cells run in turns."""
+    python, control = stand_ins / "python", stand_ins / "nvidia-cuda-mps-control"
+    python.write_text('#!/bin/sh\necho "$@" "mps=$CUDA_MPS_PIPE_DIRECTORY" >> "$0.words"\n')
+    control.write_text('#!/bin/sh\n[ "$1" = -d ] || read -r word\necho "$1$word" >> "$0.words"\n')
+    for path in (python, control):
+        path.chmod(0o755)
+    (tmp_path / "packed" / "wheels").mkdir(parents=True)
+    scratch = tmp_path / "scratch"
+    env = {**os.environ, "PYTHON": str(python), "SCRATCH": str(scratch)}
+
+    def find_cells() -> str:
+        subprocess.run([OFFLINE / "there", tmp_path / "packed", tmp_path / "results", "1", "5"], env=env, check=True)
+        lines = (stand_ins / "python.words").read_text().splitlines()
+        return next(line for line in reversed(lines) if "study/gpu" in line)
+
+    assert find_cells().endswith(f"seeds=3 processes=15 mps={scratch}/mps")
+    assert (stand_ins / "nvidia-cuda-mps-control.words").read_text().split() == ["-d", "quit"]
+    control.write_text("#!/bin/sh\nexit 1\n")
+    assert find_cells().endswith("seeds=3 processes=9 mps=")

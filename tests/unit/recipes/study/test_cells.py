@@ -101,6 +101,13 @@ def test_what_was_run_held_as_much_speech_as_the_match_assumes(labels: str) -> N
     assert count_flop(scratch) == pytest.approx(sum(record["flop"] for record in run), rel=0.01)
 
 
+@pytest.mark.parametrize("step", ["pretrain", "finetune-1h", "finetune-all"])
+def test_updates_of_the_wide_network_held_as_much_speech_as_its_match_assumes(step: str) -> None:
+    record = read_all(RESULTS)["gpu-12x512-wav2vec2-1"][step]
+    held = 3600 * record["hours_seen"] / (record["updates"] * record["update_s"])
+    assert GPU["12x512"].fill[not step.startswith("pretrain")] == pytest.approx(held, rel=0.01)
+
+
 def test_the_random_encoder_is_frozen_and_costs_a_forward() -> None:
     frozen, learned = list_steps("random_frozen-1")["finetune-1h"], list_steps("scratch_short-1")["finetune-1h"]
     assert frozen.commands[0].keys["training.freeze_share"] == 1.0
