@@ -19,6 +19,7 @@ from speechssl.losses import (
     average_by_sub_batch,
     compute_contrastive_loss,
     compute_diversity_loss,
+    compute_feature_penalty,
     compute_perplexity,
 )
 from speechssl.model.lengths import compute_num_frames
@@ -120,7 +121,7 @@ class ContrastiveObjective:
             batch.inputs["negatives"],
             noise,
             self.temperature(update) if training else 1.0,
-            self._draw_layers(update) if training else None,
+            draw_kept_layers(self.config, self.seed, update) if training else None,
         )
         return compute_terms(output, batch.membership, self.task)
 
@@ -177,10 +178,6 @@ class ContrastiveObjective:
             noise[size["first"] : size["first"] + size["rows"], : size["negatives"]] = drawn
         return noise
 
-    def _draw_layers(self, update: int) -> Tensor | None:
-        keep = draw_kept_layers(self.config.num_layers, self.config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep)
-
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:
     """Put the three parts of the loss together.
@@ -197,9 +194,9 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
     masked = membership @ output.valid.sum(1).float()
     mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
     diversity = task.diversity_weight * (compute_diversity_loss(mean_probs) * masked).sum()
-    values = (membership @ output.frame_counts.float()) * output.num_channels
-    squares = (membership @ output.feature_square_sum) / values
-    features = task.feature_penalty_weight * (squares * masked).sum()
+    sums = output.features
+    penalty = compute_feature_penalty(sums.squares, sums.num_frames, sums.num_channels, output.valid.sum(1), membership)
+    features = task.feature_penalty_weight * penalty
     total = contrastive.sum() + diversity + features
     with torch.no_grad():
         stats = _collect_stats(output, mean_probs)
@@ -222,9 +219,9 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
         "code_counts": torch.where(valid[..., None, None], choice, 0.0).double().sum((0, 1)),
         "soft_perplexity": compute_perplexity(mean_probs).double().sum(0),
         "sub_batches": torch.tensor(float(len(mean_probs)), device=valid.device, dtype=torch.float64),
-        "frames": output.frame_counts.double().sum(),
+        "frames": output.features.num_frames.double().sum(),
         "removed": torch.where(valid, removed, 0).double().sum(),
         "context_variance": variance.double().sum(),
-        "feature_variance": output.feature_variance.double().sum(),
+        "feature_variance": output.features.variance.double().sum(),
         "rows": torch.tensor(float(len(valid)), device=valid.device, dtype=torch.float64),
     }
