@@ -138,6 +138,13 @@ def test_a_stored_network_takes_the_place_of_the_preset() -> None:
         compose("finetune", ["runs/a", "model=base", "out=b"], stored_model=stored)
 
 
+@pytest.mark.parametrize("text", ["2024_01_05", "1e3", "007", "true", "0x10"])
+def test_text_that_looks_like_a_number_stays_as_it_is(text: str) -> None:
+    request = read_words("evaluate", ["x", f"out={text}", "seed=1_0"])[0]
+    assert request.values["out"] == text
+    assert request.values["seed"] == 10
+
+
 def test_a_sweep_is_one_request_for_each_point() -> None:
     requests = read_words("evaluate", ["x", "seed=1,2", "num_resamples=range(10,30,10)"])
     points = [(request.values["seed"], request.values["num_resamples"]) for request in requests]
