@@ -69,7 +69,7 @@ class ContrastiveObjective:
         warmup_updates: before them, a loss of guessing is no sign that the run is stuck.
     """
 
-    best_metric = "loss_contrastive"
+    best_metric = tie_metric = "loss_contrastive"
 
     def __init__(
         self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int, warmup_updates: int = 0
