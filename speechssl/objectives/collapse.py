@@ -149,7 +149,8 @@ class CollapseWatch:
 
     def _find_equal(self, metrics: dict[str, float | list[float]]) -> str:
         """Name what no longer differs between frames, where the loss is that of guessing."""
-        if abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) >= LOSS_MARGIN_BITS:
+        # Written so that NaN, of which nothing can be said, is no loss of guessing.
+        if not abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) < LOSS_MARGIN_BITS:
             return ""
         if _scalar(metrics["context_spread"]) < SPREAD_SHARE * self.first_spread:
             return "context vectors"

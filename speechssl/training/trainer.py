@@ -343,7 +343,9 @@ class Trainer:
         # Unknown in a run of before: whatever equals its best value has been trained for longer.
         best_tie = math.inf if progress.best_tie is None else progress.best_tie
         is_worse = progress.best_value is not None and (value, tie) >= (progress.best_value, best_tie)
-        if is_worse or not self.objective.is_candidate(metrics):
+        # NaN compares with nothing, so that it would be best until the next validation; a recogniser's WER hides it.
+        is_finite = all(math.isfinite(number) for number in metrics.values() if isinstance(number, float))
+        if is_worse or not is_finite or not self.objective.is_candidate(metrics):
             return False
         progress.best_value, progress.best_tie, progress.best_update = value, tie, progress.update
         return True

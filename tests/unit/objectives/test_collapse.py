@@ -99,6 +99,7 @@ def test_a_collapsed_validation_is_no_candidate(watch: CollapseWatch) -> None:
     assert watch.has_signs(SAME_CODES)
     assert watch.has_signs(ALL_EQUAL)
     assert not watch.has_signs(HEALTHY)
+    assert not watch.has_signs(ALL_EQUAL | {"loss_contrastive": float("nan")}), "the trainer refuses it for itself"
 
 
 @pytest.mark.parametrize(

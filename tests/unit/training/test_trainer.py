@@ -25,9 +25,15 @@ class ScriptedRecogniser(SpeakerObjective):
 
     best_metric, tie_metric = CTCObjective.best_metric, CTCObjective.tie_metric
 
-    def __init__(self, script: list[tuple[float, float]]) -> None:
+    def __init__(self, script: list[tuple[float, float]], broken: int) -> None:
         super().__init__(SpeakerProbe(1, 2, 2))
-        self.script = script
+        self.script, self.broken = script, broken
+
+    def compute(self, batch: Batch, update: int) -> LossTerms:
+        """Compute the loss, which is NaN in the validation of one update."""
+        terms = super().compute(batch, update)
+        is_broken = update == self.broken and not self.module.training
+        return LossTerms(terms.sum * NAN, terms.count, terms.stats) if is_broken else terms
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Say what the script has for this update."""
@@ -41,7 +47,7 @@ def make_batch(update: int) -> Batch:
     return Batch(torch.zeros(1, 1), None, ["a"], plan, torch.ones(1, 1), inputs, [{"first": 0, "rows": 1}])
 
 
-def train(script: list[tuple[float, float]], began: Progress | None = None) -> Progress:
+def train(script: list[tuple[float, float]], began: Progress | None = None, broken: int = 0) -> Progress:
     def source(first: int, last: int) -> Iterator[list[Batch]]:
         for update in range(first, last + 1):
             yield [make_batch(update)]
@@ -49,7 +55,7 @@ def train(script: list[tuple[float, float]], began: Progress | None = None) -> P
     config = TrainingConfig(max_updates=len(script), validate_every=1)
     trainer = Trainer(
         Setup(
-            ScriptedRecogniser(script),
+            ScriptedRecogniser(script, broken),
             config,
             source,
             Ranks(),
@@ -83,3 +89,19 @@ def test_a_run_of_before_takes_the_next_one_that_equals_its_best() -> None:
     assert train([(100.0, 100.0), (100.0, 95.0)], before).best_update == 2
     before = Progress(update=1, best_value=90.0, best_update=1, validated_update=1)
     assert train([(90.0, 80.0), (91.0, 70.0)], before).best_update == 1
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best() -> None:
+    assert train([(NAN, NAN)]).best_value is None
+    assert train([(NAN, NAN), (80.0, 40.0), (NAN, 30.0), (70.0, NAN)]).best_update == 2
+    assert train([(float("inf"), 50.0), (80.0, 40.0), (90.0, 10.0)]).best_update == 2
+
+
+def test_a_loss_that_is_not_finite_counts_although_the_error_rates_are() -> None:
+    """An output of nothing but NaN decodes to some text, with a WER like any other."""
+    assert train([(90.0, 40.0), (80.0, 30.0)], broken=2).best_update == 1
+
+
+def test_a_best_value_of_before_that_is_not_a_number_is_replaced() -> None:
+    before = Progress(update=1, best_value=NAN, best_update=1, validated_update=1)
+    assert train([(NAN, NAN), (80.0, 40.0)], before).best_update == 2
