@@ -180,7 +180,7 @@ class ContrastiveObjective:
 
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:
-    """Put the three parts of the loss together.
+    """Put the three parts of the loss together, in float32.
 
     Args:
         output: of the model.
@@ -191,8 +191,10 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
         Sum in nats over all masked frames, their number, and the sums that the metrics need.
     """
     contrastive, right = compute_contrastive_loss(output.logits, output.valid)
-    masked = membership @ output.valid.sum(1).float()
-    mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
+    # Products with `membership` are sums over rows: in bf16, 2,100 masked frames would be 2,096.
+    with torch.autocast(membership.device.type, enabled=False):
+        masked = membership @ output.valid.sum(1).float()
+        mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
     diversity = task.diversity_weight * (compute_diversity_loss(mean_probs) * masked).sum()
     sums = output.features
     penalty = compute_feature_penalty(sums.squares, sums.num_frames, sums.num_channels, output.valid.sum(1), membership)

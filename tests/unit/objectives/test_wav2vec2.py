@@ -15,7 +15,7 @@ from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.errors import ConfigError
 from speechssl.objectives.protocol import LossTerms, add_terms
-from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.objectives.wav2vec2 import ContrastiveObjective, compute_terms
 
 Speech = Callable[..., np.ndarray]
 
@@ -56,6 +56,20 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(objective: Contra
     first, second = gradients(objective, stacked), gradients(objective, together)
     for name, gradient in first.items():
         torch.testing.assert_close(gradient, second[name], rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_rounds_no_part_of_the_loss(objective: ContrastiveObjective, speech: Speech) -> None:
+    """The trainer calls objectives inside it; in bf16 the counts were, and with few codes diversity fell below 0."""
+    batch = make_batch(objective, speech, (0, 1))
+    output = objective.model(
+        batch.waveforms, batch.num_samples, batch.inputs["mask"], batch.inputs["negatives"], None, 1.0
+    )
+    expected = compute_terms(output, batch.membership, objective.task)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compute_terms(output, batch.membership, objective.task)
+    assert found.sum.dtype == torch.float32
+    assert torch.equal(found.sum, expected.sum)
+    assert {name for name, value in expected.stats.items() if not torch.equal(found.stats[name], value)} == set()
 
 
 def test_losses_add_up_in_bits(objective: ContrastiveObjective, speech: Speech) -> None:
