@@ -85,7 +85,7 @@ class ContrastiveObjective:
         self.model = self.speech_model.pretraining
         self.model.logit_temperature = task.logit_temperature
         quantizer = config.quantizer
-        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, task.num_negatives, warmup_updates)
+        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, warmup_updates)
 
     @property
     def module(self) -> SpeechModel:
@@ -143,6 +143,7 @@ class ContrastiveObjective:
             "accuracy": float(stats["right"]) / count,
             "soft_perplexity": (stats["soft_perplexity"] / stats["sub_batches"]).tolist(),
             "hard_perplexity": hard.tolist(),
+            "loss_of_guessing": float(stats["guessing"]) * per_frame,
             "removed_negatives": float(stats["removed"]) / (count * self.task.num_negatives),
             "temperature": self.temperature(max(update, 1)),
             "masked_share": count / float(stats["frames"]),
@@ -212,6 +213,8 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
     valid = output.valid
     choice = torch.zeros_like(output.soft_probs).scatter_(-1, output.codes[..., None], 1.0)
     removed = output.removed.sum(-1)
+    # Who guesses has the target and what is left of its negatives to choose from: log(1 + K - removed) nats.
+    guessing = torch.log1p(output.removed.shape[-1] - removed.double())
     weight = valid[..., None].float()
     count = weight.sum(1).clamp(min=1)
     context = torch.nn.functional.normalize(output.context.float(), dim=-1)
@@ -223,6 +226,7 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
         "sub_batches": torch.tensor(float(len(mean_probs)), device=valid.device, dtype=torch.float64),
         "frames": output.features.num_frames.double().sum(),
         "removed": torch.where(valid, removed, 0).double().sum(),
+        "guessing": torch.where(valid, guessing, 0.0).sum(),
         "context_variance": variance.double().sum(),
         "feature_variance": output.features.variance.double().sum(),
         "rows": torch.tensor(float(len(valid)), device=valid.device, dtype=torch.float64),
