@@ -164,7 +164,7 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, or a recogniser, whose head goes on where the labels are the same, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
