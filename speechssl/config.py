@@ -145,6 +145,10 @@ class CommonConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
+_WEIGHTS = ("model", "ema")
+"""Which weights of a checkpoint `weights` may name."""
+
+
 @dataclass(kw_only=True)
 class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
@@ -157,6 +161,10 @@ class PretrainConfig(CommonConfig):
     objective: ObjectiveConfig = knob(ObjectiveConfig, "what is learned")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_choice("weights", self.weights, _WEIGHTS)
 
 
 @dataclass(kw_only=True)
@@ -172,6 +180,11 @@ class FinetuneConfig(CommonConfig):
     model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_choice("weights", self.weights, _WEIGHTS)
+        check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, where every block starts afresh", self.reset_layers)
 
 
 @dataclass(kw_only=True)
