@@ -87,8 +87,10 @@ def compute_feature_penalty(
 
     Source: fairseq's wav2vec criterion (`features_pen`); not in the paper.
     """
-    mean_squares = (membership @ squares) / ((membership @ num_frames.float()) * num_channels)
-    return (mean_squares * (membership @ num_masked.float())).sum()
+    # Products with `membership` are sums, which bf16 would round.
+    with torch.autocast(squares.device.type, enabled=False):
+        mean_squares = (membership @ squares) / ((membership @ num_frames.float()) * num_channels)
+        return (mean_squares * (membership @ num_masked.float())).sum()
 
 
 def compute_ctc_loss(

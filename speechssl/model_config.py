@@ -54,7 +54,9 @@ class QuantizerConfig:
         check(self.num_codes >= 2, "model.quantizer.num_codes", "at least 2", self.num_codes)
         divides = self.codevector_dim % self.num_groups == 0
         check(divides, "model.quantizer.codevector_dim", f"a multiple of {self.num_groups}", self.codevector_dim)
+        check(self.temperature_start > 0, "model.quantizer.temperature_start", "positive", self.temperature_start)
         check(self.temperature_end > 0, "model.quantizer.temperature_end", "positive", self.temperature_end)
+        check(0 < self.temperature_decay <= 1, "model.quantizer.temperature_decay", "positive and at most 1", self.temperature_decay)
 
 
 @dataclass(kw_only=True)
@@ -94,6 +96,8 @@ class ModelConfig:
     mask: MaskConfig = knob(MaskConfig, "masks")
 
     def __post_init__(self) -> None:
+        for name in ("num_heads", "position_groups"):
+            check(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
@@ -101,6 +105,7 @@ class ModelConfig:
         check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
         check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
+        check(self.feature_gradient_scale >= 0, "model.feature_gradient_scale", "positive, or 0 to freeze", self.feature_gradient_scale)
         check(self.waveform_epsilon > 0, "model.waveform_epsilon", "positive", self.waveform_epsilon)
         check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
         same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0

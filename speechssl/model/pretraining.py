@@ -165,9 +165,10 @@ def compute_logits(
 
 
 def measure_features(features: Features) -> FeatureSums:
-    """Sum the raw features of each row for the feature penalty, and measure how much they vary."""
-    squares, num_frames = _sum_squares(features)
-    variance = _measure_variance(features, squares, num_frames)
+    """Sum the raw features of each row for the feature penalty, and measure how much they vary; in float32."""
+    with torch.autocast(features.raw.device.type, enabled=False):
+        squares, num_frames = _sum_squares(features)
+        variance = _measure_variance(features, squares, num_frames)
     return FeatureSums(squares, num_frames, variance, features.raw.shape[-1])
 
 

@@ -62,7 +62,8 @@ class CTCObjective:
         frozen_updates: so many first updates train only the head, the backbone runs without gradient.
     """
 
-    best_metric = "wer"
+    best_metric, tie_metric = "wer", "cer"
+    """WER stays at 100 for long while CER falls already: by WER alone, the first checkpoint of all would be best."""
 
     def __init__(self, model: SpeechModel, seed: int, frozen_updates: int = 0) -> None:
         assert model.head is not None and model.vocabulary is not None, "CTC needs a head and a vocabulary"

@@ -115,7 +115,7 @@ class MaskedCodesObjective:
         ConfigError: the model or the teacher does not fit.
     """
 
-    best_metric = "loss_codes"
+    best_metric = tie_metric = "loss_codes"
 
     def __init__(self, config: ModelConfig, task: ObjectiveConfig, seed: int, warmup_updates: int = 0) -> None:
         check(config.mask.min_spans >= 1, "model.mask.min_spans", "at least 1 for pretraining", config.mask.min_spans)

@@ -66,6 +66,9 @@ class Objective(Protocol):
     best_metric: str
     """Metric whose lowest validation value marks the best checkpoint."""
 
+    tie_metric: str
+    """Metric whose lower value decides between two that are equal by `best_metric`; the same one where none does."""
+
     @property
     def module(self) -> nn.Module:
         """Everything that is trained and saved."""

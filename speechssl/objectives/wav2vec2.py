@@ -69,7 +69,7 @@ class ContrastiveObjective:
         warmup_updates: before them, a loss of guessing is no sign that the run is stuck.
     """
 
-    best_metric = "loss_contrastive"
+    best_metric = tie_metric = "loss_contrastive"
 
     def __init__(
         self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int, warmup_updates: int = 0
@@ -85,7 +85,7 @@ class ContrastiveObjective:
         self.model = self.speech_model.pretraining
         self.model.logit_temperature = task.logit_temperature
         quantizer = config.quantizer
-        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, task.num_negatives, warmup_updates)
+        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, warmup_updates)
 
     @property
     def module(self) -> SpeechModel:
@@ -143,6 +143,7 @@ class ContrastiveObjective:
             "accuracy": float(stats["right"]) / count,
             "soft_perplexity": (stats["soft_perplexity"] / stats["sub_batches"]).tolist(),
             "hard_perplexity": hard.tolist(),
+            "loss_of_guessing": float(stats["guessing"]) * per_frame,
             "removed_negatives": float(stats["removed"]) / (count * self.task.num_negatives),
             "temperature": self.temperature(max(update, 1)),
             "masked_share": count / float(stats["frames"]),
@@ -180,7 +181,7 @@ class ContrastiveObjective:
 
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:
-    """Put the three parts of the loss together.
+    """Put the three parts of the loss together, in float32.
 
     Args:
         output: of the model.
@@ -191,8 +192,10 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
         Sum in nats over all masked frames, their number, and the sums that the metrics need.
     """
     contrastive, right = compute_contrastive_loss(output.logits, output.valid)
-    masked = membership @ output.valid.sum(1).float()
-    mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
+    # Products with `membership` are sums over rows: in bf16, 2,100 masked frames would be 2,096.
+    with torch.autocast(membership.device.type, enabled=False):
+        masked = membership @ output.valid.sum(1).float()
+        mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
     diversity = task.diversity_weight * (compute_diversity_loss(mean_probs) * masked).sum()
     sums = output.features
     penalty = compute_feature_penalty(sums.squares, sums.num_frames, sums.num_channels, output.valid.sum(1), membership)
@@ -210,6 +213,8 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
     valid = output.valid
     choice = torch.zeros_like(output.soft_probs).scatter_(-1, output.codes[..., None], 1.0)
     removed = output.removed.sum(-1)
+    # Who guesses has the target and what is left of its negatives to choose from: log(1 + K - removed) nats.
+    guessing = torch.log1p(output.removed.shape[-1] - removed.double())
     weight = valid[..., None].float()
     count = weight.sum(1).clamp(min=1)
     context = torch.nn.functional.normalize(output.context.float(), dim=-1)
@@ -221,6 +226,7 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
         "sub_batches": torch.tensor(float(len(mean_probs)), device=valid.device, dtype=torch.float64),
         "frames": output.features.num_frames.double().sum(),
         "removed": torch.where(valid, removed, 0).double().sum(),
+        "guessing": torch.where(valid, guessing, 0.0).sum(),
         "context_variance": variance.double().sum(),
         "feature_variance": output.features.variance.double().sum(),
         "rows": torch.tensor(float(len(valid)), device=valid.device, dtype=torch.float64),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import soundfile
 import speechssl
 from speechssl.cli import pretrain
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.errors import StoppedOnRequest
+from speechssl.training import distributed, stop
 
 
 @pytest.fixture
@@ -62,3 +66,21 @@ def test_k_means_is_said_to_hear_no_more_than_there_is(
         speechssl.pretrain(**keys, **common, **{"objective.fit_s": 5.5}, out=str(tmp_path / "b"))
     said = [record.getMessage() for record in caplog.records if "k-means" in record.getMessage()]
     assert said == ["k-means: fitting to 12 s of data.train", "k-means: fitting to 5.5 s of data.train"]
+
+
+def test_setting_up_counts_for_the_time_limit(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a scheduler: reading `init`, manifests and the fit of k-means are part of the run."""
+    passed_s, seed_weights = [0.0], pretrain.seed_weights
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s[0])
+    for module in (distributed, stop):
+        monkeypatch.setattr(module, "time", clock, raising=False)
+
+    def take_an_hour(seed: int) -> None:
+        passed_s[0] += 3_600.0
+        seed_weights(seed)
+
+    monkeypatch.setattr(pretrain, "seed_weights", take_an_hour)
+    keys = {"model": "tiny", "data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
+    keys |= {"training.update_s": 12, "training.sub_batch_s": 12, "training.forward_s": 12, "training.max_updates": 1}
+    with pytest.raises(StoppedOnRequest, match="max_hours before the first update"):
+        speechssl.pretrain(**keys, **{"training.max_hours": 0.9}, out=str(tmp_path / "run"))

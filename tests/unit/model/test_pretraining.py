@@ -86,3 +86,5 @@ def test_feature_variance_is_the_share_that_varies_over_time() -> None:
     torch.testing.assert_close(whole.variance, found.variance[:1])
     torch.testing.assert_close(whole.squares, found.squares[:1])
     assert whole.num_frames.tolist() == [30]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(measure_features(Features(raw, raw, frames)).variance, found.variance)
