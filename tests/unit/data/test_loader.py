@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from speechssl import audio
 from speechssl.data.dataset import Example, ReadOptions
 from speechssl.data.loader import Batch, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
@@ -124,6 +127,28 @@ def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> 
 def test_pad_stack() -> None:
     stacked = pad_stack([np.ones((2, 1)), np.ones((1, 3))])
     assert stacked.tolist() == [[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((16_000, 2), dtype=np.float32), 8_000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(96_000, dtype=np.float32), 48_000)
+    rows = [Utterance("a", tmp_path / "a.wav", 8_000, 16_000), Utterance("b", tmp_path / "b.wav", 48_000, 96_000)]
+    monkeypatch.setattr(audio, "_noted", mmap.mmap(-1, 4096))
+    caplog.set_level(logging.INFO, "speechssl")
+    logger, handler = logging.getLogger("speechssl"), logging.FileHandler(tmp_path / "log")
+    logger.addHandler(handler)
+    for _ in range(3):
+        read(build_manifest(rows, tmp_path), 1, 2, workers)
+    logger.removeHandler(handler)
+    handler.close()
+    assert sorted((tmp_path / "log").read_text().splitlines()) == [
+        "audio at 48000 Hz is resampled to 16000 Hz",
+        "audio at 8000 Hz is resampled to 16000 Hz",
+        "audio with 2 channels is mixed down to one",
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
