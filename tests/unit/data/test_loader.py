@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from speechssl import audio
 from speechssl.data.dataset import Example, ReadOptions
-from speechssl.data.loader import Batch, iterate_updates, pad_stack
+from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
-from speechssl.data.sampler import PlanConfig, UpdatePlanner
+from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import DataError
 
 
@@ -122,6 +123,29 @@ def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> 
     batch = read(manifest, 1, 1, 0)[0][0]
     assert batch.membership.sum(0).tolist() == [1.0] * len(batch.ids)
     assert [size["rows"] for size in batch.sizes] == batch.membership.sum(1).int().tolist()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_torchs_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
+    """Without a GPU: what would be pinned is copied and noted."""
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.append(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    rows = [Example(name, np.ones(size, np.float32), None, None) for name, size in (("a", 16_000), ("b", 15_000))]
+    plan = ForwardPlan(1, (SubBatch(0, 0, (0, 1), 0),), True)
+    batch = collate(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
+    result = pin_memory(batch)
+    assert isinstance(result, Batch) and equal(result, batch)
+    tensors = [result.waveforms, result.membership, *result.inputs.values()]
+    tensors += [] if result.num_samples is None else [result.num_samples]
+    assert sorted(tensor.data_ptr() for tensor in tensors) == sorted(pinned)
+    assert len(pinned) == (4 if padded else 3)
+    assert (result.ids, result.plan, result.sizes) == (batch.ids, batch.plan, batch.sizes)
 
 
 def test_pad_stack() -> None:
