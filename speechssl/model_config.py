@@ -137,3 +137,6 @@ class ModelConfig:
 
 
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
+
+SET_ANEW = ("mask", "feature_gradient_scale", *_PROBABILITIES)
+"""Keys that are no part of the network: each training sets them for itself, fine-tuning otherwise than pretraining."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +12,7 @@ from typing import Any, get_type_hints
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError, SpeechSSLError
@@ -202,10 +204,19 @@ def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int 
     Raises:
         SpeechSSLError: the networks have different shapes.
     """
+    own, weights = model.backbone.state_dict(), source.backbone.state_dict()
+    kept = list_after_block(model, num_blocks)
+    load_into(model.backbone, {**weights, **{name: own[name] for name in own if name.startswith(kept)}})
+
+
+def load_into(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy the weights that `init` has into what is to be trained.
+
+    Raises:
+        SpeechSSLError: they have different shapes or names.
+    """
     try:
-        own, weights = model.backbone.state_dict(), source.backbone.state_dict()
-        kept = list_after_block(model, num_blocks)
-        model.backbone.load_state_dict({**weights, **{name: own[name] for name in own if name.startswith(kept)}})
+        module.load_state_dict(weights)
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n", 2)[1].split()) if "\n" in str(error) else str(error)
         raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {problem}") from error

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,6 +14,7 @@ from speechssl.interop.checkpoint import (
     AVERAGED,
     CONFIG,
     WEIGHT_FILES,
+    ModelCard,
     find_checkpoint,
     load_weights,
     no_average,
@@ -113,11 +112,10 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "mo
     return wrap(load_model(str(folder), key=key, weights=weights), update=read_card(folder, key).update)
 
 
-def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
-    """Read the keys of `model` that a checkpoint stores, as plain values."""
+def read_stored_card(checkpoint: str, key: str = "init") -> ModelCard:
+    """Read what a checkpoint says of its model: kind, network, vocabulary and update."""
     foreign = read_foreign(checkpoint, key)
-    card = read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
-    return asdict(card.model)
+    return read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
 
 
 def find_update(checkpoint: str, key: str = "checkpoint") -> int | None:

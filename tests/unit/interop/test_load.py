@@ -15,7 +15,7 @@ from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import save_model
 from speechssl.interop.foreign import Foreign, build_model, wrap
-from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_model
+from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_card
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
 
@@ -41,8 +41,8 @@ def test_every_format_is_found_by_its_content(format: str, recogniser: SpeechMod
         torch.testing.assert_close(loaded.logits(waveforms)[0], recogniser.logits(waveforms)[0], atol=0, rtol=0)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    stored = read_stored_model(str(place))
-    assert (stored["num_layers"], stored["model_dim"]) == (2, 32)
+    stored = read_stored_card(str(place))
+    assert (stored.kind, stored.model.num_layers, stored.model.model_dim) == ("ctc", 2, 32)
 
 
 def test_a_trainable_model_of_another_toolkit(recogniser: SpeechModel, tmp_path: Path) -> None:
