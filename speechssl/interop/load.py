@@ -15,6 +15,7 @@ from speechssl.interop.checkpoint import (
     CONFIG,
     WEIGHT_FILES,
     ModelCard,
+    check_stored,
     find_checkpoint,
     load_weights,
     no_average,
@@ -86,6 +87,7 @@ def load_model(
         # Without an average there is another sentence than that of a damaged checkpoint.
         check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
         card = read_card(folder, key)
+        check_stored(card, folder, key, weights)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
         load_weights(model, folder, key, weights)
     else:
