@@ -47,6 +47,9 @@ from speechssl.model.speech_model import SpeechModel
 FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features")
 """What `save` and `convert` write; the first two are folders, the others files. ONNX is not read back."""
 
+EPSILONS = {"huggingface": EPSILON, "fairseq": 1e-5, "torchaudio": 1e-5}
+"""What each format's own code adds to the variance of a waveform; no file of theirs can say another."""
+
 VALID_FRAMES = (
     "group_norm_frames=valid: batches give what single utterances give (all: padding leaks in, as it does there)"
 )
@@ -204,13 +207,12 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     """List what a model has and a format has no place for."""
     config = model.config
-    if format == "torchaudio":
-        return list_left_behind(model)
     if format.startswith("onnx"):
         return list_not_served(model, _choose_output(model, format))
-    if format == "huggingface" and config.normalize_waveform and config.waveform_epsilon != EPSILON:
-        return (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {EPSILON:g})",)
-    return ()
+    theirs = EPSILONS.get(format, config.waveform_epsilon)
+    differs = config.normalize_waveform and config.waveform_epsilon != theirs
+    epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
+    return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
 
 
 def _choose_output(model: SpeechModel, format: str) -> str:
