@@ -15,6 +15,7 @@ from speechssl.config import (
     DemoConfig,
     EmbedConfig,
     EvaluateConfig,
+    MaskConfig,
     ModelConfig,
     PrepareConfig,
     PretrainConfig,
@@ -143,6 +144,15 @@ def test_text_that_looks_like_a_number_stays_as_it_is(text: str) -> None:
     request = read_words("evaluate", ["x", f"out={text}", "seed=1_0"])[0]
     assert request.values["out"] == text
     assert request.values["seed"] == 10
+
+
+@pytest.mark.parametrize("model", ["base", "large", "large_lv60k", "xls_r_1b", "12x512"])
+@pytest.mark.parametrize("channel_length", [10, 64])
+def test_fine_tuning_masks_the_same_channels_wherever_its_network_comes_from(model: str, channel_length: int) -> None:
+    """A pretrained `.pt` of fairseq says 10, which its fine-tuning never uses; a Hugging Face folder says nothing."""
+    stored = asdict(ModelConfig(name=model, mask=MaskConfig(channel_length=channel_length)))
+    mask = compose("finetune", ["init=a", "out=b"], stored_model=stored).model.mask
+    assert (mask.channel_prob, mask.channel_length) == (0.25, 64)
 
 
 def test_a_sweep_is_one_request_for_each_point() -> None:
