@@ -6,11 +6,11 @@ Read with soundfile (libsndfile) alone: readers built on FFmpeg follow playlists
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import stat
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +44,9 @@ MAX_SAMPLES = 2**36 - 1
 """Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
 
 _logger = logging.getLogger("speechssl")
+
+_noted = mmap.mmap(-1, 4096)
+"""Notices that were given, a line each, in memory that forked processes share: every validation forks new workers."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,11 @@ def _to_float(array: npt.NDArray[Any]) -> FloatArray:
     return array.astype(np.float32)
 
 
-@lru_cache(maxsize=64)
 def _note_once(message: str) -> None:
+    line = f"{message}\n".encode()
+    if _noted.find(line, 0) >= 0:
+        return
+    start = _noted.rfind(b"\n", 0) + 1
+    if start + len(line) <= len(_noted):
+        _noted[start : start + len(line)] = line
     _logger.info(message)

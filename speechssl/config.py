@@ -145,6 +145,10 @@ class CommonConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
+_WEIGHTS = ("model", "ema")
+"""Which weights of a checkpoint `weights` may name."""
+
+
 @dataclass(kw_only=True)
 class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
@@ -158,13 +162,17 @@ class PretrainConfig(CommonConfig):
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_choice("weights", self.weights, _WEIGHTS)
+
 
 @dataclass(kw_only=True)
 class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, or a recogniser, whose head goes on where the labels are the same, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
@@ -172,6 +180,11 @@ class FinetuneConfig(CommonConfig):
     model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
+
+    def __post_init__(self) -> None:
+        CommonConfig.__post_init__(self)
+        check_choice("weights", self.weights, _WEIGHTS)
+        check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, where every block starts afresh", self.reset_layers)
 
 
 @dataclass(kw_only=True)

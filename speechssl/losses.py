@@ -69,6 +69,30 @@ def compute_diversity_loss(mean_probs: Float[Tensor, "S G V"]) -> Float[Tensor, 
     return (num_codes - compute_perplexity(mean_probs).sum(-1)) / num_codes
 
 
+def compute_feature_penalty(
+    squares: Float[Tensor, " B"],
+    num_frames: Int[Tensor, " B"],
+    num_channels: int,
+    num_masked: Int[Tensor, " B"],
+    membership: Float[Tensor, "S B"],
+) -> Float[Tensor, ""]:
+    """Sum the mean squared feature of each sub-batch, times its number of masked frames.
+
+    Args:
+        squares: (B,) squared outputs of the feature encoder, summed over each row's valid frames and channels.
+        num_frames: (B,) those frames.
+        num_channels: C.
+        num_masked: (B,) masked frames.
+        membership: (S, B), 1 where row b belongs to sub-batch s, else 0.
+
+    Source: fairseq's wav2vec criterion (`features_pen`); not in the paper.
+    """
+    # Products with `membership` are sums, which bf16 would round.
+    with torch.autocast(squares.device.type, enabled=False):
+        mean_squares = (membership @ squares) / ((membership @ num_frames.float()) * num_channels)
+        return (mean_squares * (membership @ num_masked.float())).sum()
+
+
 def compute_ctc_loss(
     logits: Float[Tensor, "B T V"],
     num_frames: Int[Tensor, " B"],

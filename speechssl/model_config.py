@@ -12,6 +12,10 @@ from speechssl.knobs import check, check_choice, knob
 MEL_GRID_KERNELS, MEL_GRID_STRIDES = (400, 1), (160, 2)
 """The unpadded windows that frames of log-mel input are counted by: bands of 25 ms every 10 ms, and every second one."""
 
+MAX_LAYERS, MAX_CONVOLUTIONS, MAX_WIDTH = 256, 64, 65_536
+"""Most transformer blocks and convolutions, and the most of any other size: far beyond every published network. A few
+bytes of a stranger's configuration would otherwise ask for a network without end (docs/security.md)."""
+
 MAX_MELS = 128
 """Most bands: narrower filters would miss every one of the spectrum's 257 frequencies."""
 
@@ -50,11 +54,14 @@ class QuantizerConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self.num_groups >= 1, "model.quantizer.num_groups", "at least 1", self.num_groups)
-        check(self.num_codes >= 2, "model.quantizer.num_codes", "at least 2", self.num_codes)
+        _check_size("quantizer.num_groups", self.num_groups)
+        _check_size("quantizer.num_codes", self.num_codes, least=2)
+        _check_size("quantizer.codevector_dim", self.codevector_dim)
         divides = self.codevector_dim % self.num_groups == 0
         check(divides, "model.quantizer.codevector_dim", f"a multiple of {self.num_groups}", self.codevector_dim)
+        check(self.temperature_start > 0, "model.quantizer.temperature_start", "positive", self.temperature_start)
         check(self.temperature_end > 0, "model.quantizer.temperature_end", "positive", self.temperature_end)
+        check(0 < self.temperature_decay <= 1, "model.quantizer.temperature_decay", "positive and at most 1", self.temperature_decay)
 
 
 @dataclass(kw_only=True)
@@ -94,6 +101,11 @@ class ModelConfig:
     mask: MaskConfig = knob(MaskConfig, "masks")
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            _check_size(name, getattr(self, name))
+        for name in _CONVOLUTIONS:
+            _check_convolutions(name, getattr(self, name))
+        _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
@@ -101,12 +113,12 @@ class ModelConfig:
         check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
         check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
+        check(self.feature_gradient_scale >= 0, "model.feature_gradient_scale", "positive, or 0 to freeze", self.feature_gradient_scale)
         check(self.waveform_epsilon > 0, "model.waveform_epsilon", "positive", self.waveform_epsilon)
-        check(self.num_layers >= 1, "model.num_layers", "at least 1", self.num_layers)
         same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
         check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
         check(len(self.mel_widths) == len(self.mel_kernels) > 0, "model.mel_kernels", f"as long as model.mel_channels ({len(self.mel_widths)})", self.mel_kernels)
-        check(all(kernel >= 1 and kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
+        check(all(kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
         for name in _PROBABILITIES:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
 
@@ -136,4 +148,20 @@ class ModelConfig:
         return self.front_end == "convolutions" and self.conv_norm == "group"
 
 
+def _check_size(name: str, value: int, least: int = 1, most: int = MAX_WIDTH) -> None:
+    is_one = isinstance(value, int) and least <= value <= most
+    check(is_one, f"model.{name}", f"a whole number between {least} and {most}", value)
+
+
+def _check_convolutions(name: str, values: list[int]) -> None:
+    check(len(values) <= MAX_CONVOLUTIONS, f"model.{name}", f"of at most {MAX_CONVOLUTIONS} convolutions", len(values))
+    for value in values:
+        _check_size(name, value)
+
+
+_SIZES = ("model_dim", "ffn_dim", "num_heads", "position_kernel", "position_groups", "target_dim")
+_CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
+
+SET_ANEW = ("mask", "feature_gradient_scale", *_PROBABILITIES)
+"""Keys that are no part of the network: each training sets them for itself, fine-tuning otherwise than pretraining."""

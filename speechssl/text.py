@@ -27,8 +27,12 @@ WORD_BOUNDARY = "|"
 FAIRSEQ_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 """fairseq's dictionary for LibriSpeech: four specials, of which `<s>` is the blank, then letters by frequency."""
 
-_SPELLINGS = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u00ad": None, "\u200b": None, "\ufeff": None})
-"""Typographic apostrophes are apostrophes; soft hyphens, zero-width spaces and byte-order marks are nothing."""
+_INVISIBLE = "\u00ad\u200b\u2060\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Soft hyphens, zero-width spaces, word joiners, byte-order marks, marks of direction. Not the joiners inside a word
+(U+200C and U+200D): some scripts spell with them."""
+
+_SPELLINGS = str.maketrans({"\u2019": "'", "\u02bc": "'", **dict.fromkeys(_INVISIBLE)})
+"""Typographic apostrophes are apostrophes, and what cannot be seen is nothing."""
 
 _SPOKEN_SIGNS = frozenset("%&@#'")
 """What Unicode files under punctuation but people say, or spell with."""
@@ -67,8 +71,13 @@ class Vocabulary:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        """Index of each symbol that is a label; the blank is none."""
-        return {symbol: k for k, symbol in enumerate(self.symbols) if k != BLANK and len(symbol) == 1}
+        """Index of each character of a folded text that is a label; the blank is none.
+
+        An imported vocabulary has its own spelling (a typographic apostrophe), which folded texts have not.
+        """
+        labels = {symbol: k for k, symbol in enumerate(self.symbols) if k != BLANK and len(symbol) == 1}
+        folded = {fold(symbol, self.case): k for symbol, k in labels.items()}
+        return {spelling: k for spelling, k in folded.items() if len(spelling) == 1} | labels
 
     def __contains__(self, character: object) -> bool:
         """Say whether a folded character is a label; the boundary's own character is none in a text."""
@@ -86,6 +95,10 @@ class Vocabulary:
         """
         letters = (c if c in self or c.isspace() else " " if is_silent(c) else "" for c in fold(text, self.case))
         return " ".join("".join(letters).split())
+
+    def fold(self, text: str) -> str:
+        """Spell a text as references are spelt that it is compared with, whatever the spelling of the symbols."""
+        return fold(text, self.case)
 
     def normalise_reference(self, text: str) -> str:
         """Bring a text to what it is scored against.
@@ -105,7 +118,7 @@ class Vocabulary:
 
         Returns:
             Indices in 1 to V - 1; empty where nothing of the text is in the vocabulary. `decode` gives
-            `normalise(text)` back.
+            `normalise(text)` back, in the spelling of the symbols.
         """
         text = self.normalise(text)
         return [self._index[c] for c in (text + " ").replace(" ", WORD_BOUNDARY)] if text else []

@@ -36,7 +36,7 @@ class TrainingConfig:
     checkpoint_every: int = knob(1000, "updates between checkpoints", "updates")
     validate_every: int = knob(1000, "updates between validations", "updates")
     keep_checkpoints: int = knob(2, "checkpoints kept beside the best one, at least 2: one may be damaged")
-    max_hours: float = knob(0.0, "save and stop with exit code 75 after this time; 0: no limit", "h")
+    max_hours: float = knob(0.0, "save and stop with exit code 75 after this time, setting up included; 0: no limit", "h")
     on_collapse: str = knob("stop", "what a collapse does: `stop` or `warn`")
     spike_sigmas: float = knob(10.0, "skip an update whose loss or gradient norm is so many robust sigmas, in logarithms, above the last 128; 0: none", "", "docs/training.md")
     max_skipped_in_row: int = knob(5, "stop after so many skipped updates in a row", "updates")

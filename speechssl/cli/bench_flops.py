@@ -1,8 +1,8 @@
 """How many floating-point operations the model's matrix products and convolutions take, from its configuration.
 
 A multiplication and its addition are two operations. Counted is what the mathematics asks for: norms, activations,
-dropout and softmax are left out, and so is what an implementation computes a second time. Blocks that LayerDrop skips
-are counted, since they are computed and discarded.
+dropout and softmax are left out, and so is what an implementation computes a second time. In training a block is
+skipped with probability `model.layer_drop_prob` and then not computed: `keep_share` says which share to count.
 """
 
 from __future__ import annotations
@@ -78,7 +78,14 @@ def count_pretraining_heads(config: ModelConfig, num_masked: float) -> float:
     return 2.0 * num_masked * per_frame
 
 
-def count_row(config: ModelConfig, num_samples: int, heads: float = 0.0, backward: bool = True) -> float:
+def keep_share(config: ModelConfig) -> float:
+    """Give the share of blocks that a training computes: the expectation over updates, of which each draws its own."""
+    return 1.0 - config.layer_drop_prob
+
+
+def count_row(
+    config: ModelConfig, num_samples: int, heads: float = 0.0, backward: bool = True, kept: float = 1.0
+) -> float:
     """Count the operations of one row, forward and, in training, backward.
 
     The first convolution needs no gradient of its input, and mel filters need none at all. With
@@ -89,10 +96,12 @@ def count_row(config: ModelConfig, num_samples: int, heads: float = 0.0, backwar
         num_samples: length of the row at 16 kHz.
         heads: forward operations of what stands on top of the transformer.
         backward: whether it is trained.
+        kept: share of the blocks that are computed, attention included: 1, or `keep_share` in training.
     """
     front_end = count_front_end(config, num_samples)
     num_frames = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
-    rest = sum(count_transformer(config, num_frames).values()) + heads
+    parts = count_transformer(config, num_frames)
+    rest = parts["projection"] + parts["positions"] + kept * (parts["blocks"] + parts["attention"]) + heads
     forward = sum(front_end) + rest
     if not backward:
         return forward

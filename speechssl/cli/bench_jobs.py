@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from speechssl.cli.bench_batches import make_batches, open_manifest
-from speechssl.cli.bench_flops import count_pretraining_heads, count_row
+from speechssl.cli.bench_flops import count_pretraining_heads, count_row, keep_share
 from speechssl.cli.bench_meter import Stopwatch, read_worker_mib
 from speechssl.cli.training_run import seed_weights, set_up_blocks
 from speechssl.config import BenchConfig, ContrastiveConfig, TextConfig, TrainingConfig
@@ -184,7 +184,7 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
         heads = count_pretraining_heads(config.model, float(batch.inputs["mask"].sum()) / rows)
-        return rows * count_row(config.model, num_samples, heads)
+        return rows * count_row(config.model, num_samples, heads, kept=keep_share(config.model))
 
     return TrainingJob(objective, batches, TrainingConfig(), device, config.seed, count)
 
@@ -207,6 +207,6 @@ def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> Trainin
         rows, num_samples = batch.waveforms.shape
         num_frames = compute_num_frames(num_samples, network.frame_kernels, network.frame_strides)
         head = 2.0 * num_frames * network.model_dim * len(vocabulary)
-        return rows * count_row(network, num_samples, head)
+        return rows * count_row(network, num_samples, head, kept=keep_share(network))
 
     return TrainingJob(objective, batches, TrainingConfig(), device, config.seed, count)

@@ -30,7 +30,8 @@ def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | N
     Args:
         verb: name of the verb.
         words: main inputs and key=value overrides, as typed.
-        stored_model: keys of `model` from a checkpoint; they take the place of the preset that `model=` names.
+        stored_model: keys of `model` from a checkpoint; they take the place of the preset that `model=` names. What
+            is not among them is that of the preset of the checkpoint's name, where there is one, or the schema's.
 
     Returns:
         the verb's dataclass of `speechssl.config`.
@@ -98,9 +99,12 @@ def _choose_stored_model(request: Request, stored_model: Mapping[str, Any]) -> d
     given = request.choices.get("model", name)
     if given != name:
         raise ConfigError(f"`model` must be left out or be {name}, as in the checkpoint of `init`, but is {given!r}")
-    ConfigStore.instance().store(group="model", name=STORED_MODEL, node=dict(stored_model))
+    loader = GlobalHydra.instance().config_loader()
+    below = [name] if name in loader.get_group_options("model") and name != STORED_MODEL else []
+    node = {"defaults": [*below, "_self_"], **stored_model}
+    ConfigStore.instance().store(group="model", name=STORED_MODEL, node=node)
     preset = f"{request.verb}_{name}"
-    known = preset in GlobalHydra.instance().config_loader().get_group_options("training")
+    known = preset in loader.get_group_options("training")
     return {"training": preset if known else f"{request.verb}_base", **request.choices, "model": STORED_MODEL}
 
 

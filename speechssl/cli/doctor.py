@@ -35,14 +35,21 @@ class Need:
 
 NEEDS = (
     Need("torch", "torch", "everything that learns"),
-    Need("torchaudio", "torchaudio", "filter-bank features and test oracles; pretraining works without"),
+    Need(
+        "torchaudio",
+        "torchaudio",
+        "objective=masked_codes (filter banks, MFCC) and torchaudio:BUNDLE; nothing else",
+    ),
     Need("numpy", "numpy", "arrays"),
     Need("soundfile", "soundfile", "reads and writes audio"),
     Need("soxr", "soxr", "resamples"),
-    Need("librosa", "librosa", "mel spectrograms in probes and reports"),
+    Need("librosa", "librosa", "log-mel input (model=small), probes and reports"),
     Need("pyarrow", "pyarrow", "manifests and embeddings"),
     Need("safetensors", "safetensors", "checkpoints"),
+    Need("scikit-learn", "sklearn", "k-means codes (objective.targets=kmeans), maps of speakers in reports"),
     Need("hydra-core", "hydra", "the command line's key=value"),
+    Need("omegaconf", "omegaconf", "configurations"),
+    Need("jaxtyping", "jaxtyping", "shapes in signatures"),
     Need("jiwer", "jiwer", "word and character error rates"),
     Need("tensorboard", "torch.utils.tensorboard", "curves"),
     Need("rich", "rich", "progress bars"),
@@ -50,6 +57,10 @@ NEEDS = (
     Need("onnx", "onnx", "exports for serving", extra="onnx"),
     Need("onnxscript", "onnxscript", "exports for serving", extra="onnx"),
     Need("onnxruntime", "onnxruntime", "runs what was exported", extra="onnx"),
+    Need("optuna", "optuna", "sweeps that learn from earlier jobs (hydra/sweeper=optuna)", extra="sweep"),
+    Need("submitit", "submitit", "sweeps on a cluster (hydra/launcher=submitit_slurm)", extra="sweep"),
+    Need("wandb", "wandb", "curves at Weights & Biases (logging.wandb_project)", extra="wandb"),
+    Need("mlflow", "mlflow", "curves in MLflow (logging.mlflow_experiment)", extra="mlflow"),
     Need("espeakng-loader", "espeakng_loader", "the demo's speech (eSpeak NG, GPL-3)", extra="demo"),
 )
 

@@ -13,6 +13,7 @@ import numpy as np
 from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import EvaluateConfig, check
 from speechssl.data.manifest import Manifest, load_manifests
+from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
 from speechssl.evaluation.beam import build_decoder
 from speechssl.evaluation.recognition import recognise, require_recogniser
@@ -46,7 +47,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     texts = manifest.column("text")
     references = [vocabulary.normalise_reference(text) for text in texts]
     speakers = manifest.column("speaker") if manifest.has("speaker") else None
-    scores = score(references, hypotheses, speakers, manifest.column("id"))
+    scores = score(references, [vocabulary.fold(text) for text in hypotheses], speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
     result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
@@ -64,9 +65,11 @@ def _load_transcribed(config: EvaluateConfig) -> tuple[Manifest, int]:
     manifest.require("text", "data.test")
     transcribed = [index for index, text in enumerate(manifest.column("text")) if text and text.strip()]
     missing = len(manifest) - len(transcribed)
+    if not transcribed:
+        raise DataError(f"`data.test` must have transcripts, but none of its {missing} utterances has one")
     if missing:
         _logger.warning("%d of %d utterances have no transcript and are left out", missing, len(manifest))
-        manifest = manifest.select(np.array(transcribed))
+        manifest = manifest.select(np.array(transcribed, dtype=np.int64))
     return manifest, missing
 
 

@@ -46,7 +46,7 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     seed_weights(config.seed)
     model = SpeechModel(config.model, vocabulary)
     if config.init and not goes_on(config, folder):
-        _start_from(model, config)
+        start_from(model, config)
     frozen = count_frozen_updates(config)
     objective = CTCObjective(model, config.seed, frozen)
     source = _build_source(config, objective, train_set, "data.train", ranks)
@@ -79,11 +79,13 @@ def count_frozen_updates(config: FinetuneConfig) -> int:
     return compute_frozen_updates(config.training) if config.init or config.training.freeze_share >= 1 else 0
 
 
-def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:
-    """Copy the pretrained weights; the last `reset_layers` blocks and the norm after them stay as initialised.
+def start_from(model: SpeechModel, config: FinetuneConfig) -> None:
+    """Copy the weights of `init`; the last `reset_layers` blocks and the norm after them stay as initialised.
+
+    The CTC head of a recogniser comes along where its labels are the same and no block starts afresh.
 
     Raises:
-        ConfigError: there are not so many blocks.
+        CheckpointError, ConfigError: as `load_model`; or there are not so many blocks.
     """
     last = model.config.num_layers
     check(
@@ -92,7 +94,30 @@ def _start_from(model: SpeechModel, config: FinetuneConfig) -> None:
         f"between 0 and {last}, the blocks there are",
         config.reset_layers,
     )
-    load_backbone_into(model, load_model(config.init, key="init", weights=config.weights), last - config.reset_layers)
+    source = load_model(config.init, key="init", weights=config.weights)
+    load_backbone_into(model, source, last - config.reset_layers)
+    _take_head(model, source, config)
+
+
+def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) -> None:
+    """Copy the CTC head where `source` has one that fits, and say what became of it."""
+    if source.head is None or source.vocabulary is None:
+        return
+    assert model.head is not None and model.vocabulary is not None, "a recogniser is what is trained"
+    there, here = (_list_labels(vocabulary) for vocabulary in (source.vocabulary, model.vocabulary))
+    if config.reset_layers == 0 and there == here:
+        model.head.load_state_dict(source.head.state_dict())
+        _logger.info("init=%s: its CTC head goes on too, the labels are the same", config.init)
+        return
+    why = f"its labels ({''.join(there)}) are not those of this run ({''.join(here)}), or in another order"
+    if config.reset_layers:
+        why = f"with reset_layers={config.reset_layers} the blocks before it do"
+    _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
+
+
+def _list_labels(vocabulary: Vocabulary) -> list[str]:
+    """List the label of each index after the blank; empty for specials such as `<pad>`, which no text has."""
+    return [symbol if len(symbol) == 1 else "" for symbol in vocabulary.symbols[1:]]
 
 
 def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:

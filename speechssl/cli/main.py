@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from speechssl.cli.help import format_help, format_verb_help
-from speechssl.cli.output import format_line
+from speechssl.cli.output import format_line, print_line
 from speechssl.cli.run import TRAINING_VERBS, build_config, find_rank, run_request
 from speechssl.cli.sweep_plan import Plan, take_plan
 from speechssl.cli.verbs import find_verb
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
-        _print(format_help())
+        print_line(format_help())
         return 0
     if words[0] == "--version":
-        _print(_read_version())
+        print_line(_read_version())
         return 0
     if words[0] == JOB:
         return _run_job(words[1:])
@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
     find_verb(name)
     options = _take_options(rest)
     if "--help" in options:
-        _print(format_verb_help(name))
+        print_line(format_verb_help(name))
         return 0
     _check_single_process(name, "-m" in options)
     if "--cfg" not in options:
@@ -97,7 +97,7 @@ def _run_one(requests: list[Request], words: list[str], options: set[str]) -> in
         return 0
     result = run_request(requests[0])
     if find_rank() == 0:
-        _print(format_line(result))
+        print_line(format_line(result))
     return 0
 
 
@@ -108,7 +108,7 @@ def _run_job(words: list[str]) -> int:
     if len(words) != 1:
         raise ConfigError(f"{JOB} must be given one file, but is given {len(words)}")
     _handle_termination(TRAINING_VERBS[0])
-    _print(format_line(run_job(Path(words[0]))))
+    print_line(format_line(run_job(Path(words[0]))))
     return 0
 
 
@@ -130,7 +130,7 @@ def _sweep(verb: str, words: list[str], plan: Plan) -> int:
         if "error" in job:
             values = ", ".join(f"{key}={value}" for key, value in job["values"].items())
             print(f"speechssl: job {job['job']} ({values}): {job['error']}", file=sys.stderr)
-    _print(format_line(result))
+    print_line(format_line(result))
     return find_exit_code(result["jobs"])
 
 
@@ -153,7 +153,7 @@ def _print_configs(requests: list[Request]) -> None:
     """Print the resolved configuration of every request as YAML."""
     from speechssl.cli.compose import to_yaml
 
-    _print("---\n".join(to_yaml(build_config(request)) for request in requests).rstrip())
+    print_line("---\n".join(to_yaml(build_config(request)) for request in requests).rstrip())
 
 
 def _read_version() -> str:
@@ -188,15 +188,6 @@ def _print_as_main(text: str, file: TextIO) -> None:
     """Print what every process has to say; one says it."""
     if find_rank() == 0:
         print(text, file=file)
-
-
-def _print(text: str) -> None:
-    """Print to stdout; a reader that has gone (`| head`) is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _StderrHandler(logging.StreamHandler[Any]):

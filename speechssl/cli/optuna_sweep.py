@@ -62,6 +62,9 @@ def run_optuna(verb: str, words: Sequence[str], keys: Mapping[str, Any], launche
 
     Returns:
         As `run_sweep`, with `best`: the job whose metric is best.
+
+    Raises:
+        ConfigError: wrong keys, or a job that finished has no such metric.
     """
     optuna = import_package("optuna", "hydra/sweeper=optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,9 +84,40 @@ def run_optuna(verb: str, words: Sequence[str], keys: Mapping[str, Any], launche
         for job, params in zip(jobs, drawn, strict=True):
             job.values = dict(params)
         rows += run_jobs(jobs, launcher)
+        check_metric(verb, rows, settings["metric"])
     table = make_table(verb, rows)
     print_table(table)
     return {"jobs": rows, "table": table, "best": find_best(rows, settings)}
+
+
+def check_metric(verb: str, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Make sure that jobs which finished have the metric: without it, nothing tells good values from bad ones.
+
+    A figure that is null was not finite, which is a failed trial.
+
+    Raises:
+        ConfigError: one has not; the sentence names the figures that it has.
+    """
+    for row in rows:
+        if "error" in row:
+            continue
+        figures = _list_figures({key: value for key, value in row.items() if key not in ("job", "values")})
+        if metric not in figures:
+            raise ConfigError(
+                f"`hydra.sweeper.metric` must name a figure of the result of `{verb}`, but is {metric}, and job "
+                f"{row['job']} has {', '.join(figures) or 'none'}"
+            )
+
+
+def _list_figures(result: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the dotted names of the numbers of a result."""
+    names = []
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            names += _list_figures(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            names.append(f"{prefix}{key}")
+    return names
 
 
 def draw_trials(

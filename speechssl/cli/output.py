@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -82,6 +83,15 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     temporary = folder / f".{RESULT_NAME}.{os.getpid()}"
     temporary.write_text(json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / RESULT_NAME)
+
+
+def print_line(text: str) -> None:
+    """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def format_line(result: Mapping[str, Any]) -> str:

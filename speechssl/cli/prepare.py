@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import replacing_result, resolve_out, write_result
+from speechssl.cli.output import RESULT_NAME, replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
 from speechssl.corpora.folder import read_folder
@@ -55,6 +56,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
     manifests, unit = _divide({split: scan.manifest for split, scan in scans.items()}, config)
+    earlier = _list_earlier(out)
     with replacing_result(out):
         _report_unreadable(unreadable, out)
         result: dict[str, Any] = {
@@ -65,6 +67,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             "held_out_by": unit,
             "out": str(out),
         }
+        for file in earlier - _list_files(result, out):
+            file.unlink(missing_ok=True)
         write_result(out, result)
     return result
 
@@ -198,6 +202,24 @@ def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str
         save_manifest(manifest, path)
         described[name] = {"path": str(path), **describe(manifest)}
     return described
+
+
+def _list_earlier(out: Path) -> set[Path]:
+    """List the files that an earlier result of `prepare` in a folder tells of."""
+    path = out / RESULT_NAME
+    if not path.is_file():
+        return set()
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # damaged; nothing that it may have told of is touched
+        return set()
+    return _list_files(earlier, out) if isinstance(earlier, dict) and "held_out_by" in earlier else set()
+
+
+def _list_files(result: Mapping[str, Any], out: Path) -> set[Path]:
+    """List the files beside a result of `prepare`, by their names alone: the folder may have been moved since."""
+    names = [Path(manifest["path"]).name for manifest in result["manifests"].values()]
+    return {out / name for name in (*names, *([UNREADABLE_NAME] if result["num_unreadable"] else []))}
 
 
 def _report_unreadable(unreadable: Sequence[Unreadable], out: Path) -> None:

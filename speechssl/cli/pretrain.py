@@ -18,7 +18,7 @@ from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import UpdatePlanner
-from speechssl.interop.checkpoint import load_backbone_into
+from speechssl.interop.checkpoint import load_backbone_into, load_into
 from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
@@ -130,12 +130,16 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
 
 
 def _start_from(objective: PretrainObjective, init: str, weights: str) -> None:
-    """Copy the weights of a checkpoint: all of them where the contrastive task goes on, else its backbone."""
+    """Copy the weights of a checkpoint: all of them where the contrastive task goes on, else its backbone.
+
+    Raises:
+        SpeechSSLError: they have other shapes than `model`.
+    """
     source = load_model(init, key="init", weights=weights)
     if isinstance(objective, MaskedCodesObjective):
         _logger.warning("init=%s: the backbone goes on, codes and what predicts them start afresh", init)
     elif source.pretraining is not None:
-        objective.module.load_state_dict(source.state_dict())
+        load_into(objective.module, source.state_dict())
         return
     else:
         _logger.warning("init=%s has no quantizer: quantizer and projections start afresh", init)

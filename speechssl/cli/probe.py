@@ -66,7 +66,9 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     measure = make_measure(config, train, test)
     out = resolve_out(config.out, "probe", config.overwrite)
-    sources = [limit_source(manifest, config.data.max_s) for manifest in (train, test)]
+    tested = "data.test" if config.data.test else "data.train"
+    parts = ((train, "data.train"), (test, tested))
+    sources = [limit_source(manifest, config.data.max_s, key) for manifest, key in parts]
     untrained = build_untrained(model, config.seed)
 
     def pool(which: Any) -> Pooled:
@@ -203,7 +205,7 @@ def summarise(config: ProbeConfig, figures: dict[str, Figures], train: Manifest,
             key: {name: value.mixed, f"{name}_interval": value.interval.to_dict()} for key, value in baselines.items()
         },
         "saturated": [key for key, value in baselines.items() if _is_saturated(value.mixed, name)],
-        "num_speakers": len(set(test.column("speaker"))),
+        "num_speakers": len(set(test.column("speaker"))) if name == "accuracy" else model.interval.count,
         "num_train_utterances": len(train),
         "num_test_utterances": len(test),
         "checkpoint": config.checkpoint,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from speechssl.cli.output import check_writable
 from speechssl.cli.words import Request
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.training.lock import hold_folder, remove_unused
+
+_logger = logging.getLogger("speechssl")
 
 TRAINING_VERBS = ("pretrain", "finetune")
 """Verbs whose folder belongs to one run, which goes on where it was stopped."""
@@ -61,27 +65,54 @@ def build_config(request: Request) -> Any:
     if request.verb in TRAINING_VERBS:
         tree = compose_tree(request)
         if tree.get("init"):
-            return compose_request(request, _read_stored_model(str(tree["init"]), tree))
+            stored, left = _read_stored_model(request.verb, str(tree["init"]), tree)
+            config = compose_request(request, stored)
+            _say_what_is_left(config, left)
+            return config
     return compose_request(request)
 
 
-def _read_stored_model(init: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+def _read_stored_model(verb: str, init: str, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
+
+    Returns:
+        The keys that are taken, and those that are left: pretraining from a recogniser takes its network, and not the
+        masks, dropouts and frozen convolutions of its fine-tuning, with which little would be learned.
 
     Raises:
         CheckpointError: it does not load, or has gone and no run began with it.
     """
     from omegaconf import OmegaConf
 
-    from speechssl.interop.load import read_stored_model
+    from speechssl.interop.load import read_stored_card
+    from speechssl.model_config import SET_ANEW
     from speechssl.training.run_folder import read_stored
 
     try:
-        return read_stored_model(init)
+        card = read_stored_card(init)
     except CheckpointError:
         has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
         stored = read_stored(Path(str(tree["out"]))) if has_run else None
         if stored is None or stored.get("init") != init:
             raise
-        model: dict[str, Any] = stored["model"]
-        return model
+        return stored["model"], {}
+    model = asdict(card.model)
+    left = set(SET_ANEW) if verb == "pretrain" and card.kind == "ctc" else set()
+    return {key: model[key] for key in model if key not in left}, {key: model[key] for key in model if key in left}
+
+
+def _say_what_is_left(config: Any, left: Mapping[str, Any]) -> None:
+    """Say which values of a recogniser's fine-tuning are not those of this pretraining."""
+    stored, used = _flatten(left), _flatten(asdict(config.model))
+    others = [f"model.{key}={value}" for key, value in stored.items() if used[key] != value]
+    if others:
+        _logger.info("init=%s is a recogniser: not taken from its fine-tuning: %s", config.init, ", ".join(others))
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keys of sections their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = isinstance(value, dict)
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
+    return flat

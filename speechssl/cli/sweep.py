@@ -87,13 +87,17 @@ def run_jobs(jobs: Sequence[Job], launcher: Launcher) -> list[dict[str, Any]]:
 
 
 def make_table(verb: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Make flat rows: the job, what is its own, and the figures of its verb that any job has."""
+    """Make flat rows: the job, what is its own, and the figures of its verb that any job has.
+
+    A swept key whose name is that of another column, as the `job` of `bench`, stands there as `bench.job`.
+    """
     metrics = METRICS.get(verb, ())
     present = [name for name in metrics if any(find_value(row, name) is not None for row in rows)]
+    taken = ("job", "state", *present)
     return [
         {
             "job": row["job"],
-            **row["values"],
+            **{f"{verb}.{key}" if key in taken else key: value for key, value in row["values"].items()},
             **{name: find_value(row, name) for name in present},
             "state": "failed" if is_failed(row) else "stopped" if "error" in row else "done",
         }

@@ -144,7 +144,7 @@ def train(
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
-    stop = StopFlag(config.training.max_hours)
+    stop = StopFlag(config.training.max_hours, since=ranks.began)
     validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
     setup = Setup(
         objective=objective,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import resolve_out, write_result
+from speechssl.cli.output import print_line, resolve_out, write_result
 from speechssl.config import TranscribeConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import Manifest
@@ -72,7 +72,7 @@ def _write_lines(manifest: Manifest, texts: Iterable[str], target: Path) -> int:
         ):
             line = f"{escape_field(name)}\t{text}"
             print(line, file=file, flush=True)
-            print(line, flush=True)
+            print_line(line)
             num_empty += not text
     partial.replace(target)
     return num_empty

@@ -187,10 +187,21 @@ def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
         return [("hydra", word)]
     key = str(override.key_or_group)
     if not override.is_sweep_override():
-        return [(key, override.value())]
+        return [(key, _read_value(verb, key, override))]
     if override.is_interval_sweep():
         raise ConfigError(f"`{key}` must be a list or a range (hydra/sweeper=optuna takes intervals), but is {word!r}")
     return [(key, parse_override(f"{key}={text}").value()) for text in override.sweep_string_iterator()]
+
+
+def _read_value(verb: str, key: str, override: Any) -> Any:
+    """Read a value; one that looks like a number or a truth stays as it was typed where the key takes text.
+
+    The grammar would make 20240105 of `out=2024_01_05`.
+    """
+    value = override.value()
+    if isinstance(value, (bool, int, float)) and _has_type(verb, key, "str"):
+        return str(override.input_line).partition("=")[2].strip()
+    return value
 
 
 def _quote_equals(value: str) -> str:
@@ -233,7 +244,7 @@ def _assign_inputs(verb: str, inputs: Sequence[str], words: Sequence[str]) -> di
     for index, key in enumerate(inputs):
         if not left:
             break
-        if index == len(inputs) - 1 and _takes_list(verb, key):
+        if index == len(inputs) - 1 and _has_type(verb, key, "list"):
             given[key], left = left, []
         else:
             given[key] = left.pop(0)
@@ -256,8 +267,8 @@ def escape(value: Any) -> Any:
     return value
 
 
-def _takes_list(verb: str, key: str) -> bool:
-    return any(row.path == key and row.type_name == "list" for row in list_keys(VERBS[verb].schema))
+def _has_type(verb: str, key: str, type_name: str) -> bool:
+    return any(row.path == key and row.type_name == type_name for row in list_keys(VERBS[verb].schema))
 
 
 def _fit_value(key: Key, name: str, value: Any) -> Any:

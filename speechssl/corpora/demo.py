@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -18,12 +18,16 @@ from pathlib import Path
 import soundfile
 
 from speechssl.corpora.demo_text import make_sentences
-from speechssl.corpora.espeak import Job, Voice, require_espeak, synthesise
+from speechssl.corpora.espeak import Job, Voice, locate_partial, require_espeak, synthesise
+from speechssl.corpora.librispeech import TRANSCRIPT_SUFFIX, list_splits
 from speechssl.errors import DataError
 from speechssl.progress import track
 
 FOLDER = "LibriSpeech"
 _FINISHED = "demo.json"
+_BEGUN = "demo.json.part"
+"""What an unfinished corpus was to be: only the files that it names are an earlier start's, and may be removed."""
+
 _FIRST_SPEAKER = 101
 _ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan")
 _MALE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
@@ -93,12 +97,13 @@ def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] | None = No
     jobs = [job for chapter in chapters for job in chapter]
     for chapter in chapters:
         Path(chapter[0].path).parent.mkdir(parents=True, exist_ok=True)
+    _begin(folder, seed, splits, chapters)
     for _ in track(synthesise(jobs), "making speech", total=len(jobs), unit="utterances"):
         pass
     for chapter in chapters:
         _write_transcripts(chapter)
     _write_speakers(folder, seed, splits)
-    (folder / _FINISHED).write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
+    (folder / _BEGUN).replace(folder / _FINISHED)
     return folder
 
 
@@ -141,9 +146,30 @@ def _is_finished(folder: Path, seed: int, splits: Sequence[Split] | None) -> boo
         if found["seed"] == seed and (splits is None or found == _describe(seed, splits)):
             return True
         raise DataError(f"`root` must be new or hold the same speech, but {folder} has another seed or size")
-    if (folder / "SPEAKERS.TXT").exists():
+    if not (folder / _BEGUN).is_file() and ((folder / "SPEAKERS.TXT").exists() or list_splits(folder)):
         raise DataError(f"`root` must be a new folder for the demo's speech, but {folder} holds another corpus")
     return False
+
+
+def _begin(folder: Path, seed: int, splits: Sequence[Split], chapters: Sequence[Sequence[Job]]) -> None:
+    """Remove what an interrupted start has made and this corpus lacks, then note what is begun."""
+    mark = folder / _BEGUN
+    if mark.is_file():
+        begun = json.loads(mark.read_text(encoding="utf-8"))
+        earlier = _plan(folder, begun["seed"], [Split(**split) for split in begun["splits"]])
+        for path in set(_list_files(earlier)) - set(_list_files(chapters)):
+            path.unlink(missing_ok=True)
+    scratch = folder / f".{_BEGUN}"
+    scratch.write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
+    scratch.replace(mark)
+
+
+def _list_files(chapters: Iterable[Sequence[Job]]) -> Iterator[Path]:
+    """Yield the files that chapters become, unfinished ones too."""
+    for chapter in chapters:
+        yield _locate_transcripts(chapter)
+        for job in chapter:
+            yield from (Path(job.path), Path(locate_partial(job)))
 
 
 def _plan(folder: Path, seed: int, splits: Sequence[Split]) -> Iterator[list[Job]]:
@@ -176,10 +202,13 @@ def _share_speakers(seed: int, splits: Sequence[Split]) -> Iterator[tuple[Split,
 
 def _write_transcripts(chapter: Sequence[Job]) -> None:
     """Write <speaker>-<chapter>.trans.txt beside the chapter's files."""
-    paths = [Path(job.path) for job in chapter]
-    lines = [f"{path.stem} {job.text.upper()}\n" for path, job in zip(paths, chapter, strict=True)]
-    stem = paths[0].stem.rpartition("-")[0]
-    (paths[0].parent / f"{stem}.trans.txt").write_text("".join(lines), encoding="utf-8")
+    lines = [f"{Path(job.path).stem} {job.text.upper()}\n" for job in chapter]
+    _locate_transcripts(chapter).write_text("".join(lines), encoding="utf-8")
+
+
+def _locate_transcripts(chapter: Sequence[Job]) -> Path:
+    first = Path(chapter[0].path)
+    return first.parent / f"{first.stem.rpartition('-')[0]}{TRANSCRIPT_SUFFIX}"
 
 
 def _write_speakers(folder: Path, seed: int, splits: Sequence[Split]) -> None:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -98,18 +99,15 @@ def fetch(url: str, target: Path, md5: str) -> None:
     """Fetch a file unless it is there, going on where an earlier try stopped (`<target>.part`).
 
     Raises:
-        DataError: after several tries the file is not whole, the server refuses it, or its sum is another one.
+        DataError: after several tries the file is not whole, the server refuses it, its sum is another one, or the
+            system does not let it be written.
     """
     partial = target.with_name(f"{target.name}.part")
-    if not target.exists():
-        for attempt in range(NUM_TRIES):
-            if _try_to_fetch(url, partial, is_last=attempt == NUM_TRIES - 1):
-                break
-            time.sleep(WAIT_S * 2**attempt)
-        _check_sum(partial, md5, url)
-        partial.replace(target)
-    else:
-        _check_sum(target, md5, url)
+    try:
+        _fetch(url, target, partial, md5)
+    except OSError as error:
+        file = error.filename or partial
+        raise DataError(f"{file} must be readable and writable, but is not: {error.strerror or error}") from error
 
 
 def unpack(archive: Path, part: str, root: Path) -> None:
@@ -151,12 +149,24 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"`download_url` must be a URL such as https://server/folder, but is {url!r}")
 
 
+def _fetch(url: str, target: Path, partial: Path, md5: str) -> None:
+    if not target.exists():
+        for attempt in range(NUM_TRIES):
+            if _try_to_fetch(url, partial, is_last=attempt == NUM_TRIES - 1):
+                break
+            time.sleep(WAIT_S * 2**attempt)
+        _check_sum(partial, md5, url)
+        partial.replace(target)
+    else:
+        _check_sum(target, md5, url)
+
+
 def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:
     """Fetch what is missing; False where the connection broke and another try may help."""
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        with _connect(request) as response:
             # 200 in answer to a range: the server sends everything again.
             is_resumed = response.status == http.client.PARTIAL_CONTENT
             with partial.open("ab" if is_resumed else "wb") as file:
@@ -168,11 +178,32 @@ def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:
             return True  # nothing is missing; the sum decides whether it is the right file
         if error.code < 500 or is_last:
             raise DataError(f"{url} must be there, but the server answers {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+    except (ConnectionError, http.client.HTTPException) as error:
         if is_last:
             raise DataError(f"{url} must be within reach, but is not ({error}); the same command goes on") from error
         _logger.warning("%s: %s; trying again", url, error)
     return False
+
+
+@contextmanager
+def _over_the_network() -> Iterator[None]:
+    """Tell a broken connection from a file that cannot be written: TLS and routes have errors of their own.
+
+    Raises:
+        ConnectionError: in place of whatever else the system says.
+    """
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _connect(request: urllib.request.Request) -> http.client.HTTPResponse:
+    with _over_the_network():
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    return response
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str) -> None:
@@ -199,8 +230,9 @@ def _check_space(file: BinaryIO, length: int) -> None:
 
 
 def _read_blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while block := response.read(BLOCK):
-        yield block
+    with _over_the_network():
+        while block := response.read(BLOCK):
+            yield block
 
 
 def _check_sum(path: Path, md5: str, url: str) -> None:

@@ -171,6 +171,11 @@ class Engine:
         return 0
 
 
+def locate_partial(job: Job) -> str:
+    """Say where an utterance is written until it is whole."""
+    return f"{job.path}.part"
+
+
 def write_utterance(engine: Engine, job: Job) -> None:
     """Speak one job and write its FLAC file, under another name until it is whole."""
     import soundfile
@@ -178,7 +183,7 @@ def write_utterance(engine: Engine, job: Job) -> None:
     voice = job.voice
     speech = engine.speak(job.text, voice, job.seed)
     sound = finish_utterance(speech, engine.sample_rate, voice.tract_scale, job.session_seed, job.seed)
-    partial = f"{job.path}.part"
+    partial = locate_partial(job)
     soundfile.write(partial, sound, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     os.replace(partial, job.path)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechssl.audio import AUDIO_SUFFIXES
 from speechssl.corpora.scan import Recording
-from speechssl.data.audio_files import make_ids
+from speechssl.data.audio_files import find_audio, make_ids, name_foreign, refuse_folder
 from speechssl.errors import DataError
 
 FOLDER = "LibriSpeech"
@@ -43,12 +43,14 @@ def list_splits(tree: Path) -> list[str]:
 def read_splits(tree: Path, splits: Sequence[str]) -> dict[str, list[Recording]]:
     """List the recordings of a tree by split, sorted by path, with speaker, sex and transcript where there are any.
 
+    Other audio in the tree, or in the splits that are asked for, is counted in a warning.
+
     Args:
         tree: absolute path of the folder that holds the splits.
         splits: those to take; empty takes all.
 
     Raises:
-        DataError: a split is not there, or a transcript is no text.
+        DataError: a split is not there, a folder cannot be read, or a transcript is no text.
     """
     there = list_splits(tree)
     missing = [split for split in splits if split not in there]
@@ -56,7 +58,9 @@ def read_splits(tree: Path, splits: Sequence[str]) -> dict[str, list[Recording]]
         has = f"has {', '.join(there)}" if there else "has no folder with SPEAKER/CHAPTER/audio files"
         raise DataError(f"`splits` must be folders of the corpus, but {tree} {has}" + _name_missing(missing))
     sexes = read_sexes(tree / SPEAKERS_NAME)
-    return {split: _read_split(tree, split, sexes) for split in (splits or there)}
+    recordings = {split: _read_split(tree, split, sexes) for split in (splits or there)}
+    _name_left_out([tree / split for split in splits] or [tree], recordings)
+    return recordings
 
 
 def read_sexes(path: Path) -> dict[str, str]:
@@ -106,6 +110,23 @@ def _read_split(tree: Path, split: str, sexes: dict[str, str]) -> list[Recording
     ]
 
 
+def _name_left_out(folders: Sequence[Path], recordings: Mapping[str, Sequence[Recording]]) -> None:
+    """Count the audio of folders that is not where LibriSpeech has it, and what libsndfile does not read."""
+    taken = {recording.path for split in recordings.values() for recording in split}
+    searched = [find_audio(folder) for folder in folders]
+    others = [file for found, _ in searched for file in found if file not in taken]
+    foreign = [file for _, found in searched for file in found]
+    if others:
+        # What is taken by a link is not left out under its other name.
+        real = set(map(os.path.realpath, taken))
+        others = [file for file in others if os.path.realpath(file) not in real]
+    if others:
+        count, example = len(others), others[0]
+        _logger.warning("left out: %d audio files that are not SPLIT/SPEAKER/CHAPTER/file, such as %s", count, example)
+    if foreign:
+        _logger.warning("left out%s", name_foreign(foreign))
+
+
 def _is_named_as_published(split: Path) -> bool:
     """Say whether the first audio file that comes to hand is called SPEAKER-CHAPTER-…, after its folders."""
     file = next(_list_audio(split), None)
@@ -116,17 +137,24 @@ def _list_audio(split: Path) -> Iterator[Path]:
     """Yield SPEAKER/CHAPTER/*.flac and its like, in no order."""
     for speaker in _list_folders(split):
         for chapter in _list_folders(speaker):
-            with os.scandir(chapter) as entries:
-                names = [entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in AUDIO_SUFFIXES]
-            yield from (chapter / name for name in names)
+            names = (entry.name for entry in _scan(chapter))
+            yield from (chapter / name for name in names if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES)
 
 
 def _list_folders(folder: Path) -> list[Path]:
     """List the folders in a folder, sorted; none where it is no folder."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return [folder / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    return [folder / name for name in sorted(entry.name for entry in _scan(folder) if entry.is_dir())]
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """List a folder; raises DataError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        refuse_folder(error)
 
 
 def _name_missing(missing: Sequence[str]) -> str:

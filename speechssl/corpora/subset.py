@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.data.manifest import Manifest
@@ -96,6 +97,9 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
         share: of the audio of the other splits, between 0 and 1.
         seed: of the draw.
 
+    Returns:
+        ids are kept, but all those of `valid` begin with `<split>/` where two splits gave it rows of one id.
+
     Raises:
         DataError: there is nothing to hold out from, or only one file; or a split is called `valid` already, or both
             `all` and `train` are there.
@@ -114,20 +118,32 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
     lengths = np.concatenate([manifest.num_samples_16k for manifest in sources.values()])
     is_valid = _draw(groups, lengths, share, seed)
     result = {split: manifest for split, manifest in manifests.items() if split not in sources}
-    taken, start = [], 0
+    taken: dict[str, Manifest] = {}
+    start = 0
     for split, manifest in sources.items():
         mask = is_valid[start : start + len(manifest)]
         start += len(manifest)
         result[TRAIN if split == ALL else split] = manifest.select(np.flatnonzero(~mask))
-        taken.append(manifest.select(np.flatnonzero(mask)))
-    first = next(iter(sources.values()))
-    table = pa.concat_tables([part.table for part in taken], promote_options="permissive")
-    result[VALID] = Manifest(table, first.root, VALID)
+        taken[split] = manifest.select(np.flatnonzero(mask))
+    result[VALID] = _join_parts(taken)
     count = len(np.unique(groups[is_valid]))
     real = lengths[is_valid].sum() / lengths.sum()
     _logger.info("held out %d %ss (%.1f %% of the audio) as %s", count, unit, 100 * real, VALID)
     _check_left({split: manifest for split, manifest in result.items() if split not in manifests or split in sources})
     return HeldOut(result, unit)
+
+
+def _join_parts(parts: Mapping[str, Manifest]) -> Manifest:
+    """Put what each split gave into one manifest whose ids are unique."""
+    tables = [part.table for part in parts.values()]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    ids = table.column("id")
+    if len(ids.unique()) < len(ids):
+        splits = [split for split, part in parts.items() for _ in range(len(part))]
+        named = pc.binary_join_element_wise(pa.array(splits), ids.combine_chunks(), "/")
+        table = table.set_column(table.column_names.index("id"), "id", named)
+        _logger.info("ids of %s begin with the name of their split, since several splits have the same", VALID)
+    return Manifest(table, next(iter(parts.values())).root, VALID)
 
 
 def _group(sources: Mapping[str, Manifest]) -> tuple[npt.NDArray[np.int64], str]:

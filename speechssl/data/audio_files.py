@@ -6,8 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from speechssl.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+from speechssl.errors import DataError
 
 FOREIGN_SUFFIXES = frozenset(
     {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
@@ -16,16 +18,21 @@ FOREIGN_SUFFIXES = frozenset(
 
 
 def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Search a folder in depth, links to folders included once.
+    """Search a folder in depth, links to folders included once: beside the folder itself they give way to it.
 
     Returns:
         the files that look like audio, and those that look like audio or video which libsndfile does not read; both
         sorted by their path as text.
+
+    Raises:
+        DataError: a folder in it cannot be read.
     """
     found: list[Path] = []
     foreign: list[Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse_folder):
+        # The system lists folders in an order of its own, and the first way to one gives its files their names.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -35,6 +42,15 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
         found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
         foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
     return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Turn the system's reason for not listing a folder into a sentence; what lies in it would be missed.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(f"{error.filename} must be readable, but is not: {error.strerror}") from error
 
 
 def make_ids(files: Sequence[Path], root: Path) -> list[str]:

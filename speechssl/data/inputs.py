@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +19,14 @@ MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
 _logger = logging.getLogger("speechssl")
 
 
-def expand_audio(audio: Sequence[str], key: str = "audio") -> Manifest:
+def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = False) -> Manifest:
     """Find the audio that the values of `audio=` name.
 
     Args:
         audio: files, folders (searched in depth), globs, manifests, or `.txt` files with a path a line (relative to
             the text file's folder).
         key: the key that errors name.
+        keep_repeats: give a row each time that a file is named, rather than one at the first time.
 
     Returns:
         One row a file, in the order given and sorted within a folder or glob; rows of manifests as they are. The id
@@ -36,11 +37,34 @@ def expand_audio(audio: Sequence[str], key: str = "audio") -> Manifest:
     """
     if not audio:
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
-    manifests = [load_manifest(item, key) for item in audio if Path(item).suffix in MANIFEST_SUFFIXES]
-    files = [path for item in audio if Path(item).suffix not in MANIFEST_SUFFIXES for path in find_files(item, key)]
-    if files:
-        manifests.append(scan_files(list(dict.fromkeys(files)), key))
-    return manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+    found = [_look_up(item, key) for item in audio]
+    manifests = [item for item in found if isinstance(item, Manifest)]
+    # A file that is named in two ways is one file.
+    distinct = {locate(file): file for item in found if not isinstance(item, Manifest) for file in item}
+    if distinct:
+        manifests.append(scan_files(list(distinct.values()), key))
+    joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+    order = _order_rows(found, {file: row for row, file in enumerate(distinct, len(joined) - len(distinct))})
+    if not keep_repeats:
+        order = list(dict.fromkeys(order))
+    return joined if order == list(range(len(joined))) else joined.select(order)
+
+
+def _look_up(item: str, key: str) -> Manifest | list[Path]:
+    return load_manifest(item, key) if Path(item).suffix in MANIFEST_SUFFIXES else find_files(item, key)
+
+
+def _order_rows(found: Sequence[Manifest | list[Path]], places: Mapping[Path, int]) -> list[int]:
+    """List the rows of all manifests, one after the other, and of the files at their `places`, as they were named."""
+    order: list[int] = []
+    num_rows = 0
+    for item in found:
+        if isinstance(item, Manifest):
+            order += range(num_rows, num_rows + len(item))
+            num_rows += len(item)
+        else:
+            order += [places[locate(file)] for file in item]
+    return order
 
 
 def find_files(item: str, key: str) -> list[Path]:
@@ -66,21 +90,33 @@ def find_files(item: str, key: str) -> list[Path]:
 
 
 def scan_files(files: Sequence[Path], key: str) -> Manifest:
-    """Read the headers of files into a manifest.
+    """Read the headers of files into a manifest, a row a file.
 
     Raises:
-        DataError: one of them is no audio; the first one is named.
+        DataError: one of them is no audio, or its path is not in UTF-8; the first one is named.
     """
+    located = [locate(file) for file in files]
+    for file in located:
+        if not _is_utf8(file):
+            raise DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     with ThreadPoolExecutor(8) as pool:
         infos = list(pool.map(read_info, files))
-    # A file that is named in two ways is one file.
-    located = dict(zip(map(locate, files), infos, strict=True))
     root = Path(os.path.commonpath([file.parent for file in located]))
+    names = make_ids(located, root)
     rows = [
         Utterance(name, file, info.sample_rate, info.num_samples)
-        for name, (file, info) in zip(make_ids(list(located), root), located.items(), strict=True)
+        for name, file, info in zip(names, located, infos, strict=True)
     ]
     return build_manifest(rows, root, key)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Say whether a manifest, which is in UTF-8, can hold a path."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_list(path: Path, key: str) -> list[Path]:

@@ -48,14 +48,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device."""
-        move = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        num_samples = None if self.num_samples is None else self.num_samples.to(device, non_blocking=True)
+        return self._change(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Copy the tensors to page-locked memory; torch's loader leaves an object without this method as it is."""
+        return self._change(Tensor.pin_memory)
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            waveforms=self.waveforms.to(device, non_blocking=True),
-            num_samples=num_samples,
-            membership=self.membership.to(device, non_blocking=True),
-            inputs=move,
+            waveforms=change(self.waveforms),
+            num_samples=None if self.num_samples is None else change(self.num_samples),
+            membership=change(self.membership),
+            inputs={name: change(value) for name, value in self.inputs.items()},
         )
 
     @property

@@ -238,8 +238,20 @@ def _check_unique(manifest: Manifest, key: str) -> None:
 
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
-    """Put manifests one after the other; paths become absolute, columns that one lacks are empty there."""
+    """Put manifests one after the other; paths become absolute, columns that one lacks are empty there.
+
+    A column that is text in one and numbers in another, as in a `.tsv` and a `.parquet`, becomes text.
+
+    Raises:
+        DataError: such a column holds lists or the like in one.
+    """
     tables = [m.table.set_column(m.table.column_names.index("path"), "path", _join_root(m)) for m in manifests]
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        fields = [pa.schema([table.schema.field(name)]) for table in tables if name in table.column_names]
+        try:
+            pa.unify_schemas(fields, promote_options="permissive")
+        except (pa.ArrowTypeError, pa.ArrowInvalid):
+            tables = [_make_text(table, name) for table in tables]
     table = pa.concat_tables(tables, promote_options="permissive")
     return Manifest(table, Path("/"), ", ".join(manifest.source for manifest in manifests))
 
@@ -249,6 +261,18 @@ def _join_root(manifest: Manifest) -> pa.ChunkedArray:
     paths = manifest.table.column("path")
     joined = pc.binary_join_element_wise(str(manifest.root).rstrip("/"), paths, "/")
     return pc.if_else(pc.starts_with(paths, "/"), paths, joined)
+
+
+def _make_text(table: pa.Table, name: str) -> pa.Table:
+    """Turn a column into text, where it is there."""
+    if name not in table.column_names:
+        return table
+    try:
+        text = pc.cast(table.column(name), pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        kind = table.schema.field(name).type
+        raise DataError(f"the column {name} must be alike in all manifests, but holds {kind} in one") from error
+    return table.set_column(table.column_names.index(name), name, text)
 
 
 def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifest") -> Manifest:
@@ -312,6 +336,11 @@ def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
     names = header.split("\t")
     if "path" not in names:
         raise DataError(f"`{key}` must be a manifest, but {file} has no header line with {', '.join(REQUIRED)}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"`{key}` must have each column once, but {file} has {twice[0]!r} {names.count(twice[0])} times"
+        )
     root = first.removeprefix(ROOT_LINE) if first.startswith(ROOT_LINE) else ""
     try:
         table = csv.read_csv(
@@ -342,8 +371,9 @@ def _type_columns(table: pa.Table, file: Path, key: str) -> pa.Table:
         if name in COUNTS or name in _FIELDS:
             try:
                 column = pc.cast(table.column(name), pa.int64() if name in COUNTS else pa.string())
-            except pa.ArrowInvalid as error:
-                raise DataError(f"`{key}` must have whole numbers in its column {name}, but {file}: {error}") from error
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                kind = "whole numbers" if name in COUNTS else "text"
+                raise DataError(f"`{key}` must have {kind} in its column {name}, but {file}: {error}") from error
             table = table.set_column(index, name, column)
     empty = [name for name in REQUIRED if table.column(name).null_count]
     if empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +58,13 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
     """Understand a value of the key `layer`.
 
     Args:
-        layer: 0 to L, a list of these, `all`, `mean`, `last`, or a probe's folder (its learned mix).
+        layer: 0 to L, a list of these, `all`, `mean`, `last`, or a probe's folder (its learned mix), as text or path.
         num_layers: transformer blocks L of the model.
 
     Raises:
         ConfigError: it is none of these, or out of range.
     """
+    layer = os.fspath(layer) if isinstance(layer, os.PathLike) else layer
     if layer == "last":
         return LayerChoice(("last",), lambda frames: [frames.last])
     if layer == "mean":
@@ -197,7 +199,8 @@ class Embedder:
         if len(short):
             names = ", ".join(source.ids[int(index)] for index in short[:5])
             raise DataError(
-                f"`audio` must be at least {shortest} samples at 16 kHz (25 ms), but {len(short)} are shorter: {names}"
+                f"`{source.key}` must be at least {shortest} samples at 16 kHz ({1000 * shortest / SAMPLE_RATE:g} ms), "
+                f"but {len(short)} are shorter: {names}"
             )
 
     @torch.inference_mode()

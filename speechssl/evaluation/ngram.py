@@ -14,6 +14,9 @@ from speechssl.errors import DataError
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIALS = frozenset({START, END, UNKNOWN})
+UNKNOWN_IN_CAPITALS = "<UNK>"
+"""As some toolkits spell it; KenLM takes both."""
+
 NEVER = -99.0
 """What ARPA files write for log10 of 0: nothing ever predicts `<s>`."""
 
@@ -217,7 +220,7 @@ class _Reader:
         raise ValueError(f"it ends in its {n}-grams, without \\end\\")
 
     def _add(self, fields: Sequence[str], n: int) -> None:
-        name = fields[1] if n == 1 else " ".join(fields[1 : n + 1])
+        name = " ".join(UNKNOWN if word == UNKNOWN_IN_CAPITALS else word for word in fields[1 : n + 1])
         try:
             log_prob, backoff = float(fields[0]), float(fields[-1]) if len(fields) == n + 2 else 0.0
         except ValueError:

@@ -17,8 +17,8 @@ FloatArray = npt.NDArray[np.float32]
 NUM_MELS = 40
 
 
-def limit_source(manifest: Manifest, max_s: float) -> Source:
-    """Read the first `max_s` seconds of each utterance."""
+def limit_source(manifest: Manifest, max_s: float, key: str = "audio") -> Source:
+    """Read the first `max_s` seconds of each utterance; errors name `key`."""
     rates = np.array(manifest.table.column("sample_rate").to_pylist(), dtype=np.int64)
     counts = np.array(manifest.table.column("num_samples").to_pylist(), dtype=np.int64)
     taken = np.minimum(counts, np.round(max_s * rates).astype(np.int64))
@@ -28,7 +28,7 @@ def limit_source(manifest: Manifest, max_s: float) -> Source:
         utterance = manifest[index]
         return load_audio(utterance.path, utterance.offset, int(taken[index]), utterance.sample_rate)
 
-    return Source(manifest.column("id"), lengths, read)
+    return Source(manifest.column("id"), lengths, read, key)
 
 
 def pool_states(model: SpeechModel, source: Source, batch_s: float, precision: str) -> FloatArray:

@@ -47,11 +47,13 @@ class Source:
         ids: name of each utterance, for messages.
         lengths: (n,) samples of each at 16 kHz.
         read: gives utterance k as (N,) float32 mono at 16 kHz; called from threads.
+        key: the key that errors name.
     """
 
     ids: Sequence[str]
     lengths: IntArray
     read: Callable[[int], FloatArray]
+    key: str = "audio"
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Source:
@@ -123,6 +125,8 @@ def transcribe(
 def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest | None]:
     """Find what `audio` names: the utterances, and their manifest where they are files.
 
+    A file that is named twice is there twice, so that results stand beside what was given.
+
     Raises:
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
@@ -134,7 +138,7 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
         raise DataError(f"`audio` must be waveforms with a sample_rate, or files, but {problem}")
     if arrays and sample_rate is not None:
         return Source.from_arrays(arrays, sample_rate), None
-    manifest = expand_audio([str(item) for item in items])
+    manifest = expand_audio([str(item) for item in items], keep_repeats=True)
     return Source.from_manifest(manifest), manifest
 
 

@@ -6,6 +6,7 @@ utterances succeed or fail together, and the utterance otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -24,7 +25,7 @@ class Interval:
     """A 95 % interval in percent.
 
     Attributes:
-        low: 2.5th percentile of the resamples; None where there is a single unit, which says nothing about others.
+        low: 2.5th percentile of the resamples; None where there are too few units to say anything about others.
         high: 97.5th percentile.
         unit: what was resampled: `speaker` or `utterance`.
         count: how many units there are.
@@ -62,7 +63,7 @@ def bootstrap_ratio_interval(
         confidence: share of the resamples inside the interval.
 
     Returns:
-        Low and high end, as ratios (not percent).
+        Low and high end, as ratios (not percent); NaN where no resample has a denominator.
 
     Source: Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance evaluation".
     """
@@ -81,6 +82,8 @@ def bootstrap_ratio_interval(
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios[start : start + size] = (draws @ numerators) / (draws @ denominators)
     ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
+        return math.nan, math.nan
     tail = (1 - confidence) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return float(low), float(high)
@@ -108,4 +111,6 @@ def compute_interval(
     if count < 2:
         return Interval(None, None, unit, count, False)
     low, high = bootstrap_ratio_interval(numerators, denominators, num_resamples, seed)
+    if math.isnan(low):
+        return Interval(None, None, unit, count, False)
     return Interval(100 * low, 100 * high, unit, count, count >= RELIABLE_UNITS)

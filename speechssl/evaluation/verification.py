@@ -138,18 +138,20 @@ def compute_eer_interval(
 ) -> Interval:
     """Give the 95 % bootstrap interval of the equal error rate over resampled speakers, in percent.
 
-    A trial of one speaker counts as often as the speaker was drawn, one of two as the product of both.
+    A trial of one speaker counts as often as the speaker was drawn, one of two as the product of both. Speakers in no
+    trial are no part of it; of two speakers every resample with trials of both kinds is the same, which says nothing.
     """
-    names, owners = np.unique(np.array(speakers, dtype=object).astype(str), return_inverse=True)
+    known = np.array(speakers, dtype=object).astype(str)
+    names, owners = np.unique(known[np.concatenate([trials.first, trials.second])], return_inverse=True)
     rng = np.random.default_rng([seed, 0xEE2])
-    one, two = owners[trials.first], owners[trials.second]
+    one, two = np.split(owners, 2)
     rates = []
     for _ in range(num_resamples):
         drawn = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
         weights = np.where(trials.same, drawn[one], drawn[one] * drawn[two])
         if weights[trials.same].sum() > 0 and weights[~trials.same].sum() > 0:
             rates.append(compute_eer(scores, trials.same, weights))
-    if len(rates) < 2:
+    if len(names) < 3 or len(rates) < 2:
         return Interval(None, None, "speaker", len(names), False)
     low, high = np.quantile(rates, [0.025, 0.975])
     return Interval(float(low), float(high), "speaker", len(names), len(names) >= RELIABLE_UNITS)

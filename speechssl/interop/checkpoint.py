@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from speechssl.config import ModelConfig
-from speechssl.errors import CheckpointError, SpeechSSLError
+from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
+from speechssl.interop.damage import DAMAGE, first_line
 from speechssl.model.sharding import gather_whole, spread_like
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
@@ -93,8 +97,10 @@ def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
     """Build a configuration dataclass from plain values; keys it does not have are an error.
 
     Raises:
-        CheckpointError: an unknown key.
+        CheckpointError: an unknown key, or a value of the wrong type or out of range.
     """
+    if not isinstance(values, dict):
+        raise CheckpointError(f"`checkpoint` must have a mapping as its configuration, but has {values!r:.80}")
     hints = get_type_hints(schema)
     known = {item.name for item in fields(schema)}
     unknown = sorted(set(values) - known)
@@ -108,6 +114,55 @@ def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
         raise CheckpointError(
             f"`checkpoint` must have a configuration that this version knows, but {problem}"
         ) from error
+    except ConfigError as error:
+        raise CheckpointError(f"`checkpoint` must be a network that can be built, but {error}") from error
+
+
+def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
+    """See from the header of the weights that they can be those of a network, before memory is taken for it.
+
+    Args:
+        card: of the checkpoint.
+        folder: of the checkpoint.
+        key: named in the error.
+        weights: `model`, or `ema` for their moving average.
+
+    Raises:
+        CheckpointError: the file is damaged, or too small for what its card describes, or there is no average.
+    """
+    path = _find_weights(folder, weights)
+    try:
+        with safe_open(path, framework="pt") as file:
+            count = sum(prod(file.get_slice(name).get_shape()) for name in set(file.keys()))
+    except DAMAGE as error:
+        problem = f"{path} does not load ({first_line(error)})"
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+    least = _count_products(card.model, card.kind)
+    if count < least:
+        problem = f"{path} has {count:,} numbers, and {CONFIG} beside it describes {least:,} or more"
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
+
+
+def _count_products(config: ModelConfig, kind: str) -> int:
+    """Count the weights of the matrix products, without biases, norms and head: what grows with a product of sizes."""
+    is_mel = config.front_end == "log_mel"
+    widths = [config.num_mels, *config.mel_widths] if is_mel else [1, *config.conv_channels]
+    kernels = config.mel_kernels if is_mel else config.conv_kernels
+    dim, features = config.model_dim, config.feature_dim
+    count = sum(before * after * kernel for before, after, kernel in zip(widths, widths[1:], kernels, strict=False))
+    count += dim * (dim // config.position_groups) * config.position_kernel + (features != dim) * features * dim
+    count += config.num_layers * (4 * dim * dim + 2 * dim * config.ffn_dim)
+    if kind == "pretraining":
+        codes, width = config.quantizer.num_codes, config.quantizer.codevector_dim
+        count += features * config.quantizer.num_groups * codes + codes * width + (width + dim) * config.target_dim
+    return count
+
+
+def _find_weights(folder: Path, weights: str) -> Path:
+    path = folder / WEIGHT_FILES[weights]
+    if weights != "model" and not path.exists():
+        raise CheckpointError(no_average(f"{folder} has none"))
+    return path
 
 
 def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
@@ -122,9 +177,7 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
     Raises:
         CheckpointError: the file is damaged or does not fit, or there is no average.
     """
-    path = folder / WEIGHT_FILES[weights]
-    if weights != "model" and not path.exists():
-        raise CheckpointError(no_average(f"{folder} has none"))
+    path = _find_weights(folder, weights)
     try:
         own, stored = model.state_dict(), safetensors.torch.load_file(path)
         aside = [name for name in stored if name.startswith(LEARNED) and name not in own]
@@ -202,10 +255,19 @@ def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int 
     Raises:
         SpeechSSLError: the networks have different shapes.
     """
+    own, weights = model.backbone.state_dict(), source.backbone.state_dict()
+    kept = list_after_block(model, num_blocks)
+    load_into(model.backbone, {**weights, **{name: own[name] for name in own if name.startswith(kept)}})
+
+
+def load_into(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy the weights that `init` has into what is to be trained.
+
+    Raises:
+        SpeechSSLError: they have different shapes or names.
+    """
     try:
-        own, weights = model.backbone.state_dict(), source.backbone.state_dict()
-        kept = list_after_block(model, num_blocks)
-        model.backbone.load_state_dict({**weights, **{name: own[name] for name in own if name.startswith(kept)}})
+        module.load_state_dict(weights)
     except RuntimeError as error:
         problem = " ".join(str(error).split("\n", 2)[1].split()) if "\n" in str(error) else str(error)
         raise SpeechSSLError(f"`init` must have the shape of `model`, but does not: {problem}") from error

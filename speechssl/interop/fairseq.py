@@ -31,6 +31,12 @@ DICTIONARY = "dict.ltr.txt"
 SPECIALS = FAIRSEQ_SYMBOLS[:4]
 """What every dictionary of fairseq begins with; the first is the CTC blank."""
 
+SPELLINGS_OF_SPECIALS = (SPECIALS, ("<pad>", "<s>", *SPECIALS[2:]))
+"""How labels may begin to be written: as here, or as Hugging Face names the same rows, whose blank is `<pad>`.
+
+fairseq goes by the row alone: row 0 is the blank, and is called `<s>` there. Rows never move.
+"""
+
 FAIRSEQ_WRAPPERS = (*WRAPPERS, "w2v_encoder.", "w2v_model.")
 """What stands before a name: a fine-tuned model puts `w2v_encoder.w2v_model.` before the network's."""
 
@@ -214,8 +220,9 @@ def _read_dictionary(path: Path, key: str) -> Vocabulary:
 
 
 def _check_dictionary(vocabulary: Vocabulary | None) -> None:
-    if vocabulary is not None and vocabulary.symbols[: len(SPECIALS)] != SPECIALS:
+    if vocabulary is not None and vocabulary.symbols[: len(SPECIALS)] not in SPELLINGS_OF_SPECIALS:
+        wanted = " or ".join(" ".join(specials) for specials in SPELLINGS_OF_SPECIALS)
         raise CheckpointError(
-            f"`checkpoint` must have labels that begin with {' '.join(SPECIALS)} to be written for fairseq, but has "
+            f"`checkpoint` must have labels that begin with {wanted} to be written for fairseq, but has "
             f"{' '.join(vocabulary.symbols[: len(SPECIALS)])}"
         )

@@ -163,7 +163,9 @@ def drop_identity(source: dict[str, Tensor], family: str, where: str, key: str) 
         CheckpointError: it is missing, or does something.
     """
     weight, bias = (source.pop(str(rename(name, family)), None) for name in PROJECTION)
-    if weight is None or bias is None or not torch.equal(weight, torch.eye(len(weight))) or bool(bias.any()):
+    # The shape first: an identity for a long and narrow tensor would take all memory.
+    is_square = weight is not None and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+    if weight is None or bias is None or not is_square or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
         raise CheckpointError(
             f"`{key}` must have the identity as projection where the feature encoder is as wide as the transformer, "
             f"but {where} has not"

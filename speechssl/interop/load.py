@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,6 +14,8 @@ from speechssl.interop.checkpoint import (
     AVERAGED,
     CONFIG,
     WEIGHT_FILES,
+    ModelCard,
+    check_stored,
     find_checkpoint,
     load_weights,
     no_average,
@@ -46,6 +46,9 @@ from speechssl.model.speech_model import SpeechModel
 
 FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features")
 """What `save` and `convert` write; the first two are folders, the others files. ONNX is not read back."""
+
+EPSILONS = {"huggingface": EPSILON, "fairseq": 1e-5, "torchaudio": 1e-5}
+"""What each format's own code adds to the variance of a waveform; no file of theirs can say another."""
 
 VALID_FRAMES = (
     "group_norm_frames=valid: batches give what single utterances give (all: padding leaks in, as it does there)"
@@ -87,6 +90,7 @@ def load_model(
         # Without an average there is another sentence than that of a damaged checkpoint.
         check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
         card = read_card(folder, key)
+        check_stored(card, folder, key, weights)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
         load_weights(model, folder, key, weights)
     else:
@@ -113,11 +117,10 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "mo
     return wrap(load_model(str(folder), key=key, weights=weights), update=read_card(folder, key).update)
 
 
-def read_stored_model(checkpoint: str, key: str = "init") -> dict[str, Any]:
-    """Read the keys of `model` that a checkpoint stores, as plain values."""
+def read_stored_card(checkpoint: str, key: str = "init") -> ModelCard:
+    """Read what a checkpoint says of its model: kind, network, vocabulary and update."""
     foreign = read_foreign(checkpoint, key)
-    card = read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
-    return asdict(card.model)
+    return read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
 
 
 def find_update(checkpoint: str, key: str = "checkpoint") -> int | None:
@@ -204,13 +207,12 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     """List what a model has and a format has no place for."""
     config = model.config
-    if format == "torchaudio":
-        return list_left_behind(model)
     if format.startswith("onnx"):
         return list_not_served(model, _choose_output(model, format))
-    if format == "huggingface" and config.normalize_waveform and config.waveform_epsilon != EPSILON:
-        return (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {EPSILON:g})",)
-    return ()
+    theirs = EPSILONS.get(format, config.waveform_epsilon)
+    differs = config.normalize_waveform and config.waveform_epsilon != theirs
+    epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
+    return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
 
 
 def _choose_output(model: SpeechModel, format: str) -> str:

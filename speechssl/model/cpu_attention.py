@@ -66,7 +66,9 @@ class _Inputs:
     def cut(self, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
         """Yield matrices that are worked on together, each time with the same buffers for (·, T, T) numbers."""
         count, length, _ = self.query.shape
-        size = max(1, min(count, _PART_BYTES // (length * length * self.query.element_size())))
+        # A row shorter than a frame has a length of 0: no bytes, and one part for all of its empty matrices.
+        num_bytes = max(1, length * length * self.query.element_size())
+        size = max(1, min(count, _PART_BYTES // num_bytes))
         buffers = [self.query.new_empty(size, length, length) for _ in range(num_buffers)]
         for first in range(0, count, size):
             part = slice(first, min(first + size, count))

@@ -17,6 +17,24 @@ from speechssl.model.wav2vec2 import Features, Wav2Vec2
 
 
 @dataclass
+class FeatureSums:
+    """What the feature encoder gave for each row, over its valid frames.
+
+    Attributes:
+        squares: (B,) float32, sum of squared outputs over frames and channels.
+        num_frames: (B,) int64, valid frames.
+        variance: (B,) float32 without gradient, share of those squares that varies over time: 0 where all frames of a
+            row are alike.
+        num_channels: C.
+    """
+
+    squares: Tensor
+    num_frames: Tensor
+    variance: Tensor
+    num_channels: int
+
+
+@dataclass
 class PretrainingOutput:
     """What the losses need.
 
@@ -26,11 +44,7 @@ class PretrainingOutput:
         removed: (B, M, K), True where a negative was removed.
         codes: (B, M, G) chosen codes of the masked frames.
         soft_probs: (B, M, G, V) float32 soft choice of the masked frames.
-        feature_square_sum: (B,) float32, sum of squared feature encoder outputs over valid frames and channels.
-        frame_counts: (B,) int64, valid frames of each row.
-        feature_variance: (B,) float32 without gradient, share of those squares that varies over time: 0 where all
-            frames of a row are alike.
-        num_channels: channels C of the feature encoder.
+        features: sums of the feature encoder's outputs.
         context: (B, M, F) projected context vectors.
     """
 
@@ -39,10 +53,7 @@ class PretrainingOutput:
     removed: Tensor
     codes: Tensor
     soft_probs: Tensor
-    feature_square_sum: Tensor
-    frame_counts: Tensor
-    feature_variance: Tensor
-    num_channels: int
+    features: FeatureSums
     context: Tensor
 
 
@@ -96,17 +107,13 @@ class PretrainingModel(nn.Module):
         targets = self.target_projection(quantized.vectors)
         predictions = self.context_projection(gather_frames(context, positions))
         logits, removed = compute_logits(predictions, targets, quantized.codes, negatives, self.logit_temperature)
-        square_sum, frame_counts = _sum_squares(features)
         return PretrainingOutput(
             logits=logits,
             valid=valid,
             removed=removed,
             codes=quantized.codes,
             soft_probs=quantized.soft_probs,
-            feature_square_sum=square_sum,
-            frame_counts=frame_counts,
-            feature_variance=_measure_variance(features, square_sum, frame_counts),
-            num_channels=features.raw.shape[-1],
+            features=measure_features(features),
             context=predictions,
         )
 
@@ -155,6 +162,14 @@ def compute_logits(
     removed = same.gather(2, negatives)
     negative = similarity.gather(2, negatives).masked_fill(removed, float("-inf"))
     return torch.cat([positive, negative], dim=-1), removed
+
+
+def measure_features(features: Features) -> FeatureSums:
+    """Sum the raw features of each row for the feature penalty, and measure how much they vary; in float32."""
+    with torch.autocast(features.raw.device.type, enabled=False):
+        squares, num_frames = _sum_squares(features)
+        variance = _measure_variance(features, squares, num_frames)
+    return FeatureSums(squares, num_frames, variance, features.raw.shape[-1])
 
 
 def _sum_squares(features: Features) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,6 @@ Sources of the signs and remedies: fairseq issues 3109, 3300, 3661, 3735; transf
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -44,17 +42,16 @@ class CollapseWatch:
     The collapses that are known: all frames get the same codes (hard perplexity near 1 in each codebook, and most
     negatives equal the target), or all similarities become equal: the loss is that of guessing, and context vectors
     do not differ between frames, or features do not (then Gumbel noise alone chooses codes, and all are in use).
+    What guessing costs depends on how many negatives are left: log2(K + 1) bits where none was removed.
 
     Args:
         num_groups: codebooks G.
         num_codes: codes V.
-        num_negatives: K.
         warmup_updates: until then guessing alone is no sign.
     """
 
-    def __init__(self, num_groups: int, num_codes: int, num_negatives: int, warmup_updates: int = 0) -> None:
+    def __init__(self, num_groups: int, num_codes: int, warmup_updates: int = 0) -> None:
         self.num_groups = num_groups
-        self.chance_bits = math.log2(num_negatives + 1)
         self.counts = torch.zeros(num_groups, num_codes, dtype=torch.float64)
         self.perplexity = float("inf")
         self.held = 0
@@ -115,7 +112,7 @@ class CollapseWatch:
             figures = f"hard perplexity {self.perplexity:.2f}, {removed:.0f} % of negatives removed"
             return f"all frames got the same codes ({figures})"
         equal = self._find_equal(metrics)
-        guessing = f"the loss is that of guessing ({self.chance_bits:.2f} bits)"
+        guessing = f"the loss is that of guessing ({_scalar(metrics['loss_of_guessing']):.2f} bits)"
         return f"{guessing} and {equal} no longer differ between frames" if equal else ""
 
     def _warn(self, metrics: dict[str, float | list[float]], update: int) -> str:
@@ -132,7 +129,7 @@ class CollapseWatch:
     def _find_early_signs(self, metrics: dict[str, float | list[float]], update: int) -> dict[str, str]:
         signs = {}
         removed, variance = _scalar(metrics["removed_negatives"]), _scalar(metrics["feature_variance"])
-        is_guessing = abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) < LOSS_MARGIN_BITS
+        is_guessing = _is_guessing(metrics)
         if self.perplexity < EARLY_PERPLEXITY * self.num_groups and removed > EARLY_REMOVED:
             signs["codes"] = f"few codes are used (hard perplexity {self.perplexity:.2f})"
         if is_guessing and _scalar(metrics["context_spread"]) < EARLY_SPREAD * self.first_spread:
@@ -140,7 +137,7 @@ class CollapseWatch:
         if variance < EARLY_FEATURES * self.first_variance:
             signs["features"] = f"the encoder's features hardly change over time (feature variance {variance:.2g})"
         if is_guessing and update > self.warmup_updates:
-            signs["guessing"] = f"the loss has been that of guessing ({self.chance_bits:.2f} bits)"
+            signs["guessing"] = f"the loss has been that of guessing ({_scalar(metrics['loss_of_guessing']):.2f} bits)"
         return signs
 
     def _same_codes(self, perplexity: float, metrics: dict[str, float | list[float]]) -> bool:
@@ -149,11 +146,16 @@ class CollapseWatch:
 
     def _find_equal(self, metrics: dict[str, float | list[float]]) -> str:
         """Name what no longer differs between frames, where the loss is that of guessing."""
-        if abs(_scalar(metrics["loss_contrastive"]) - self.chance_bits) >= LOSS_MARGIN_BITS:
+        if not _is_guessing(metrics):
             return ""
         if _scalar(metrics["context_spread"]) < SPREAD_SHARE * self.first_spread:
             return "context vectors"
         return "features" if _scalar(metrics["feature_variance"]) < FEATURES_SHARE * self.first_variance else ""
+
+
+def _is_guessing(metrics: dict[str, float | list[float]]) -> bool:
+    """Say whether the loss is that of guessing; NaN, of which nothing can be said, is not."""
+    return abs(_scalar(metrics["loss_contrastive"]) - _scalar(metrics["loss_of_guessing"])) < LOSS_MARGIN_BITS
 
 
 def _scalar(value: float | list[float]) -> float:

@@ -62,7 +62,8 @@ class CTCObjective:
         frozen_updates: so many first updates train only the head, the backbone runs without gradient.
     """
 
-    best_metric = "wer"
+    best_metric, tie_metric = "wer", "cer"
+    """WER stays at 100 for long while CER falls already: by WER alone, the first checkpoint of all would be best."""
 
     def __init__(self, model: SpeechModel, seed: int, frozen_updates: int = 0) -> None:
         assert model.head is not None and model.vocabulary is not None, "CTC needs a head and a vocabulary"
@@ -99,7 +100,7 @@ class CTCObjective:
             batch.num_samples,
             masks.get("mask"),
             masks.get("channel_mask"),
-            self._draw_layers(update) if training else None,
+            draw_kept_layers(self.model.config, self.seed, update) if training else None,
             is_frozen=training and update <= self.frozen_updates,
         )
 
@@ -150,11 +151,6 @@ class CTCObjective:
             "letters": sum(utterance.num_letters for utterance in utterances),
         }
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
-
-    def _draw_layers(self, update: int) -> Tensor | None:
-        config = self.model.config
-        keep = draw_kept_layers(config.num_layers, config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep)
 
 
 def compute_logits(

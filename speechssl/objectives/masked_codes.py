@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.config import ModelConfig, ObjectiveConfig, check
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
-from speechssl.losses import NATS_TO_BITS
+from speechssl.losses import NATS_TO_BITS, compute_feature_penalty
 from speechssl.model.lengths import compute_num_frames, compute_receptive_field, make_valid_mask
 from speechssl.model.masking import sample_masks
-from speechssl.model.pretraining import find_masked, gather_frames
+from speechssl.model.pretraining import find_masked, gather_frames, measure_features
 from speechssl.model.speech_model import SpeechModel
-from speechssl.model.wav2vec2 import Features
 from speechssl.objectives import targets
 from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng
 
@@ -108,13 +108,14 @@ class MaskedCodesObjective:
         warmup_updates: before them, predictions that are all alike are no sign.
 
     Attributes:
+        module: the model with its predictor.
         needs_fit: whether `fit` must make the codes as a run begins.
 
     Raises:
         ConfigError: the model or the teacher does not fit.
     """
 
-    best_metric = "loss_codes"
+    best_metric = tie_metric = "loss_codes"
 
     def __init__(self, config: ModelConfig, task: ObjectiveConfig, seed: int, warmup_updates: int = 0) -> None:
         check(config.mask.min_spans >= 1, "model.mask.min_spans", "at least 1 for pretraining", config.mask.min_spans)
@@ -127,13 +128,8 @@ class MaskedCodesObjective:
         codes, projection = self._draw_codes()
         self.prepare = CodesPrepare(config, task, codes, projection)
         matrix = None if projection is None else torch.from_numpy(projection)
-        self.model = CodesModel(config, 2 if inner else 1, torch.from_numpy(codes.copy()), matrix)
+        self.module = CodesModel(config, 2 if inner else 1, torch.from_numpy(codes.copy()), matrix)
         self.counts, self.held = torch.zeros(len(codes), dtype=torch.float64), 0
-
-    @property
-    def module(self) -> CodesModel:
-        """The model with its predictor."""
-        return self.model
 
     def make_prepare(self) -> CodesPrepare:
         """Make the part of the work that loader workers do."""
@@ -149,27 +145,33 @@ class MaskedCodesObjective:
     def set_codes(self, codes: bytes) -> None:
         """Take centroids, here and in the loader's workers that have not begun yet."""
         self.prepare.codes[:] = np.frombuffer(codes, dtype=np.float32).reshape(self.prepare.codes.shape)
-        self.model.objective.codes.copy_(torch.from_numpy(self.prepare.codes))
+        self.module.objective.codes.copy_(torch.from_numpy(self.prepare.codes))
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Compute the loss of one forward: a sum over masked frames, in nats, and over the others with their weight."""
-        mask, keep = batch.inputs["mask"], self._draw_layers(update) if self.model.training else None
-        features = self.model.backbone.encode(batch.waveforms, batch.num_samples)
-        context, states = self.model.backbone.contextualise(features, mask, keep=keep)
+        mask = batch.inputs["mask"]
+        keep = draw_kept_layers(self.config, self.seed, update) if self.module.training else None
+        features = self.module.backbone.encode(batch.waveforms, batch.num_samples)
+        context, states = self.module.backbone.contextualise(features, mask, keep=keep)
         predicted = self._choose_frames(mask, features.num_frames)
         positions, exists = find_masked(predicted, batch.inputs["codes"].shape[1])
         valid = mask.gather(1, positions) & exists
         codes = batch.inputs["codes"] if self.teacher is None else self._ask_teacher(batch, positions)
         logits = self._predict(context, 0, positions)
-        stats, penalty = self._measure_features(features, valid, batch.membership)
-        parts = {"codes": _sum_loss(logits, codes, valid), "features": penalty}
+        sums = measure_features(features)
+        penalty = compute_feature_penalty(
+            sums.squares, sums.num_frames, sums.num_channels, valid.sum(1), batch.membership
+        )
+        parts = {"codes": _sum_loss(logits, codes, valid), "features": self.task.feature_penalty_weight * penalty}
         if self.task.unmasked_weight > 0:
             parts["unmasked"] = self.task.unmasked_weight * _sum_loss(logits, codes, exists & ~valid)
         if self.task.intermediate_layer:
             inner = self._predict(states[self.task.intermediate_layer], 1, positions)
             parts["intermediate"] = _sum_loss(inner, codes, valid)
         guesses = logits.argmax(-1)
-        stats |= {name: part.detach().double() for name, part in parts.items()}
+        stats = {name: part.detach().double() for name, part in parts.items()}
+        heard = {"frames": sums.num_frames, "feature_variance": sums.variance, "rows": torch.ones_like(sums.variance)}
+        stats |= {name: value.double().sum() for name, value in heard.items()}
         stats["right"] = ((guesses == codes) & valid).sum().double()
         stats["code_counts"], stats["guess_counts"] = (_count(x, valid, len(self.counts)) for x in (codes, guesses))
         return LossTerms(torch.stack(list(parts.values())).sum(), valid.sum(), stats)
@@ -235,7 +237,7 @@ class MaskedCodesObjective:
                 f"{self.task.teacher} have changed (another out= starts a new run)"
             )
         self.counts, self.held = state["codes.counts"].clone(), int(state["codes.held"])
-        self.prepare.codes[:] = self.model.objective.codes.cpu().numpy()
+        self.prepare.codes[:] = self.module.objective.codes.cpu().numpy()
 
     def is_candidate(self, metrics: Metrics) -> bool:
         """Any checkpoint may be the best: a collapse has no low loss."""
@@ -251,10 +253,6 @@ class MaskedCodesObjective:
         num_codes = task.num_codes or (100 if self.teacher is None else 500)
         return np.zeros((num_codes, dim), dtype=np.float32), None
 
-    def _draw_layers(self, update: int) -> Tensor | None:
-        keep = draw_kept_layers(self.config.num_layers, self.config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep)
-
     def _choose_frames(self, mask: Tensor, num_frames: Tensor | None) -> Tensor:
         """Choose the frames (B, T) whose codes are predicted: the masked ones, or all that are no padding."""
         if self.task.unmasked_weight == 0:
@@ -263,7 +261,7 @@ class MaskedCodesObjective:
 
     def _predict(self, x: Tensor, head: int, positions: Tensor) -> Tensor:
         """Give the logits (B, M, V) of the masked frames, in float32."""
-        logits: Tensor = self.model.objective.heads[head](gather_frames(x, positions))
+        logits: Tensor = self.module.objective.heads[head](gather_frames(x, positions))
         return logits.float()
 
     @torch.no_grad()
@@ -290,26 +288,8 @@ class MaskedCodesObjective:
     def _ask_teacher(self, batch: Batch, positions: Tensor) -> Tensor:
         """Find the codes (B, M) of the masked frames."""
         with torch.autocast(batch.waveforms.device.type, enabled=False):
-            rows = [targets.find_nearest(row, self.model.objective.codes) for row in self._describe(batch)]
-        return targets.pad_codes(rows, positions)
-
-    def _measure_features(
-        self, features: Features, valid: Tensor, membership: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Sum frames and variance over time; the penalty is a mean square a sub-batch, times its masked frames."""
-        raw = features.raw.float()
-        if features.num_frames is None:
-            counts = torch.full(raw.shape[:1], raw.shape[1], device=raw.device)
-        else:
-            counts = features.num_frames
-            raw = torch.where(make_valid_mask(counts, raw.shape[1])[..., None], raw, 0.0)
-        squares, steady = raw.square().sum((1, 2)), raw.detach().sum(1).square().sum(1) / counts
-        mean_square = (membership @ squares) / ((membership @ counts.float()) * raw.shape[2])
-        penalty = (mean_square * (membership @ valid.sum(1).float())).sum()
-        variance = (1 - steady / squares.detach().clamp(min=1e-12)).clamp(min=0.0)
-        sums = {"frames": counts, "feature_variance": variance, "rows": torch.ones_like(variance)}
-        stats = {name: value.sum(dtype=torch.float64) for name, value in sums.items()}
-        return stats, self.task.feature_penalty_weight * penalty
+            rows = [targets.find_nearest(row, self.module.objective.codes) for row in self._describe(batch)]
+        return pad_sequence(rows, batch_first=True).gather(1, positions)
 
 
 def _count_frames(num_samples: int, config: ModelConfig) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechssl.config import ModelConfig
 from speechssl.data.loader import Batch
 
 Metrics = dict[str, float | list[float]]
@@ -65,6 +66,9 @@ class Objective(Protocol):
     best_metric: str
     """Metric whose lowest validation value marks the best checkpoint."""
 
+    tie_metric: str
+    """Metric whose lower value decides between two that are equal by `best_metric`; the same one where none does."""
+
     @property
     def module(self) -> nn.Module:
         """Everything that is trained and saved."""
@@ -115,10 +119,12 @@ def make_torch_seed(seed: int, stream: str, *numbers: int) -> int:
     return int(make_rng(seed, stream, *numbers).integers(0, 2**63 - 1))
 
 
-def draw_kept_layers(num_layers: int, prob: float, seed: int, update: int) -> np.ndarray | None:
+def draw_kept_layers(config: ModelConfig, seed: int, update: int) -> Tensor | None:
     """Draw which blocks LayerDrop keeps in this update: a function of (seed, update), the same on every rank.
 
     Returns:
         (L,) bool, or None where nothing can be dropped.
     """
-    return None if prob == 0 else make_rng(seed, "layer drop", update).random(num_layers) > prob
+    if config.layer_drop_prob == 0:
+        return None
+    return torch.from_numpy(make_rng(seed, "layer drop", update).random(config.num_layers) > config.layer_drop_prob)

@@ -49,7 +49,7 @@ class SpeakerObjective:
         probe: what is trained.
     """
 
-    best_metric = "loss"
+    best_metric = tie_metric = "loss"
 
     def __init__(self, probe: SpeakerProbe) -> None:
         self.probe = probe

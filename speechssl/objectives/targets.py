@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.errors import ConfigError
 from speechssl.model.lengths import HOP_SAMPLES
@@ -65,11 +64,6 @@ def compute_mfcc(waveform: FloatArray, num_frames: int, field: int, subtract_mea
 def find_nearest(x: Tensor, codes: Tensor) -> Tensor:
     """Find the code that is nearest to each vector: (T, E), (V, E) → (T,) int64."""
     return (x.float() @ codes.T - codes.square().sum(1) / 2).argmax(1)
-
-
-def pad_codes(rows: list[Tensor], positions: Tensor) -> Tensor:
-    """Pick the codes at some positions (B, M) of rows (T_b,) of different length."""
-    return pad_sequence(rows, batch_first=True).gather(1, positions)
 
 
 def draw_projection(seed: int, num_inputs: int, num_codes: int, code_dim: int) -> tuple[FloatArray, FloatArray]:

@@ -19,6 +19,7 @@ from speechssl.losses import (
     average_by_sub_batch,
     compute_contrastive_loss,
     compute_diversity_loss,
+    compute_feature_penalty,
     compute_perplexity,
 )
 from speechssl.model.lengths import compute_num_frames
@@ -68,7 +69,7 @@ class ContrastiveObjective:
         warmup_updates: before them, a loss of guessing is no sign that the run is stuck.
     """
 
-    best_metric = "loss_contrastive"
+    best_metric = tie_metric = "loss_contrastive"
 
     def __init__(
         self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int, warmup_updates: int = 0
@@ -84,7 +85,7 @@ class ContrastiveObjective:
         self.model = self.speech_model.pretraining
         self.model.logit_temperature = task.logit_temperature
         quantizer = config.quantizer
-        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, task.num_negatives, warmup_updates)
+        self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, warmup_updates)
 
     @property
     def module(self) -> SpeechModel:
@@ -120,7 +121,7 @@ class ContrastiveObjective:
             batch.inputs["negatives"],
             noise,
             self.temperature(update) if training else 1.0,
-            self._draw_layers(update) if training else None,
+            draw_kept_layers(self.config, self.seed, update) if training else None,
         )
         return compute_terms(output, batch.membership, self.task)
 
@@ -142,6 +143,7 @@ class ContrastiveObjective:
             "accuracy": float(stats["right"]) / count,
             "soft_perplexity": (stats["soft_perplexity"] / stats["sub_batches"]).tolist(),
             "hard_perplexity": hard.tolist(),
+            "loss_of_guessing": float(stats["guessing"]) * per_frame,
             "removed_negatives": float(stats["removed"]) / (count * self.task.num_negatives),
             "temperature": self.temperature(max(update, 1)),
             "masked_share": count / float(stats["frames"]),
@@ -177,13 +179,9 @@ class ContrastiveObjective:
             noise[size["first"] : size["first"] + size["rows"], : size["negatives"]] = drawn
         return noise
 
-    def _draw_layers(self, update: int) -> Tensor | None:
-        keep = draw_kept_layers(self.config.num_layers, self.config.layer_drop_prob, self.seed, update)
-        return None if keep is None else torch.from_numpy(keep)
-
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:
-    """Put the three parts of the loss together.
+    """Put the three parts of the loss together, in float32.
 
     Args:
         output: of the model.
@@ -194,12 +192,14 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
         Sum in nats over all masked frames, their number, and the sums that the metrics need.
     """
     contrastive, right = compute_contrastive_loss(output.logits, output.valid)
-    masked = membership @ output.valid.sum(1).float()
-    mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
+    # Products with `membership` are sums over rows: in bf16, 2,100 masked frames would be 2,096.
+    with torch.autocast(membership.device.type, enabled=False):
+        masked = membership @ output.valid.sum(1).float()
+        mean_probs = average_by_sub_batch(output.soft_probs, output.valid, membership)
     diversity = task.diversity_weight * (compute_diversity_loss(mean_probs) * masked).sum()
-    values = (membership @ output.frame_counts.float()) * output.num_channels
-    squares = (membership @ output.feature_square_sum) / values
-    features = task.feature_penalty_weight * (squares * masked).sum()
+    sums = output.features
+    penalty = compute_feature_penalty(sums.squares, sums.num_frames, sums.num_channels, output.valid.sum(1), membership)
+    features = task.feature_penalty_weight * penalty
     total = contrastive.sum() + diversity + features
     with torch.no_grad():
         stats = _collect_stats(output, mean_probs)
@@ -213,6 +213,8 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
     valid = output.valid
     choice = torch.zeros_like(output.soft_probs).scatter_(-1, output.codes[..., None], 1.0)
     removed = output.removed.sum(-1)
+    # Who guesses has the target and what is left of its negatives to choose from: log(1 + K - removed) nats.
+    guessing = torch.log1p(output.removed.shape[-1] - removed.double())
     weight = valid[..., None].float()
     count = weight.sum(1).clamp(min=1)
     context = torch.nn.functional.normalize(output.context.float(), dim=-1)
@@ -222,9 +224,10 @@ def _collect_stats(output: PretrainingOutput, mean_probs: Tensor) -> dict[str, T
         "code_counts": torch.where(valid[..., None, None], choice, 0.0).double().sum((0, 1)),
         "soft_perplexity": compute_perplexity(mean_probs).double().sum(0),
         "sub_batches": torch.tensor(float(len(mean_probs)), device=valid.device, dtype=torch.float64),
-        "frames": output.frame_counts.double().sum(),
+        "frames": output.features.num_frames.double().sum(),
         "removed": torch.where(valid, removed, 0).double().sum(),
+        "guessing": torch.where(valid, guessing, 0.0).sum(),
         "context_variance": variance.double().sum(),
-        "feature_variance": output.feature_variance.double().sum(),
+        "feature_variance": output.features.variance.double().sum(),
         "rows": torch.tensor(float(len(valid)), device=valid.device, dtype=torch.float64),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -40,6 +41,9 @@ class Ranks:
         device: where this process computes.
         rank, size: which of how many it is.
         roll_call: finds out who is still there; None on one process.
+
+    Attributes:
+        began: `time.monotonic()` of the beginning of the run in this process: before models and manifests are read.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Ranks:
         self.device = device or torch.device("cpu")
         self.rank, self.size, self.roll_call = rank, size, roll_call
         self.timeout_s = FIRST_TIMEOUT_S
+        self.began = time.monotonic()
 
     @property
     def is_alone(self) -> bool:

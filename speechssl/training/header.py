@@ -11,8 +11,8 @@ from speechssl.errors import CheckpointError
 from speechssl.training.provenance import Provenance
 from speechssl.training.state import Progress
 
-VERSION = 2
-"""Version of the training state. 1 was the bare counters, and had no checksums."""
+VERSION = 3
+"""Version of the training state. 1 was the bare counters, and had no checksums; 2 remembered one metric of the best."""
 
 T = TypeVar("T")
 
@@ -67,6 +67,8 @@ def _migrate(content: dict[str, Any], version: int) -> dict[str, Any]:
         # Validation came before saving, and of what the run was made nothing was known.
         progress = {**asdict(Progress()), **content, "validated_update": content["update"]}
         content = {"version": 2, "progress": progress, "provenance": asdict(Provenance())}
+    if content["version"] == 2:
+        content = {**content, "version": 3, "progress": {"best_tie": None, **content["progress"]}}
     return content
 
 

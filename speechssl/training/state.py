@@ -26,6 +26,7 @@ class Progress:
         audio_s: seconds of audio seen.
         best_value: lowest validation metric so far; None before the first.
         best_update: the update it was reached at.
+        best_tie: the metric that decided between equal ones there; None where it is unknown.
         validated_update: the update of the last complete validation; -1 before the first. A run that was stopped
             inside a validation makes it first when it goes on.
         damaged_checkpoints: how many were found damaged when the run went on, and passed over.
@@ -35,6 +36,7 @@ class Progress:
     audio_s: float = 0.0
     best_value: float | None = None
     best_update: int = 0
+    best_tie: float | None = None
     validated_update: int = -1
     damaged_checkpoints: int = 0
 

@@ -16,10 +16,12 @@ class StopFlag:
 
     Args:
         max_hours: time limit; 0 for none.
+        since: `time.monotonic()` that the limit counts from; None: now.
     """
 
-    def __init__(self, max_hours: float = 0.0) -> None:
-        self.deadline = time.monotonic() + 3600 * max_hours if max_hours > 0 else None
+    def __init__(self, max_hours: float = 0.0, since: float | None = None) -> None:
+        start = time.monotonic() if since is None else since
+        self.deadline = start + 3600 * max_hours if max_hours > 0 else None
         self.signal: int | None = None
 
     @property

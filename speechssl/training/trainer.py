@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -336,12 +337,17 @@ class Trainer:
 
     def _note_best(self, metrics: Metrics) -> bool:
         """Say whether these validation metrics are the best so far, and remember them if so."""
-        value = metrics[self.objective.best_metric]
-        assert isinstance(value, float), f"{self.objective.best_metric} must be a number"
-        best = self.progress.best_value
-        if not self.objective.is_candidate(metrics) or (best is not None and value >= best):
+        progress, names = self.progress, (self.objective.best_metric, self.objective.tie_metric)
+        value, tie = (metrics[name] for name in names)
+        assert isinstance(value, float) and isinstance(tie, float), f"{names} must be numbers"
+        # Unknown in a run of before: whatever equals its best value has been trained for longer.
+        best_tie = math.inf if progress.best_tie is None else progress.best_tie
+        is_worse = progress.best_value is not None and (value, tie) >= (progress.best_value, best_tie)
+        # NaN compares with nothing, so that it would be best until the next validation; a recogniser's WER hides it.
+        is_finite = all(math.isfinite(number) for number in metrics.values() if isinstance(number, float))
+        if is_worse or not is_finite or not self.objective.is_candidate(metrics):
             return False
-        self.progress.best_value, self.progress.best_update = value, self.progress.update
+        progress.best_value, progress.best_tie, progress.best_update = value, tie, progress.update
         return True
 
     def _write(self, split: str, metrics: Metrics) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.bench_batches import NUM_BATCHES, make_noise
-from speechssl.cli.bench_flops import count_row
+from speechssl.cli.bench_flops import count_row, keep_share
 from speechssl.cli.bench_jobs import TrainingJob
 from speechssl.cli.bench_meter import Stopwatch
 from speechssl.cli.compose import compose
@@ -67,7 +67,8 @@ def build_contestant(config: BenchConfig, device: torch.device, name: str) -> Co
     batches = [make_rows(config, number) for number in range(NUM_BATCHES)]
     make = make_our_step if library == "ours" else TheirStep
     audio_s = sum(len(example.waveform) for example in batches[0]) / SAMPLE_RATE
-    flop = sum(count_row(config.model, len(example.waveform)) for example in batches[0])
+    kept = keep_share(config.model)
+    flop = sum(count_row(config.model, len(example.waveform), kept=kept) for example in batches[0])
     return Contestant(name, precision, make(config, device, precision, batches), audio_s, flop)
 
 

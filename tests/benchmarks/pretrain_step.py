@@ -22,7 +22,7 @@ import torch
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.bench_batches import NUM_BATCHES, make_noise
-from speechssl.cli.bench_flops import count_pretraining_heads, count_row
+from speechssl.cli.bench_flops import count_pretraining_heads, count_row, keep_share
 from speechssl.cli.bench_jobs import build_job
 from speechssl.cli.bench_meter import Stopwatch
 from speechssl.cli.compose import compose
@@ -76,7 +76,8 @@ def count_step(config: BenchConfig) -> float:
     frames = compute_num_frames(num_samples, config.model.conv_kernels, config.model.conv_strides)
     mask = config.model.mask
     masked = frames * (1.0 - (1.0 - mask.prob / mask.length) ** mask.length)
-    return config.batch * count_row(config.model, num_samples, count_pretraining_heads(config.model, masked))
+    heads = count_pretraining_heads(config.model, masked)
+    return config.batch * count_row(config.model, num_samples, heads, kept=keep_share(config.model))
 
 
 class OurStep:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config import ContrastiveConfig, ModelConfig, QuantizerConfig
-from speechssl.model.pretraining import PretrainingOutput, compute_logits
+from speechssl.model.pretraining import PretrainingOutput, compute_logits, measure_features
 from speechssl.model.quantizer import GumbelQuantizer
+from speechssl.model.wav2vec2 import Features
 from speechssl.objectives.wav2vec2 import ContrastiveObjective, compute_terms
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +62,7 @@ class Ours:
             removed=removed,
             codes=self.quantized.codes,
             soft_probs=self.quantized.soft_probs,
-            feature_square_sum=raw.square().sum((1, 2)),
-            feature_variance=torch.ones(len(raw)),
-            frame_counts=torch.full((rows,), raw.shape[1]),
-            num_channels=channels,
+            features=measure_features(Features(raw, raw, None)),
             context=predictions,
         )
         self.terms = compute_terms(output, torch.ones(1, rows), ContrastiveConfig(feature_penalty_weight=10.0))

@@ -29,7 +29,7 @@ def check(figures: jobs.Figures, least: int) -> None:
 
 def test_the_time_limit_saves_and_ends_with_75(server: ForkServer, manifests: Path, tmp_path: Path) -> None:
     keys = {"training.max_updates": 100_000, "training.validate_every": 100_000, "data.num_workers": 0}
-    run = Run(server, manifests, tmp_path / "limited", {**keys, "training.max_hours": 1.5 / 3600})
+    run = Run(server, manifests, tmp_path / "limited", {**keys, "training.max_hours": 4 / 3600})
     assert run.finish() == 75
     assert "stopped by training.max_hours after update" in run.log.read_text()
     assert not list_unreadable(run)

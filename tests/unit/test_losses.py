@@ -12,6 +12,7 @@ from speechssl.losses import (
     compute_contrastive_loss,
     compute_ctc_loss,
     compute_diversity_loss,
+    compute_feature_penalty,
     compute_perplexity,
 )
 
@@ -62,6 +63,15 @@ def test_average_is_taken_within_each_sub_batch() -> None:
     means = average_by_sub_batch(probs, valid, membership)
     torch.testing.assert_close(means[0], torch.cat([probs[0], probs[1, :1]]).mean(0))
     torch.testing.assert_close(means[1], probs[2, :2].mean(0))
+
+
+def test_the_feature_penalty_is_not_rounded_in_bf16() -> None:
+    """2,100 masked frames, and as many as bf16 has no number for."""
+    sums = (torch.full((21,), 3.7), torch.full((21,), 199), 5, torch.full((21,), 100), torch.ones(1, 21))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compute_feature_penalty(*sums)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(3.7 / (199 * 5) * 2_100, rel=1e-6)
 
 
 def test_ctc_sums_over_utterances_and_zeroes_the_impossible() -> None:

@@ -68,6 +68,26 @@ def test_composed_and_decomposed_letters_are_one() -> None:
     assert fold("e\u0301", "upper") == fold("\u00c9", "upper") == "\u00c9"
 
 
+@pytest.mark.parametrize("mark", ["\u200e", "\u200f", "\u061c", "\u2060", "\u202a", "\u2069", "\ufeff", "\u00ad"])
+def test_what_cannot_be_seen_is_nothing(mark: str) -> None:
+    assert fold(f"{mark}shalom{mark} b", "keep") == "shalom b"
+
+
+def test_joiners_stay_where_scripts_spell_with_them() -> None:
+    assert fold("\u0645\u06cc\u200c\u062e", "keep") == "\u0645\u06cc\u200c\u062e"
+
+
+def test_an_imported_vocabulary_keeps_its_own_spelling() -> None:
+    vocabulary = Vocabulary(("<pad>", "|", "a", "i", "l", "m", "\u2019"), case="lower")
+    ids = vocabulary.encode("L'AMI")
+    assert vocabulary.encode("l\u2019ami") == ids
+    assert vocabulary.decode(ids) == "l\u2019ami"
+    assert vocabulary.fold("l\u2019ami") == vocabulary.normalise_reference("l\u2019ami") == "l'ami"
+    assert not vocabulary.unknown_letters(["l\u2019ami"])
+    both = Vocabulary(("<pad>", "|", "a", "\u2019", "'"), case="lower")
+    assert both.encode("a'") == both.encode("a\u2019") == [2, 4, 1]
+
+
 def test_keep_adds_labels_at_the_end_and_travels() -> None:
     vocabulary = build_vocabulary(TextConfig(keep="210E"), [])
     assert vocabulary.symbols[:32] == FAIRSEQ_SYMBOLS

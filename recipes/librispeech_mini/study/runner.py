@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import subprocess
@@ -35,6 +36,9 @@ from speechssl.training.header import read_header
 from speechssl.training.metrics import read_metrics
 from speechssl.training.run_folder import RESULT
 from speechssl.training.validity import STATE
+
+PREPARING = ".preparing"
+"""File in `out` that is locked by the one process which prepares it: cells are often started side by side."""
 
 OUT_OF_TIME = 75
 """Exit code of `speechssl` for a run that stopped with its state saved."""
@@ -81,7 +85,14 @@ class Settings:
 
 
 def prepare(places: Places, budget: Budget) -> None:
-    """Make the manifests and the text of the language model, where they are not there yet."""
+    """Make the manifests and the language model, where they are not there yet; other cells in `out` wait for it."""
+    places.out.mkdir(parents=True, exist_ok=True)
+    with (places.out / PREPARING).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _prepare(places, budget)
+
+
+def _prepare(places: Places, budget: Budget) -> None:
     if not (places.out / "m" / "result.json").exists():
         subset = list(budget.subsets.values())
         speechssl.prepare(root=str(places.data), corpus="librispeech", out=str(places.out / "m"), subset=subset)

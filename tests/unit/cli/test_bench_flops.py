@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechssl.cli.bench_flops import count_front_end, count_pretraining_heads, count_row, count_transformer
+from speechssl.cli.bench_flops import count_front_end, count_pretraining_heads, count_row, count_transformer, keep_share
+from speechssl.cli.bench_jobs import TrainingJob, build_job
+from speechssl.cli.bench_meter import Stopwatch
+from speechssl.cli.compose import compose
 from speechssl.config import ModelConfig
+from speechssl.model import cpu_products
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import build_front_end
@@ -20,11 +24,12 @@ CROP_S = 15.625
 
 def count_base_training() -> float:
     num_samples = round(CROP_S * 16_000)
-    return count_row(ModelConfig(), num_samples, count_pretraining_heads(ModelConfig(), 380)) / CROP_S
+    base = ModelConfig()
+    return count_row(base, num_samples, count_pretraining_heads(base, 380), kept=keep_share(base)) / CROP_S
 
 
-def test_training_base_costs_46_gflop_a_second_of_audio() -> None:
-    assert count_base_training() == pytest.approx(46e9, rel=0.03)
+def test_training_base_costs_45_gflop_a_second_of_audio() -> None:
+    assert count_base_training() == pytest.approx(44.6e9, rel=0.01)
 
 
 def test_a_third_of_it_is_convolutions_and_a_tenth_attention() -> None:
@@ -58,6 +63,42 @@ def test_frozen_convolutions_run_forward_only() -> None:
     front_end = count_front_end(frozen, 80_000)
     learned = count_row(ModelConfig(), 80_000) - count_row(frozen, 80_000)
     assert learned == pytest.approx(2 * sum(front_end) - front_end[0])
+
+
+@pytest.mark.parametrize("job", ["pretrain", "ctc"])
+def test_bench_does_not_count_blocks_that_layer_drop_skips(job: str) -> None:
+    counts = []
+    for prob in (0.0, 0.2):
+        words = [job, "model=tiny", "batch=2", "seconds=2", "device=cpu", f"model.layer_drop_prob={prob}"]
+        config = compose("bench", words)
+        built = build_job(config, (torch.device("cpu"), "float32"))
+        assert isinstance(built, TrainingJob)
+        counts.append(built.run_step(Stopwatch(torch.device("cpu"))).flop)
+    frames = compute_num_frames(32_000, config.model.conv_kernels, config.model.conv_strides)
+    parts = count_transformer(config.model, frames)
+    assert counts[0] - counts[1] == pytest.approx(2 * 3 * 0.2 * (parts["blocks"] + parts["attention"]))
+
+
+def test_a_training_that_skips_every_second_block_runs_as_many_products_as_counted(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products that torch's dispatcher sees, forward and backward, beside those of a training that skips all."""
+    config = replace(
+        tiny_model_config, layer_drop_prob=0.5, num_layers=4, dropout=0.0, attention_dropout=0.0, input_dropout=0.0
+    )
+    monkeypatch.setattr(cpu_products, "is_for", lambda _: False)
+    model = SpeechModel(config).train()
+    counts = []
+    for keep in ([True, False, True, False], [False] * 4):
+        math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with math, FlopCounterMode(display=False) as counter:
+            x = torch.randn(1, 49, config.model_dim)
+            model.backbone.transformer(x, None, torch.tensor(keep))[0].sum().backward()
+        counts.append(counter.get_total_flops())
+    parts = count_transformer(config, 49)
+    half = 3 * 0.5 * (parts["blocks"] + parts["attention"])
+    assert counts[0] - counts[1] == pytest.approx(half, rel=0.01)
+    assert count_row(config, 16_000) - count_row(config, 16_000, kept=keep_share(config)) == pytest.approx(half)
 
 
 def test_a_projection_that_is_not_there_costs_nothing() -> None:

@@ -15,6 +15,7 @@ from speechssl.config import (
     DemoConfig,
     EmbedConfig,
     EvaluateConfig,
+    MaskConfig,
     ModelConfig,
     PrepareConfig,
     PretrainConfig,
@@ -138,6 +139,22 @@ def test_a_stored_network_takes_the_place_of_the_preset() -> None:
         compose("finetune", ["runs/a", "model=base", "out=b"], stored_model=stored)
 
 
+@pytest.mark.parametrize("text", ["2024_01_05", "1e3", "007", "true", "0x10"])
+def test_text_that_looks_like_a_number_stays_as_it_is(text: str) -> None:
+    request = read_words("evaluate", ["x", f"out={text}", "seed=1_0"])[0]
+    assert request.values["out"] == text
+    assert request.values["seed"] == 10
+
+
+@pytest.mark.parametrize("model", ["base", "large", "large_lv60k", "xls_r_1b", "12x512"])
+@pytest.mark.parametrize("channel_length", [10, 64])
+def test_fine_tuning_masks_the_same_channels_wherever_its_network_comes_from(model: str, channel_length: int) -> None:
+    """A pretrained `.pt` of fairseq says 10, which its fine-tuning never uses; a Hugging Face folder says nothing."""
+    stored = asdict(ModelConfig(name=model, mask=MaskConfig(channel_length=channel_length)))
+    mask = compose("finetune", ["init=a", "out=b"], stored_model=stored).model.mask
+    assert (mask.channel_prob, mask.channel_length) == (0.25, 64)
+
+
 def test_a_sweep_is_one_request_for_each_point() -> None:
     requests = read_words("evaluate", ["x", "seed=1,2", "num_resamples=range(10,30,10)"])
     points = [(request.values["seed"], request.values["num_resamples"]) for request in requests]
@@ -225,6 +242,16 @@ PROBE = ("probe", "runs/a", "m.tsv")
         (TRAIN, "training.weight_decay=-1", "must be at least 0, but is -1.0"),
         (TRAIN, "training.clip_norm=-1", "must be positive, or 0 for no clipping, but is -1.0"),
         (TRAIN, "training.max_hours=-1", "must be positive, or 0 for no limit, but is -1.0"),
+        (TRAIN, "model.quantizer.temperature_decay=1.1", "must be positive and at most 1, but is 1.1"),
+        (TRAIN, "model.quantizer.temperature_decay=0", "must be positive and at most 1, but is 0.0"),
+        (TRAIN, "model.quantizer.temperature_start=0", "must be positive, but is 0.0"),
+        (TRAIN, "model.num_heads=0", "must be at least 1, but is 0"),
+        (TUNE, "model.num_heads=-2", "must be at least 1, but is -2"),
+        (TRAIN, "model.position_groups=0", "must be at least 1, but is 0"),
+        (TUNE, "model.feature_gradient_scale=-0.1", "must be positive, or 0 to freeze, but is -0.1"),
+        (TUNE, "reset_layers=2", "must be 0 without `init`, where every block starts afresh, but is 2"),
+        (TUNE, "weights=emma", "must be one of model, ema, but is 'emma'"),
+        (TRAIN, "weights=emma", "must be one of model, ema, but is 'emma'"),
         (TRAIN, "data.limit_s=-1", "must be positive, or 0 for all, but is -1.0"),
         (TRAIN, "data.num_workers=-1", "must be 0 or more, but is -1"),
         (TUNE, "data.num_workers=-1", "must be 0 or more, but is -1"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,15 @@ def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch, capl
         result = doctor.run(DoctorConfig())
     assert [item["package"] for item in result["missing"]] == ["no-such-distribution"]
     assert "to get no-such-distribution: pip install 'speechssl[demo]'" in caplog.text
+
+
+def test_every_package_that_is_asked_for_is_looked_at() -> None:
+    """The dependencies and the extras of pyproject.toml, those of development apart."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: asked for name, asked in project["optional-dependencies"].items() if name not in ("test", "dev")}
+    asked = {"": project["dependencies"], **extras}
+    expected = {(re.split(r"[><=]", line)[0], extra) for extra, lines in asked.items() for line in lines}
+    assert {(need.distribution, need.extra) for need in doctor.NEEDS} == expected
 
 
 def test_a_package_that_does_not_load_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:

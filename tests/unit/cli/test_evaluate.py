@@ -140,6 +140,28 @@ def test_a_manifest_without_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("heard")
+def test_a_manifest_whose_texts_are_blank_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "load_model", None)
+    manifest = write_manifest(tmp_path, [" ", "\t"], [None, None])
+    with pytest.raises(DataError, match=r"`data\.test` must have transcripts, but none of its 2 utterances has one"):
+        evaluate.run(make_config(manifest, tmp_path / "out"))
+
+
+def test_hypotheses_are_spelt_as_references_are(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Symbols of an imported vocabulary may be spelt in another way: decomposed, or with another apostrophe."""
+    recogniser = Recogniser()
+    recogniser.vocabulary = Vocabulary(("<pad>", "|", "a", "e", "\u2019", "\u0301", "\u0958"), case="lower")
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: recogniser)
+    monkeypatch.setattr(evaluate, "recognise", lambda *_: ["e\u0301a", "a\u2019e", "\u0958"])
+    manifest = write_manifest(tmp_path, ["\u00c9a", "a\u2019e", "\u0958"], [None, None, None])
+    assert evaluate.run(make_config(manifest, tmp_path / "out"))["cer"] == 0.0
+
+
+@pytest.mark.usefixtures("heard")
 def test_no_manifest_no_rows_and_no_resamples_are_refused(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`data\.test`"):
         evaluate.run(schemas.EvaluateConfig(checkpoint="runs/x", out=str(tmp_path / "out")))

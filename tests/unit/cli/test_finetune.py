@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from speechssl.cli.finetune import check_letters, count_frozen_updates, make_vocabulary
-from speechssl.config import FinetuneConfig, TextConfig, TrainingConfig
+from speechssl.cli.finetune import check_letters, count_frozen_updates, make_vocabulary, start_from
+from speechssl.config import FinetuneConfig, ModelConfig, TextConfig, TrainingConfig
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
-from speechssl.text import build_vocabulary
+from speechssl.interop.checkpoint import save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -49,3 +52,45 @@ def test_the_warning_about_validation_says_how_it_is_scored(caplog: pytest.LogCa
     assert note not in caplog.text, "evaluate does not count punctuation either"
     make_vocabulary(FinetuneConfig(out="a"), train, make_manifest("CAFÉ"))
     assert note in caplog.text
+
+
+OWN = build_vocabulary(TextConfig(), [])
+FROM_HUGGING_FACE = Vocabulary(("<pad>", "<s>", *FAIRSEQ_SYMBOLS[2:]))
+"""The labels of the published recognisers there: the blank and a special have other names."""
+
+
+@pytest.mark.parametrize(
+    ("there", "reset_layers", "said"),
+    [
+        (OWN, 0, ""),
+        (FROM_HUGGING_FACE, 0, ""),
+        (Vocabulary((*FAIRSEQ_SYMBOLS[:-2], "Z", "Q")), 0, "XJZQ) are not those of this run (|E"),
+        (build_vocabulary(TextConfig(keep="1"), []), 0, "1) are not those of this run (|E"),
+        (OWN, 1, "with reset_layers=1 the blocks before it do"),
+    ],
+    ids=("same", "names of specials", "order", "more", "reset"),
+)
+def test_the_head_of_a_recogniser_goes_on_where_it_fits(
+    there: Vocabulary, reset_layers: int, said: str, tiny_model_config: ModelConfig, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "speechssl")
+    source, model = SpeechModel(tiny_model_config, there), SpeechModel(tiny_model_config, OWN)
+    assert source.head is not None and model.head is not None
+    save_model(source, tmp_path / "asr")
+    fresh = model.head.linear.weight.clone()
+    start_from(model, FinetuneConfig(out="a", init=str(tmp_path / "asr"), reset_layers=reset_layers))
+    assert torch.equal(model.head.linear.weight, fresh if said else source.head.linear.weight)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(said) and all("its CTC head starts afresh" in w and said in w for w in warnings)
+    assert ("its CTC head goes on too" in caplog.text) is not bool(said)
+    assert torch.equal(model.backbone.mask_embedding, source.backbone.mask_embedding)
+
+
+def test_of_the_head_of_a_pretrained_model_nothing_is_said(
+    tiny_model_config: ModelConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(SpeechModel(tiny_model_config, pretraining=True), tmp_path / "pretrained")
+    model = SpeechModel(tiny_model_config, OWN)
+    start_from(model, FinetuneConfig(out="a", init=str(tmp_path / "pretrained")))
+    assert "head" not in caplog.text

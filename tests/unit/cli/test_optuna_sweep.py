@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from speechssl.cli.jobs import Job
-from speechssl.cli.optuna_sweep import run_optuna
+from speechssl.cli.optuna_sweep import check_metric, run_optuna
 from speechssl.errors import ConfigError
 
 pytest.importorskip("optuna", reason="optuna is not installed (extra `sweep`)")
@@ -72,6 +72,21 @@ def test_a_failed_trial_is_no_best_one_and_runs_again(tmp_path: Path) -> None:
     bench = Bench()
     optimise(tmp_path, bench, n_trials=4)
     assert bench.ran == [3]
+
+
+def test_a_metric_that_no_result_has_is_said_after_the_first_jobs(tmp_path: Path) -> None:
+    bench = Bench(fails=[0])
+    with pytest.raises(ConfigError, match="is valid.loss_contrastive, and job 1 has valid.wer$"):
+        optimise(tmp_path, bench, metric="valid.loss_contrastive")
+    assert bench.ran == [0, 1], "a job that failed says nothing of the metric"
+
+
+def test_a_figure_that_was_not_finite_is_a_failed_trial() -> None:
+    rows = [{"job": 0, "values": {}, "valid": {"wer": None}}, {"job": 1, "values": {"wer": 3}, "error": "stopped"}]
+    check_metric("finetune", rows, "valid.wer")
+    for result in ({"valid": None}, {"valid": {"wer": [1.0]}}, {"valid": {"wer": "12"}}):
+        with pytest.raises(ConfigError, match="`hydra.sweeper.metric` must name a figure of the result of `finetune`"):
+            check_metric("finetune", [{"job": 0, "values": {"valid.wer": 1}, **result}], "valid.wer")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,32 @@ def test_a_finished_result_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert prepare(tmp_path / "m", root=str(root), overwrite=True)["manifests"]["all"]["num_utterances"] == 2
 
 
+def test_what_an_earlier_result_wrote_does_not_stay_beside_a_new_one(tmp_path: Path) -> None:
+    root = write_clips(tmp_path / "clips", tuple(f"{n}.wav" for n in range(9)))
+    (root / "bad.wav").touch()
+    prepare(tmp_path / "old", root=str(root))
+    out = (tmp_path / "old").rename(tmp_path / "m")
+    assert (out / "unreadable.tsv").exists()
+    (root / "bad.wav").unlink()
+    for name in ("notes.txt", "mine.tsv"):
+        (out / name).write_text("the user's")
+    with pytest.raises(DataError, match="`splits` must be"):
+        prepare(out, root=str(root), splits=["none"], overwrite=True)
+    assert (out / "all.tsv").exists(), "what is refused takes nothing away"
+    prepare(out, root=str(root), valid_share=0.3, format="parquet", overwrite=True)
+    names = ["mine.tsv", "notes.txt", "result.json", "train.parquet", "valid.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    (out / "unreadable.tsv").write_text("the user's")
+    prepare(out, root=str(root), valid_share=0.3, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == [*names[:3], "train.tsv", "unreadable.tsv", "valid.tsv"]
+    (out / "result.json").write_text('{"wer": 1.0}')
+    prepare(out, root=str(root), overwrite=True)
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["all.tsv", *names[:3], "train.tsv", "unreadable.tsv", "valid.tsv"], (
+        "another verb's result tells nothing"
+    )
+
+
 @pytest.mark.parametrize(
     ("split", "keys"),
     [("all", {"valid_share": 0.3}), ("train-2s", {"subset": ["2s"]}), ("valid", {"valid_share": 0.3})],

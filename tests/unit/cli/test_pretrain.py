@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,16 @@ import soundfile
 
 import speechssl
 from speechssl.cli import pretrain
+from speechssl.cli.main import main
+from speechssl.cli.run import build_config
+from speechssl.cli.words import read_words
+from speechssl.config import MaskConfig, ModelConfig, TextConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.errors import StoppedOnRequest
+from speechssl.interop.checkpoint import save_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text import build_vocabulary
+from speechssl.training import distributed, stop
 
 
 @pytest.fixture
@@ -62,3 +74,79 @@ def test_k_means_is_said_to_hear_no_more_than_there_is(
         speechssl.pretrain(**keys, **common, **{"objective.fit_s": 5.5}, out=str(tmp_path / "b"))
     said = [record.getMessage() for record in caplog.records if "k-means" in record.getMessage()]
     assert said == ["k-means: fitting to 12 s of data.train", "k-means: fitting to 5.5 s of data.train"]
+
+
+def test_setting_up_counts_for_the_time_limit(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a scheduler: reading `init`, manifests and the fit of k-means are part of the run."""
+    passed_s, seed_weights = [0.0], pretrain.seed_weights
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s[0])
+    for module in (distributed, stop):
+        monkeypatch.setattr(module, "time", clock, raising=False)
+
+    def take_an_hour(seed: int) -> None:
+        passed_s[0] += 3_600.0
+        seed_weights(seed)
+
+    monkeypatch.setattr(pretrain, "seed_weights", take_an_hour)
+    keys = {"model": "tiny", "data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
+    keys |= {"training.update_s": 12, "training.sub_batch_s": 12, "training.forward_s": 12, "training.max_updates": 1}
+    with pytest.raises(StoppedOnRequest, match="max_hours before the first update"):
+        speechssl.pretrain(**keys, **{"training.max_hours": 0.9}, out=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
+    """A recogniser that calls itself `small`, with what fine-tuning had it forget and freeze."""
+    tuned = replace(
+        tiny_model_config,
+        name="small",
+        feature_gradient_scale=0.0,
+        dropout=0.25,
+        head_dropout=0.1,
+        mask=MaskConfig(prob=0.05, length=3, channel_prob=0.25),
+    )
+    return SpeechModel(tuned, build_vocabulary(TextConfig(), []))
+
+
+@pytest.mark.parametrize("format", ["speechssl", "huggingface", "fairseq"])
+def test_a_recogniser_gives_its_network_and_not_the_values_of_its_fine_tuning(
+    format: str, recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "tuned.pt"
+    speechssl.save(recogniser, place, format=format)
+    words = [f"init={place}", "out=x", "model.dropout=0.3"]
+    with caplog.at_level(logging.INFO, "speechssl"):
+        config = build_config(read_words("pretrain", words)[0]).model
+    assert (config.name, config.model_dim, config.front_end) == ("small", 32, "convolutions")
+    assert (config.mask.prob, config.mask.length, config.mask.channel_prob) == (0.65, 10, 0.0)
+    # The preset of its name says these two; dropout was given.
+    assert (config.feature_gradient_scale, config.mask.equalise, config.dropout) == (1.0, False, 0.3)
+    (line,) = (message for message in caplog.messages if "is a recogniser" in message)
+    for part in (f"init={place}", "model.mask.prob=0.05", "model.feature_gradient_scale=0.0", "model.dropout=0.25"):
+        assert part in line
+    assert "layer_drop_prob" not in line
+    tuned = build_config(read_words("finetune", words[:2])[0]).model
+    assert tuned.head_dropout == 0.1
+
+
+def test_a_pretrained_model_gives_all_of_its_values(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
+    stored = replace(tiny_model_config, name="tiny", dropout=0.25, mask=MaskConfig(prob=0.4, length=3))
+    save_model(SpeechModel(stored, pretraining=True), tmp_path / "pre")
+    assert build_config(read_words("pretrain", [f"init={tmp_path / 'pre'}", "out=x"])[0]).model == stored
+
+
+def test_weights_that_do_not_fit_are_one_sentence(
+    manifest: str,
+    tiny_model_config: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretrain, "train", lambda *_: {"updates": 0})
+    save_model(SpeechModel(replace(tiny_model_config, name="tiny"), pretraining=True), tmp_path / "pre")
+    words = [f"init={tmp_path / 'pre'}", f"data.train={manifest}", f"out={tmp_path / 'x'}", "device=cpu"]
+    assert main(["pretrain", *words, "model.quantizer.num_codes=64", "precision=float32"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "speechssl: `init` must have the shape of `model`, but does not: size mismatch for pretraining."
+    )

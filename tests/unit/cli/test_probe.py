@@ -13,6 +13,7 @@ import soundfile
 import speechssl
 from speechssl.config import ModelConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.errors import DataError
 from speechssl.evaluation.probing import split_stratified, standardise
 from speechssl.interop.checkpoint import save_model
 from speechssl.model.speech_model import SpeechModel
@@ -64,6 +65,21 @@ def test_verification(workplace: Path) -> None:
     result = probe(workplace, task="verification", **{"data.test": [str(workplace / "all.tsv")]})
     for value in (result["eer"], result["baselines"]["log_mel"]["eer"], result["baselines"]["untrained"]["eer"]):
         assert 0.0 <= value <= 60.0
+
+
+def test_verification_counts_the_speakers_of_its_trials(workplace: Path) -> None:
+    (workplace / "trials").write_text("".join(f"1 {s}-0 {s}-1\n0 {s}-0 {(s + 1) % 3}-2\n" for s in range(3)))
+    keys = {"data.test": [str(workplace / "all.tsv")], "data.trials": str(workplace / "trials")}
+    result = probe(workplace, task="verification", **keys)
+    assert result["num_speakers"] == result["eer_interval"]["count"] == 3
+    assert set(result["speakers"]) == set("012")
+
+
+def test_an_utterance_that_is_too_short_is_of_its_own_key(workplace: Path) -> None:
+    rows = [Utterance(f"{s}-{n}", workplace / f"{s}-{n}.flac", 16_000, 300 + n, 0, s) for s in "01" for n in range(4)]
+    save_manifest(build_manifest(rows, workplace), workplace / "short.tsv")
+    with pytest.raises(DataError, match=r"`data\.test` must be at least 400 samples"):
+        probe(workplace, **{"data.test": [str(workplace / "short.tsv")]})
 
 
 def test_a_probe_learns_separable_classes_and_the_mix_finds_the_state_that_holds_them() -> None:

@@ -66,6 +66,14 @@ def test_one_failure_leaves_the_others_and_is_named(
     assert "12" in printed
 
 
+def test_a_swept_key_that_is_called_job_leaves_the_number_alone() -> None:
+    rows = [{"job": k, "values": {"job": name}, "audio_s_per_s": 5.0} for k, name in enumerate(("pretrain", "ctc"))]
+    assert sweep.make_table("bench", rows) == [
+        {"job": 0, "bench.job": "pretrain", "audio_s_per_s": 5.0, "state": "done"},
+        {"job": 1, "bench.job": "ctc", "audio_s_per_s": 5.0, "state": "done"},
+    ]
+
+
 def test_finished_jobs_are_not_run_again(tmp_path: Path, launcher: Any, started: list[int]) -> None:
     first = sweep.run_sweep(sweep_seeds(tmp_path), launcher)
     assert sweep.run_sweep(sweep_seeds(tmp_path), launcher) == first

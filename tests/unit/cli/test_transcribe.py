@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,31 @@ def test_a_finished_file_stays(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="overwrite=true"):
         transcribe.run(make_config(clips, tmp_path / "texts.tsv"))
     transcribe.run(make_config(clips, tmp_path / "texts.tsv", overwrite=True))
+
+
+PIPED = """
+import sys
+from pathlib import Path
+from speechssl.cli.transcribe import _write_lines
+from speechssl.data.manifest import Utterance, build_manifest
+
+rows = [Utterance(f"u{k}", Path("/a.wav"), 16_000, 4000) for k in range(5000)]
+_write_lines(build_manifest(rows, Path("/")), ("TEXT" for _ in rows), Path(sys.argv[1]))
+"""
+
+
+def test_a_reader_that_goes_stops_nothing(tmp_path: Path) -> None:
+    """As `speechssl transcribe … | head -1` does."""
+    command = [sys.executable, "-c", PIPED, str(tmp_path / "texts.tsv")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"u0\tTEXT\n"
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait() == 0, told
+    assert len((tmp_path / "texts.tsv").read_text().splitlines()) == 5000
+    assert b"BrokenPipe" not in told
 
 
 def test_what_cannot_be_transcribed_is_refused(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

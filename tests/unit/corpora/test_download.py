@@ -1,6 +1,8 @@
 import functools
 import hashlib
+import http.client
 import io
+import ssl
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -79,14 +81,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     }))  # fmt: skip
     expect(monkeypatch, state.content)
     monkeypatch.setattr(download, "WAIT_S", 0.0)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, state))
-    state.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    local = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, state))
+    state.url = f"http://127.0.0.1:{local.server_port}"
+    thread = threading.Thread(target=local.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield state
-    http.shutdown()
+    local.shutdown()
     thread.join()
-    http.server_close()
+    local.server_close()
 
 
 def expect(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -114,6 +116,39 @@ def test_a_broken_connection_is_resumed_where_it_stopped(tmp_path: Path, server:
     server.break_after = 20_000
     assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
     assert server.requests == [PATH, f"{PATH} bytes=20000-"]
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError("record layer failure"), OSError(113, "No route to host")])
+def test_what_tls_and_routes_say_is_a_broken_connection(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    read, errors = http.client.HTTPResponse.read, [None, error]
+
+    def read_once(response: http.client.HTTPResponse, size: int) -> bytes:
+        if errors and (trouble := errors.pop(0)):
+            raise trouble
+        return read(response, size)
+
+    monkeypatch.setattr(download, "BLOCK", 20_000)
+    monkeypatch.setattr(http.client.HTTPResponse, "read", read_once)
+    assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
+    assert server.requests == [PATH, f"{PATH} bytes=20000-"]
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, server: Server) -> None:
+    partial = tmp_path / "dev-clean-2.tar.gz.part"
+    partial.mkdir()
+    with pytest.raises(DataError, match=rf"^{partial} must be readable and writable, but is not: Is a directory$"):
+        download_parts(["dev-clean-2"], tmp_path, server.url)
+    assert len(server.requests) == 1, "the server cannot help"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_disk_gets_a_sentence(tmp_path: Path, server: Server) -> None:
+    partial = tmp_path / "dev-clean-2.tar.gz.part"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(DataError, match=rf"^{partial} must be .* but is not: No space left on device$"):
+        download_parts(["dev-clean-2"], tmp_path, server.url)
 
 
 def test_a_second_run_goes_on_with_what_the_first_one_left(tmp_path: Path, server: Server) -> None:

@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +57,50 @@ def test_a_split_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
         read_splits(tree, ["dev-clean"])
     with pytest.raises(DataError, match="has no folder with SPEAKER/CHAPTER/audio files"):
         read_splits(tree / "books", [])
+
+
+def test_audio_elsewhere_in_the_tree_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = write_tree(tmp_path)
+    (tree / "train/84/1/84-1-0009.flac").touch()
+    (tree / "raw").mkdir()
+    (tree / "mine/7/1/7-1-0000.flac").rename(tree / "raw/7.flac")
+    (tree / "mine/7/1/7-1-0000.flac").symlink_to(tree / "raw/7.flac")
+    read_splits(tree, [])
+    assert caplog.text == "", "the usual tree needs no words, nor what a link takes"
+    for name in ("train/1/1-3-0000.wav", "train/84/1/deep/x.wav", "extra/x.wav", "y.ogg", "mine/7/1/talk.m4a"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    assert sum(map(len, read_splits(tree, []).values())) == 5
+    example = tree / "extra/x.wav"
+    assert f"left out: 4 audio files that are not SPLIT/SPEAKER/CHAPTER/file, such as {example}" in caplog.text
+    assert "left out: 1 files such as talk.m4a must be converted first, each with ffmpeg" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_splits_that_are_not_asked_for_are_not_searched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = write_tree(tmp_path)
+    (tree / "train/84/1/84-1-0009.flac").touch()
+    (tree / "mine/stray.wav").touch()
+    (tree / "stray.wav").touch()
+    read_splits(tree, ["train"])
+    assert caplog.text == ""
+    read_splits(tree, ["mine"])
+    assert (
+        f"left out: 1 audio files that are not SPLIT/SPEAKER/CHAPTER/file, such as {tree}/mine/stray.wav" in caplog.text
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, scan = write_tree(tmp_path), os.scandir
+
+    def refuse(place: Path) -> Any:
+        if os.fspath(place).endswith("/84"):
+            raise PermissionError(13, "Permission denied", os.fspath(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the superuser may read everything
+    with pytest.raises(DataError, match=r"/train/84 must be readable, but is not: Permission denied$"):
+        read_splits(tree, [])
 
 
 def test_the_same_name_twice_is_told_apart_by_its_path(tmp_path: Path) -> None:

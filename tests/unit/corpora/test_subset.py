@@ -1,11 +1,12 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
-from speechssl.data.manifest import Manifest, Utterance, build_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import ConfigError, DataError
 
 ROOT = Path("/corpus")
@@ -98,6 +99,23 @@ def test_splits_for_testing_are_left_alone() -> None:
     assert manifests["test"] is splits["test"]
     assert set(manifests) == {"train-a", "train-b", "test", "valid"}
     assert sum(len(manifests[name]) for name in ("train-a", "train-b", "valid")) == 190
+
+
+def test_ids_that_restart_in_every_split_are_told_apart_in_valid(tmp_path: Path) -> None:
+    splits = {"train_a": make_manifest(20, 0), "train_b": make_manifest(20, 0), "dev": make_manifest(3, 0)}
+    splits["train_b"] = build_manifest(
+        [replace(row, path=ROOT / "b" / row.path.name) for row in splits["train_b"]], ROOT
+    )
+    manifests = hold_out(splits, 0.9, 1).manifests
+    ids = {split: manifest.column("id") for split, manifest in manifests.items()}
+    assert len(set(ids["valid"])) == len(ids["valid"]) > 20
+    kept = {f"{split}/{name}" for split in ("train_a", "train_b") for name in ids[split]}
+    every = {f"{split}/u{n}" for split in ("train_a", "train_b") for n in range(20)}
+    assert set(ids["valid"]) == every - kept
+    few = hold_out(splits, 0.04, 1).manifests["valid"]
+    assert set(few.column("id")) <= {f"u{n}" for n in range(20)}, "ids that are unique stay as they are"
+    save_manifest(manifests["valid"], tmp_path / "valid.tsv")
+    assert len(load_manifests([str(tmp_path / "valid.tsv")], "data.valid")) == len(ids["valid"])
 
 
 def test_all_does_not_take_the_place_of_train() -> None:

@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,26 @@ def test_a_manifest_and_a_list_of_paths(clips: Path) -> None:
 def test_the_same_file_twice_is_one_row_and_like_names_are_told_apart(clips: Path) -> None:
     soundfile.write(clips / "b.flac", np.zeros(160), 16_000)
     assert list_ids(clips, clips / "b.wav") == ["b.flac", "b.wav", "deep/a"]
+
+
+def test_rows_come_in_the_order_given(clips: Path) -> None:
+    for name in ("c", "d"):
+        soundfile.write(clips / f"{name}.wav", np.zeros(160), 16_000)
+    save_manifest(expand_audio([str(clips / "deep"), str(clips / "d.wav")]), clips.parent / "m.tsv")
+    manifest = clips.parent / "m.tsv"
+    assert list_ids(clips / "c.wav", manifest, clips / "b.wav") == ["c", "deep/a", "d", "b"]
+    assert list_ids(clips / "c.wav", clips / "b.wav", clips / "c.wav", manifest) == ["c", "b", "deep/a", "d"]
+    items = [str(clips / name) for name in ("c.wav", "b.wav", "c.wav", "c.wav")]
+    repeated = expand_audio(items, keep_repeats=True)
+    assert repeated.column("id") == ["c", "b", "c", "c"]
+    assert [repeated[k].path for k in range(4)] == [Path(item) for item in items]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_name_in_another_encoding_gets_a_sentence(clips: Path) -> None:
+    (clips / "b.wav").rename(os.fsdecode(os.fsencode(clips) + b"/caf\xe9.wav"))
+    with pytest.raises(DataError, match=r"`audio` must have paths in UTF-8, but has '.*caf\\udce9.wav'"):
+        list_ids(clips)
 
 
 def test_linked_files_keep_their_own_names_and_linked_folders_are_searched(clips: Path, tmp_path: Path) -> None:

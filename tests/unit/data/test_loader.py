@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import mmap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from speechssl import audio
 from speechssl.data.dataset import Example, ReadOptions
-from speechssl.data.loader import Batch, iterate_updates, pad_stack
+from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
-from speechssl.data.sampler import PlanConfig, UpdatePlanner
+from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import DataError
 
 
@@ -121,9 +125,54 @@ def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> 
     assert [size["rows"] for size in batch.sizes] == batch.membership.sum(1).int().tolist()
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_torchs_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
+    """Without a GPU: what would be pinned is copied and noted."""
+    pinned: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.append(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    rows = [Example(name, np.ones(size, np.float32), None, None) for name, size in (("a", 16_000), ("b", 15_000))]
+    plan = ForwardPlan(1, (SubBatch(0, 0, (0, 1), 0),), True)
+    batch = collate(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
+    result = pin_memory(batch)
+    assert isinstance(result, Batch) and equal(result, batch)
+    tensors = [result.waveforms, result.membership, *result.inputs.values()]
+    tensors += [] if result.num_samples is None else [result.num_samples]
+    assert sorted(tensor.data_ptr() for tensor in tensors) == sorted(pinned)
+    assert len(pinned) == (4 if padded else 3)
+    assert (result.ids, result.plan, result.sizes) == (batch.ids, batch.plan, batch.sizes)
+
+
 def test_pad_stack() -> None:
     stacked = pad_stack([np.ones((2, 1)), np.ones((1, 3))])
     assert stacked.tolist() == [[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((16_000, 2), dtype=np.float32), 8_000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(96_000, dtype=np.float32), 48_000)
+    rows = [Utterance("a", tmp_path / "a.wav", 8_000, 16_000), Utterance("b", tmp_path / "b.wav", 48_000, 96_000)]
+    monkeypatch.setattr(audio, "_noted", mmap.mmap(-1, 4096))
+    caplog.set_level(logging.INFO, "speechssl")
+    logger, handler = logging.getLogger("speechssl"), logging.FileHandler(tmp_path / "log")
+    logger.addHandler(handler)
+    for _ in range(3):
+        read(build_manifest(rows, tmp_path), 1, 2, workers)
+    logger.removeHandler(handler)
+    handler.close()
+    assert sorted((tmp_path / "log").read_text().splitlines()) == [
+        "audio at 48000 Hz is resampled to 16000 Hz",
+        "audio at 8000 Hz is resampled to 16000 Hz",
+        "audio with 2 channels is mixed down to one",
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, load_manifests, save_manifest
@@ -78,6 +79,7 @@ def test_paths_start_from_the_root_line_or_the_manifests_folder(tmp_path: Path, 
         (HEADER + "a\tb\t16000\tlong\n", "must have whole numbers in its column num_samples"),
         (HEADER + "a\tb\t16000\t0\n", "must have numbers from 1 in its column num_samples, but .* has 0"),
         (HEADER + "a\tb\t\t7\n", "must have a value in its column sample_rate in every row"),
+        ("text\t" + HEADER.strip() + "\ttext\nA\ta\tb\t16000\t7\tB\n", "must have each column once, .* 'text' 2 times"),
     ],
 )
 def test_a_manifest_that_is_none_gets_a_sentence_with_its_key(tmp_path: Path, content: str, sentence: str) -> None:
@@ -109,6 +111,36 @@ def test_several_manifests_become_one_with_absolute_paths(tmp_path: Path) -> Non
     assert joined.column("text") == ["HI", None]
     with pytest.raises(DataError, match="must name each utterance once, but a is 2 times in"):
         load_manifests([str(tmp_path / "1.tsv")] * 2, "data.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "sentence"),
+    [
+        ("text", [["A", "B"]], "must have text in its column text, but .*list"),
+        ("speaker", [{"id": 1}], "must have text in its column speaker, but .*struct"),
+        ("text", [b"\xff"], "must have text in its column text, but .*UTF8"),
+        ("num_samples", [[5]], "must have whole numbers in its column num_samples, but .*list"),
+    ],
+)
+def test_a_column_of_another_kind_gets_a_sentence(tmp_path: Path, name: str, values: object, sentence: str) -> None:
+    row = {"id": ["a"], "path": ["a.wav"], "sample_rate": [16_000], "num_samples": [5]}
+    pq.write_table(pa.table({**row, name: values}), tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=rf"`data\.test` {sentence}"):
+        load_manifest(tmp_path / "m.parquet", "data.test")
+
+
+def test_a_further_column_that_is_text_in_one_manifest_and_numbers_in_another_is_text(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text(HEADER.strip() + "\tage\na\ta.wav\t16000\t5\tforty\n")
+    row = {"id": ["b"], "path": ["b.wav"], "sample_rate": [16_000], "num_samples": [5]}
+    pq.write_table(pa.table({**row, "age": [41]}), tmp_path / "p.parquet")
+    paths = [str(tmp_path / name) for name in ("q.tsv", "p.parquet")]
+    assert load_manifests(paths, "data.train").column("age") == ["forty", "41"]
+    assert load_manifests(paths[1:], "data.train").column("age") == [41]
+    pq.write_table(pa.table({**row, "age": [[41]]}), tmp_path / "p.parquet")
+    with pytest.raises(
+        DataError, match=r"the column age must be alike in all manifests, but holds list<.*int64> in one"
+    ):
+        load_manifests(paths, "data.train")
 
 
 def test_a_missing_or_empty_column_is_named_with_the_key() -> None:

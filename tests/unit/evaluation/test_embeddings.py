@@ -136,6 +136,11 @@ def test_a_layer_that_is_not_there(layer: object) -> None:
         choose_layers(layer, 2)
 
 
+def test_a_probes_folder_may_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"layer_weights": [0.5, 0.25, 0.25]}')
+    assert choose_layers(tmp_path, 2).names == choose_layers(str(tmp_path), 2).names
+
+
 def test_a_probes_mix_is_a_weighted_sum(model: SpeechModel, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"layer_weights": [0.5, 0.25, 0.25]}')
     mixed = vectors(embed(model, str(folder), layer=str(tmp_path)))
@@ -152,5 +157,5 @@ def test_arrays_need_their_rate_and_audio_a_frame(model: SpeechModel, speech: Sp
     )
     with pytest.raises(DataError, match="sample_rate"):
         embed(model, wave)
-    with pytest.raises(DataError, match="25 ms"):
+    with pytest.raises(DataError, match=r"`audio` must be at least 400 samples at 16 kHz \(25 ms\)"):
         embed(model, wave[:300], sample_rate=16_000)

@@ -76,6 +76,14 @@ def test_a_model_without_unknown_words_gives_them_its_rarest(tmp_path: Path) -> 
     assert model.score("A", "C") == pytest.approx(-0.7)
 
 
+def test_unknown_words_may_be_spelt_in_capitals(tmp_path: Path) -> None:
+    text = ARPA.replace("A B\n-0.3\tB </s>", "A <unk>\n-0.3\tB </s>").replace("-0.1\t<s> A B", "-0.1\t<s> A <unk>")
+    small, large = load_arpa(write(tmp_path, text)), load_arpa(write(tmp_path, text.replace("<unk>", "<UNK>")))
+    assert large.unknown == small.unknown == -1.0
+    assert large.words == small.words == ["A", "B"]
+    assert large.score("<s> A", "ZEBRA") == small.score("<s> A", "ZEBRA") == -0.1
+
+
 def test_compressed_files_and_files_with_spaces_read_alike(tmp_path: Path) -> None:
     plain = load_arpa(write(tmp_path, ARPA))
     with gzip.open(tmp_path / "lm.arpa.gz", "wt", encoding="utf-8") as file:

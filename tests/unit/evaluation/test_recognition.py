@@ -144,6 +144,7 @@ def test_transcribe_takes_paths(manifest: Manifest, tmp_path: Path) -> None:
     paths = [tmp_path / "u3.wav", tmp_path / "u0.wav"]
     assert transcribe(EchoModel(), paths) == [TEXTS[3], TEXTS[0]]
     assert transcribe(EchoModel(), str(paths[0])) == [TEXTS[3]]
+    assert transcribe(EchoModel(), [paths[0], paths[1], paths[0]]) == [TEXTS[3], TEXTS[0], TEXTS[3]]
 
 
 def test_texts_are_read_by_the_decoder_that_is_given(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_utterances_of_one_speaker_widen_the_interval() -> None:
     assert width > 2 * ((by_utterance.high or 0) - (by_utterance.low or 0))
 
 
+def test_a_resample_without_a_denominator_has_no_interval() -> None:
+    # With this seed the one resample draws the speaker without words twice.
+    intervals = [compute_interval([0, 1], [0, 2], ["a", "b"], num_resamples=1, seed=seed) for seed in range(20)]
+    assert {interval.low for interval in intervals} == {None, 50.0}
+    assert all((interval.low is None) == (interval.high is None) for interval in intervals)
+
+
 def test_a_single_unit_has_no_interval() -> None:
     interval = compute_interval([1, 1], [2, 2], ["a", "a"], 100, 1)
     assert interval.to_dict() == {"low": None, "high": None, "unit": "speaker", "count": 1, "reliable": False}

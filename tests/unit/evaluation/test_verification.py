@@ -71,6 +71,23 @@ def test_the_interval_is_seeded_and_over_speakers() -> None:
     assert interval.high - interval.low > 1.0
 
 
+def test_speakers_in_no_trial_are_no_part_of_the_interval() -> None:
+    rng = np.random.default_rng(2)
+    few = [str(row // 5) for row in range(15)]
+    trials = make_trials(few, None, 60, 1)
+    scores = rng.normal(size=len(trials.first)) + 1.5 * trials.same
+    interval = compute_eer_interval(scores, trials, few + [str(name) for name in range(100, 140)], 200, 1)
+    assert (interval.count, interval.reliable) == (3, False)
+    assert interval == compute_eer_interval(scores, trials, few, 200, 1)
+
+
+def test_two_speakers_say_nothing_of_others() -> None:
+    speakers = ["a", "a", "b", "b"]
+    trials = Trials(np.array([0, 2, 0, 1]), np.array([1, 3, 2, 3]), np.array([True, True, False, False]))
+    interval = compute_eer_interval(np.array([0.9, 0.1, 0.5, 0.2]), trials, speakers, 200, 1)
+    assert (interval.low, interval.high, interval.count) == (None, None, 2)
+
+
 def test_cosines_are_those_of_the_pairs() -> None:
     embeddings = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype=np.float32)
     pairs = Trials(np.array([0, 0, 1]), np.array([1, 2, 3]), np.array([True, False, False]))

@@ -10,7 +10,14 @@ import torch
 
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError, SpeechSSLError
-from speechssl.interop.checkpoint import build_config, load_backbone_into, read_card, save_model
+from speechssl.interop.checkpoint import (
+    _count_products,
+    build_config,
+    collect_weights,
+    load_backbone_into,
+    read_card,
+    save_model,
+)
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
@@ -79,3 +86,17 @@ def test_the_last_blocks_may_stay_as_initialised(tiny_model_config: ModelConfig,
     for name, value in model.backbone.state_dict().items():
         expected = before if name.startswith(tuple(fresh)) else source.backbone.state_dict()
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", ["backbone", "pretraining"])
+@pytest.mark.parametrize("front_end", ["convolutions", "log_mel"])
+@pytest.mark.parametrize("dim", [32, 48])
+def test_the_least_number_of_weights_is_all_but_biases_and_norms(
+    front_end: str, dim: int, kind: str, tiny_model_config: ModelConfig
+) -> None:
+    """What a file is measured against before its network is built; a good file must never be too small for it."""
+    config = replace(tiny_model_config, front_end=front_end, model_dim=dim, num_heads=4)
+    model = SpeechModel(config, pretraining=kind == "pretraining")
+    weights = collect_weights(model)
+    products = [value for value in weights.values() if value.dim() > 1 and value.numel() > value.shape[-1]]
+    assert _count_products(config, kind) == sum(value.numel() for value in products)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,8 @@ from speechssl.config import MaskConfig, ModelConfig, TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.fairseq import DICTIONARY, read_fairseq, write_fairseq
 from speechssl.interop.foreign import build_model, collapse
+from speechssl.interop.huggingface import write_huggingface
+from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
 from tests.unit.interop.fairseq_files import LAYOUTS, compare, export, write
@@ -296,9 +299,39 @@ def test_the_new_spelling_of_weight_norm_and_a_fused_weight(pretrained: SpeechMo
 def test_what_fairseq_has_no_model_for_is_not_written(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must have a CTC head or the heads of pretraining"):
         write_fairseq(SpeechModel(tiny_model_config), tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="labels that begin with <s> <pad> </s> <unk>"):
+    with pytest.raises(CheckpointError, match="labels that begin with <s> <pad> </s> <unk> or <pad> <s>"):
         write_fairseq(SpeechModel(tiny_model_config, Vocabulary(("-", "|", "a", "b"))), tmp_path / "a.pt")
     assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize("is_resaved", [False, True], ids=["as written", "without our facts"])
+def test_a_recogniser_of_hugging_face_goes_there_and_back(
+    is_resaved: bool, recogniser: SpeechModel, tmp_path: Path
+) -> None:
+    """Its blank is `<pad>` and fairseq's is `<s>`: the names change, row 0 stays the blank."""
+    write_huggingface(recogniser, tmp_path / "hub")
+    stored = json.loads((tmp_path / "hub" / "config.json").read_text())
+    del stored["speechssl"]
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(stored))
+    theirs = load_model(str(tmp_path / "hub"))
+    assert theirs.vocabulary is not None and theirs.vocabulary.symbols[:4] == ("<pad>", "<s>", "</s>", "<unk>")
+    write_fairseq(theirs, tmp_path / "a.pt")
+    if is_resaved:
+        content = torch.load(tmp_path / "a.pt", weights_only=True)
+        del content["speechssl"]
+        torch.save(content, tmp_path / "a.pt")
+    there = load_model(str(tmp_path / "a.pt"))
+    write_huggingface(there, tmp_path / "back")
+    back = load_model(str(tmp_path / "back"))
+    waveforms = torch.linspace(-1, 1, 8_000)[None]
+    with torch.inference_mode():
+        logits = theirs.logits(waveforms)[0]
+        assert torch.equal(there.logits(waveforms)[0], logits)
+        assert torch.equal(back.logits(waveforms)[0], logits)
+    labels = range(len(theirs.vocabulary))
+    assert there.vocabulary is not None and there.vocabulary.decode(labels) == theirs.vocabulary.decode(labels)
+    assert (tmp_path / "back" / "vocab.json").read_text() == (tmp_path / "hub" / "vocab.json").read_text()
+    assert json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())["pad_token"] == "<pad>"
 
 
 def test_nothing_needs_to_be_allowed_to_open_what_is_written(recogniser: SpeechModel, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from speechssl.config import ModelConfig, TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import save_model
 from speechssl.interop.foreign import Foreign, build_model, wrap
-from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_model
+from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
 
@@ -41,8 +42,8 @@ def test_every_format_is_found_by_its_content(format: str, recogniser: SpeechMod
         torch.testing.assert_close(loaded.logits(waveforms)[0], recogniser.logits(waveforms)[0], atol=0, rtol=0)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    stored = read_stored_model(str(place))
-    assert (stored["num_layers"], stored["model_dim"]) == (2, 32)
+    stored = read_stored_card(str(place))
+    assert (stored.kind, stored.model.num_layers, stored.model.model_dim) == ("ctc", 2, 32)
 
 
 def test_a_trainable_model_of_another_toolkit(recogniser: SpeechModel, tmp_path: Path) -> None:
@@ -107,6 +108,19 @@ def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="`checkpoint` must ") as caught:
         load_model(str(tmp_path / "x.pt"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("format", "theirs"), [("huggingface", 1e-7), ("fairseq", 1e-5), ("torchaudio", 1e-5)])
+def test_an_epsilon_that_a_format_cannot_say_is_left_behind_by_name(
+    format: str, theirs: float, tiny_model_config: ModelConfig, tmp_path: Path
+) -> None:
+    vocabulary = build_vocabulary(TextConfig(), [])
+    for number, (epsilon, normalises) in enumerate(((1e-3, True), (theirs, True), (1e-3, False))):
+        config = replace(tiny_model_config, normalize_waveform=normalises, waveform_epsilon=epsilon)
+        left = write_model(SpeechModel(config, vocabulary), tmp_path / str(number), format)
+        line = f"waveform_epsilon=0.001 (there it is {theirs:g})"
+        assert [item for item in left if "epsilon" in item] == ([line] if number == 0 else [])
+        assert ("mask vector" in left) == (format == "torchaudio")
 
 
 def test_an_unknown_format_is_one_sentence(recogniser: SpeechModel, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from speechssl.model.cpu_attention import attend
 from speechssl.model.cpu_products import fold_group_norm, gelu_convolution, gelu_linear
 from speechssl.model.dropout import Dropout, draw_kept
 from speechssl.model.feature_encoder import FeatureEncoder
+from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import Transformer
 
 
@@ -116,6 +117,29 @@ def test_attention_is_the_formula(
     scores = query @ key.transpose(2, 3) / 2.0
     weights = torch.softmax(scores if key_mask is None else scores.masked_fill(~key_mask, -torch.inf), -1)
     compare(actual, (weights * kept.mask.view(2, 3, 11, 11) * kept.scale) @ value, inputs)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_a_row_shorter_than_a_frame_has_no_frames_and_changes_nothing(
+    bf16: bool, training: bool, tiny_model_config: ModelConfig
+) -> None:
+    torch.manual_seed(3)
+    config = replace(tiny_model_config, attention_dropout=0.1, dropout=0.0, input_dropout=0.0, layer_drop_prob=0.0)
+    model, waveforms = SpeechModel(config).train(training), torch.randn(2, 16_000)
+    found, gradients = [], []
+    for num_samples in ([16_000, 300], [16_000]):
+        torch.manual_seed(4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            frames = model(waveforms[: len(num_samples)], torch.tensor(num_samples))
+        assert frames.num_frames.tolist() == [49, 0][: len(num_samples)]
+        frames.last.float().square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        found.append(frames.last.detach())
+    assert not found[0][1].any()
+    torch.testing.assert_close(found[0][:1], found[1], atol=0, rtol=0)
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("prob", [0.05, 0.1, 0.5])

@@ -177,12 +177,10 @@ def test_the_contrastive_task_reaches_every_weight(config: ModelConfig) -> None:
     negatives = torch.from_numpy(np.stack([sample_negatives(count, 10, rng) for _ in masks]))
     noise = torch.zeros(2, count, config.quantizer.num_groups, config.quantizer.num_codes)
     output = model(torch.randn(2, 16_000), num_samples, mask, negatives, noise, 1.0)
-    assert output.num_channels == config.feature_dim == 32
-    assert output.frame_counts.tolist() == frames
+    assert output.features.num_channels == config.feature_dim == 32
+    assert output.features.num_frames.tolist() == frames
     logits = output.logits.masked_fill(output.logits.isinf(), -1e4)
-    (
-        logits.log_softmax(-1)[..., 0].sum() + output.feature_square_sum.sum() + output.soft_probs.square().sum()
-    ).backward()
+    (logits.log_softmax(-1)[..., 0].sum() + output.features.squares.sum() + output.soft_probs.square().sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

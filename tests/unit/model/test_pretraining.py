@@ -8,10 +8,10 @@ import torch
 from speechssl.config import ModelConfig
 from speechssl.model.pretraining import (
     PretrainingModel,
-    _measure_variance,
     compute_logits,
     find_masked,
     gather_frames,
+    measure_features,
 )
 from speechssl.model.wav2vec2 import Features
 
@@ -65,9 +65,9 @@ def test_a_row_scores_the_same_beside_a_longer_one(tiny_model_config: ModelConfi
     batch = model(waveforms, samples, mask, padded, None, 1.0)
     torch.testing.assert_close(batch.logits[:1, :5], alone.logits, atol=1e-3, rtol=1e-4)
     assert batch.valid[0].sum() == 5
-    assert batch.frame_counts[0] == 24
-    torch.testing.assert_close(batch.feature_square_sum[:1], alone.feature_square_sum)
-    torch.testing.assert_close(batch.feature_variance[:1], alone.feature_variance)
+    assert batch.features.num_frames[0] == 24
+    torch.testing.assert_close(batch.features.squares[:1], alone.features.squares)
+    torch.testing.assert_close(batch.features.variance[:1], alone.features.variance)
 
 
 def test_feature_variance_is_the_share_that_varies_over_time() -> None:
@@ -75,9 +75,16 @@ def test_feature_variance_is_the_share_that_varies_over_time() -> None:
     raw[1] = raw[1, :1]
     raw[1, 20:] = 7.0
     frames = torch.tensor([30, 20])
+    found = measure_features(Features(raw, raw, frames))
     squares = torch.stack([raw[0].square().sum(), raw[1, :20].square().sum()])
-    found = _measure_variance(Features(raw, raw, frames), squares, frames)
+    torch.testing.assert_close(found.squares, squares)
+    assert found.num_frames.tolist() == [30, 20]
+    assert found.num_channels == 5
     expected = raw[0].var(0, unbiased=False).sum() / raw[0].square().mean(0).sum()
-    torch.testing.assert_close(found, torch.stack([expected, torch.tensor(0.0)]), atol=1e-5, rtol=1e-4)
-    whole = _measure_variance(Features(raw[:1], raw[:1], None), squares[:1], frames[:1])
-    torch.testing.assert_close(whole, found[:1])
+    torch.testing.assert_close(found.variance, torch.stack([expected, torch.tensor(0.0)]), atol=1e-5, rtol=1e-4)
+    whole = measure_features(Features(raw[:1], raw[:1], None))
+    torch.testing.assert_close(whole.variance, found.variance[:1])
+    torch.testing.assert_close(whole.squares, found.squares[:1])
+    assert whole.num_frames.tolist() == [30]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(measure_features(Features(raw, raw, frames)).variance, found.variance)

@@ -9,10 +9,17 @@ from speechssl.objectives.collapse import CollapseWatch
 
 HEALTHY = {
     "removed_negatives": 0.05, "loss_contrastive": 5.0, "context_spread": 0.5, "hard_perplexity": [40.0, 40.0],
-    "feature_variance": 0.6,
+    "feature_variance": 0.6, "loss_of_guessing": 6.658,
 }  # fmt: skip
-SAME_CODES = HEALTHY | {"removed_negatives": 0.9, "loss_contrastive": 0.2, "hard_perplexity": [1.0, 1.0]}
+SAME_CODES = HEALTHY | {
+    "removed_negatives": 0.9,
+    "loss_of_guessing": 3.4,
+    "loss_contrastive": 0.2,
+    "hard_perplexity": [1.0, 1.0],
+}
 ALL_EQUAL = HEALTHY | {"loss_contrastive": 6.658, "context_spread": 0.001}
+FEW_CODES = {"removed_negatives": 0.25, "loss_of_guessing": 6.248, "hard_perplexity": [2.0, 2.0]}
+"""Two codes a codebook, equally often: of 100 negatives 25 equal the target."""
 
 
 def counts(collapsed: bool, frames: float = 12_000.0) -> torch.Tensor:
@@ -33,7 +40,7 @@ def warn(watch: CollapseWatch, metrics: dict, collapsed: bool, updates: range) -
 
 @pytest.fixture
 def watch() -> CollapseWatch:
-    watch = CollapseWatch(num_groups=2, num_codes=64, num_negatives=100)
+    watch = CollapseWatch(num_groups=2, num_codes=64)
     assert feed(watch, HEALTHY, False, range(1, 50)) == [""] * 49
     return watch
 
@@ -57,6 +64,27 @@ def test_constant_features_for_250_updates(watch: CollapseWatch) -> None:
     assert found[:-1] == [""] * 249
     assert "guessing (6.66 bits) and features no longer differ" in found[-1]
     assert watch.has_signs(HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5})
+
+
+@pytest.mark.parametrize(
+    ("dead", "what"), [({"context_spread": 0.001}, "context vectors"), ({"feature_variance": 1e-5}, "features")]
+)
+def test_guessing_is_seen_where_negatives_are_removed(watch: CollapseWatch, dead: dict, what: str) -> None:
+    """Among fewer candidates guessing costs less, and nothing of this run is alive."""
+    metrics = HEALTHY | FEW_CODES | dead | {"loss_contrastive": 6.25}
+    found = feed(watch, metrics, False, range(50, 300))
+    assert found[:-1] == [""] * 249
+    assert f"that of guessing (6.25 bits) and {what} no longer differ" in found[-1]
+    assert watch.has_signs(metrics)
+
+
+def test_few_codes_that_are_learned_are_healthy(watch: CollapseWatch) -> None:
+    """Neither the loss alone nor, where something is learned, features that vary little make a sign."""
+    learning = HEALTHY | FEW_CODES | {"loss_contrastive": 6.1, "context_spread": 0.02, "feature_variance": 0.05}
+    assert not any(feed(watch, learning, False, range(50, 600)))
+    assert not any(warn(watch, learning, False, range(600, 1_100)))
+    assert not watch.has_signs(learning)
+    assert not any(feed(watch, HEALTHY | FEW_CODES | {"loss_contrastive": 6.25}, False, range(1_100, 1_600)))
 
 
 def test_one_sign_alone_is_healthy(watch: CollapseWatch) -> None:
@@ -89,7 +117,7 @@ def test_perplexity_is_taken_over_ten_thousand_frames(watch: CollapseWatch) -> N
 
 def test_state_goes_through_a_checkpoint(watch: CollapseWatch) -> None:
     feed(watch, SAME_CODES, True, range(50, 290))
-    other = CollapseWatch(num_groups=2, num_codes=64, num_negatives=100)
+    other = CollapseWatch(num_groups=2, num_codes=64)
     other.load_state(watch.state())
     remaining = range(290, 300)
     assert feed(other, SAME_CODES, True, remaining) == feed(watch, SAME_CODES, True, remaining)
@@ -99,6 +127,7 @@ def test_a_collapsed_validation_is_no_candidate(watch: CollapseWatch) -> None:
     assert watch.has_signs(SAME_CODES)
     assert watch.has_signs(ALL_EQUAL)
     assert not watch.has_signs(HEALTHY)
+    assert not watch.has_signs(ALL_EQUAL | {"loss_contrastive": float("nan")}), "the trainer refuses it for itself"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +150,7 @@ def test_early_signs_are_warned_of_long_before_the_stop(
 
 
 def test_guessing_before_the_end_of_the_warm_up_is_how_runs_begin() -> None:
-    watch = CollapseWatch(2, 64, 100, warmup_updates=1_000)
+    watch = CollapseWatch(2, 64, warmup_updates=1_000)
     guessing = HEALTHY | {"loss_contrastive": 6.66}
     assert not any(warn(watch, guessing, False, range(1, 1_001)))
     assert not any(warn(watch, guessing, False, range(1_001, 1_400)))
@@ -130,7 +159,7 @@ def test_guessing_before_the_end_of_the_warm_up_is_how_runs_begin() -> None:
 
 def test_early_counts_go_through_a_checkpoint(watch: CollapseWatch) -> None:
     warn(watch, SAME_CODES, True, range(50, 140))
-    other = CollapseWatch(2, 64, 100)
+    other = CollapseWatch(2, 64)
     other.load_state(watch.state())
     assert vars(other).keys() == vars(watch).keys()
     assert warn(other, SAME_CODES, True, range(140, 160)) == warn(watch, SAME_CODES, True, range(140, 160))

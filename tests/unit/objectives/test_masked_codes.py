@@ -106,8 +106,8 @@ def test_the_loss_is_an_independent_computation(
     batch = make_batch(objective, speech, (0,))
     terms = objective.compute(batch, 1)
     weights = {name: value.detach().double().numpy() for name, value in objective.module.state_dict().items()}
-    features = objective.model.backbone.encode(batch.waveforms, batch.num_samples)
-    context, states = objective.model.backbone.contextualise(features, batch.inputs["mask"])
+    features = objective.module.backbone.encode(batch.waveforms, batch.num_samples)
+    context, states = objective.module.backbone.contextualise(features, batch.inputs["mask"])
     total, count = 0.0, 0
     for row, mask in enumerate(batch.inputs["mask"]):
         codes = compute_codes(batch.waveforms[row].numpy(), weights["objective.projection"], weights["objective.codes"])

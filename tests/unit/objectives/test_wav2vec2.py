@@ -15,7 +15,7 @@ from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.errors import ConfigError
 from speechssl.objectives.protocol import LossTerms, add_terms
-from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.objectives.wav2vec2 import ContrastiveObjective, compute_terms
 
 Speech = Callable[..., np.ndarray]
 
@@ -56,6 +56,51 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(objective: Contra
     first, second = gradients(objective, stacked), gradients(objective, together)
     for name, gradient in first.items():
         torch.testing.assert_close(gradient, second[name], rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_rounds_no_part_of_the_loss(objective: ContrastiveObjective, speech: Speech) -> None:
+    """The trainer calls objectives inside it; in bf16 the counts were, and with few codes diversity fell below 0."""
+    batch = make_batch(objective, speech, (0, 1))
+    output = objective.model(
+        batch.waveforms, batch.num_samples, batch.inputs["mask"], batch.inputs["negatives"], None, 1.0
+    )
+    expected = compute_terms(output, batch.membership, objective.task)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compute_terms(output, batch.membership, objective.task)
+    assert found.sum.dtype == torch.float32
+    assert torch.equal(found.sum, expected.sum)
+    assert {name for name, value in expected.stats.items() if not torch.equal(found.stats[name], value)} == set()
+
+
+def test_a_dead_model_with_few_codes_is_caught(objective: ContrastiveObjective, speech: Speech) -> None:
+    """Noise chooses among two codes a codebook, which removes a quarter of the negatives; all similarities are 0."""
+    with torch.no_grad():
+        for part in (objective.model.context_projection, objective.model.target_projection):
+            part.weight.zero_()
+            part.bias.zero_()
+        objective.model.quantizer.logits.weight.zero_()
+        objective.model.quantizer.logits.bias.view(2, -1)[:, 2:] = -100.0
+    objective.watch.first_spread, objective.watch.first_variance = 0.5, 0.5
+    batch = make_batch(objective, speech, (0, 1))
+    terms = objective.compute(batch, 1).detach()
+    metrics = objective.summarise(terms, 1)
+    assert metrics["removed_negatives"] == pytest.approx(0.25, abs=0.05)
+    assert metrics["loss_contrastive"] == pytest.approx(metrics["loss_of_guessing"], abs=1e-5)
+    assert metrics["loss_of_guessing"] < math.log2(31) - 0.3
+    problems = [objective.check_health(terms, metrics, update).problem for update in range(1, 251)]
+    assert problems[:-1] == [""] * 249
+    assert "context vectors no longer differ" in problems[-1]
+    assert not objective.is_candidate(metrics)
+
+
+def test_guessing_costs_what_is_left_to_choose_from(objective: ContrastiveObjective, speech: Speech) -> None:
+    batch = make_batch(objective, speech, (0, 1))
+    output = objective.model(
+        batch.waveforms, batch.num_samples, batch.inputs["mask"], batch.inputs["negatives"], None, 1.0
+    )
+    metrics = objective.summarise(compute_terms(output, batch.membership, objective.task).detach(), 1)
+    left = 1 + (~output.removed[output.valid]).sum(-1)
+    assert metrics["loss_of_guessing"] == pytest.approx(float(left.double().log2().mean()))
 
 
 def test_losses_add_up_in_bits(objective: ContrastiveObjective, speech: Speech) -> None:

@@ -52,7 +52,7 @@ def test_everything_comes_back(
 ) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     objective.watch.held, objective.watch.first_spread = 17, 0.25
-    progress = Progress(update=5, audio_s=12.5, best_value=3.0, best_update=4)
+    progress = Progress(update=5, audio_s=12.5, best_value=3.0, best_update=4, best_tie=2.0)
     folder = store.save(take(objective, optimizer, progress), is_best=True)
     other = ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 2, 10)
     again = build_optimizer(other.module, TrainingConfig())
@@ -205,6 +205,18 @@ def test_a_checkpoint_of_version_1_loads_and_says_that_it_is_not_verified(
     assert store.find_valid() == folders[1]
 
 
+def test_a_checkpoint_of_version_2_loads_and_any_tie_is_better_than_its_best(
+    objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
+) -> None:
+    store, state = CheckpointStore(tmp_path, keep=3), TrainingState(objective, optimizer)
+    folder = save_some(objective, optimizer, store)[-1]
+    edit_header(folder, lambda stored: (stored.update(version=2), stored["progress"].pop("best_tie")))
+    write_checksums(folder)
+    assert store.find_valid() == folder
+    store.load(folder, state)
+    assert state.progress == Progress(3, best_value=1.0, best_update=1, best_tie=None)
+
+
 def test_a_later_version_is_refused(
     objective: ContrastiveObjective, optimizer: torch.optim.AdamW, tmp_path: Path
 ) -> None:
@@ -212,7 +224,7 @@ def test_a_later_version_is_refused(
     folder = save_some(objective, optimizer, store)[-1]
     edit_header(folder, lambda stored: stored.update(version=99))
     write_checksums(folder)
-    with pytest.raises(CheckpointError, match="version 2 or earlier, but .*update-0000003 is of version 99"):
+    with pytest.raises(CheckpointError, match="version 3 or earlier, but .*update-0000003 is of version 99"):
         store.find_valid()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_the_time_limit() -> None:
     assert stop.is_requested
     assert stop.check() == ("stopped by training.max_hours", 75)
     assert not StopFlag(max_hours=1.0).is_requested
+    assert not StopFlag(max_hours=1.0, since=time.monotonic() - 3500).is_requested
+    assert StopFlag(max_hours=1.0, since=time.monotonic() - 3700).is_requested
 
 
 def test_the_handlers_before_come_back() -> None:

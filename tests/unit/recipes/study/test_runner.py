@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import speechssl
 from recipes.librispeech_mini.study import runner
 from recipes.librispeech_mini.study.cells import TWO_CORES, Cell, find_cell
 from recipes.librispeech_mini.study.plan import Command, Places, Step, build_steps
@@ -60,6 +64,33 @@ def test_a_deadline_bounds_trainings_and_stops_what_is_none() -> None:
     assert stop.value.exit_code == OUT_OF_TIME
     early = Settings(max_hours=0.5, deadline=time.monotonic() + 7200)
     assert early.find_hours() == 0.5
+
+
+def test_cells_started_side_by_side_prepare_once(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def make_manifests(out: str, **_: object) -> None:
+        made.append(out)
+        time.sleep(0.2)
+        Path(out).mkdir(parents=True)
+        (Path(out) / "result.json").touch()
+
+    def train_ngram(command: list[object], **_: object) -> None:
+        made.append("4gram")
+        time.sleep(0.2)
+        Path(str(command[3]).removeprefix("out=")).touch()
+
+    monkeypatch.setattr(speechssl, "prepare", make_manifests)
+    monkeypatch.setattr(runner, "load_manifests", lambda paths, key: SimpleNamespace(column=lambda name: ["one two"]))
+    monkeypatch.setattr(runner.subprocess, "run", train_ngram)
+    (tmp_path / "1-2.trans.txt").write_text("1-2-0000 THREE FOUR\n")
+    speaking = dataclasses.replace(places, text=tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(runner.prepare, speaking, TWO_CORES) for _ in range(3)]:
+            done.result()
+    assert made == [str(places.out / "m"), "4gram"]
 
 
 def test_nothing_begins_after_the_deadline(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

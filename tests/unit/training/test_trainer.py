@@ -1,0 +1,107 @@
+"""Which checkpoint the trainer calls best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from speechssl.config import TrainingConfig
+from speechssl.data.loader import Batch
+from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.objectives.ctc import CTCObjective
+from speechssl.objectives.protocol import LossTerms, Metrics
+from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
+from speechssl.training.distributed import Ranks
+from speechssl.training.state import Progress
+from speechssl.training.trainer import Setup, Trainer
+
+NAN = float("nan")
+
+
+class ScriptedRecogniser(SpeakerObjective):
+    """A probe whose validations, one an update, say what a script says: (WER, CER)."""
+
+    best_metric, tie_metric = CTCObjective.best_metric, CTCObjective.tie_metric
+
+    def __init__(self, script: list[tuple[float, float]], broken: int) -> None:
+        super().__init__(SpeakerProbe(1, 2, 2))
+        self.script, self.broken = script, broken
+
+    def compute(self, batch: Batch, update: int) -> LossTerms:
+        """Compute the loss, which is NaN in the validation of one update."""
+        terms = super().compute(batch, update)
+        is_broken = update == self.broken and not self.module.training
+        return LossTerms(terms.sum * NAN, terms.count, terms.stats) if is_broken else terms
+
+    def summarise(self, terms: LossTerms, update: int) -> Metrics:
+        """Say what the script has for this update."""
+        wer, cer = self.script[update - 1]
+        return {**super().summarise(terms, update), "wer": wer, "cer": cer}
+
+
+def make_batch(update: int) -> Batch:
+    inputs = {"features": torch.ones(1, 1, 2), "labels": torch.zeros(1, 1, dtype=torch.int64)}
+    plan = ForwardPlan(update, (SubBatch(update, update, (0,), 0),), True)
+    return Batch(torch.zeros(1, 1), None, ["a"], plan, torch.ones(1, 1), inputs, [{"first": 0, "rows": 1}])
+
+
+def train(script: list[tuple[float, float]], began: Progress | None = None, broken: int = 0) -> Progress:
+    def source(first: int, last: int) -> Iterator[list[Batch]]:
+        for update in range(first, last + 1):
+            yield [make_batch(update)]
+
+    config = TrainingConfig(max_updates=len(script), validate_every=1)
+    trainer = Trainer(
+        Setup(
+            ScriptedRecogniser(script, broken),
+            config,
+            source,
+            Ranks(),
+            "float32",
+            1,
+            validate=lambda: iter([make_batch(0)]),
+            is_quiet=True,
+        )
+    )
+    trainer.state.progress = began or Progress()
+    trainer.run()
+    return trainer.progress
+
+
+@pytest.mark.parametrize(
+    ("script", "best"),
+    [
+        ([(100.0, 100.0), (100.0, 94.0), (100.0, 81.9)], 3),
+        ([(100.0, 94.0), (100.0, 97.0), (100.0, 94.0)], 1),
+        ([(100.0, 81.0), (99.0, 85.0), (100.0, 70.0)], 2),
+    ],
+)
+def test_among_equal_word_errors_fewer_letter_errors_are_best(script: list[tuple[float, float]], best: int) -> None:
+    progress = train(script)
+    assert (progress.best_update, progress.best_value, progress.best_tie) == (best, *script[best - 1])
+
+
+def test_a_run_of_before_takes_the_next_one_that_equals_its_best() -> None:
+    """Its checkpoint does not know the letter errors of its best one."""
+    before = Progress(update=1, best_value=100.0, best_update=1, validated_update=1)
+    assert train([(100.0, 100.0), (100.0, 95.0)], before).best_update == 2
+    before = Progress(update=1, best_value=90.0, best_update=1, validated_update=1)
+    assert train([(90.0, 80.0), (91.0, 70.0)], before).best_update == 1
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best() -> None:
+    assert train([(NAN, NAN)]).best_value is None
+    assert train([(NAN, NAN), (80.0, 40.0), (NAN, 30.0), (70.0, NAN)]).best_update == 2
+    assert train([(float("inf"), 50.0), (80.0, 40.0), (90.0, 10.0)]).best_update == 2
+
+
+def test_a_loss_that_is_not_finite_counts_although_the_error_rates_are() -> None:
+    """An output of nothing but NaN decodes to some text, with a WER like any other."""
+    assert train([(90.0, 40.0), (80.0, 30.0)], broken=2).best_update == 1
+
+
+def test_a_best_value_of_before_that_is_not_a_number_is_replaced() -> None:
+    before = Progress(update=1, best_value=NAN, best_update=1, validated_update=1)
+    assert train([(NAN, NAN), (80.0, 40.0)], before).best_update == 2
