@@ -19,6 +19,7 @@ from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, describe_type, find_conf_folder, find_key, read_words
 from speechssl.errors import ConfigError
 from speechssl.knobs import check_finite
+from speechssl.model_config import SET_ANEW
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
@@ -100,7 +101,9 @@ def _choose_stored_model(request: Request, stored_model: Mapping[str, Any]) -> d
     if given != name:
         raise ConfigError(f"`model` must be left out or be {name}, as in the checkpoint of `init`, but is {given!r}")
     loader = GlobalHydra.instance().config_loader()
-    below = [name] if name in loader.get_group_options("model") and name != STORED_MODEL else []
+    # What was left out on purpose is the preset's to say; what an older run does not know yet is the schema's.
+    is_partial = stored_model.keys().isdisjoint(SET_ANEW)
+    below = [name] if is_partial and name in loader.get_group_options("model") and name != STORED_MODEL else []
     node = {"defaults": [*below, "_self_"], **stored_model}
     ConfigStore.instance().store(group="model", name=STORED_MODEL, node=node)
     preset = f"{request.verb}_{name}"

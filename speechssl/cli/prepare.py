@@ -68,7 +68,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             "out": str(out),
         }
         for file in earlier - _list_files(result, out):
-            file.unlink(missing_ok=True)
+            if not _is_input(file, config):
+                file.unlink(missing_ok=True)
         write_result(out, result)
     return result
 
@@ -220,6 +221,13 @@ def _list_files(result: Mapping[str, Any], out: Path) -> set[Path]:
     """List the files beside a result of `prepare`, by their names alone: the folder may have been moved since."""
     names = [Path(manifest["path"]).name for manifest in result["manifests"].values()]
     return {out / name for name in (*names, *([UNREADABLE_NAME] if result["num_unreadable"] else []))}
+
+
+def _is_input(file: Path, config: PrepareConfig) -> bool:
+    """Say whether a file is what this command reads: somebody has made a table of an earlier manifest."""
+    return file.exists() and any(
+        Path(path).exists() and file.samefile(path) for path in (config.table, config.root) if path
+    )
 
 
 def _report_unreadable(unreadable: Sequence[Unreadable], out: Path) -> None:

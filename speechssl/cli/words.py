@@ -199,7 +199,10 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
     The grammar would make 20240105 of `out=2024_01_05`.
     """
     value = override.value()
-    if isinstance(value, (bool, int, float)) and _has_type(verb, key, "str"):
+    takes_text = any(
+        row.path == key and "str" in (row.type_name, row.item_type_name) for row in list_keys(VERBS[verb].schema)
+    )
+    if isinstance(value, (bool, int, float)) and takes_text:
         return str(override.input_line).partition("=")[2].strip()
     return value
 

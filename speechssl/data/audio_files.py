@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 from speechssl.audio import AUDIO_SUFFIXES, SAMPLE_RATE
 from speechssl.errors import DataError
+
+_logger = logging.getLogger("speechssl")
 
 FOREIGN_SUFFIXES = frozenset(
     {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
@@ -20,17 +23,20 @@ FOREIGN_SUFFIXES = frozenset(
 def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
     """Search a folder in depth, links to folders included once: beside the folder itself they give way to it.
 
+    Folders inside it that cannot be read, such as `lost+found`, are counted in a warning.
+
     Returns:
         the files that look like audio, and those that look like audio or video which libsndfile does not read; both
         sorted by their path as text.
 
     Raises:
-        DataError: a folder in it cannot be read.
+        DataError: the folder itself cannot be read.
     """
     found: list[Path] = []
     foreign: list[Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse_folder):
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
         # The system lists folders in an order of its own, and the first way to one gives its files their names.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         real = os.path.realpath(place)
@@ -41,7 +47,19 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
         suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
         found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
         foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
+    _name_closed(closed, folder)
     return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def _name_closed(errors: Sequence[OSError], folder: Path) -> None:
+    if not errors:
+        return
+    first = errors[0]
+    if first.filename == os.fspath(folder):
+        refuse_folder(first)
+    _logger.warning(
+        "left out: %d folders that cannot be read, such as %s (%s)", len(errors), first.filename, first.strerror
+    )
 
 
 def refuse_folder(error: OSError) -> NoReturn:

@@ -129,6 +129,8 @@ class BeamSearch:
     def __init__(self, vocabulary: Vocabulary, config: DecodingConfig, lm: Ngram | None = None) -> None:
         self.vocabulary, self.config, self.lm = vocabulary, config, lm
         self.boundary = vocabulary.symbols.index(WORD_BOUNDARY)
+        # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
+        self.spellings = [vocabulary.fold(symbol) for symbol in vocabulary.symbols]
         self.pauses = [k for k, symbol in enumerate(vocabulary.symbols) if k == BLANK or len(symbol) != 1]
         self.letters = np.array([k for k in range(len(vocabulary)) if k not in self.pauses], dtype=np.int64)
         self.begun = find_beginnings(lm) if lm else {}
@@ -249,7 +251,7 @@ class BeamSearch:
             return self.all_unknown
         found = self.onward.get(word)
         if found is None:
-            found = np.array([self._foresee(word + symbol) for symbol in self.vocabulary.symbols])
+            found = np.array([self._foresee(word + letter) for letter in self.spellings])
             self.onward[word] = found
         return found
 
@@ -260,7 +262,7 @@ class BeamSearch:
             return found
         word, context, score = tree.words[prefix], tree.contexts[prefix], tree.scores[prefix]
         if symbol != self.boundary:
-            word += self.vocabulary.symbols[symbol]
+            word += self.spellings[symbol]
         elif self.lm is not None:
             score += self._score_word(context, word)
             context, word = self.lm.advance(context, word), ""

@@ -63,7 +63,7 @@ def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     loss, accuracy = find_latest(run, split, "loss_contrastive"), find_latest(run, split, "accuracy")
     if loss is None or accuracy is None:
         return "No update has been logged yet.", []
-    chance_loss, chance = _find_chance(run)
+    chance_loss, chance = _find_chance(run, split)
     verdict = _judge(loss, chance_loss)
     hours = run.last(split, "hours_seen")
     heard = f" after {format_hours(hours)} of speech heard" if hours else ""
@@ -102,12 +102,12 @@ def make_learning(run: RunFolder) -> str:
     """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
     if run.get_config("objective.name") == "masked_codes":
         return _draw_codes(run)
-    chance_loss, chance = _find_chance(run)
+    chance_loss, chance = _find_chance(run, "train")
     candidates = format_number(round(1 / chance))
     loss = make_figure_of(
         run, "loss_contrastive", "Contrastive loss", "bits a masked frame",
-        f"What it costs to name the true frame among {candidates}. A model that knows nothing pays "
-        f"log<sub>2</sub>({candidates}) = {format_number(chance_loss)} bits; lower is better.",
+        f"What it costs to name the true frame among {candidates}, or fewer where others carry its codes. A model that "
+        f"knows nothing pays {format_number(chance_loss)} bits; lower is better.",
         levels=[Level(chance_loss, f"chance, {format_number(chance_loss)} bits")],
     )  # fmt: skip
     accuracy = make_figure_of(
@@ -227,10 +227,14 @@ def find_latest(run: RunFolder, split: str, name: str) -> float | None:
     return median(values[-20:]) if split == "train" else values[-1]
 
 
-def _find_chance(run: RunFolder) -> tuple[float, float]:
-    """Give the loss in bits and the accuracy of a model that knows nothing: log2(K + 1) and 1 / (K + 1)."""
+def _find_chance(run: RunFolder, split: str) -> tuple[float, float]:
+    """Give the loss in bits and the accuracy of a model that knows nothing.
+
+    The latest `loss_of_guessing`, or in a run that is older than this metric log2(K + 1); and 1 / (K + 1).
+    """
     candidates = int(run.get_config("objective.num_negatives", 100)) + 1
-    return math.log2(candidates), 1 / candidates
+    measured = find_latest(run, split, "loss_of_guessing")
+    return math.log2(candidates) if measured is None else measured, 1 / candidates
 
 
 def _judge(loss: float, chance: float) -> str:

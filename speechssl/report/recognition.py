@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from speechssl.audio import SAMPLE_RATE
@@ -79,7 +83,7 @@ def find_transcripts(run: RunFolder, live: Live | None) -> tuple[list[Transcript
     written = recognise(live.model, chosen)
     rows = [chosen[k] for k in range(len(chosen))]
     transcripts = [
-        Transcript(row.id, row.speaker or "", vocabulary.normalise_reference(row.text or ""), text)
+        Transcript(row.id, row.speaker or "", vocabulary.normalise_reference(row.text or ""), vocabulary.fold(text))
         for row, text in zip(rows, written, strict=True)
     ]
     where = "held-out" if live.held_out else "training"
@@ -125,8 +129,14 @@ def _draw_emissions(live: Live) -> str:
 
 
 def _find_best(run: RunFolder, name: str) -> float | None:
-    """Give the metric at the validation with the lowest WER: the checkpoint that is used."""
+    """Give the metric at the validation with the lowest WER, then CER: the checkpoint that is used."""
     rows = [
-        row for row in run.select("valid") if isinstance(row.get("wer"), (int, float)) and row.get(name) is not None
+        row
+        for row in run.select("valid")
+        if row.get("wer") is not None and row.get(name) is not None and _is_finite(row)
     ]
-    return float(min(rows, key=lambda row: row["wer"])[name]) if rows else None
+    return float(min(rows, key=lambda row: (row["wer"], row.get("cer", 0.0)))[name]) if rows else None
+
+
+def _is_finite(row: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in row.values() if isinstance(value, float))

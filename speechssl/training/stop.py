@@ -17,24 +17,33 @@ class StopFlag:
     Args:
         max_hours: time limit; 0 for none.
         since: `time.monotonic()` that the limit counts from; None: now.
+
+    Attributes:
+        has_moved: whether this call has made an update; before that the limit stops nothing, so that a run whose
+            setting up takes longer than its limit comes to its end all the same, an update a call.
     """
 
     def __init__(self, max_hours: float = 0.0, since: float | None = None) -> None:
         start = time.monotonic() if since is None else since
         self.deadline = start + 3600 * max_hours if max_hours > 0 else None
         self.signal: int | None = None
+        self.has_moved = False
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        return self.deadline is not None and self.has_moved and time.monotonic() >= self.deadline
 
     @property
     def is_requested(self) -> bool:
         """Whether to stop: read often, between the forwards of an update and inside a validation."""
-        return self.signal is not None or (self.deadline is not None and time.monotonic() >= self.deadline)
+        return self.signal is not None or self._is_out_of_time
 
     def check(self) -> tuple[str, int] | None:
         """Return why to stop and the exit code, or None."""
         if self.signal is not None:
             name = signal.Signals(self.signal).name
             return f"stopped by {name}", EXIT_CODES[signal.Signals(self.signal)]
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self._is_out_of_time:
             return "stopped by training.max_hours", 75
         return None
 

@@ -270,6 +270,7 @@ class Trainer:
         if due and update > 0 and (is_new or is_validated):
             self._save(is_best)
         stop = self.setup.stop
+        stop.has_moved |= is_new
         reason = self.ranks.agree_to_stop(stop.check() if is_new or stop.is_requested else None)
         if reason is not None and (not is_last or self._is_validation_due()):
             self._stop(reason)

@@ -139,11 +139,21 @@ def test_a_stored_network_takes_the_place_of_the_preset() -> None:
         compose("finetune", ["runs/a", "model=base", "out=b"], stored_model=stored)
 
 
+def test_what_an_older_run_does_not_know_is_the_schemas_not_the_presets() -> None:
+    """`small` took the waveform before it took log-mel, and its runs of then have no key for it."""
+    stored = asdict(ModelConfig(name="small"))
+    del stored["front_end"], stored["mel_channels"]
+    model = compose("finetune", ["init=gone", "out=b"], stored_model=stored).model
+    assert (model.front_end, model.mel_channels) == (ModelConfig().front_end, ModelConfig().mel_channels)
+    assert compose("finetune", ["model=small", "out=b"]).model.front_end == "log_mel"
+
+
 @pytest.mark.parametrize("text", ["2024_01_05", "1e3", "007", "true", "0x10"])
 def test_text_that_looks_like_a_number_stays_as_it_is(text: str) -> None:
     request = read_words("evaluate", ["x", f"out={text}", "seed=1_0"])[0]
     assert request.values["out"] == text
     assert request.values["seed"] == 10
+    assert read_words("transcribe", ["x", f"audio={text}"])[0].values["audio"] == [text]
 
 
 @pytest.mark.parametrize("model", ["base", "large", "large_lv60k", "xls_r_1b", "12x512"])

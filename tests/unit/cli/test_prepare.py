@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import speechssl
 from speechssl.cli.prepare import run
 from speechssl.config import PrepareConfig
 from speechssl.data.manifest import load_manifest
@@ -108,6 +109,18 @@ def test_what_an_earlier_result_wrote_does_not_stay_beside_a_new_one(tmp_path: P
     assert left == ["all.tsv", *names[:3], "train.tsv", "unreadable.tsv", "valid.tsv"], (
         "another verb's result tells nothing"
     )
+
+
+def test_a_table_that_somebody_made_of_an_earlier_manifest_stays(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "b.wav", np.zeros(16_000), 16_000)
+    out = tmp_path / "m"
+    speechssl.prepare(corpus="folder", root=str(tmp_path), out=str(out))
+    (out / "all.tsv").write_text(f"path\tsplit\n{tmp_path}/a.wav\ttrain\n{tmp_path}/b.wav\tdev\n")
+    speechssl.prepare(
+        corpus="table", table=str(out / "all.tsv"), columns={"split": "split"}, out=str(out), overwrite=True
+    )
+    assert sorted(path.name for path in out.glob("*.tsv")) == ["all.tsv", "dev.tsv", "train.tsv"]
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,12 @@ def test_setting_up_counts_for_the_time_limit(manifest: str, tmp_path: Path, mon
 
     monkeypatch.setattr(pretrain, "seed_weights", take_an_hour)
     keys = {"model": "tiny", "data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
-    keys |= {"training.update_s": 12, "training.sub_batch_s": 12, "training.forward_s": 12, "training.max_updates": 1}
-    with pytest.raises(StoppedOnRequest, match="max_hours before the first update"):
-        speechssl.pretrain(**keys, **{"training.max_hours": 0.9}, out=str(tmp_path / "run"))
+    keys |= {"training.update_s": 12, "training.sub_batch_s": 12, "training.forward_s": 12, "training.max_updates": 3}
+    # An update a call, so that the run comes to its end.
+    for update in (1, 2):
+        with pytest.raises(StoppedOnRequest, match=f"max_hours after update {update};"):
+            speechssl.pretrain(**keys, **{"training.max_hours": 0.9}, out=str(tmp_path / "run"))
+    assert speechssl.pretrain(**keys, **{"training.max_hours": 0.9}, out=str(tmp_path / "run"))["updates"] == 3
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_a_folder_and_the_links_to_it_have_one_name_in_any_order_of_the_system(
     assert [path.relative_to(root).as_posix() for path in find_audio(root)[0]] == ["b/o.wav", "m/x.wav", "n/y.wav"]
 
 
-def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("open/x.wav", "closed/y.wav"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
@@ -53,5 +56,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return SCAN(place)
 
     monkeypatch.setattr(os, "scandir", refuse)  # the superuser may read everything
+    with caplog.at_level(logging.WARNING, "speechssl"):
+        assert find_audio(tmp_path)[0] == [tmp_path / "open" / "x.wav"]
+    told = f"left out: 1 folders that cannot be read, such as {tmp_path / 'closed'} (Permission denied)"
+    assert caplog.messages == [told]
     with pytest.raises(DataError, match=r"/closed must be readable, but is not: Permission denied$"):
-        find_audio(tmp_path)
+        find_audio(tmp_path / "closed")

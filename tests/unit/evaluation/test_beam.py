@@ -142,6 +142,16 @@ def test_greedy_is_a_decoder_too_and_facts_tell_them_apart(tmp_path: Path) -> No
     assert (facts["lm"], facts["lm_ngrams"], facts["lm_weight"]) == (str(tmp_path / "lm.arpa"), lm.counts, 0.87)
 
 
+def test_words_are_asked_for_as_texts_are_spelt() -> None:
+    """An imported vocabulary may have a typographic apostrophe, which no language model's text has."""
+    plain, typographic = (Vocabulary(("<s>", "<pad>", "|", "L", "A", mark)) for mark in ("'", "\u2019"))
+    lm = train_ngram(["L'A L'A A", "A L'A", "L'A"], 2)
+    log_probs = draw(6, 3, plain, sharpness=1.0)
+    text, score = BeamSearch(plain, EXACT, lm).search(log_probs)
+    assert "'" in text
+    assert BeamSearch(typographic, EXACT, lm).search(log_probs) == (text.replace("'", "\u2019"), pytest.approx(score))
+
+
 def test_an_ngram_in_another_case_is_refused(tmp_path: Path) -> None:
     save_arpa(train_ngram(["a quick fox"], 2), tmp_path / "lower.arpa")
     with pytest.raises(DataError, match=r"`decoding.lm` must have words that the recogniser can write \(case: upper\)"):

@@ -27,6 +27,13 @@ def test_the_verdict_is_measured_from_chance(loss: float, verdict: str) -> None:
     assert verdict in summary
 
 
+def test_chance_is_what_guessing_costs_among_the_negatives_that_are_left() -> None:
+    dead = make_run([{**row(10, "valid", 6.25), "loss_of_guessing": 6.248}])
+    summary, stats = describe_pretraining(dead)
+    assert "has not left chance" in summary
+    assert stats[1].comparison == "chance 6.25 bits"
+
+
 def test_a_validation_before_the_first_update_does_not_speak_for_the_run() -> None:
     rows = [row(0, "valid", 6.66, 0.01), *(row(k, "train", 5.0, 0.2) for k in range(1, 30))]
     summary, stats = describe_pretraining(make_run(rows))

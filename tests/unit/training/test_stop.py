@@ -30,11 +30,14 @@ def test_a_second_interrupt_does_not_wait() -> None:
 
 def test_the_time_limit() -> None:
     stop = StopFlag(max_hours=1e-15)
+    assert not stop.is_requested and stop.check() is None, "before the first update it stops nothing"
+    stop.has_moved = True
     assert stop.is_requested
     assert stop.check() == ("stopped by training.max_hours", 75)
-    assert not StopFlag(max_hours=1.0).is_requested
-    assert not StopFlag(max_hours=1.0, since=time.monotonic() - 3500).is_requested
-    assert StopFlag(max_hours=1.0, since=time.monotonic() - 3700).is_requested
+    for passed_s, is_over in ((0, False), (3500, False), (3700, True)):
+        stop = StopFlag(max_hours=1.0, since=time.monotonic() - passed_s)
+        stop.has_moved = True
+        assert stop.is_requested == is_over
 
 
 def test_the_handlers_before_come_back() -> None:
