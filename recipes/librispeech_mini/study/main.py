@@ -13,7 +13,7 @@ from recipes.librispeech_mini.study.cells import REHEARSAL, TWO_CORES, Budget, f
 from recipes.librispeech_mini.study.plan import Places, build_steps, estimate_hours
 from recipes.librispeech_mini.study.records import find_path, read_record
 from recipes.librispeech_mini.study.runner import Settings, run_cell
-from speechssl.cli.output import format_line
+from speechssl.cli.output import format_line, print_line
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
 
 HERE = Path(__file__).parent
@@ -42,20 +42,20 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; exit codes are those of `speechssl`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        print_line(USAGE)
         return 0
     try:
         verb, given = read_words(argv)
         match verb:
             case "cells":
-                print(format_cells(given))
+                print_line(format_cells(given))
             case "table":
                 page = Path(given.get("page", HERE.parent / "README.md"))
                 table.update_page(page, Path(given.get("results", HERE / "results")))
             case "digits":
-                print(format_line(digits.run(**given)))
+                print_line(format_line(digits.run(**given)))
             case _:
-                print(format_line(_run_cell(given)))
+                print_line(format_line(_run_cell(given)))
     except SpeechSSLError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
