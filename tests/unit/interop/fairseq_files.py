@@ -115,7 +115,7 @@ def stand_ins() -> Iterator[types.ModuleType]:
         del sys.modules[module.__name__]
 
 
-def compare(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def assert_same_weights(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """Compare weights bit for bit."""
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

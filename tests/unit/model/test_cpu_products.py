@@ -19,7 +19,7 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import Transformer
 
 
-def compare(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
+def assert_same_with_gradients(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
     """Compare two results of the same inputs, and the gradients of a random projection of them."""
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.detach().abs().max()))
@@ -44,7 +44,7 @@ def test_a_convolution_is_torchs(
     conv = nn.Conv1d(6, 5, kernel, stride, bias=bias)
     z = torch.randn(3, length, 6, requires_grad=True)
     expected = conv(F.gelu(z).transpose(1, 2)).transpose(1, 2)
-    compare(gelu_convolution(z, conv), expected, [z, *conv.parameters()])
+    assert_same_with_gradients(gelu_convolution(z, conv), expected, [z, *conv.parameters()])
 
 
 @pytest.mark.parametrize("num_valid", [None, [9, 30]])
@@ -71,10 +71,10 @@ def test_a_folded_norm_is_the_norm_of_the_convolution(
     ).transpose(1, 2)
     inputs = [conv.weight, norm.weight, norm.bias]
     for row, n in enumerate(num_valid or [count] * 2):
-        compare(product.compute()[row, :n], normed[row, :n], inputs, 3e-5)
+        assert_same_with_gradients(product.compute()[row, :n], normed[row, :n], inputs, 3e-5)
     used = ((num_valid or [count])[0] - 3) // 2 + 1
     expected = second(F.gelu(normed[:1]).transpose(1, 2)).transpose(1, 2)[:, :used]
-    compare(gelu_convolution(product, second)[:1, :used], expected, [*inputs, second.weight], 3e-5)
+    assert_same_with_gradients(gelu_convolution(product, second)[:1, :used], expected, [*inputs, second.weight], 3e-5)
 
 
 def test_silence_stays_silent() -> None:
@@ -96,7 +96,7 @@ def test_a_linear_layer_after_gelu_is_torchs(dropout: float, monkeypatch: pytest
     if dropout:
         kept = draw_kept(x.shape, dropout)
         x = x * kept.mask * kept.scale
-    compare(actual, linear(x), [z, *linear.parameters()])
+    assert_same_with_gradients(actual, linear(x), [z, *linear.parameters()])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -116,7 +116,7 @@ def test_attention_is_the_formula(
     kept = draw_kept((6, 11, 11), dropout)
     scores = query @ key.transpose(2, 3) / 2.0
     weights = torch.softmax(scores if key_mask is None else scores.masked_fill(~key_mask, -torch.inf), -1)
-    compare(actual, (weights * kept.mask.view(2, 3, 11, 11) * kept.scale) @ value, inputs)
+    assert_same_with_gradients(actual, (weights * kept.mask.view(2, 3, 11, 11) * kept.scale) @ value, inputs)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -178,7 +178,7 @@ def test_the_encoder_is_the_same_by_both_ways(norm: str, bias: bool, monkeypatch
         expected, _ = encoder(waveforms, lengths)
     valid = torch.arange(actual.shape[1]) < num_frames[:, None]
     inputs = [parameter for name, parameter in encoder.named_parameters() if name != "convs.0.bias" or norm == "layer"]
-    compare(actual[valid], expected[valid], inputs, 3e-5)
+    assert_same_with_gradients(actual[valid], expected[valid], inputs, 3e-5)
 
 
 def test_a_skipped_block_is_not_computed_and_gets_zero_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
