@@ -17,6 +17,8 @@ LAYERS = (
         "errors",
         "knobs",
         "model_config",
+        "parsing",
+        "printable",
         "processes",
         "progress",
         "training_config",
