@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from speechssl.corpora.table import TABLE_SUFFIXES, read_table
 from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import parsing, read_json
 
 UNREADABLE_NAME = "unreadable.tsv"
 """Lists the files that could not be used, with the reason."""
@@ -208,13 +208,12 @@ def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str
 def _list_earlier(out: Path) -> set[Path]:
     """List the files that an earlier result of `prepare` in a folder tells of."""
     path = out / RESULT_NAME
-    if not path.is_file():
-        return set()
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # damaged; nothing that it may have told of is touched
+        with parsing(str(path), "a result of `prepare`"):
+            earlier = read_json(path)
+            return _list_files(earlier, out) if "held_out_by" in earlier else set()
+    except DataError:  # none, or damaged: nothing that it may have told of is touched
         return set()
-    return _list_files(earlier, out) if isinstance(earlier, dict) and "held_out_by" in earlier else set()
 
 
 def _list_files(result: Mapping[str, Any], out: Path) -> set[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from speechssl.corpora.scan import Recording
 from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import read_text
 
 _logger = logging.getLogger("speechssl")
 
@@ -44,16 +46,13 @@ def read_sidecar(file: Path) -> str | None:
     """Read the transcript beside an audio file, white space collapsed; None where there is none or it is empty.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: it is no file, or not UTF-8.
     """
     beside = (file.with_suffix(suffix) for suffix in (".txt", ".TXT"))
-    path = next((path for path in beside if path.is_file()), None)
+    path = next((path for path in beside if os.path.lexists(path)), None)
     if path is None:
         return None
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split()) or None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8, but is not ({error})") from error
+    return " ".join(read_text(path).split()) or None
 
 
 def _compile(speaker_pattern: str) -> re.Pattern[str] | None:

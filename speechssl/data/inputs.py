@@ -13,6 +13,7 @@ from speechssl.audio import read_info
 from speechssl.data.audio_files import find_audio, locate, make_ids, name_foreign
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
 from speechssl.errors import DataError
+from speechssl.parsing import parsing, read_bytes
 
 MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
 
@@ -79,7 +80,7 @@ def find_files(item: str, key: str) -> list[Path]:
         if found and foreign:
             _logger.warning("left out of %s%s", item, name_foreign(foreign))
         return _require_some(found, f"`{key}` must name audio, but the folder {item} holds none{name_foreign(foreign)}")
-    if path.suffix == ".txt" and path.is_file():
+    if path.suffix == ".txt" and path.exists():
         return _require_some(_read_list(path, key), f"`{key}` must name audio, but {item} lists no paths")
     if path.exists():
         return [path]
@@ -125,11 +126,11 @@ def _read_list(path: Path, key: str) -> list[Path]:
     Raises:
         DataError: it is no text in UTF-8.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{key}` must list paths in UTF-8, but {path} does not ({error})") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    with parsing(f"`{key}` ({path})", "a list of paths in UTF-8"):
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
+        if any("\0" in line for line in lines):
+            raise ValueError("it has NUL bytes")
+    return [path.parent / line for line in lines if line]
 
 
 def _require_some(files: list[Path], message: str) -> list[Path]:

@@ -189,7 +189,7 @@ def load_manifest(path: str | os.PathLike[str], key: str = "data.train") -> Mani
         DataError: it is missing, of another kind, damaged, without a needed column, or empty; an id is there twice.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataError(f"`{key}` must be a manifest (.tsv or .parquet), but {file} {_say_what(file)}")
     with parsing(f"`{key}` ({file})", "a whole manifest"):
         table, root = read_columns(file, key)
@@ -311,6 +311,6 @@ def _escape(text: str) -> str:
 
 
 def _say_what(file: Path) -> str:
-    if file.is_dir():
+    if os.path.isdir(file):
         return "is a folder"
-    return "is no regular file" if file.exists() else "does not exist"
+    return "is no regular file" if os.path.exists(file) else "does not exist"

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -62,4 +63,20 @@ def test_formats_that_are_not_read_are_named_with_the_command(
 def test_a_transcript_in_another_encoding_is_named(folder: Path) -> None:
     (folder / "top.txt").write_bytes("Grüße".encode("latin-1"))
     with pytest.raises(DataError, match=r"top\.txt must be text in UTF-8"):
+        read_folder(folder, "")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".TXT"])
+def test_what_is_no_file_where_a_transcript_should_be_is_named(folder: Path, suffix: str) -> None:
+    beside = folder / f"top{suffix}"
+    os.mkfifo(beside)
+    with pytest.raises(DataError, match=rf"top{suffix} must be text in UTF-8, but cannot be read \(it is no regular"):
+        read_folder(folder, "")
+    beside.unlink()
+    beside.mkdir()
+    with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(it is a folder"):
+        read_folder(folder, "")
+    beside.rmdir()
+    beside.symlink_to("gone")
+    with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(No such file"):
         read_folder(folder, "")

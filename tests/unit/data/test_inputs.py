@@ -124,3 +124,15 @@ def test_what_names_no_audio_gets_a_sentence(clips: Path, audio: list[str], sent
     (clips / "list.txt").write_text("\n")
     with pytest.raises(DataError, match=sentence):
         expand_audio([str(clips / item) for item in audio])
+
+
+def test_a_list_that_is_no_text_gets_a_sentence(clips: Path) -> None:
+    path = clips / "list.txt"
+    for content, reason in ((b"caf\xe9.wav\n", "can't decode"), (b"a\0.wav\n", "it has NUL bytes")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"^`audio` \(.*list\.txt\) must be a list of paths in UTF-8.*{reason}"):
+            list_ids(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot be read .it is no regular file"):
+        list_ids(path)
