@@ -15,6 +15,7 @@ from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
 from speechssl.corpora.table import TABLE_SUFFIXES, read_table
+from speechssl.corpora.table_advice import check_places
 from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
@@ -22,6 +23,9 @@ from speechssl.parsing import parsing, read_json
 
 UNREADABLE_NAME = "unreadable.tsv"
 """Lists the files that could not be used, with the reason."""
+
+LIST_SUFFIXES = TABLE_SUFFIXES | {".txt", ".json", ".jsonl"}
+"""Files that somebody who names one as the corpus takes for a table."""
 
 NAMED = 3
 """So many unreadable files are named on stderr."""
@@ -88,7 +92,7 @@ def guess_corpus(config: PrepareConfig) -> str:
     if not config.root:
         raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
     root = Path(config.root).absolute()
-    if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
+    if root.is_file() and root.suffix.lower() in LIST_SUFFIXES:
         return _say_guess("table", root)
     if not root.is_dir():
         raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
@@ -154,7 +158,9 @@ def _read_table(config: PrepareConfig) -> tuple[Path, Splits]:
     if not path.name:
         raise ConfigError("`table` must be the CSV or TSV file that lists the audio, but is not given")
     root = _find_root(config) if config.table and config.root else path.parent.resolve()
-    return root, _choose_splits(read_table(path, root, config.columns), config.splits)
+    splits = read_table(path, root, config.columns)
+    check_places(path, root, (recording.path for split in splits.values() for recording in split))
+    return root, _choose_splits(splits, config.splits)
 
 
 def _find_root(config: PrepareConfig) -> Path:
