@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from speechssl.report.quantizer import make_quantizer
 from speechssl.report.recognition import describe_recogniser, make_recogniser
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
 from speechssl.report.speakers import make_speakers
+from speechssl.training.durable import write_in_one_step, writing
 
 _logger = logging.getLogger("speechssl")
 
@@ -66,10 +66,9 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     ]
     page = _assemble(folders, chapters, probes)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(path, page)
     return path
 
 
