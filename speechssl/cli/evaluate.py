@@ -22,6 +22,7 @@ from speechssl.evaluation.wer import Scores, score
 from speechssl.interop.load import load_model
 from speechssl.text import Vocabulary
 from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.durable import remove
 
 _logger = logging.getLogger("speechssl")
 
@@ -52,6 +53,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     result = _summarise(config, scores, unknown, vocabulary)
     result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
     with replacing_result(out):
+        for name in (breakdown.UTTERANCES_NAME, breakdown.CONFUSIONS_NAME):
+            # It may be a link, which would be followed.
+            remove(out / name)
         breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
         breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
         _log(config, scores, unknown)

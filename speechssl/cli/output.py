@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.training.durable import write_in_one_step
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
@@ -79,10 +80,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen."""
-    temporary = folder / f".{RESULT_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULT_NAME)
+    """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    write_in_one_step(folder / RESULT_NAME, json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n")
 
 
 def print_line(text: str) -> None:

@@ -22,6 +22,7 @@ from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import resolve_precision, use_deterministic_algorithms
 from speechssl.training.distributed import Ranks, check_division
+from speechssl.training.durable import writing
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
 from speechssl.training.replacement import Replacement, drop_replaced, recover
@@ -33,6 +34,8 @@ from speechssl.training.trackers import open_writers
 from speechssl.training.trainer import Setup, Trainer
 
 _logger = logging.getLogger("speechssl")
+
+REPORT = "report.html"
 
 TrainingVerbConfig = PretrainConfig | FinetuneConfig
 
@@ -59,7 +62,11 @@ def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[st
 def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
     recover(folder)
     if not config.overwrite:
-        return open_run(folder, config)
+        result = open_run(folder, config)
+        if result is not None and not (folder / REPORT).exists():
+            # Killed, or a disk was full, after the result was written.
+            build_report([folder], folder / REPORT)
+        return result
     sources = {"init": config.init}
     if isinstance(config, PretrainConfig):
         sources["objective.teacher"] = config.objective.teacher
@@ -88,12 +95,9 @@ def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterat
         if ranks.is_main:
             replacement = Replacement(folder, config.overwrite)
             on_failure.callback(lambda: None if trainer.has_moved else replacement.undo())
-            try:
+            with writing(folder):
                 replacement.begin()
                 claim_run(folder, config)
-            except OSError as error:
-                problem = f"{folder}: {error.strerror}"
-                raise ConfigError(f"`out` must be a place that can be written, but {problem}") from error
         ranks.wait_for_all()
         yield
         on_failure.pop_all()
@@ -176,5 +180,5 @@ def train(
     }
     if ranks.is_main:
         write_result(folder, result)
-        build_report([folder], folder / "report.html")
+        build_report([folder], folder / REPORT)
     return result

@@ -18,6 +18,7 @@ from speechssl.evaluation.recognition import Source, iterate_texts, require_reco
 from speechssl.interop.load import load_model
 from speechssl.progress import track
 from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.durable import remove
 
 TEXTS_NAME = "texts.tsv"
 """The file of `id<TAB>text` lines, where `out` is a folder."""
@@ -66,6 +67,8 @@ def _write_lines(manifest: Manifest, texts: Iterable[str], target: Path) -> int:
     """Write and print a line an utterance; count the empty texts. The file gets its name when it is whole."""
     partial = target.with_name(f".{target.name}.part")
     num_empty = 0
+    # It may be a link, which would be followed.
+    remove(partial)
     with partial.open("w", encoding="utf-8") as file:
         for name, text in zip(
             manifest.column("id"), track(texts, "transcribe", len(manifest), "utterances"), strict=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
 
@@ -49,5 +50,8 @@ class AudioCache:
         samples = load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.part")
-        soundfile.write(scratch, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        # Through memory: soundfile does not tell why a disk refuses.
+        content = io.BytesIO()
+        soundfile.write(content, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        scratch.write_bytes(content.getvalue())
         scratch.replace(path)

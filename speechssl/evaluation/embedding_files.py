@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,6 +75,9 @@ def _write_array(path: Path, tables: Iterable[pa.Table], shape: tuple[int, int])
     """Write the array row by row, so that memory does not grow with the corpus, and the index beside it."""
     plain = path.with_suffix(".npy")
     array = np.lib.format.open_memmap(plain, mode="w+", dtype=np.float32, shape=shape)
+    with plain.open("r+b") as file:
+        # A disk that is full when a page of the map is written kills the process; asked for all at once it says so.
+        os.posix_fallocate(file.fileno(), 0, max(os.fstat(file.fileno()).st_size, 1))
     done = 0
     with name_index(path).open("w", encoding="utf-8") as index:
         index.write("\t".join(make_schema(shape[1]).names[:-1]) + "\n")

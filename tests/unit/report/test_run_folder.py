@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from speechssl.errors import ConfigError, DataError
+from speechssl.report.health import make_health
 from speechssl.report.run_folder import load_run
 
 
@@ -34,11 +35,12 @@ def test_a_line_that_is_still_being_written_is_left_out(make: SimpleNamespace, t
     assert len(load_run(folder).metrics) == before
 
 
-def test_a_damaged_line_is_named(make: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_log_is_read_up_to_its_damage(make: SimpleNamespace, tmp_path: Path) -> None:
     folder = make.pretrain(tmp_path / "run", num_updates=60)
-    (folder / "metrics.jsonl").write_text('{"update": 1}\nnonsense\n')
-    with pytest.raises(DataError, match="line 2 is damaged"):
-        load_run(folder)
+    (folder / "metrics.jsonl").write_text('{"update": 1, "split": "train"}\nnonsense\n{"update": 2, "split": "train"}\n')
+    run = load_run(folder)
+    assert [row["update"] for row in run.select("train")] == [1]
+    assert "metrics.jsonl is damaged, and left out from there on: line 2 is damaged" in make_health(run)
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
