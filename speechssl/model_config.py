@@ -33,10 +33,10 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         check(0.0 <= self.prob <= 1.0, "model.mask.prob", "between 0 and 1", self.prob)
-        check(self.length >= 1, "model.mask.length", "at least 1 frame", self.length)
-        check(self.min_spans >= 0, "model.mask.min_spans", "0 or more", self.min_spans)
+        _check_size("mask.length", self.length)
+        _check_size("mask.min_spans", self.min_spans, least=0)
         check(0.0 <= self.channel_prob <= 1.0, "model.mask.channel_prob", "between 0 and 1", self.channel_prob)
-        check(self.channel_length >= 1, "model.mask.channel_length", "at least 1 channel", self.channel_length)
+        _check_size("mask.channel_length", self.channel_length)
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,10 @@ from speechssl.model.speech_model import SpeechModel
 LAYOUTS = ("plain", "namespace", "namespace inside", "untyped DictConfig", "structured DictConfig", "stand-in classes")
 
 
+LIBRISPEECH = "/checkpoint/data/speech/libri/960h/raw"
+"""Where the data of the published models lay; it says which 32 letters their outputs are."""
+
+
 def export(model: SpeechModel, folder: Path) -> dict[str, Any]:
     """What our own writer puts into a file, as plain values and without our own facts."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,6 +34,7 @@ def export(model: SpeechModel, folder: Path) -> dict[str, Any]:
     stored: dict[str, Any] = torch.load(folder / "export.pt", weights_only=True)
     (folder / "export.pt").unlink()
     del stored["speechssl"]
+    stored["cfg"]["task"]["data"] = LIBRISPEECH
     return stored
 
 

@@ -200,15 +200,21 @@ def write_module(folder: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Change, str]] = {
-    "truncated weights": (truncate, r"must be a whole file of tensors, but .*model\.safetensors does not load"),
+    "truncated weights": (truncate, r"must be a whole file of tensors, but .*model\.safetensors is not \("),
     "a pickle with more than tensors": (write_module, "holds more, which is never unpickled"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"must have model\.safetensors or pytorch_model\.bin"),
     "another architecture": (
         lambda f: edit(f, "config.json", model_type="hubert"),
-        "must be a wav2vec 2.0 model, but model_type in .*config.json is 'hubert'",
+        "must be a wav2vec 2.0 model, but .*config.json is HuBERT, which does not load yet",
     ),
-    "an adapter": (lambda f: edit(f, "config.json", add_adapter=True), "without adapters, but add_adapter"),
-    "an attention adapter": (lambda f: edit(f, "config.json", adapter_attn_dim=16), "but adapter_attn_dim in .* is 16"),
+    "an adapter": (
+        lambda f: edit(f, "config.json", add_adapter=True),
+        "has convolutions after the transformer .add_adapter=True",
+    ),
+    "an attention adapter": (
+        lambda f: edit(f, "config.json", adapter_attn_dim=16),
+        "adapters of a language, as MMS .adapter_attn_dim=16",
+    ),
     "another activation": (lambda f: edit(f, "config.json", hidden_act="relu"), "hidden_act=gelu .* but has 'relu'"),
     "another epsilon": (lambda f: edit(f, "config.json", layer_norm_eps=1e-3), "layer_norm_eps=1e-05"),
     "a value of another type": (
@@ -240,7 +246,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         r"backbone.transformer.blocks.0.inner.weight \(64, 32\) for \(80, 32\)",
     ),
     "a fused positional convolution": (fuse, "fused as encoder.pos_conv_embed.conv.weight"),
-    "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "vocab.json is missing"),
+    "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "vocab.json cannot be read .No such file"),
     "a vocabulary that does not fit the head": (
         take_letters,
         "a token for each of the 32 outputs of its head, but .*vocab.json has 20 tokens from 0 to 19",
@@ -261,7 +267,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda f: edit(f, "preprocessor_config.json", sampling_rate=8000),
         "must take audio at 16000 Hz, but .* says 8000",
     ),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not \(Expecting"),
     "neither theirs nor ours": (lambda f: edit(f, "config.json", model_type=None), "neither version nor model_type"),
 }
 
