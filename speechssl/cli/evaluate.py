@@ -50,7 +50,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     scores = score(references, [vocabulary.fold(text) for text in hypotheses], speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
-    result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
+    result |= decoder.describe() | {"num_untranscribed": num_untranscribed, "out": str(out)}
     with replacing_result(out):
         breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
         breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
