@@ -51,7 +51,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     scores = score(references, [vocabulary.fold(text) for text in hypotheses], speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
-    result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
+    result |= decoder.describe() | {"num_untranscribed": num_untranscribed, "out": str(out)}
     with replacing_result(out):
         for name in (breakdown.UTTERANCES_NAME, breakdown.CONFUSIONS_NAME):
             # It may be a link, which would be followed.

@@ -54,7 +54,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
         "num_empty": num_empty,
         "audio_s": manifest.total_s,
         "checkpoint": config.checkpoint,
-        **decoder.facts,
+        **decoder.describe(),
         "texts": str(target),
         "out": str(out),
     }

@@ -21,6 +21,7 @@ LAYERS = (
         "printable",
         "processes",
         "progress",
+        "spelling",
         "training_config",
     },
     {"audio", "text", "losses", "model"},
