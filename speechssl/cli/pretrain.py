@@ -87,7 +87,7 @@ def _fit_codes(
         alone = UpdatePlanner(source.manifest.num_samples_16k, replace(source.planner.config, rank=0, num_ranks=1))
         last = math.ceil(min(config.objective.fit_s / config.training.update_s, alone.updates_per_epoch))
         batches = chain.from_iterable(replace(source, planner=alone)(1, last))
-        text = objective.fit(batch.to(ranks.device) for batch in batches).hex()
+        text = objective.fit(batch.to(ranks.device) for batch in batches if batch.plan.is_counted).hex()
     objective.set_codes(bytes.fromhex(ranks.broadcast(text)))
 
 

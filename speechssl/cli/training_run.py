@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import resolve_precision, use_deterministic_algorithms
 from speechssl.training.distributed import Ranks, check_division
 from speechssl.training.durable import writing
+from speechssl.training.left_out import LeftOutTable, read_left_out
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
 from speechssl.training.replacement import Replacement, drop_replaced, recover
 from speechssl.training.rotation import list_published
 from speechssl.training.run_folder import claim_run, find_version, open_run
+from speechssl.training.setup import Setup
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
 from speechssl.training.trackers import open_writers
-from speechssl.training.trainer import Setup, Trainer
+from speechssl.training.trainer import Trainer
 
 _logger = logging.getLogger("speechssl")
 
@@ -149,7 +151,11 @@ def train(
     """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours, since=ranks.began)
-    validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
+    sets = {"data.train": source} if valid is None else {"data.train": source, "data.valid": valid}
+    sizes = {key: len(each.manifest) for key, each in sets.items()}
+    # Several processes agree to stop between updates, and none ends alone.
+    source, *rest = (replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested) for each in sets.values())
+    validate: Callable[[], Iterator[Batch]] | None = rest[0].validate if rest else None
     setup = Setup(
         objective=objective,
         config=config.training,
@@ -161,6 +167,7 @@ def train(
         store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(precision, source, valid)),
         open_writers=lambda progress: open_writers(folder, progress, config.logging, asdict(config)),
         open_skipped=lambda progress: JsonLinesWriter(folder, progress.update, name=SKIPPED),
+        open_left_out=lambda: LeftOutTable(folder, sizes),
         stop=stop,
     )
     trainer = Trainer(setup)
@@ -175,6 +182,7 @@ def train(
         "best_update": progress.best_update or progress.update,
         "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
         "damaged_checkpoints": progress.damaged_checkpoints,
+        "num_left_out": len(read_left_out(folder)),
         "train": find_last_metrics(folder, "train"),
         "valid": find_last_metrics(folder, "valid"),
     }

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from speechssl.training.durable import remove
+from speechssl.training.left_out import NAME as LEFT_OUT
 from speechssl.training.metrics import LOGS
 from speechssl.training.rotation import list_published
 from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT
@@ -21,7 +22,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, TRACKERS, "report.html")
+WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, TRACKERS, "report.html")
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 
