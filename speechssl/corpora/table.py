@@ -47,7 +47,7 @@ def read_table(table: Path, root: Path | None, columns: Mapping[str, str]) -> di
         if "" in ids:
             raise DataError(f"`columns.id` must name every row, but row {ids.index('') + 2} of {table} has no id")
     else:
-        ids = make_ids(files, Path(os.path.commonpath([file.parent for file in files])))
+        ids = make_ids(files)
     splits: dict[str, list[Recording]] = {}
     for name, file, row in sorted(zip(ids, files, rows, strict=True), key=lambda item: os.fspath(item[1])):
         split = row[chosen["split"]] if "split" in chosen else ALL
