@@ -38,7 +38,7 @@ def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
     _check_speakers(speakers, files, speaker_pattern)
     return [
         Recording(name, file, speaker, read_sidecar(file))
-        for name, file, speaker in zip(make_ids(files, root), files, speakers, strict=True)
+        for name, file, speaker in zip(make_ids(files), files, speakers, strict=True)
     ]
 
 

@@ -93,7 +93,7 @@ def _read_split(tree: Path, split: str, sexes: dict[str, str]) -> list[Recording
     files = sorted(_list_audio(folder), key=os.fspath)
     stems = {file.stem for file in files}
     # Published names are unique in a split; where they are not, the path tells them apart.
-    ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files, folder)
+    ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files)
     # By place, not by name alone: a name that is not as published may stand in several chapters.
     texts = {
         chapter / name: text

@@ -55,7 +55,7 @@ def read_table(table: Path, root: Path | None, columns: Mapping[str, str]) -> di
     else:
         way_out = ": leave one out, or give each row a name of its own with columns.id=COLUMN"
         _check_distinct(list(zip(splits, files, strict=True)), f"`table` must name each file of {table} once", way_out)
-        ids = make_ids(files, Path(os.path.commonpath([file.parent for file in files])))
+        ids = make_ids(files)
     recordings: dict[str, list[Recording]] = {}
     for name, file, split, row in sorted(zip(ids, files, splits, rows, strict=True), key=lambda item: str(item[1])):
         recordings.setdefault(split, []).append(_make_recording(name, file, row))

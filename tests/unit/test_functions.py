@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,12 @@ def test_auto_is_resolved(recogniser: SpeechModel, monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(embed(precision="float32"), embed())
     assert np.abs(embed(precision="auto") - embed()).max() > 0
     asked = []
-    monkeypatch.setattr(recognition, "transcribe", lambda *_, **keys: asked.append(keys["precision"]))
+
+    @wraps(recognition.transcribe)
+    def transcribe(*_: object, **keys: str) -> None:
+        asked.append(keys["precision"])
+
+    monkeypatch.setattr(recognition, "transcribe", transcribe)
     speechssl.transcribe(recogniser, wave, sample_rate=16_000, precision="auto")
     assert asked == ["bf16"]
 

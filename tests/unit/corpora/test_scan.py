@@ -110,4 +110,4 @@ def test_folders_are_searched_in_depth_and_links_once(tmp_path: Path) -> None:
 
 def test_ids_are_paths_without_suffix_unless_two_are_alike(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.wav", "a.flac", "d/a.wav")]
-    assert make_ids(files, tmp_path) == ["a.wav", "a.flac", "d/a"]
+    assert make_ids(files) == ["a.wav", "a.flac", "d/a"]

@@ -135,7 +135,7 @@ def test_texts_keep_coming(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", 1)
     model = EchoModel()
     texts = iterate_texts(model, Source.from_manifest(manifest), batch_s=0.1)
-    assert next(texts) == TEXTS[0]
+    assert next(texts) == (0, TEXTS[0])
     assert len(model.calls) < len(TEXTS)
     texts.close()
 
