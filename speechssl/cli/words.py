@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import CONDITION, escape_interpolations
 from speechssl.cli.verbs import VERBS
 from speechssl.config import Key, list_keys
 from speechssl.errors import ConfigError
@@ -209,7 +210,7 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
 
 def _quote_equals(value: str) -> str:
     """Quote a value such as `speaker=19`, whose `=` the grammar would refuse."""
-    return f"'{value}'" if re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) else value
+    return f"'{value}'" if CONDITION.fullmatch(value) else value
 
 
 def _explain_unparsable(key: str, value: str) -> str:
@@ -262,7 +263,7 @@ def escape(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+        return escape_interpolations(value)
     if isinstance(value, (list, tuple)):
         return [escape(item) for item in value]
     if isinstance(value, Mapping):
