@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import CONDITION, escape_interpolations
 from speechssl.cli.verbs import VERBS
 from speechssl.config import Key, list_keys
 from speechssl.errors import ConfigError
@@ -210,7 +211,7 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
 
 def _quote_equals(value: str) -> str:
     """Quote a value such as `speaker=19` or `größe`, of which the grammar would refuse the `=` or the letters."""
-    is_plain = re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) or re.fullmatch(r"(?=.*[^\0-\x7f])[\w./-]+", value)
+    is_plain = CONDITION.fullmatch(value) or re.fullmatch(r"(?=.*[^\0-\x7f])[\w./-]+", value)
     return f"'{value}'" if is_plain else value
 
 
@@ -263,7 +264,7 @@ def escape(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+        return escape_interpolations(value)
     if isinstance(value, (list, tuple)):
         return [escape(item) for item in value]
     if isinstance(value, Mapping):

@@ -12,6 +12,7 @@ from tests.architecture.source import Module, list_imports, load_modules, resolv
 
 LAYERS = (
     {
+        "advice",
         "config",
         "decoding_config",
         "errors",
