@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,8 +41,10 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text import Vocabulary
 from speechssl.training.checkpoint import CheckpointStore
+from speechssl.training.metrics import NAME as METRICS
+from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
-from speechssl.training.run_folder import open_run
+from speechssl.training.run_folder import claim_run, open_run
 from speechssl.training.state import Progress, TrainingState
 from speechssl.training.validity import FILES, find_problem
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
@@ -206,17 +209,36 @@ def use_checkpoint(_: Path, file: Path) -> None:
         raise CheckpointError(problem)
 
 
+CONFIGS = {"base": PretrainConfig(out="base", model=SMALL), "asr": FinetuneConfig(out="asr", init="base", model=SMALL)}
+
+
 def make_runs(folder: Path) -> None:
     make_pretrain(folder / "base", num_updates=12)
     make_finetune(folder / "asr")
     make_evaluate(folder / "evaluated")
+    for name, config in CONFIGS.items():
+        records = read_metrics(folder / name)
+        (folder / name / METRICS).unlink()
+        writer = JsonLinesWriter(folder / name, 0)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        claim_run(folder / name, config)
+        shutil.copy(folder / name / METRICS, folder / f"{name}.log")
 
 
 def use_run(folder: Path, file: Path) -> None:
-    report(ReportConfig(run=[str(file.parent)], out=str(folder / "page.html"), overwrite=True))
-    if file.parent.name != "evaluated":
-        config = PretrainConfig if file.parent.name == "base" else FinetuneConfig
-        open_run(file.parent, config(out=str(file.parent)))
+    """Report a run, and go on with it as training does; a logged number that was changed must not stay."""
+    run = folder / "copy"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(file.parent, run)
+    report(ReportConfig(run=[str(run)], out=str(folder / "page.html"), overwrite=True))
+    name = file.parent.name
+    if name in CONFIGS:
+        open_run(run, replace(CONFIGS[name], out=str(run)))
+        JsonLinesWriter(run, 10**6).close()
+        kept = (run / METRICS).read_bytes() if (run / METRICS).exists() else b""
+        assert (folder / f"{name}.log").read_bytes().startswith(kept), "a changed log was taken without a word"
 
 
 KINDS: dict[str, Kind] = {
@@ -230,5 +252,5 @@ KINDS: dict[str, Kind] = {
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
-    "runs": Kind(make_runs, use_run, ("*/*.json", "*/*.jsonl", "*/*.yaml", "*/*.tsv", "*/*.csv")),
+    "runs": Kind(make_runs, use_run, ("*/*.*",)),
 }
