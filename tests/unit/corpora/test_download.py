@@ -291,7 +291,7 @@ HOSTILE = {
         "must have at most 1153433 bytes, but the server announces 1000000000000",
     ),
     "no length and no end": (b"200 OK\r\n\r\n" + ENDLESS, "must have at most 1153433 bytes, but the server sends more"),
-    "a chunk of length -1 without end": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + ENDLESS, "within reach|at most"),
+    "a chunk of -1 bytes": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + ENDLESS, "within reach|at most"),
     "a chunk that is no number": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "must be within reach"),
     "half an address": (b"302 Found\r\nLocation: http://[\r\n\r\n", "must be a file that can be fetched, but is not"),
     "a port that is none": (b"302 Found\r\nLocation: http://a:b/\r\n\r\n", "must be within reach"),

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from speechssl.config import MaskConfig, ModelConfig, QuantizerConfig, TextConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.interop.load import load_model, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import build_vocabulary
+from tests.unit.interop.fairseq_files import export
 
 MAX_SENTENCE = 600
 
@@ -120,4 +122,81 @@ def test_every_wrong_value_of_a_hugging_face_folder_is_a_sentence(
         del stored["speechssl"]
         (tmp_path / "hf" / "config.json").write_text(json.dumps(stored))
     mutate(tmp_path / "hf" / name, tmp_path / "hf", load_model, *FEW)
+    assert open_either_way(tmp_path / "hf")
+
+
+def damage(content: bytes, draws: random.Random) -> bytes:
+    """Flip a bit, mostly where descriptions stand; or cut the end off, or repeat a part."""
+    changed = bytearray(content)
+    place = draws.choice((draws.randrange(len(content)), draws.randrange(400), len(content) - 1 - draws.randrange(400)))
+    kind = draws.randrange(4)
+    if kind == 0:
+        return content[:place]
+    if kind == 1:
+        return content[:place] + content[max(0, place - 40) :]
+    changed[place] ^= 1 << draws.randrange(8)
+    return bytes(changed)
+
+
+def write_fairseq_zip(model: SpeechModel, folder: Path) -> Path:
+    torch.save(export(model, folder), folder / "a.pt")
+    return folder / "a.pt"
+
+
+def write_fairseq_old(model: SpeechModel, folder: Path) -> Path:
+    torch.save(export(model, folder), folder / "a.pt", _use_new_zipfile_serialization=False)
+    return folder / "a.pt"
+
+
+def write_torchaudio(model: SpeechModel, folder: Path) -> Path:
+    folder.mkdir()
+    write_model(model, folder / "a.pt", "torchaudio")
+    return folder / "a.pt"
+
+
+def write_safetensors(model: SpeechModel, folder: Path) -> Path:
+    write_model(model, folder, "huggingface")
+    return folder / "model.safetensors"
+
+
+def write_ours(model: SpeechModel, folder: Path) -> Path:
+    write_model(model, folder, "speechssl")
+    return folder / "model.safetensors"
+
+
+WRITERS = (write_fairseq_zip, write_fairseq_old, write_torchaudio, write_safetensors, write_ours)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_damage_of_a_weight_file_loads_or_is_a_sentence(
+    write: Callable[[SpeechModel, Path], Path], model: SpeechModel, tmp_path: Path
+) -> None:
+    path = write(model, tmp_path / "made")
+    value = path if path.suffix == ".pt" else path.parent
+    whole = path.read_bytes()
+    assert open_either_way(value)
+    draws = random.Random(0)
+    for _ in range(1000 if IS_NIGHTLY else 30):
+        path.write_bytes(damage(whole, draws))
+        open_either_way(value)
+
+
+@pytest.mark.parametrize("is_theirs", [False, True], ids=["ours", "theirs"])
+def test_every_wrong_fact_beside_a_state_dict_is_a_sentence(
+    is_theirs: bool, model: SpeechModel, tmp_path: Path
+) -> None:
+    path = write_torchaudio(model, tmp_path / "made")
+    facts = path.with_suffix(".json")
+    if is_theirs:
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "speechssl": None}))
+    mutate(facts, path, load_model, *FEW)
+    assert open_either_way(path)
+
+
+def test_every_wrong_value_of_a_list_of_shards_is_a_sentence(model: SpeechModel, tmp_path: Path) -> None:
+    weights = load_file(write_safetensors(model, tmp_path / "hf"))
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "a.safetensors")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {name: "a.safetensors" for name in list(weights)[:3]}}))
+    mutate(index, tmp_path / "hf", load_model, *FEW)
     assert open_either_way(tmp_path / "hf")
