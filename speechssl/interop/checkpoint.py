@@ -147,7 +147,7 @@ def _read_value(hint: Any, name: str, value: object, key: str) -> Any:
     must, fits = TYPES[hint]
     if not fits(value):
         raise CheckpointError(f"`{key}` must have {must} as {name} in its configuration, but has {show(value)}")
-    return value
+    return float(value) if hint is float else value
 
 
 def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:

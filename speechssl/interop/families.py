@@ -41,5 +41,5 @@ def refuse_family(name: object, where: str, key: str) -> NoReturn:
         CheckpointError: always; it names the family.
     """
     family = FAMILIES.get(name) if isinstance(name, str) else None
-    problem = f"is {family}, which does not load yet" if family else f"has the model type {show(name)}"
+    problem = f"describes {family}, which does not load yet" if family else f"has the model type {show(name)}"
     raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {where} {problem}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -26,6 +27,9 @@ CODEBOOK = "pretraining.quantizer.codebook"
 MAGNITUDE = "backbone.transformer.position.conv.parametrizations.weight.original0"
 DIRECTION = "backbone.transformer.position.conv.parametrizations.weight.original1"
 PROJECTION = ("backbone.projection.weight", "backbone.projection.bias")
+
+BLOCKS = "backbone.transformer.blocks."
+FIRST_BLOCK = f"{BLOCKS}0."
 
 _BLOCK = r"^backbone\.transformer\.blocks\.(\d+)\."
 _LETTER = {"query": "q", "key": "k", "value": "v", "out": "out"}
@@ -107,9 +111,12 @@ def list_names(config: ModelConfig, kind: str) -> list[str]:
         config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
     """
+    # All blocks are alike, and to build 48 of them takes a second.
     with torch.device("meta"):
-        model = SpeechModel(config, pretraining=kind == "pretraining")
+        model = SpeechModel(replace(config, num_layers=1), pretraining=kind == "pretraining")
     names = [name for name in model.state_dict() if not name.startswith(SHARED)]
+    blocks = [name for name in names if name.startswith(FIRST_BLOCK)]
+    names += [f"{BLOCKS}{n}.{name.removeprefix(FIRST_BLOCK)}" for n in range(1, config.num_layers) for name in blocks]
     return [*names, "head.linear.weight", "head.linear.bias"] if kind == "ctc" else names
 
 

@@ -205,7 +205,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"must have model\.safetensors or pytorch_model\.bin"),
     "another architecture": (
         lambda f: edit(f, "config.json", model_type="hubert"),
-        "must be a wav2vec 2.0 model, but .*config.json is HuBERT, which does not load yet",
+        "must be a wav2vec 2.0 model, but .*config.json describes HuBERT, which does not load yet",
     ),
     "an adapter": (
         lambda f: edit(f, "config.json", add_adapter=True),
