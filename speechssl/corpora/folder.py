@@ -12,7 +12,7 @@ from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_text
 
-_SAMPLE_NUMBERS = re.compile(r"0 \d{4,7} (?=\D)", re.ASCII)
+_SAMPLE_NUMBERS = re.compile(r"^0 \d{4,7} (?=\D)", re.ASCII)
 """How a transcript of TIMIT begins: 0, how many samples there are (0.1 s to 10 min), and then words, not numbers."""
 
 _logger = logging.getLogger("speechssl")
