@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -37,6 +37,18 @@ _ODD_SHARE = 0.1
 
 _SPOKEN_SIGNS = frozenset("%&@#'")
 """What Unicode files under punctuation but people say, or spell with."""
+
+
+class _Table(dict[int, str]):
+    """What becomes of each character, for `str.translate`; found for each at its first occurrence."""
+
+    def __init__(self, decide: Callable[[str], str]) -> None:
+        super().__init__()
+        self.decide = decide
+
+    def __missing__(self, code: int) -> str:
+        self[code] = found = self.decide(chr(code))
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,12 +99,28 @@ class Vocabulary:
         return {spelling: k for spelling, k in folded.items() if len(spelling) == 1} | labels
 
     @cached_property
+    def _label_table(self) -> dict[int, str]:
+        return _Table(lambda c: c if c in self or c.isspace() else " " if is_silent(c) else "")
+
+    @cached_property
+    def _reference_table(self) -> dict[int, str]:
+        return _Table(lambda c: " " if c not in self and is_silent(c) else c)
+
+    @cached_property
+    def _letters(self) -> frozenset[str]:
+        return frozenset(self._index) - {WORD_BOUNDARY}
+
+    def can_write(self, word: str) -> bool:
+        """Say whether all characters of a folded word are labels."""
+        return self._letters.issuperset(word)
+
+    @cached_property
     def _own(self) -> dict[str, str]:
         return find_own(self.symbols, self.case)
 
     def __contains__(self, character: object) -> bool:
         """Say whether a folded character is a label; the boundary's own character is none in a text."""
-        return character in self._index and character != WORD_BOUNDARY
+        return character in self._letters
 
     def normalise(self, text: str) -> str:
         """Bring a text to what the labels can say.
@@ -104,8 +132,7 @@ class Vocabulary:
             Folded words with single spaces. Outside the vocabulary, punctuation separates words ("well-known" is two)
             and everything else is dropped; `unknown_letters` counts both.
         """
-        letters = (c if c in self or c.isspace() else " " if is_silent(c) else "" for c in self.fold(text))
-        return _join_words("".join(letters))
+        return _join_words(self.fold(text).translate(self._label_table))
 
     def fold(self, text: str) -> str:
         """Spell a text as references are spelt that it is compared with, whatever the spelling of the symbols."""
@@ -125,8 +152,7 @@ class Vocabulary:
             Folded words with single spaces. Punctuation outside the vocabulary separates words, since nobody speaks
             it; letters and digits outside the vocabulary stay: the model cannot write them, and that is an error.
         """
-        letters = (" " if c not in self and is_silent(c) else c for c in self.fold(text))
-        return _join_words("".join(letters))
+        return _join_words(self.fold(text).translate(self._reference_table))
 
     def encode(self, text: str) -> list[int]:
         """Turn a text into labels, normalised, each word followed by the boundary (fairseq's `.ltr`).

@@ -13,6 +13,9 @@ from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_text
 
+_SAMPLE_NUMBERS = re.compile(r"^0 \d{4,7} (?=\D)", re.ASCII)
+"""How a transcript of TIMIT begins: 0, how many samples there are (0.1 s to 10 min), and then words, not numbers."""
+
 _logger = logging.getLogger("speechssl")
 
 
@@ -36,10 +39,8 @@ def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
         _logger.warning("left out%s", name_foreign(foreign))
     speakers = [_find_speaker(file, root, pattern) for file in files]
     _check_speakers(speakers, files, speaker_pattern)
-    return [
-        Recording(name, file, speaker, read_sidecar(file))
-        for name, file, speaker in zip(make_ids(files), files, speakers, strict=True)
-    ]
+    texts = drop_sample_numbers([read_sidecar(file) for file in files], files)
+    return [Recording(*row) for row in zip(make_ids(files), files, speakers, texts, strict=True)]
 
 
 def read_sidecar(file: Path) -> str | None:
@@ -53,6 +54,20 @@ def read_sidecar(file: Path) -> str | None:
     if path is None:
         return None
     return " ".join(read_text(path).split()) or None
+
+
+def drop_sample_numbers(texts: Sequence[str | None], files: Sequence[Path]) -> list[str | None]:
+    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin and which nobody says.
+
+    Args:
+        texts: transcripts, where there are some.
+        files: the audio of each, for the warning that says so.
+    """
+    numbered = [file for text, file in zip(texts, files, strict=True) if text and _SAMPLE_NUMBERS.match(text)]
+    if numbered:
+        found = f"{len(numbered)} transcripts, such as that of {numbered[0]}"
+        _logger.warning("left out the sample numbers before the words of %s (TIMIT writes 0 46797 She had …)", found)
+    return [text and _SAMPLE_NUMBERS.sub("", text) for text in texts]
 
 
 def _compile(speaker_pattern: str) -> re.Pattern[str] | None:

@@ -14,6 +14,7 @@ that the n-gram does not know; without an n-gram the first of these alone.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from speechssl.config import DecodingConfig
 from speechssl.evaluation.decoding import greedy_decode
-from speechssl.evaluation.lm_fit import Fit, find_beginnings, list_writable, load_lm
+from speechssl.evaluation.lm_fit import Beginnings, Fit, load_lm
 from speechssl.evaluation.ngram import END, Ngram
 from speechssl.text import BLANK, WORD_BOUNDARY, Vocabulary
 
@@ -70,12 +71,12 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
         return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
     search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
     keys: dict[str, Any] = {name: getattr(config, name) for name in ("beam_width", "beam_threshold", "symbol_min_prob")}
-    if search.lm is None:
+    lm, begun = search.lm, search.begun
+    if lm is None or begun is None:
         return Decoder(search.decode, facts | {"beam": keys})
     names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
-    keys |= {name: getattr(config, name) for name in names} | {"lm_ngrams": search.lm.counts}
-    fit = Fit(len(search.lm.words), len(list_writable(search.lm, vocabulary)))
-    lm = search.lm
+    keys |= {name: getattr(config, name) for name in names} | {"lm_ngrams": lm.counts}
+    fit = Fit(len(lm.words), len(begun.words))
 
     def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
         texts = search.decode(logits, num_frames)
@@ -129,9 +130,12 @@ class BeamSearch:
         self.boundary = vocabulary.symbols.index(WORD_BOUNDARY)
         # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
         self.spellings = [vocabulary.fold_symbol(symbol) for symbol in vocabulary.symbols]
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for k, spelling in enumerate(self.spellings):
+            self.places[spelling].append(k)
         self.pauses = [k for k, symbol in enumerate(vocabulary.symbols) if k == BLANK or len(symbol) != 1]
         self.letters = np.array([k for k in range(len(vocabulary)) if k not in self.pauses], dtype=np.int64)
-        self.begun = find_beginnings(list_writable(lm, vocabulary), lm) if lm else {}
+        self.begun = Beginnings(lm, vocabulary) if lm else None
         self.onward: dict[str, FloatArray] = {}
         self.all_unknown = np.full(len(vocabulary), self._foresee("\0"))
 
@@ -242,18 +246,21 @@ class BeamSearch:
 
         It only ranks: without it, texts that put off their boundaries would crowd out those that have paid for theirs.
         """
-        if self.lm is None or not word:
+        if self.lm is None or self.begun is None or not word:
             return 0.0
         begun = self.begun.get(word)
         return self._weigh(self.lm.unknown if begun is None else begun, begun is not None)
 
     def _foresee_next(self, word: str) -> FloatArray:
         """Guess what a word will score with each symbol after it, (V,)."""
-        if word and word not in self.begun:
+        assert self.begun is not None
+        if word and self.begun.get(word) is None:
             return self.all_unknown
         found = self.onward.get(word)
         if found is None:
-            found = np.array([self._foresee(word + letter) for letter in self.spellings])
+            found = self.all_unknown.copy()
+            for letter, log_prob in self.begun.get_next(word).items():
+                found[self.places[letter]] = self._weigh(log_prob, is_known=True)
             self.onward[word] = found
         return found
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+
+import numpy as np
 
 from speechssl.errors import DataError
 from speechssl.evaluation.ngram import Ngram, load_arpa
 from speechssl.text import Vocabulary
 
-MAX_WORD = 200
-"""Longest word, in letters, whose beginnings rank what may become of them."""
+_BEHIND = "\U0010ffff"
+"""Sorts behind whatever a word goes on with."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -56,7 +59,7 @@ def load_lm(path: str, vocabulary: Vocabulary) -> Ngram:
     """
     lm = load_arpa(path, spell=lambda word: _spell_word(word, vocabulary))
     words, num_writable = lm.words, len(list_writable(lm, vocabulary))
-    foreign = ", ".join(f"{word:.40}" for word in islice((w for w in words if not _is_writable(w, vocabulary)), 3))
+    foreign = ", ".join(f"{word:.40}" for word in islice((w for w in words if not vocabulary.can_write(w)), 3))
     if not num_writable:
         raise DataError(
             f"`decoding.lm` must have words that the recogniser can write (case: {vocabulary.case}), but the words of "
@@ -72,11 +75,7 @@ def load_lm(path: str, vocabulary: Vocabulary) -> Ngram:
 
 def list_writable(lm: Ngram, vocabulary: Vocabulary) -> list[str]:
     """List the words of a language model that a recogniser can write."""
-    return [word for word in lm.words if _is_writable(word, vocabulary)]
-
-
-def _is_writable(word: str, vocabulary: Vocabulary) -> bool:
-    return all(letter in vocabulary for letter in word)
+    return [word for word in lm.words if vocabulary.can_write(word)]
 
 
 def _spell_word(word: str, vocabulary: Vocabulary) -> str:
@@ -85,16 +84,39 @@ def _spell_word(word: str, vocabulary: Vocabulary) -> str:
     return spelt if spelt and " " not in spelt else word
 
 
-def find_beginnings(words: Iterable[str], lm: Ngram) -> dict[str, float]:
-    """Map what words begin with, the whole word included, to the highest log10 probability of such a word alone.
+class Beginnings:
+    """What words begin with, to the highest log10 probability of such a word alone.
 
-    Longer words than any language has are left out, since their beginnings would fill the memory.
+    Found when it is asked for, in the sorted words: a table of all beginnings would take many times their size.
     """
-    found: dict[str, float] = {}
-    for word in words:
-        if len(word) > MAX_WORD:
-            continue
-        log_prob = lm.log_probs[word]
-        for length in range(1, len(word) + 1):
-            found[word[:length]] = max(found.get(word[:length], log_prob), log_prob)
-    return found
+
+    def __init__(self, lm: Ngram, vocabulary: Vocabulary) -> None:
+        self.words = sorted(list_writable(lm, vocabulary))
+        self.log_probs = np.array([lm.log_probs[word] for word in self.words])
+        self.found: dict[str, float | None] = {}
+
+    def get(self, beginning: str) -> float | None:
+        """Give the log10 probability of the likeliest word that begins so, the whole word included."""
+        if beginning not in self.found:
+            first, last = self._find_range(beginning)
+            self.found[beginning] = float(self.log_probs[first:last].max()) if last > first else None
+        return self.found[beginning]
+
+    def get_next(self, beginning: str) -> dict[str, float]:
+        """Give what `get` gives for each letter that can follow."""
+        first, last = self._find_range(beginning)
+        best: dict[str, float] = {}
+        while first < last:
+            word = self.words[first]
+            if len(word) == len(beginning):
+                first += 1
+                continue
+            letter = word[len(beginning)]
+            until = bisect_left(self.words, beginning + letter + _BEHIND, first, last)
+            best[letter] = float(self.log_probs[first:until].max())
+            first = until
+        return best
+
+    def _find_range(self, beginning: str) -> tuple[int, int]:
+        first = bisect_left(self.words, beginning)
+        return first, bisect_left(self.words, beginning + _BEHIND, first)

@@ -29,6 +29,9 @@ MAX_LINE_BYTES = 16_384
 MAX_ORDER = 16
 """Words of the longest n-gram of an ARPA file; KenLM is built for 6."""
 
+MAX_IDLE_LINES = 1000
+"""Lines of an ARPA file that say nothing: empty ones, and those before and after."""
+
 MAX_EXPANSION, MAX_FREE_BYTES = 30, 4 * 2**20
 """A compressed ARPA file may unpack to so many times its size, and to so many bytes in any case. Numbers that were
 estimated do not compress more than 10 times."""
@@ -207,7 +210,7 @@ class _Reader:
     def __init__(self, lines: Iterable[bytes], spell: Spell | None) -> None:
         self.lines = self._count(lines)
         self.spell = spell
-        self.number = 0
+        self.number = self.idle = 0
         self.header = ""
         self.log_probs: dict[str, float] = {}
         self.backoffs: dict[str, float] = {}
@@ -224,13 +227,19 @@ class _Reader:
                 raise ValueError(f"line {self.number} must be {follows}, and is {self.header[:40]!r}")
         # What follows says nothing, but a compressed file has its checksum at its end.
         for _ in self.lines:
-            pass
+            self._count_idle("lines after \\end\\")
         return Ngram(len(counts), self.log_probs, self.backoffs, counts)
 
     def _count(self, lines: Iterable[bytes]) -> Iterator[bytes]:
         for line in lines:
             self.number += 1
             yield line
+
+    def _count_idle(self, what: str, more: int = 0) -> None:
+        """Bound what says nothing, of which a small compressed file can have millions of lines."""
+        self.idle += 1
+        if self.idle > MAX_IDLE_LINES + more:
+            raise ValueError(f"it has more than {MAX_IDLE_LINES + more} {what}")
 
     def _read_counts(self) -> list[int]:
         """Read the head, up to the line that begins the 1-grams."""
@@ -245,6 +254,7 @@ class _Reader:
                 return counts
             elif text:
                 raise ValueError(f"line {self.number} of its head is {text[:40]!r}")
+            self._count_idle("empty lines in its head")
         raise ValueError("it ends in its head")
 
     def _find_start(self) -> None:
@@ -253,6 +263,7 @@ class _Reader:
                 return
             if self.number == 1 and line.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
                 raise ValueError("it is in UTF-16, not in UTF-8")
+            self._count_idle("lines before \\data\\")
         raise ValueError("it has no line \\data\\")
 
     def _read_section(self, n: int, announced: int) -> int:
@@ -261,6 +272,7 @@ class _Reader:
         for line in self.lines:
             fields = line.split()
             if not fields:
+                self._count_idle("empty lines")
                 continue
             if fields[0].startswith(b"\\"):
                 self.header = fields[0].decode("utf-8")
@@ -287,8 +299,10 @@ class _Reader:
         name = self._spell_word(name) if n == 1 else self._spell_words(name)
         before = self.log_probs.get(name)
         # The recipe of Hugging Face adds a copy of the line of `<s>` as a second `</s>`: the less likely one is right.
-        if before is not None and (log_prob >= before if name == END else log_prob <= before):
-            return
+        if before is not None:
+            self._count_idle("n-grams that stand twice", len(self.log_probs))
+            if log_prob >= before if name == END else log_prob <= before:
+                return
         self.log_probs[name] = log_prob
         if backoff:
             self.backoffs[name] = backoff

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.corpora.folder import read_folder
+from speechssl.corpora.folder import drop_sample_numbers, read_folder
 from speechssl.errors import ConfigError, DataError
 
 
@@ -80,3 +80,14 @@ def test_what_is_no_file_where_a_transcript_should_be_is_named(folder: Path, suf
     beside.symlink_to("gone")
     with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(No such file"):
         read_folder(folder, "")
+
+
+def test_the_sample_numbers_of_timit_are_not_words(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told = "0 46797 She had your dark suit"
+    spoken = ["0 46797 12 are digits", "0 12 is a year", "1 46797 is a pair", "0 46797", "She said 0 46797 times"]
+    files = [folder / f"{k}.wav" for k in range(len(spoken) + 2)]
+    texts = drop_sample_numbers([told, *spoken, None], files)
+    assert texts == ["She had your dark suit", *spoken, None]
+    assert "before the words of 1 transcripts, such as that of" in caplog.text
+    (folder / "top.txt").write_text(told + "\n")
+    assert "She had your dark suit" in {recording.text for recording in read_folder(folder, "")}
