@@ -27,7 +27,8 @@ from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metri
 from speechssl.training.provenance import Provenance
 from speechssl.training.replacement import Replacement, drop_replaced, recover
 from speechssl.training.rotation import list_published
-from speechssl.training.run_folder import claim_run, find_version, open_run
+from speechssl.training.run_folder import claim_run, find_version, open_run, read_stored
+from speechssl.training.schedules import describe_schedule
 from speechssl.training.setup import Setup
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
@@ -55,7 +56,28 @@ def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[st
     folder = Path(config.out)
     result = _open(config, folder) if ranks.is_main else {}
     is_finished = ranks.find_max(int(ranks.is_main and result is not None))
+    if not is_finished:
+        planned = _plan_schedule(config, folder) if ranks.is_main else 0
+        config.training.schedule_updates = ranks.find_max(planned)
     return folder, result if is_finished else None
+
+
+def _plan_schedule(config: TrainingVerbConfig, folder: Path) -> int:
+    """Find the updates that the schedule is laid over: those that the run began with, unless the command says others.
+
+    What is new, or behind the end, is said.
+    """
+    training = config.training
+    stored = (None if config.overwrite else read_stored(folder)) or {}
+    before = stored.get("training", {})
+    # A run of before this key had one schedule over what it had planned last.
+    begun = before.get("schedule_updates") or before.get("max_updates") or training.planned_updates
+    training = replace(training, schedule_updates=training.schedule_updates or begun)
+    published = list_published(folder / "checkpoints") if stored else []
+    done = int(published[-1].name.removeprefix("update-")) if published else 0
+    for line in describe_schedule(training, begun if published else training.planned_updates, done):
+        _logger.warning(line)
+    return training.planned_updates
 
 
 def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ FREE_KEYS = frozenset(
         "device",
         "data.num_workers",
         "training.max_updates",
+        "training.schedule_updates",
+        "training.validate_every",
         "training.max_hours",
         "training.log_every",
         "training.on_collapse",
@@ -38,7 +40,8 @@ FREE_KEYS = frozenset(
         "training.sharding",
     }
 )
-"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""
+"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
+`training.schedule_updates` changes those to come, and the run says how."""
 
 PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "safetensors", "hydra-core", "jiwer")
 
