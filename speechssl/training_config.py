@@ -23,6 +23,7 @@ class TrainingConfig:
     deterministic: bool = knob(False, "torch's deterministic algorithms: on a GPU the same run to the bit, slower; a CPU gives that by itself")
     lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
     schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
+    schedule_updates: int = knob(0, "updates that the schedule and its shares are laid over; 0: training.max_updates as the run begins", "updates")
     warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")
     hold_share: float = knob(0.4, "share of the updates at the peak (tri_stage)", "", "F: phase_ratio")
     initial_lr_scale: float = knob(0.01, "rate at the first update, share of the peak (tri_stage)", "", "F: init_lr_scale")
@@ -64,6 +65,7 @@ class TrainingConfig:
     def _check_schedule(self) -> None:
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
         check(self.lr > 0, "training.lr", "positive", self.lr)
+        check(self.schedule_updates >= 0, "training.schedule_updates", "at least 1, or 0 for training.max_updates", self.schedule_updates)
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"training.{name}", "between 0 and 1", getattr(self, name))
         if self.schedule == "tri_stage":
@@ -91,6 +93,11 @@ class TrainingConfig:
         check(self.max_hours >= 0, "training.max_hours", "positive, or 0 for no limit", self.max_hours)
         check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
         check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)
+
+    @property
+    def planned_updates(self) -> int:
+        """How many updates the schedule is laid over."""
+        return self.schedule_updates or self.max_updates
 
     @property
     def sub_batches_per_update(self) -> int:

@@ -62,7 +62,7 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
 
 def build_objective(config: PretrainConfig) -> PretrainObjective:
     """Build the objective that `objective.name` says, with fresh weights."""
-    updates = config.training.max_updates
+    updates = config.training.planned_updates
     warmup = round(config.training.warmup_share * updates)
     match config.objective.name:
         case "masked_codes":

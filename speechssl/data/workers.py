@@ -139,7 +139,7 @@ def describe_no_room(num_workers: int, reason: str) -> str:
     """Say that workers cannot hand their batches over."""
     size = ""
     with suppress(OSError):
-        size = f", which has {shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MiB"
+        size = f" ({shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MiB)"
     return (
         f"`data.num_workers` must be 0 where {SHARED_MEMORY}{size} has no room for what workers hand over, but is "
         f"{num_workers} ({reason.partition(chr(10))[0][:200]}; docker run --shm-size=2g makes room)"

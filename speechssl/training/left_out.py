@@ -22,7 +22,7 @@ _logger = logging.getLogger("speechssl")
 
 
 class LeftOutTable:
-    """`left_out.tsv` of a run folder; made with its first row, and never cut: what cannot be read stays so.
+    """`left_out.tsv` of a run folder; made with its first row, and never cut: it says what updates were made without.
 
     Args:
         folder: of the run.
@@ -32,6 +32,8 @@ class LeftOutTable:
     def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
         self.path, self.sizes = folder / NAME, sizes
         self.rows = read_left_out(folder)
+        # Counts anew in each process: files may have come back since.
+        self.missed: set[str] = set()
 
     def note(self, key: str, found: Sequence[LeftOut], is_pass: bool) -> None:
         """Take in what could not be read of an update, or of a pass over all of `key`; warn of what is new.
@@ -47,8 +49,8 @@ class LeftOutTable:
             count = "1 utterance that cannot be read is" if len(new) == 1 else f"{len(new)} that cannot be read are"
             reason = rows[new[0]].split("\t")[-1]
             _logger.warning("%s: %s left out, listed in %s: %s: %s", key, count, NAME, new[0], reason)
-        total = sum(self.sizes.values())
-        self._check(key, len(self.rows), total, found)
+        self.missed |= rows.keys()
+        self._check(key, len(self.missed), sum(self.sizes.values()), found)
         if is_pass:
             self._check(key, len(found), self.sizes[key], found)
 

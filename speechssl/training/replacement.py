@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from speechssl.training.data_record import NAME as DATA
 from speechssl.training.durable import remove
 from speechssl.training.left_out import NAME as LEFT_OUT
 from speechssl.training.metrics import LOGS
@@ -22,7 +23,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, TRACKERS, "report.html")
+WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, TRACKERS, "report.html")
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 

@@ -32,6 +32,8 @@ FREE_KEYS = frozenset(
         "device",
         "data.num_workers",
         "training.max_updates",
+        "training.schedule_updates",
+        "training.validate_every",
         "training.max_hours",
         "training.log_every",
         "training.on_collapse",
@@ -45,7 +47,8 @@ FREE_KEYS = frozenset(
         "training.sharding",
     }
 )
-"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""
+"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
+`training.schedule_updates` changes those to come, and the run says how."""
 
 SUM = "# The SHA-256 of what follows: "
 """What the first line of a configuration begins with."""

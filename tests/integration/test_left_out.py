@@ -23,7 +23,7 @@ from tests.integration.test_training import (
     stop_after,  # noqa: F401  (a fixture)
 )
 
-SMALL = {"training.update_s": 8, "training.sub_batch_s": 4, "training.forward_s": 4, "data.max_s": 4}
+SMALL = {"training.update_s": 8, "training.sub_batch_s": 4, "training.forward_s": 4, "data.max_s": 4, "data.min_s": 0.5}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def manifests(tmp_path: Path) -> Path:
     """A corpus of its own, since its files are damaged."""
     from speechssl.data.manifest import save_manifest
 
-    write_librispeech(tmp_path / "corpus", "train", range(1, 9))
+    write_librispeech(tmp_path / "corpus", "train", range(1, 5))
     write_librispeech(tmp_path / "corpus", "dev", range(20, 22), num_utterances=2)
     for split in ("train", "dev"):
         save_manifest(read_split(tmp_path / "corpus" / split), tmp_path / f"{split}.tsv")
@@ -58,8 +58,8 @@ def test_a_damaged_file_is_left_out_named_and_counted(
 ) -> None:
     (name,) = damage(manifests, [3])
     caplog.set_level(logging.WARNING, "speechssl")
-    result = pretrain(manifests, tmp_path / "run", **SMALL, **{"training.max_updates": 12})
-    assert (result["updates"], result["num_left_out"]) == (12, 1)
+    result = pretrain(manifests, tmp_path / "run", **SMALL, **{"training.max_updates": 6})
+    assert (result["updates"], result["num_left_out"]) == (6, 1)
     ((listed, path, reason),) = read_table(tmp_path / "run")
     assert (listed, Path(path).stem) == (name, name)
     assert name in reason
@@ -87,11 +87,11 @@ def test_a_run_with_damaged_files_goes_on_to_the_bit(
     """Also with other numbers of workers, and where a whole sub-batch or update cannot be read."""
     damage(manifests, [1, 2, 5])
     damage(manifests, [1], "dev")
-    keys = {"model": "tiny", "training.max_updates": 14, "training.checkpoint_every": 3, "training.update_s": 4} | {
-        key: value for key, value in SMALL.items() if key not in ("training.update_s", "data.max_s")
-    }
+    keys = {"model": "tiny", "training.max_updates": 10, "training.checkpoint_every": 3, "training.update_s": 4}
+    keys |= {"training.sub_batch_s": 2, "training.forward_s": 4}
+    keys |= {"data.min_s": 0.5} if train is pretrain else {}
     train(manifests, tmp_path / "whole", **keys)
-    stop_after(7)
+    stop_after(5)
     with pytest.raises(StoppedOnRequest):
         train(manifests, tmp_path / "parts", **keys)
     result = train(manifests, tmp_path / "parts", **keys | {"data.num_workers": 2})
@@ -109,7 +109,7 @@ def test_an_update_of_which_nothing_can_be_read_changes_nothing(manifests: Path,
     keys |= {"training.checkpoint_every": 1, "training.keep_checkpoints": 100}
     pretrain(manifests, tmp_path / "run", **keys)
     updates = len(load_manifest(manifests / "train.tsv"))
-    pretrain(manifests, tmp_path / "run", **keys | {"training.max_updates": updates, "training.lr": 5e-4})
+    pretrain(manifests, tmp_path / "run", **keys | {"training.max_updates": updates})
     skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(name for row in skipped for name in row["ids"]) == sorted(ids)
     lines = {row["update"]: row for row in read_metrics(tmp_path / "run") if row["split"] == "train"}
@@ -125,7 +125,6 @@ def test_a_folder_that_is_gone_is_one_sentence(manifests: Path, tmp_path: Path) 
     (manifests / "corpus" / "train").rename(manifests / "corpus" / "elsewhere")
     with pytest.raises(DataError, match=r"`data.train` must hold audio that can be read, but .*No such file"):
         pretrain(manifests, tmp_path / "run", **SMALL, **{"data.valid": []})
-    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_validation_of_which_nothing_can_be_read_is_one_sentence(manifests: Path, tmp_path: Path) -> None:
