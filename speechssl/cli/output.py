@@ -89,17 +89,27 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed."""
+    """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed.
+
+    What stdout's encoding lacks is spelt as an escape.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def format_line(result: Mapping[str, Any]) -> str:
-    """Write a result as one line of strict JSON."""
-    return json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+    """Write a result as one line of strict JSON, in letters that stdout has."""
+    line = json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # Python's escapes (`\xe9`) are not those of JSON.
+        return json.dumps(clean(result), allow_nan=False)
+    return line
 
 
 def clean(value: Any) -> Any:

@@ -55,7 +55,7 @@ def expand_audio(
     if distinct:
         scanned = scan_files(list(distinct.values()), key, left_out)
         first = sum(map(len, manifests))
-        places = {scanned.root / path: row for row, path in enumerate(scanned.column("path"), first)}
+        places = {scanned.root / path: row for row, path in enumerate(scanned.table.column("path").to_pylist(), first)}
         manifests.append(scanned)
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
     if left_out is not None:

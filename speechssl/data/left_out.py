@@ -35,7 +35,7 @@ class LeftOut:
 
     def __init__(self, key: str = "audio") -> None:
         self.key = key
-        self._items: list[Item] = []
+        self._items: set[Item] = set()
 
     def __len__(self) -> int:
         """Count them."""
@@ -48,7 +48,11 @@ class LeftOut:
 
     def add(self, name: str, path: str | os.PathLike[str], reason: str) -> None:
         """Note one, with the sentence that says why."""
-        self._items.append(Item(name, os.fspath(path), reason))
+        self._items.add(Item(name, os.fspath(path), reason))
+
+    def extend(self, other: LeftOut) -> None:
+        """Note what another one has noted."""
+        self._items |= other._items
 
     def drop_from(self, manifest: Manifest) -> Manifest:
         """Give the rows of a manifest, whose ids are unique, that are not left out."""
@@ -70,6 +74,10 @@ class LeftOut:
             first = f"`{self.key}` must have some that can be used, but none of {len(self)} can be: {first}"
         raise DataError(first)
 
+    def warn(self, listed: str = "") -> None:
+        """Say how many there are, and why the first is one of them."""
+        _logger.warning("left out: %d that cannot be used%s; the first: %s", len(self), listed, self.items[0].reason)
+
     def save(self, out: Path) -> None:
         """Write the table beside the file `out`, or into the folder, and say so; without any, an earlier one goes."""
         path = name_table(out)
@@ -80,13 +88,7 @@ class LeftOut:
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_text("".join("\t".join(map(make_printable, row)) + "\n" for row in rows), encoding="utf-8")
         scratch.replace(path)
-        _logger.warning(
-            "left out of `%s`: %d that cannot be used, listed in %s; the first: %s",
-            self.key,
-            len(self),
-            path,
-            self.items[0].reason,
-        )
+        self.warn(f", listed in {path}")
 
 
 def name_table(out: Path) -> Path:
