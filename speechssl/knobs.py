@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from speechssl.errors import ConfigError
+from speechssl.printable import abbreviate
 
 MISSING = "???"
 """Marks a key that the user must give (the marker that OmegaConf uses)."""
@@ -32,7 +33,7 @@ def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
 def check(condition: bool, key: str, must_be: str, value: object) -> None:
     """Raise the `ConfigError` for `key` unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
+        raise ConfigError(f"`{key}` must be {must_be}, but is {abbreviate(repr(value))}")
 
 
 def check_finite(key: str, value: float) -> None:

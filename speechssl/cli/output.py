@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.printable import make_json_printable
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
+
+_made: list[Path] = []
+"""Folders that were made to be written to."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -64,6 +68,19 @@ def replacing_result(folder: Path) -> Iterator[None]:
     aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def removing_unused() -> Iterator[None]:
+    """Remove the folders that `check_writable` made inside and in which nothing was written."""
+    start = len(_made)
+    try:
+        yield
+    finally:
+        for folder in sorted(_made[start:], reverse=True):
+            with suppress(OSError):  # it holds a result
+                folder.rmdir()
+        del _made[start:]
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder and write in it once.
 
@@ -71,6 +88,7 @@ def check_writable(folder: Path) -> None:
         ConfigError: that does not work; the message gives the system's reason.
     """
     try:
+        _made.extend(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -81,7 +99,8 @@ def check_writable(folder: Path) -> None:
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen."""
     temporary = folder / f".{RESULT_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = make_json_printable(json.dumps(clean(result), ensure_ascii=False, indent=2))
+    temporary.write_text(f"{text}\n", encoding="utf-8")
     temporary.replace(folder / RESULT_NAME)
 
 
@@ -95,8 +114,8 @@ def print_line(text: str) -> None:
 
 
 def format_line(result: Mapping[str, Any]) -> str:
-    """Write a result as one line of strict JSON."""
-    return json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+    """Write a result as one line of strict JSON, readable on a terminal and harmless to it."""
+    return make_json_printable(json.dumps(clean(result), ensure_ascii=False, allow_nan=False))
 
 
 def clean(value: Any) -> Any:

@@ -151,7 +151,7 @@ def _read_librispeech(config: PrepareConfig) -> tuple[Path, Splits]:
 
 def _read_table(config: PrepareConfig) -> tuple[Path, Splits]:
     path = Path(config.table or config.root)
-    if not path.name:
+    if not (config.table or config.root):
         raise ConfigError("`table` must be the CSV or TSV file that lists the audio, but is not given")
     root = _find_root(config) if config.table and config.root else path.parent.resolve()
     return root, _choose_splits(read_table(path, root, config.columns), config.splits)

@@ -16,10 +16,12 @@ from speechssl.cli.compose import compose_request
 from speechssl.cli.words import read_words
 
 TEXTS = [
-    "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"', "\\'", "a,b",
-    "[a]", "{a:b}", "a=b", "speaker=19", "speaker=St. Ives", "=", "a=b=c", "$(touch x)", "`x`", "${HOME}", "\\${x}", "$HOME", "!!", "~", "~/x", "#x", "a;b",
-    "null", "True", "1e5", "0123", "nan", "0x10", "((", "*", "?", "glob(*)", "é", "ß日", "سلام", "\u200c", "a\u200cb", "\u202e",
-    "٣", "line\nbreak", "tab\t", "\x1b[31m", "\xa0", "e\u0301", "'\u200c", "\\\u200c", "-", "--help", "a&b|c", "(\\d+)_", "%", "@", "😀", "",
+    "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"',
+    "\\'", "a,b", "[a]", "{a:b}", "a=b", "speaker=19", "speaker=St. Ives", "=", "a=b=c", "$(touch x)", "`x`",
+    "${HOME}", "\\${x}", "$HOME", "!!", "~", "~/x", "#x", "a;b", "null", "True", "1e5", "0123", "nan", "0x10",
+    "((", "*", "?", "glob(*)", "é", "ß日", "سلام", "\u200c", "a\u200cb", "\u202e", "٣", "line\nbreak", "tab\t",
+    "\x1b[31m", "\xa0", "e\u0301", "'\u200c", "\\\u200c", "-", "--help", "a&b|c", "(\\d+)_", "%", "@", "😀",
+    "",
 ]  # fmt: skip
 """What a sentence may have to tell the user to type."""
 
