@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import spell
 from speechssl.cli.output import RESULT_NAME, replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
@@ -98,7 +99,7 @@ def guess_corpus(config: PrepareConfig) -> str:
     if tables:
         raise ConfigError(
             f"`corpus` must be folder or table for {root}, which holds {tables[0]}, but is not given: "
-            f"say corpus=folder or table={root / tables[0]}"
+            f"say corpus=folder or {spell('table', str(root / tables[0]))}"
         )
     if not any(find_audio(root)):
         raise DataError(f"`root` must be a folder with audio, but {root} has none")

@@ -14,7 +14,6 @@ from typing import Any
 from speechssl.cli.output import check_writable, removing_unused
 from speechssl.cli.words import Request
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.parsing import parsing
 from speechssl.training.lock import hold_folder, remove_unused
 
 _logger = logging.getLogger("speechssl")
@@ -65,10 +64,8 @@ def build_config(request: Request) -> Any:
 
     if request.verb in TRAINING_VERBS:
         tree = compose_tree(request)
-        with parsing("`init`", "text", ConfigError):
-            init = str(tree["init"])
-        if init:
-            stored, left = _read_stored_model(request.verb, init, tree)
+        if tree.get("init"):
+            stored, left = _read_stored_model(request.verb, str(tree["init"]), tree)
             config = compose_request(request, stored)
             _say_what_is_left(config, left)
             return config

@@ -94,7 +94,7 @@ SILLY: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "init=${foo}"), "Interpolation key 'foo' not found"),
     ((*TRAIN, "init=${init}"), "the configuration must be one that its schema fits"),
     ((*TRAIN, "init=${nosuch:1}"), "the configuration must be one that its schema fits"),
-    ((*TRAIN, "init=${model}"), "`init` must be text"),
+    ((*TRAIN, "init=${model}"), "the configuration must be one that its schema fits"),
     ((*TRAIN, "init=${oc.decode:'[1]'}"), "must be"),
     ((*TRAIN, "init=${hydra:runtime.cwd}"), "the configuration must be one that its schema fits"),
     ((*TRAIN, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=" + "[" * 5000, "-m"), "must be a plain value"),
