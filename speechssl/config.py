@@ -209,6 +209,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         check_choice("format", self.format, ("tsv", "parquet"))
         check_choice("corpus", self.corpus, ("", "librispeech", "folder", "table", "demo"))
+        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
         check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
 
 
@@ -266,6 +267,7 @@ class EmbedConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
+        check(self.layer != "", "layer", "a layer or a probe's folder", self.layer)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
 
@@ -340,7 +342,9 @@ class DemoConfig:
     overwrite: bool = knob(False, "replace a finished demo")
 
     def __post_init__(self) -> None:
-        check(self.minutes >= 0.2, "minutes", "at least 0.2", self.minutes)
+        check(self.out != "", "out", "the folder of the demo", self.out)
+        check(0.2 <= self.minutes <= 1440, "minutes", "at least 0.2 and at most 1440, a day", self.minutes)
+        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,7 @@ from speechssl.evaluation.recognition import recognise, require_recogniser
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
 from speechssl.interop.load import load_model
+from speechssl.printable import log_lines
 from speechssl.text import Vocabulary
 from speechssl.training.devices import resolve_device, resolve_precision
 from speechssl.training.durable import remove
@@ -113,16 +114,14 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
 def _log(config: EvaluateConfig, scores: Scores, unknown: Counter[str]) -> None:
     """Tell people what the figures are and where the errors are."""
     if unknown:
-        table = breakdown.format_unknown(unknown)
-        _logger.warning(
-            "characters of the transcripts outside the vocabulary (text.keep makes labels of them):\n%s", table
-        )
+        _logger.warning("characters of the transcripts outside the vocabulary (text.keep makes labels of them):")
+        log_lines(breakdown.format_unknown(unknown), logging.WARNING)
     speakers = scores.score_speakers()
     if speakers and len(speakers) < RELIABLE_UNITS:
-        _logger.info("speakers:\n%s", breakdown.format_speakers(speakers))
+        log_lines(f"speakers:\n{breakdown.format_speakers(speakers)}")
     if any(utterance.letter_edits for utterance in scores.utterances):
-        _logger.info("commonest errors:\n%s", breakdown.format_confusions(scores))
-        _logger.info("worst utterances:\n%s", breakdown.format_worst(scores))
+        log_lines(f"commonest errors:\n{breakdown.format_confusions(scores)}")
+        log_lines(f"worst utterances:\n{breakdown.format_worst(scores)}")
     for name, rate, interval in (
         ("WER", scores.wer, scores.compute_wer_interval(config.num_resamples, config.seed)),
         ("CER", scores.cer, scores.compute_cer_interval(config.num_resamples, config.seed)),

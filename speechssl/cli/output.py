@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.printable import make_json_printable
 from speechssl.training.durable import write_in_one_step
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
+
+_made: list[Path] = []
+"""Folders that were made to be written to."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -65,6 +69,19 @@ def replacing_result(folder: Path) -> Iterator[None]:
     aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def removing_unused() -> Iterator[None]:
+    """Remove the folders that `check_writable` made inside and in which nothing was written."""
+    start = len(_made)
+    try:
+        yield
+    finally:
+        for folder in sorted(_made[start:], reverse=True):
+            with suppress(OSError):  # it holds a result
+                folder.rmdir()
+        del _made[start:]
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder and write in it once.
 
@@ -72,6 +89,7 @@ def check_writable(folder: Path) -> None:
         ConfigError: that does not work; the message gives the system's reason.
     """
     try:
+        _made.extend(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -85,7 +103,8 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    write_in_one_step(folder / RESULT_NAME, json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n")
+    text = make_json_printable(json.dumps(clean(result), ensure_ascii=False, indent=2))
+    write_in_one_step(folder / RESULT_NAME, f"{text}\n")
 
 
 def print_line(text: str) -> None:
@@ -102,8 +121,8 @@ def print_line(text: str) -> None:
 
 
 def format_line(result: Mapping[str, Any]) -> str:
-    """Write a result as one line of strict JSON, in letters that stdout has."""
-    line = json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+    """Write a result as one line of strict JSON, readable on a terminal, harmless to it, in letters that stdout has."""
+    line = make_json_printable(json.dumps(clean(result), ensure_ascii=False, allow_nan=False))
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

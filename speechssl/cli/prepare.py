@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import spell
 from speechssl.cli.output import RESULT_NAME, replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
@@ -102,7 +103,7 @@ def guess_corpus(config: PrepareConfig) -> str:
     if tables:
         raise ConfigError(
             f"`corpus` must be folder or table for {root}, which holds {tables[0]}, but is not given: "
-            f"say corpus=folder or table={root / tables[0]}"
+            f"say corpus=folder or {spell('table', str(root / tables[0]))}"
         )
     if not any(find_audio(root)):
         raise DataError(f"`root` must be a folder with audio, but {root} has none")
@@ -155,7 +156,7 @@ def _read_librispeech(config: PrepareConfig) -> tuple[Path, Splits]:
 
 def _read_table(config: PrepareConfig) -> tuple[Path, Splits]:
     path = Path(config.table or config.root)
-    if not path.name:
+    if not (config.table or config.root):
         raise ConfigError("`table` must be the CSV or TSV file that lists the audio, but is not given")
     root = _find_root(config) if config.table and config.root else path.parent.resolve()
     splits = read_table(path, root, config.columns)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from speechssl.advice import spell
 from speechssl.corpora.scan import Recording
 from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
@@ -78,8 +79,9 @@ def _compile(speaker_pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"`speaker_pattern` must be a regular expression, but {speaker_pattern}: {error}") from error
     if pattern.groups != 1:
+        example = spell("speaker_pattern", r"(\d+)_")
         raise ConfigError(
-            f"`speaker_pattern` must have one group, as in '(\\d+)_', but {speaker_pattern!r} has {pattern.groups}"
+            f"`speaker_pattern` must have one group, as in {example}, but {speaker_pattern} has {pattern.groups}"
         )
     return pattern
 
@@ -98,7 +100,7 @@ def _check_speakers(speakers: Sequence[str | None], files: Sequence[Path], speak
     without = [file for file, speaker in zip(files, speakers, strict=True) if speaker is None]
     if len(without) == len(files):
         raise ConfigError(
-            f"`speaker_pattern` must match the paths, but {speaker_pattern!r} matches none, such as {without[0]}"
+            f"`speaker_pattern` must match the paths, but {speaker_pattern} matches none, such as {without[0]}"
         )
     if without:
         _logger.warning("speaker_pattern does not match %d files, such as %s", len(without), without[0])

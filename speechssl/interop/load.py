@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from speechssl.advice import spell
 from speechssl.config import check_choice
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import (
@@ -243,7 +244,7 @@ def _read_file(path: Path, key: str) -> Foreign:
         return read_torchaudio(path, key)
     folder = path.parent
     if (folder / CONFIG).is_file():
-        raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {key}={folder}")
+        raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {spell(key, str(folder))}")
     raise CheckpointError(
         f"`{key}` must be a checkpoint of fairseq or torchaudio where it is a file, but {path} has the weights "
         f"{join(sorted(names))}"

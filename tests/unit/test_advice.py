@@ -6,20 +6,31 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from omegaconf import OmegaConf
 
+import speechssl
 from speechssl.advice import quote_for_shell, spell
 from speechssl.cli.compose import compose_request
+from speechssl.cli.overrides import parse_override
+from speechssl.cli.prepare import guess_corpus
 from speechssl.cli.words import read_words
+from speechssl.config import PrepareConfig
+from speechssl.corpora.folder import read_folder
+from speechssl.errors import CheckpointError, ConfigError
 
 TEXTS = [
-    "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"', "\\'", "a,b",
-    "[a]", "{a:b}", "a=b", "speaker=19", "speaker=St. Ives", "=", "a=b=c", "$(touch x)", "`x`", "${HOME}", "\\${x}", "$HOME", "!!", "~", "~/x", "#x", "a;b",
-    "null", "True", "1e5", "0123", "nan", "0x10", "((", "*", "?", "glob(*)", "é", "ß日", "سلام", "\u200c", "a\u200cb", "\u202e",
-    "٣", "line\nbreak", "tab\t", "\x1b[31m", "\xa0", "e\u0301", "'\u200c", "\\\u200c", "-", "--help", "a&b|c", "(\\d+)_", "%", "@", "😀", "",
+    "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"',
+    "\\'", "a,b", "[a]", "{a:b}", "a=b", "speaker=19", "speaker=St. Ives", "=", "a=b=c", "$(touch x)", "`x`",
+    "${HOME}", "\\${x}", "$HOME", "!!", "~", "~/x", "#x", "a;b", "null", "True", "1e5", "0123", "nan", "0x10",
+    "((", "*", "?", "glob(*)", "é", "ß日", "سلام", "\u200c", "a\u200cb", "\u202e", "٣", "line\nbreak", "tab\t",
+    "\x1b[31m", "\xa0", "e\u0301", "'\u200c", "\\\u200c", "-", "--help", "a&b|c", "(\\d+)_", "%", "@", "😀",
+    "",
 ]  # fmt: skip
 """What a sentence may have to tell the user to type."""
 
@@ -92,3 +103,45 @@ def test_mappings_are_spelt() -> None:
 )
 def test_no_more_quotes_than_are_needed(value: Any, spelt: str) -> None:
     assert spell("key", value) == spelt
+
+
+def follow(verb: str, advice: str) -> dict[str, Any]:
+    """Type what a sentence says into bash, and read it as the command line does."""
+    (word,) = type_into("bash", [advice])
+    (request,) = read_words(verb, [word])
+    return {key: OmegaConf.create({"value": value})["value"] for key, value in request.values.items()}
+
+
+@pytest.mark.parametrize(
+    "value", ["a(b", "Füße/läufe", "it's (1)", 'say "a"', "a\u200cb(", "a\\((", '(\\d+)"', "${x", "x=y=z"]
+)
+def test_a_value_that_cannot_be_parsed_is_told_how_to_be_typed(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_override(f"out={value}")
+    assert follow("evaluate", str(caught.value).partition(" type it as ")[2]) == {"out": value}
+
+
+def test_a_folder_with_a_table_is_told_how_the_table_is_given(tmp_path: Path) -> None:
+    table = tmp_path / "it's (mine) $x.csv"
+    table.touch()
+    with pytest.raises(ConfigError) as caught:
+        guess_corpus(PrepareConfig(root=str(tmp_path)))
+    assert follow("prepare", str(caught.value).partition(" or table ")[2].partition(" or ")[2]) == {"table": str(table)}
+
+
+def test_a_file_of_a_folder_is_told_how_the_folder_is_given(tmp_path: Path) -> None:
+    folder = tmp_path / "my model, v2"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        speechssl.load(folder / "model.safetensors")
+    assert follow("embed", str(caught.value).partition("the file: ")[2]) == {"checkpoint": str(folder)}
+
+
+def test_a_pattern_is_shown_as_it_is_typed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_folder(tmp_path, r"\d")
+    advice = str(caught.value).partition("as in ")[2].partition(", but ")
+    assert follow("prepare", advice[0]) == {"speaker_pattern": r"(\d+)_"}
+    assert advice[2] == r"\d has 0"
