@@ -23,7 +23,7 @@ LAYERS = (
         "progress",
         "training_config",
     },
-    {"audio", "text", "losses", "model"},
+    {"audio", "containers", "mpeg", "waveform", "text", "losses", "model"},
     {"interop", "corpora", "data"},
     {"objectives", "evaluation"},
     {"training", "report"},
