@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import soundfile
 
-from speechssl.audio import AudioInfo, read_info
+from speechssl.audio import AudioFile, AudioInfo, read_info
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.progress import track
@@ -72,7 +71,7 @@ class Scan:
 
 
 def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> Scan:
-    """Read the headers of all files, and cut the long ones that have no transcript.
+    """Count the samples of all files, and cut the long ones that have no transcript.
 
     Args:
         recordings: in the order that the rows shall have.
@@ -115,25 +114,12 @@ def find_cuts(path: Path, info: AudioInfo) -> list[int]:
     """
     rate = info.sample_rate
     cuts = [0]
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            while info.num_samples - cuts[-1] > LONG_S * rate:
-                first = cuts[-1] + round(CUT_FROM_S * rate)
-                stretch = _read_stretch(file, first, round((CUT_TO_S - CUT_FROM_S) * rate))
-                cuts.append(first + find_quietest(stretch, rate))
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+    with AudioFile(path) as file:
+        while info.num_samples - cuts[-1] > LONG_S * rate:
+            first = cuts[-1] + round(CUT_FROM_S * rate)
+            stretch = file.read(first, round((CUT_TO_S - CUT_FROM_S) * rate)).mean(axis=1)
+            cuts.append(first + find_quietest(stretch, rate))
     return [*cuts, info.num_samples]
-
-
-def _read_stretch(file: soundfile.SoundFile, first: int, wanted: int) -> npt.NDArray[np.float32]:
-    """Read so many samples, mixed down, or fail."""
-    file.seek(first)
-    samples: npt.NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
-    if len(samples) != wanted:
-        raise DataError(f"{file.name} must be whole, but ends at sample {first + len(samples)}")
-    mixed: npt.NDArray[np.float32] = samples.mean(axis=1)
-    return mixed
 
 
 def find_quietest(samples: npt.NDArray[np.float32], sample_rate: int) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from speechssl.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+from speechssl.audio import AUDIO_SUFFIXES, suggest_ffmpeg
 from speechssl.errors import DataError
 
 _logger = logging.getLogger("speechssl")
 
 FOREIGN_SUFFIXES = frozenset(
-    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
+    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".spx"}
 )
 """Audio and video that libsndfile does not read; a folder that holds some is told so."""
 
@@ -110,9 +110,7 @@ def name_foreign(foreign: Sequence[Path]) -> str:
     """Say how files that libsndfile does not read become files that it does; empty where there are none."""
     if not foreign:
         return ""
-    name = foreign[0].name
-    command = f'ffmpeg -i "{name}" -ac 1 -ar {SAMPLE_RATE} "{foreign[0].stem}.flac"'
-    return f": {len(foreign)} files such as {name} must be converted first, each with {command}"
+    return f": {len(foreign)} files must be converted first, such as the first with {suggest_ffmpeg(foreign[0])}"
 
 
 def locate(file: Path) -> Path:

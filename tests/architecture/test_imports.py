@@ -25,7 +25,7 @@ LAYERS = (
         "spelling",
         "training_config",
     },
-    {"audio", "text", "losses", "model"},
+    {"audio", "containers", "mpeg", "waveform", "text", "losses", "model"},
     {"interop", "corpora", "data"},
     {"objectives", "evaluation"},
     {"training", "report"},
