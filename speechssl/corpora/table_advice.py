@@ -177,7 +177,8 @@ def _make_key(name: str) -> str:
 
 def _read_first_line(table: Path) -> str:
     with parsing(f"`table` ({table})", "a CSV or TSV file in UTF-8"), open_regular(table) as file:
-        return file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+        text = file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace")
+    return re.split(r"[\r\n]", text, maxsplit=1)[0]
 
 
 def _is_value(field: str) -> bool:
