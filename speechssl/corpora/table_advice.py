@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from speechssl.audio import AUDIO_SUFFIXES
@@ -204,12 +205,9 @@ def _list_near(table: Path) -> list[Path]:
 
 def _find_place(name: str, folders: Sequence[Path]) -> tuple[Path, str] | None:
     """Find a file that is not where a table has it: its folder, and its path from there."""
-    for written in dict.fromkeys(_list_spellings(name.strip())):
-        for folder in folders:
-            for suffix in SUFFIXES:
-                if os.path.isfile(folder / (written + suffix)):
-                    return folder, written + suffix
-    return None
+    spellings = dict.fromkeys(_list_spellings(name.strip()))
+    places = ((folder, name + suffix) for name, folder, suffix in product(spellings, folders, SUFFIXES))
+    return next((place for place in places if os.path.isfile(place[0] / place[1])), None)
 
 
 def _list_spellings(name: str) -> Iterator[str]:
