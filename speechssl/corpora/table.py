@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechssl.corpora.scan import Recording
@@ -51,10 +51,10 @@ def read_table(table: Path, root: Path | None, columns: Mapping[str, str]) -> di
         ids = [row["id"] for row in rows]
         if "" in ids:
             raise DataError(f"`columns.id` must name every row, but row {ids.index('') + 2} of {table} has no id")
-        _check_distinct(list(zip(splits, ids, strict=True)), f"`columns.id` must tell the rows of {table} apart", "")
+        _check_distinct(splits, ids, f"`columns.id` must tell the rows of {table} apart", "")
     else:
         way_out = ": leave one out, or give each row a name of its own with columns.id=COLUMN"
-        _check_distinct(list(zip(splits, files, strict=True)), f"`table` must name each file of {table} once", way_out)
+        _check_distinct(splits, files, f"`table` must name each file of {table} once", way_out)
         ids = make_ids(files)
     recordings: dict[str, list[Recording]] = {}
     for name, file, split, row in sorted(zip(ids, files, splits, rows, strict=True), key=lambda item: str(item[1])):
@@ -79,7 +79,7 @@ def _read_rows(table: Path, folder: Path, columns: Mapping[str, str]) -> tuple[l
         raise DataError(f"`table` must have each column once, but {table} has {twice[0]} {names.count(twice[0])} times")
     chosen = _choose_columns(table, names, columns)
     places = {column: names.index(name) for column, name in chosen.items()}
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, 2):
         if len(line) != len(names):
             raise DataError(
@@ -135,13 +135,13 @@ def _locate(folder: Path, path: str, number: int, table: Path) -> Path:
     return file
 
 
-def _check_distinct(values: Sequence[Hashable], must: str, way_out: str) -> None:
-    """Refuse the first value that is there twice, with its rows; each is a split and what is named."""
-    seen: dict[Hashable, int] = {}
-    for number, value in enumerate(values, 2):
-        first = seen.setdefault(value, number)
+def _check_distinct(splits: Sequence[str], values: Sequence[object], must: str, way_out: str) -> None:
+    """Refuse the first value that a split has twice, with its rows."""
+    seen: dict[tuple[str, object], int] = {}
+    for number, (split, value) in enumerate(zip(splits, values, strict=True), 2):
+        first = seen.setdefault((split, value), number)
         if first != number:
-            raise DataError(f"{must}, but {value[1]} stands in rows {first} and {number}{way_out}")
+            raise DataError(f"{must}, but {value} stands in rows {first} and {number}{way_out}")
 
 
 def _check_split(split: str) -> str:

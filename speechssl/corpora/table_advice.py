@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 from speechssl.audio import AUDIO_SUFFIXES
@@ -177,7 +178,8 @@ def _make_key(name: str) -> str:
 
 def _read_first_line(table: Path) -> str:
     with parsing(f"`table` ({table})", "a CSV or TSV file in UTF-8"), open_regular(table) as file:
-        return file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace").rstrip("\r\n")
+        text = file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace")
+    return re.split(r"[\r\n]", text, maxsplit=1)[0]
 
 
 def _is_value(field: str) -> bool:
@@ -203,12 +205,9 @@ def _list_near(table: Path) -> list[Path]:
 
 def _find_place(name: str, folders: Sequence[Path]) -> tuple[Path, str] | None:
     """Find a file that is not where a table has it: its folder, and its path from there."""
-    for written in dict.fromkeys(_list_spellings(name.strip())):
-        for folder in folders:
-            for suffix in SUFFIXES:
-                if os.path.isfile(folder / (written + suffix)):
-                    return folder, written + suffix
-    return None
+    spellings = dict.fromkeys(_list_spellings(name.strip()))
+    places = ((folder, name + suffix) for name, folder, suffix in product(spellings, folders, SUFFIXES))
+    return next((place for place in places if os.path.isfile(place[0] / place[1])), None)
 
 
 def _list_spellings(name: str) -> Iterator[str]:

@@ -137,7 +137,14 @@ def test_a_table_without_a_header_gets_one() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["a.wav,HELLO\n", "x 1,a.wav,HELLO THERE\n", "a\tHELLO YOU THERE MY FRIEND\n", '"a.wav","HELLO, YOU"\n', "a.wav\n"],
+    [
+        "a.wav,HELLO\n",
+        "x 1,a.wav,HELLO THERE\n",
+        "a\tHELLO YOU THERE MY FRIEND\n",
+        '"a.wav","HELLO, YOU"\n',
+        "a.wav\n",
+        "a.wav,HELLO\r",
+    ],
 )
 def test_a_row_at_the_head_is_known_by_what_it_holds(content: str) -> None:
     write("clips/a.wav")
