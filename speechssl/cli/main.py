@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -47,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except SpeechSSLError as error:
-        _print_cause(error)
+        with _outliving_stderr():
+            _print_cause(error)
         return USER_MISTAKE
     except RanksError as error:
-        _print_cause(error)
+        with _outliving_stderr():
+            _print_cause(error)
         return FAILED
     except StoppedOnRequest as stop:
-        _print_as_main(f"speechssl: {stop}", sys.stderr)
+        with _outliving_stderr():
+            _print_as_main(f"speechssl: {stop}", sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         _print_as_main("speechssl: stopped by Ctrl-C", sys.stderr)
@@ -171,6 +175,16 @@ def _check_single_process(verb: str, is_sweep: bool) -> None:
             f"{what} must run in one process, without torchrun, but `WORLD_SIZE` is {world_size} "
             f"(several processes share {' and '.join(TRAINING_VERBS)})"
         )
+
+
+@contextmanager
+def _outliving_stderr() -> Iterator[None]:
+    """Keep the exit code where stderr cannot be written: it may go to a file on the very disk that is full."""
+    try:
+        yield
+    except OSError:
+        # Python flushes stderr once more when it ends, and would change the code then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _print_cause(error: Exception) -> None:

@@ -113,7 +113,7 @@ def test_a_damaged_folder_gives_a_page_or_a_sentence(make: SimpleNamespace, tmp_
         make.evaluate(whole / "evaluation")
         make.probe(whole / "probe")
     rng = random.Random(f"{kind} {os.environ.get('SPEECHSSL_FUZZ_SEED', '')}")
-    for _ in range(int(os.environ.get("SPEECHSSL_FUZZ_CASES", "25"))):
+    for _ in range(int(os.environ.get("SPEECHSSL_FUZZ_CASES", "12"))):
         folder = tmp_path / "run"
         shutil.copytree(whole, folder)
         path, damage = rng.choice(list(list_files(folder))), rng.choice(DAMAGES)

@@ -115,3 +115,12 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path, victim: Path
     remove(tmp_path / "folder")
     remove(tmp_path / "none")
     assert list(tmp_path.iterdir()) == [victim]
+
+
+def test_what_a_library_says_of_a_full_disk_is_the_same_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"x could not be \(file write failed\)"):
+        with writing(tmp_path / "x", also=(RuntimeError,)):
+            try:
+                raise RuntimeError("file write failed")
+            finally:
+                raise RuntimeError("unexpected pos 64 vs 0")
