@@ -221,6 +221,6 @@ def test_a_disk_that_refuses_is_one_sentence_for_every_verb(
     monkeypatch.setattr("speechssl.report.page.build_report", refuse)
     run = tmp_path / "run"
     run.mkdir()
-    assert main(["report", str(run), f"out={tmp_path / 'page.html'}"]) == 2
+    assert command.main(["report", str(run), f"out={tmp_path / 'page.html'}"]) == 2
     sentence = f"page.html could not be ({os.strerror(number)})"
     assert sentence in capsys.readouterr().err
