@@ -204,8 +204,15 @@ def _print_as_main(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    """Print one line to stderr, whatever the names in it are."""
-    print(f"speechssl: {abbreviate(make_printable(text), MAX_SENTENCE)}", file=sys.stderr)
+    """Print one line to stderr, whatever the names in it are; the exit code counts more than the line.
+
+    stderr may go to a file on the very disk that is full.
+    """
+    try:
+        print(f"speechssl: {abbreviate(make_printable(text), MAX_SENTENCE)}", file=sys.stderr, flush=True)
+    except OSError:
+        # Python flushes stderr once more when it ends, and would change the code then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _StderrHandler(logging.StreamHandler[Any]):

@@ -139,4 +139,6 @@ def _find_best(run: RunFolder, name: str) -> float | None:
 
 def _is_finite(row: Mapping[str, Any]) -> bool:
     """Say whether all numbers of a validation are; the log has null for one that is not."""
-    return all(value is not None and not (isinstance(value, float) and not math.isfinite(value)) for value in row.values())
+    return all(
+        value is not None and not (isinstance(value, float) and not math.isfinite(value)) for value in row.values()
+    )

@@ -23,13 +23,16 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
-def writing(path: Path, key: str = "out", only: Container[int] | None = None) -> Iterator[None]:
+def writing(
+    path: Path, key: str = "out", only: Container[int] | None = None, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Turn what a disk refuses into one sentence.
 
     Args:
         path: what is written; an error that names a file is believed.
         key: that says where.
         only: numbers of the errors that are meant; None is all of them.
+        also: what libraries raise instead where they write.
 
     Raises:
         ConfigError: it could not be written; the message gives the system's reason.
@@ -43,6 +46,13 @@ def writing(path: Path, key: str = "out", only: Container[int] | None = None) ->
         raise ConfigError(
             f"`{key}` must be a place that can be written, but {os.fsdecode(place)} could not be ({reason})"
         ) from error
+    except also as error:
+        # Here alone: it brings PyYAML, and `--help` is to be quick.
+        from speechssl.parsing import shorten
+
+        # The first of several is the cause.
+        reason = shorten(error.__context__ or error)
+        raise ConfigError(f"`{key}` must be a place that can be written, but {path} could not be ({reason})") from error
 
 
 def flush(path: Path) -> None:

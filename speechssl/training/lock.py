@@ -47,9 +47,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def remove_unused(folder: Path) -> None:
     """Remove a folder that holds nothing but its lock, while it is held."""
-    if os.listdir(folder) == [LOCK]:
-        (folder / LOCK).unlink()
-        with suppress(OSError):  # another run has just come
+    with suppress(OSError):  # another run has just come, or somebody has deleted it
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
             folder.rmdir()
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes, shorten
 
 MAX_LOG_BYTES = 2**30

@@ -21,9 +21,9 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("number", [*REFUSALS, errno.EIO, errno.EACCES, errno.ESTALE])
 def test_what_a_disk_refuses_is_one_sentence(tmp_path: Path, number: int) -> None:
-    with pytest.raises(ConfigError, match="`out` must be a place that can be written, but .*x could not be"):
-        with writing(tmp_path / "x"):
-            raise OSError(number, os.strerror(number))
+    sentence = "`out` must be a place that can be written, but .*x could not be"
+    with pytest.raises(ConfigError, match=sentence), writing(tmp_path / "x"):
+        raise OSError(number, os.strerror(number))
 
 
 def test_other_errors_pass_where_only_refusals_are_meant(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_only_a_file_of_its_own_is_opened(tmp_path: Path, victim: Path, kind: st
             os.mkfifo(path)
         case _:
             path.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="own"):
         open_own(path, os.O_WRONLY)
     with pytest.raises(ConfigError, match="own could not be"):
         Appender(path)
@@ -115,3 +115,17 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path, victim: Path
     remove(tmp_path / "folder")
     remove(tmp_path / "none")
     assert list(tmp_path.iterdir()) == [victim]
+
+
+def fail_as_torch_does(path: Path) -> None:
+    with writing(path, also=(RuntimeError,)):
+        try:
+            raise RuntimeError("file write failed")
+        except RuntimeError:
+            # Its writer complains once more when it is closed.
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+
+def test_what_a_library_says_of_a_full_disk_is_the_same_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"x could not be \(file write failed\)"):
+        fail_as_torch_does(tmp_path / "x")
