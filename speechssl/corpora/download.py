@@ -165,7 +165,7 @@ def _extract(archive: Path, part: str, scratch: Path) -> None:
 class _Limited:
     """A stream that ends with an error after so many bytes."""
 
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
+    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self._stream, self._limit, self._left = stream, limit, limit
 
     def read(self, size: int) -> bytes:

@@ -140,7 +140,7 @@ def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> 
         raise CheckpointError(f"`{key}` must be a network that can be built, but {error}") from error
 
 
-def _read_value(hint: Any, name: str, value: object, key: str) -> Any:
+def _read_value(hint: Any, name: str, value: Any, key: str) -> Any:
     """Read one value of a configuration, of exactly the type that its key has; a whole number will do for a float."""
     if is_dataclass(hint):
         return build_config(cast(type[Any], hint), value, key)

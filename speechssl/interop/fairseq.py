@@ -211,8 +211,9 @@ def _find_symbols(plain: dict[str, Any]) -> list[str] | None:
     state = plain.get("task_state")
     dictionary = state.get("target_dictionary") if isinstance(state, dict) else None
     symbols = dictionary.get("symbols") if isinstance(dictionary, dict) else None
-    is_list = isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)
-    return symbols if is_list and tuple(symbols[: len(SPECIALS)]) == SPECIALS else None
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        return None
+    return symbols if tuple(symbols[: len(SPECIALS)]) == SPECIALS else None
 
 
 def _assume_librispeech(path: Path, plain: dict[str, Any], num_rows: int, key: str) -> Vocabulary:

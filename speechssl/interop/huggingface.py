@@ -160,7 +160,7 @@ def _read_shards(index: Path, key: str) -> dict[str, Tensor]:
     """Read the files that an index lists, each weight from one of them; they lie beside it, never elsewhere."""
     places = read_json(index, key).get("weight_map")
     names = list(places.values()) if isinstance(places, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not names or not all(isinstance(name, str) and name == Path(name).name not in ("", "..") for name in names):
         raise CheckpointError(f"`{key}` must list the files of its weights beside it, but {index} does not")
     source: dict[str, Tensor] = {}
     for name in sorted(set(names)):
