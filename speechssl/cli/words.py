@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -209,15 +208,15 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
 
 
 def _quote_equals(value: str) -> str:
-    """Quote a value such as `speaker=19` or `größe`, of which the grammar would refuse the `=` or the letters."""
-    is_plain = re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) or re.fullmatch(r"(?=.*[^\0-\x7f])[\w./-]+", value)
-    return f"'{value}'" if is_plain else value
+    """Quote a value such as `speaker=19`, whose `=` the grammar would refuse."""
+    return f"'{value}'" if re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) else value
 
 
 def _explain_unparsable(key: str, value: str) -> str:
-    # In the grammar a backslash before a quote, or before the end, stands for itself only when doubled.
-    inside = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
-    quoted = shlex.quote(f'{key}="{inside}"')
+    if '"' not in value:
+        quoted = f"'{key}=\"{value}\"'"
+    else:
+        quoted = f"\"{key}='{value}'\"" if "'" not in value else f"{key}='…' with every quote inside as \\'"
     return (
         f"`{key}` must be a value of hydra's grammar, but is {value}; if it is meant as text, quote it twice: {quoted}"
     )
