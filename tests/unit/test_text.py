@@ -8,7 +8,8 @@ import pytest
 
 from speechssl.config import TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError, SpeechSSLError
-from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, fold, is_silent
+from speechssl.spelling import fold
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, is_silent
 
 
 @pytest.fixture
