@@ -270,9 +270,9 @@ def write_keep(letters: Iterable[str]) -> str:
 
     What cannot be seen, or means something to one of the two, is an escape such as `\u200c`.
     """
-    text = "".join(
-        c if _is_plain(c) else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in letters
-    )
+    # A mark behind a letter would be one with it.
+    ordered = sorted(letters, key=lambda c: not unicodedata.combining(c))
+    text = "".join(c if _is_plain(c) else _escape(c) for c in ordered)
     return f"text.keep={text}" if text.isascii() and text.isalnum() else f"'text.keep=\"{text}\"'"
 
 
@@ -285,6 +285,11 @@ def name_letters(counts: Mapping[str, int] | Iterable[str], most: int = 20) -> s
     named = [(f"{c!r}" if _is_plain(c) or c.isascii() else f"U+{ord(c):04X}") + n for c, n in times.items()]
     more = f" and {len(named) - most:,} others" if len(named) > most else ""
     return ", ".join(named[:most]) + more
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _is_plain(character: str) -> bool:

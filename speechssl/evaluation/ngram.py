@@ -188,7 +188,7 @@ def _create(path: Path, is_compressed: bool) -> TextIO:
 
 def _read_lines(file: BinaryIO, is_compressed: bool) -> Iterator[bytes]:
     """Read lines within the limits on their length, and on what may come out of a compressed file."""
-    lines: BinaryIO = io.BufferedReader(gzip.GzipFile(fileobj=file)) if is_compressed else file  # type: ignore[arg-type]
+    lines: BinaryIO = io.BufferedReader(gzip.GzipFile(fileobj=file)) if is_compressed else file
     total, allowed = 0, MAX_FREE_BYTES
     while line := lines.readline(MAX_LINE_BYTES + 1):
         total += len(line)

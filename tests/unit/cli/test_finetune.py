@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from speechssl.cli.finetune import check_letters, count_frozen_updates, make_vocabulary, start_from
 from speechssl.config import FinetuneConfig, ModelConfig, TextConfig, TrainingConfig
@@ -32,6 +37,46 @@ def test_what_is_advised_helps(caplog: pytest.LogCaptureFixture) -> None:
         check_letters(vocabulary, ["ROOM 1"], "refuse")
     check_letters(vocabulary, ["CAFÉ"], "drop", "data.valid")
     assert "data.valid has characters outside the vocabulary, left out of the labels: 'É' 1 ×" in caplog.text
+
+
+ODD = [*"é٣½%@&#€日$+=<>~10", "\u0301", "\u200c", "\U00020000"]
+"""Characters that a shell, the grammar of overrides or the eye may take for something else."""
+
+
+def read_advice(vocabulary: Vocabulary, text: str) -> str:
+    """Read off the refusal what one is told to type."""
+    with pytest.raises(DataError) as caught:
+        check_letters(vocabulary, [text], "refuse")
+    found = re.search(r"outside it \((.*) adds them", str(caught.value))
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_what_is_advised_can_be_typed(shell: str) -> None:
+    """Through a shell, the command line and its grammar, as a user would paste it."""
+    advice = read_advice(build_vocabulary(TextConfig(), []), " ".join(f"X{letter}X" for letter in ODD))
+    assert "\u200c" not in advice and "\u0301" not in advice, "nobody can see what to type there"
+    command = f"{sys.executable} -m speechssl finetune out=a model=tiny data.train=a.tsv {advice} --cfg"
+    done = subprocess.run(
+        [shell, "-c", command], capture_output=True, encoding="utf-8", env=os.environ | {"PYTHONUTF8": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    keep = yaml.safe_load(done.stdout)["text"]["keep"]
+    vocabulary = build_vocabulary(TextConfig(keep=keep), [])
+    assert set(vocabulary.symbols[32:]) == {letter.upper() for letter in ODD}
+    check_letters(vocabulary, [f"X{letter}X" for letter in ODD], "refuse")
+
+
+def test_plain_advice_has_no_quotes_and_long_advice_no_letters() -> None:
+    vocabulary = build_vocabulary(TextConfig(), [])
+    assert read_advice(vocabulary, "ROOM 102") == "text.keep=102"
+    chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3500)))
+    with pytest.raises(DataError) as caught:
+        check_letters(vocabulary, [chinese], "refuse")
+    told = str(caught.value)
+    assert "and 3,480 others" in told and "text.keep" not in told and len(told) < 600
+    assert "text.vocabulary=data takes all letters" in told
 
 
 def make_manifest(*texts: str | None) -> Manifest:
