@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.decoding_config import DecodingConfig
-from speechssl.knobs import MISSING, Key, check, check_choice, check_finite, knob, list_keys
-from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.knobs import DAY_S, MISSING, Key, check, check_choice, check_finite, knob, list_keys
+from speechssl.model_config import MAX_WIDTH, MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.training_config import LoggingConfig, TrainingConfig
 
 __all__ = [
     "MISSING", "DecodingConfig", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
     "check_finite", "knob", "list_keys",
 ]
+
+MAX_WORKERS = 256
+"""Most processes that read audio: more than any machine has cores to spare, and fewer than it lets one user start."""
 
 
 @dataclass(kw_only=True)
@@ -30,7 +33,7 @@ class ContrastiveConfig:
     feature_penalty_weight: float = knob(10.0, "weight of the mean squared feature encoder output", "", "F: loss_weights")
 
     def __post_init__(self) -> None:
-        check(self.num_negatives >= 1, "objective.num_negatives", "at least 1", self.num_negatives)
+        check(1 <= self.num_negatives <= MAX_WIDTH, "objective.num_negatives", f"between 1 and {MAX_WIDTH}", self.num_negatives)
         check(self.logit_temperature > 0, "objective.logit_temperature", "positive", self.logit_temperature)
 
 
@@ -54,9 +57,11 @@ class ObjectiveConfig(ContrastiveConfig):
         ContrastiveConfig.__post_init__(self)
         check_choice("objective.name", self.name, ("wav2vec2", "masked_codes"))
         check_choice("objective.targets", self.targets, ("random_projection", "kmeans"))
-        check(self.num_codes == 0 or self.num_codes >= 2, "objective.num_codes", "at least 2, or 0 for the published number", self.num_codes)
-        check(self.code_dim >= 1, "objective.code_dim", "at least 1", self.code_dim)
-        check(self.stack_frames >= 1, "objective.stack_frames", "at least 1 frame", self.stack_frames)
+        is_number = self.num_codes == 0 or 2 <= self.num_codes <= MAX_WIDTH
+        check(is_number, "objective.num_codes", f"between 2 and {MAX_WIDTH}, or 0 for the published number", self.num_codes)
+        check(1 <= self.code_dim <= MAX_WIDTH, "objective.code_dim", f"between 1 and {MAX_WIDTH}", self.code_dim)
+        check(1 <= self.stack_frames <= 1000, "objective.stack_frames", "between 1 and 1000 frames", self.stack_frames)
+        check_finite("objective.fit_s", self.fit_s)
         check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
         check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
 
@@ -72,7 +77,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
-        check(self.num_workers >= 0, "data.num_workers", "0 or more", self.num_workers)
+        check(0 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}", self.num_workers)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +108,7 @@ class PretrainDataConfig(TrainDataConfig):
 
     def __post_init__(self) -> None:
         TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
         check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
 
 
@@ -114,6 +120,10 @@ class FinetuneDataConfig(TrainDataConfig):
     valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
     max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
     ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
+
+    def __post_init__(self) -> None:
+        TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,10 @@ MISSING = "???"
 """Marks a key that the user must give (the marker that OmegaConf uses)."""
 
 
+DAY_S = 86_400.0
+"""Most audio that one forward, sub-batch or crop may be: a day of it takes terabytes in any network."""
+
+
 def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
     """Declare one key of the configuration.
 

@@ -23,6 +23,7 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
 from speechssl.text import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
+from speechssl.training.devices import check_room
 from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.schedules import compute_frozen_updates
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
@@ -44,6 +45,7 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
+    check_room(config.model, ranks.device)
     precision = choose_precision(config, ranks)
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None

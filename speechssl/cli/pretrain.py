@@ -24,6 +24,7 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.training.devices import check_room
 from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.small_batch import describe_departure
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
@@ -44,6 +45,7 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
+    check_room(config.model, ranks.device)
     precision = choose_precision(config, ranks)
     seed_weights(config.seed)
     objective = build_objective(config)

@@ -23,6 +23,11 @@ from speechssl.errors import ConfigError, DataError
 POLL_S, SLOW_S, STALLED_S = 0.2, 60.0, 300.0
 """How often a request to stop is looked for; after how long without a batch there is a warning, and an end."""
 
+DEATH_S = 0.2
+"""How long a worker may take to be dead for the system, once its socket is."""
+
+NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+
 SHARED_MEMORY = Path("/dev/shm")
 
 _END = object()
@@ -68,6 +73,8 @@ def _start(loader: DataLoader[Any]) -> _MultiProcessingDataLoaderIter:
     try:
         batches = iter(loader)
     except OSError as error:
+        if error.errno in NO_HANDLES:
+            raise _refuse_handles(loader.num_workers) from error
         raise ConfigError(
             f"`data.num_workers` must be as many processes as the system lets start, but is {loader.num_workers} "
             f"({error.strerror}; 0 reads in the main process)"
@@ -117,13 +124,15 @@ def _wait(arrived: SimpleQueue[Any], must_stop: Callable[[], bool], num_workers:
 def _explain(error: BaseException, batches: _MultiProcessingDataLoaderIter) -> BaseException:
     """Say in one sentence what became of the workers; an error of any other kind stays what it is."""
     num_workers = len(batches._workers)
-    if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or "ancdata" in str(error):
-        return ConfigError(
-            f"`data.num_workers` must be as many as the limit of open files allows, but is {num_workers} "
-            "(ulimit -n 4096 raises it; data.num_workers=0 reads in the main process)"
-        )
+    if (isinstance(error, OSError) and error.errno in NO_HANDLES) or "ancdata" in str(error):
+        return _refuse_handles(num_workers)
+    # What a worker has sent is fetched from it, and so fails in several ways once it is dead.
+    if not isinstance(error, OSError | EOFError) and "DataLoader worker" not in str(error):
+        return error
+    for worker in batches._workers:
+        worker.join(DEATH_S)
     codes = [code for worker in batches._workers if (code := worker.exitcode)]
-    if not codes or "DataLoader worker" not in str(error):
+    if not codes:
         return error
     if codes[0] == -signal.SIGBUS:
         return ConfigError(describe_no_room(num_workers, "SIGBUS"))
@@ -132,6 +141,13 @@ def _explain(error: BaseException, batches: _MultiProcessingDataLoaderIter) -> B
     return ConfigError(
         f"`data.num_workers` must be processes that the machine can keep, but one of the {num_workers} was {how}{why}: "
         "fewer need less memory, and 0 reads in the main process; the same command goes on from the last checkpoint"
+    )
+
+
+def _refuse_handles(num_workers: int) -> ConfigError:
+    return ConfigError(
+        f"`data.num_workers` must be as many as the limit of open files allows, but is {num_workers} (ulimit -n 4096 "
+        "raises it; 0 reads in the main process)"
     )
 
 

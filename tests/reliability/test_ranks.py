@@ -149,6 +149,37 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
     assert not (tmp_path / "desync" / "checkpoints" / "update-0000004").exists()
 
 
+def test_two_processes_leave_out_what_one_does(tmp_path: Path) -> None:
+    """Three files cannot be read; with an utterance a forward, one rank then has nothing while the other has."""
+    made = write_manifests(tmp_path / "data")
+    for path in (made / "LibriSpeech" / "train").rglob("*-0001.flac"):
+        if path.name[0] in "123":
+            path.write_bytes(bytes(path.stat().st_size))
+    sizes = {"update_s": 8, "sub_batch_s": 4, "forward_s": 4}
+
+    def keys(name: str, **more: Any) -> dict[str, Any]:
+        small = {f"training__{name}": size for name, size in sizes.items()}
+        return make_keys(made, tmp_path / name, **small, data__max_s=4, data__min_s=0.5, **more)
+
+    speechssl.pretrain(**keys("one"))
+    run_on_ranks(
+        [
+            {"keys": keys("two")},
+            {"keys": keys("sharded", training__sharding="full")},
+            {"keys": keys("parts"), "stop_after": 4},
+            {"keys": keys("parts")},
+        ],
+        tmp_path,
+    )
+    assert read_ends(tmp_path / "two") == read_ends(tmp_path / "parts") == {"finished"}
+    tables = {(tmp_path / name / "left_out.tsv").read_text() for name in ("one", "two", "sharded", "parts")}
+    assert len(tables) == 1
+    assert len(tables.pop().splitlines()) == 1 + 3
+    assert count_differences(tmp_path / "one", tmp_path / "two") == 0
+    assert count_differences(tmp_path / "two", tmp_path / "parts") == 0
+    assert_close(tmp_path / "two", tmp_path / "sharded", 1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_predict_the_codes_of_one(manifests: Path, tmp_path: Path) -> None:
     """The other objective: k-means is fitted on one rank for all, to the same audio, and FSDP2 has its buffers too."""
