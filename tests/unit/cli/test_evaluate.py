@@ -214,7 +214,5 @@ def test_audio_that_cannot_be_used_is_left_out_of_the_figures_and_told(
         return []
 
     monkeypatch.setattr(evaluate, "recognise", recognise_nothing)
-    with pytest.raises(
-        DataError, match=r"`data\.test` must have some that can be used, but none of 4 can be: it is bad"
-    ):
+    with pytest.raises(DataError, match=r"`data\.test` must have some .* but none of 4 can be: it is bad"):
         evaluate.run(make_config(manifest, tmp_path / "none"))

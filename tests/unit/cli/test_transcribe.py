@@ -164,9 +164,7 @@ def test_nothing_that_can_be_used_is_a_mistake(clips: Path, tmp_path: Path) -> N
     for name in ("one", "two"):
         (clips / f"{name}.wav").write_bytes(b"no audio")
     for audio in (clips, tmp_path / "m.tsv"):
-        with pytest.raises(
-            DataError, match=r"`audio` must have some .* but none of 2 can be: .*one\.wav must be audio"
-        ):
+        with pytest.raises(DataError, match=r"`audio` must have some .* none of 2 can be: .*one\.wav must be"):
             transcribe.run(make_config(audio, tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
 

@@ -36,7 +36,7 @@ def test_weights_are_shared_and_modes_are_not(recogniser: SpeechModel) -> None:
     waveforms = torch.randn(2, 8000, generator=torch.Generator().manual_seed(1))
     first = twin(waveforms).last
     with torch.no_grad():
-        recogniser.backbone.projection.weight.mul_(2.0)
+        recogniser.backbone.feature_norm.weight.mul_(2.0)
     assert not torch.equal(twin(waveforms).last, first), "a weight that changes, changes in both"
     assert torch.equal(as_evaluating(recogniser.eval())(waveforms).last, twin(waveforms).last)
     assert as_evaluating(recogniser) is recogniser
