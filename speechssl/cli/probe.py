@@ -162,7 +162,7 @@ def read_sets(
         left_out.extend(left_out_of_test)
     if len(left_out):
         left_out.warn()
-        check_sets(config, first.manifest, second and second.manifest)
+        check_sets(config, first.manifest, second.manifest if second else None)
     if second is not None:
         return first, second, left_out
     kept, held = split_stratified(first.manifest.column("speaker"), TEST_SHARE, config.seed)

@@ -62,16 +62,22 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
     # A folder of its own, so that whatever was begun goes with it, however the writing ends.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
-        rows, is_whole = 0, False
+        written: list[int] = []
+        is_whole = False
         try:
-            with _open_writer(scratch, dim) as write:
-                for table in tables:
-                    write(table)
-                    rows += table.num_rows
+            _write_tables(scratch, tables, dim, written)
             is_whole = True
         finally:
-            _publish(scratch, path, rows, is_whole)
-    return rows
+            _publish(scratch, path, sum(written), is_whole)
+    return sum(written)
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table], dim: int, written: list[int]) -> None:
+    """Write tables to a file; `written` gets the rows of each that is."""
+    with _open_writer(path, dim) as write:
+        for table in tables:
+            write(table)
+            written.append(table.num_rows)
 
 
 def _publish(scratch: Path, path: Path, rows: int, is_whole: bool) -> None:

@@ -76,11 +76,8 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
     if isinstance(layer, str) and (Path(layer) / "result.json").is_file():
         return _choose_mix(Path(layer), num_layers)
     several = isinstance(layer, Iterable) and not isinstance(layer, (str, bytes, Mapping))
-    numbers = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
-    # True and False are integers to Python.
-    if not numbers or not all(
-        type(n) is not bool and isinstance(n, Integral) and 0 <= n <= num_layers for n in numbers
-    ):
+    numbers: list[Any] = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
+    if not numbers or not all(_is_number(n) and 0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )

@@ -173,7 +173,7 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
     Raises:
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
-    items = [_to_numpy(item) if isinstance(item, Tensor) else item for item in _list_items(audio)]
+    items: list[Any] = [_to_numpy(item) if isinstance(item, Tensor) else item for item in _list_items(audio)]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if not arrays:
         manifest = expand_audio([os.fspath(item) for item in items], keep_repeats=True)
@@ -186,7 +186,7 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
     return Source.from_arrays(arrays, int(sample_rate)), None
 
 
-def _list_items(audio: object) -> list[Any]:
+def _list_items(audio: Any) -> list[Any]:
     """List the paths or waveforms that are given, one or several.
 
     Raises:
@@ -357,11 +357,11 @@ def read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[l
         pending: list[list[tuple[int, Future[FloatArray | None]]]] = []
         for batch in [*batches, *[[]] * _READ_AHEAD]:
             pending.append([(index, pool.submit(source.try_read, index)) for index in batch])
-            if len(pending) > _READ_AHEAD:
-                read = [(index, future.result()) for index, future in pending.pop(0)]
-                whole = [(index, waveform) for index, waveform in read if waveform is not None]
-                if whole:
-                    yield [index for index, _ in whole], [waveform for _, waveform in whole]
+            ready = pending.pop(0) if len(pending) > _READ_AHEAD else []
+            read = [(index, future.result()) for index, future in ready]
+            whole = {index: waveform for index, waveform in read if waveform is not None}
+            if whole:
+                yield list(whole), list(whole.values())
 
 
 def _compute_logits(model: SpeechModel, waveforms: Sequence[FloatArray], precision: str) -> tuple[Tensor, Tensor]:

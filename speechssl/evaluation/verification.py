@@ -128,7 +128,8 @@ def describe_dispute(trials: Trials, ids: Sequence[str], speakers: Sequence[str]
     claim = "one speaker's" if trials.same[wrong[0]] else "two speakers'"
     said = (
         f"{len(wrong)} of {len(trials.same)} trials contradict the speakers of data.test: "
-        f"{ids[first]} and {ids[second]} are {claim} in the trials, and of {speakers[first]} and {speakers[second]} there"
+        f"{ids[first]} and {ids[second]} are {claim} in the trials, "
+        f"and of {speakers[first]} and {speakers[second]} there"
     )
     folders = [path.split("/")[:-1] for path in paths]
     for level in range(1, min((len(folder) for folder in folders), default=0) + 1):

@@ -148,10 +148,24 @@ def read_file(path: Path, suffix: str) -> np.ndarray:
     return np.load(path) if suffix == ".npy" else safetensors.numpy.load_file(path)["embeddings"]
 
 
-@pytest.mark.parametrize("layer", [3, -1, [0, 9], "first", "3"])
+@pytest.mark.parametrize(
+    "layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)], ids=repr
+)
 def test_a_layer_that_is_not_there(layer: object) -> None:
     with pytest.raises(ConfigError, match="`layer` must be 0 to 2"):
         choose_layers(layer, 2)
+
+
+@pytest.mark.parametrize("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)], ids=repr)
+def test_a_layer_may_be_any_whole_number(layer: object) -> None:
+    assert choose_layers(layer, 2).names == ("1",)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
+def test_a_damaged_probe_gets_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ConfigError, match="must be"):
+        choose_layers(tmp_path, 2)
 
 
 def test_a_probes_folder_may_be_a_path(tmp_path: Path) -> None:
