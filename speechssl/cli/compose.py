@@ -136,11 +136,11 @@ def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
 
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
-    values = OmegaConf.to_container(tree, resolve=True)
+    values: Any = OmegaConf.to_container(tree, resolve=True)
     _check_values(values)
-    for key in list_keys(VERBS[request.verb].schema):
-        if key.default == MISSING:
-            check(values[key.path] != "", key.path, f"given ({key.meaning})", "")
+    for declared in list_keys(VERBS[request.verb].schema):
+        if declared.default == MISSING:
+            check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:
         return OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
