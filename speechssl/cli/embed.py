@@ -32,7 +32,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)
-    manifest = expand_audio(config.audio)
+    manifest = expand_audio(config.audio, channel=config.channel)
     out = _resolve_file(config)
     num_rows = embedder.count_rows(Source.from_manifest(manifest))
     start = time.monotonic()

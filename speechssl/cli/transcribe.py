@@ -35,7 +35,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
         CheckpointError: the checkpoint is no recogniser.
         DataError: nothing to transcribe, or `decoding.lm` is no ARPA file.
     """
-    manifest = expand_audio(config.audio)
+    manifest = expand_audio(config.audio, channel=config.channel)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from speechssl.audio import read_info
+from speechssl.audio import check_channel, read_info
 from speechssl.data.audio_files import find_audio, locate, make_ids, name_foreign
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
 from speechssl.errors import DataError
@@ -19,7 +19,7 @@ MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
 _logger = logging.getLogger("speechssl")
 
 
-def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = False) -> Manifest:
+def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = False, channel: int = 0) -> Manifest:
     """Find the audio that the values of `audio=` name.
 
     Args:
@@ -27,6 +27,7 @@ def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = 
             the text file's folder).
         key: the key that errors name.
         keep_repeats: give a row each time that a file is named, rather than one at the first time.
+        channel: of each file, from 1; 0: the mean of all.
 
     Returns:
         One row a file, in the order given and sorted within a folder or glob; rows of manifests as they are. The id
@@ -39,10 +40,12 @@ def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = 
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
     found = [_look_up(item, key) for item in audio]
     manifests = [item for item in found if isinstance(item, Manifest)]
+    if channel and manifests:
+        raise DataError(f"`channel` must be left out where `{key}` is a manifest, whose column channel says it")
     # A file that is named in two ways is one file.
     distinct = {locate(file): file for item in found if not isinstance(item, Manifest) for file in item}
     if distinct:
-        manifests.append(scan_files(list(distinct.values()), key))
+        manifests.append(scan_files(list(distinct.values()), key, channel))
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
     order = _order_rows(found, {file: row for row, file in enumerate(distinct, len(joined) - len(distinct))})
     if not keep_repeats:
@@ -89,8 +92,8 @@ def find_files(item: str, key: str) -> list[Path]:
     raise DataError(f"`{key}` must name audio that is there, but {item} does not exist")
 
 
-def scan_files(files: Sequence[Path], key: str) -> Manifest:
-    """Read the headers of files into a manifest, a row a file.
+def scan_files(files: Sequence[Path], key: str, channel: int = 0) -> Manifest:
+    """Count the samples of files, for a manifest with a row a file.
 
     Raises:
         DataError: one of them is no audio, or its path is not in UTF-8; the first one is named.
@@ -101,10 +104,12 @@ def scan_files(files: Sequence[Path], key: str) -> Manifest:
             raise DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     with ThreadPoolExecutor(8) as pool:
         infos = list(pool.map(read_info, files))
+    for file, info in zip(files, infos, strict=True):
+        check_channel(file, info.num_channels, channel)
     root = Path(os.path.commonpath([file.parent for file in located]))
     names = make_ids(located, root)
     rows = [
-        Utterance(name, file, info.sample_rate, info.num_samples)
+        Utterance(name, file, info.sample_rate, info.num_samples, channel=channel)
         for name, file, info in zip(names, located, infos, strict=True)
     ]
     return build_manifest(rows, root, key)

@@ -26,7 +26,8 @@ def limit_source(manifest: Manifest, max_s: float, key: str = "audio") -> Source
 
     def read(index: int) -> FloatArray:
         utterance = manifest[index]
-        return load_audio(utterance.path, utterance.offset, int(taken[index]), utterance.sample_rate)
+        count = int(taken[index])
+        return load_audio(utterance.path, utterance.offset, count, utterance.sample_rate, utterance.channel)
 
     return Source(manifest.column("id"), lengths, read, key)
 

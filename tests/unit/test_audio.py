@@ -81,9 +81,9 @@ def test_a_stretch_outside_the_file_is_refused(flac: Path, offset: int, count: i
 
 def test_a_truncated_flac_is_refused_and_not_padded(flac: Path) -> None:
     flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
-    assert read_info(flac).num_samples == 32_000
-    with pytest.raises(DataError, match=r"a\.flac must be whole, but"):
-        load_audio(flac)
+    for read in (read_info, load_audio, lambda path: load_audio(path, 20_000, 12_000)):
+        with pytest.raises(DataError, match=r"a\.flac must be whole, but"):
+            read(flac)
 
 
 def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16_000)
     with pytest.raises(DataError, match=r"text\.wav must be audio that libsndfile reads"):
         read_info(tmp_path / "text.wav")
-    with pytest.raises(DataError, match=r"empty\.wav must be audio"):
+    with pytest.raises(DataError, match=r"empty\.wav must hold audio, but is empty"):
         read_info(tmp_path / "empty.wav")
     with pytest.raises(DataError, match=r"nothing\.wav must hold audio, but has 0 samples"):
         read_info(tmp_path / "nothing.wav")
@@ -100,7 +100,7 @@ def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
 
 def test_a_format_that_is_not_read_comes_with_the_ffmpeg_command(tmp_path: Path) -> None:
     (tmp_path / "my talk.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00" + bytes(200))
-    with pytest.raises(DataError, match=r'ffmpeg -i "my talk\.m4a" -ac 1 -ar 16000 "my talk\.flac"'):
+    with pytest.raises(DataError, match=r"holds MP4 .*: ffmpeg -i '.*my talk\.m4a' -ac 1 -ar 16000 '.*my talk\.flac'$"):
         load_audio(tmp_path / "my talk.m4a")
 
 
@@ -181,5 +181,5 @@ def test_channels_come_last(shape: tuple[int, int]) -> None:
 
 
 def test_a_waveform_has_a_rate() -> None:
-    with pytest.raises(DataError, match="`sample_rate` must be above 0 Hz, but is 0"):
+    with pytest.raises(DataError, match="`sample_rate` must be between 2000 and 768000 Hz, but is 0"):
         convert_waveform(np.zeros(10), 0)
