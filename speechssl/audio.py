@@ -6,7 +6,6 @@ Read with soundfile (libsndfile) alone: readers built on FFmpeg follow playlists
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shlex
 from contextlib import nullcontext
@@ -26,8 +25,9 @@ from speechssl.waveform import (
     SAMPLE_RATE,
     FloatArray,
     convert_waveform,
-    note_once,
+    mix_down,
     num_samples_at_16k,
+    warn_of_cancelling,
 )
 
 __all__ = [
@@ -35,10 +35,12 @@ __all__ = [
     "SAMPLE_RATE",
     "AudioFile",
     "AudioInfo",
+    "check_channel",
     "check_readable",
     "convert_waveform",
     "describe_unreadable",
     "load_audio",
+    "mix_down",
     "num_samples_at_16k",
     "read_info",
     "suggest_ffmpeg",
@@ -56,8 +58,9 @@ MAX_SAMPLES = 2**36 - 1
 COUNTED_BY_SIZE = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"})
 """Encodings whose samples have one size: how many there are follows from the bytes that are there."""
 
-BLOCK = 2**16
-"""Samples a channel that are decoded at a time where only their number counts."""
+BLOCK = 2**22
+"""Samples of all channels that are decoded at a time where only their number counts: 16 MiB. soundfile seeks between
+two reads, which would hide what is missing there."""
 
 LAST_PAGE_S = 30
 """No page of Ogg Vorbis holds more seconds of speech: 255 packets at most, and encoders close a page after a second or
@@ -65,9 +68,6 @@ two."""
 
 RAW_GSM = {"format": "RAW", "subtype": "GSM610", "samplerate": 8_000, "channels": 1}
 """What a file of nothing but GSM frames is."""
-
-CANCELLED = 0.1
-"""Channels whose mean has less than this share of the energy that unrelated ones would leave cancel one another."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class AudioFile:
 
     def _count(self) -> int:
         """Decode the whole file, for the number of its samples."""
-        buffer = np.empty((BLOCK, self.num_channels), dtype=np.float32)
+        buffer = np.empty((BLOCK // self.num_channels, self.num_channels), dtype=np.float32)
         total = 0
         try:
             while count := len(self._file.read(out=buffer)):
@@ -260,7 +260,7 @@ class AudioFile:
 
     def _drop(self, count: int) -> None:
         """Decode so many samples of a file whose codec knows no seeking."""
-        buffer = np.empty((min(count, BLOCK), self.num_channels), dtype=np.float32)
+        buffer = np.empty((min(count, BLOCK // self.num_channels), self.num_channels), dtype=np.float32)
         while count > 0 and (got := len(self._file.read(out=buffer[:count]))):
             count -= got
 
@@ -354,8 +354,7 @@ def load_audio(
             raise DataError(
                 f"{path} must have the {sample_rate} Hz that the manifest names, but has {file.sample_rate}"
             )
-        if channel > file.num_channels:
-            raise DataError(f"{path} must have the channel {channel} that is asked for, but has {file.num_channels}")
+        check_channel(path, file.num_channels, channel)
         wanted = file.num_samples - offset if num_samples is None else num_samples
         if offset < 0 or wanted < 0 or offset + wanted > file.num_samples:
             raise DataError(
@@ -366,20 +365,17 @@ def load_audio(
     if not np.isfinite(samples).all():
         raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
     if channel:
-        samples = samples[:, channel - 1 : channel]
-    elif samples.shape[1] > 1:
-        _warn_of_cancelling(samples, path)
+        return convert_waveform(mix_down(samples, channel), own_rate)
+    if samples.shape[1] > 1:
+        warn_of_cancelling(samples, path)
     return convert_waveform(samples, own_rate)
 
 
-def _warn_of_cancelling(samples: FloatArray, path: str | os.PathLike[str]) -> None:
-    """Say once if the channels cancel when they are mixed down, as those of a microphone wired the wrong way do."""
-    mixed, each = np.square(samples.mean(axis=1)).mean(), np.square(samples).mean()
-    if mixed * samples.shape[1] < CANCELLED * each:
-        kept = 100 * mixed / each
-        note_once(
-            f"the channels of {path} cancel: mixed down to one they keep {kept:.2g} % of their energy; `channel` of "
-            "`prepare`, `embed` and `transcribe` takes one instead (said of the first such file)",
-            logging.WARNING,
-            "the channels of",
-        )
+def check_channel(path: str | os.PathLike[str], num_channels: int, channel: int) -> None:
+    """Make sure that a file has a channel.
+
+    Raises:
+        DataError: it has fewer.
+    """
+    if channel > num_channels:
+        raise DataError(f"{path} must have the channel {channel} that `channel` names, but has {num_channels}")

@@ -212,6 +212,7 @@ class PrepareConfig:
     format: str = knob("tsv", "`tsv` or `parquet`")
     table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
     columns: dict[str, str] = knob({"path": "path", "text": "text", "speaker": "speaker"}, "which column of `table` holds path, text and speaker")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
     seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
     overwrite: bool = knob(False, "replace manifests that are there")
@@ -220,6 +221,7 @@ class PrepareConfig:
         check_choice("format", self.format, ("tsv", "parquet"))
         check_choice("corpus", self.corpus, ("", "librispeech", "folder", "table", "demo"))
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
 
 
@@ -263,7 +265,12 @@ class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
 
 
 @dataclass(kw_only=True)
@@ -271,6 +278,7 @@ class EmbedConfig(InferenceConfig):
     """Keys of `speechssl embed`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
     pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
     format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
@@ -278,6 +286,7 @@ class EmbedConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.layer != "", "layer", "a layer or a probe's folder", self.layer)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
 

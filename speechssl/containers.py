@@ -200,7 +200,7 @@ def _check_pages(data: bytes | mmap.mmap, size: int) -> Verdict:
 
     They count its samples if none is missing, and none counts more than the packets that end on it can hold.
     """
-    at, number, counted, is_counted = 0, 0, 0, True
+    at, number, counted, is_counted = 0, -1, 0, True
     while at + 27 <= size:
         magic, flags, position, page, segments = PAGE.unpack_from(data, at)
         if magic != b"OggS":
@@ -208,6 +208,12 @@ def _check_pages(data: bytes | mmap.mmap, size: int) -> Verdict:
             return Verdict()
         if flags & 2 and at:
             return Verdict(f"another stream begins at byte {at}: {JOINED}")
+        if page != number + 1:
+            # A recording of a running stream begins anywhere behind its headers.
+            if counted:
+                return Verdict(f"{page - number - 1} pages are missing before byte {at}: it is damaged")
+            is_counted = False
+        number = page
         lacing = data[at + 27 : at + 27 + segments]
         at += 27 + segments + sum(lacing)
         if at > size:
@@ -215,8 +221,6 @@ def _check_pages(data: bytes | mmap.mmap, size: int) -> Verdict:
         if position > 0:
             is_counted &= 0 <= position - counted <= (segments - lacing.count(255)) * LONGEST_PACKET
             counted = position
-        is_counted &= page == number
-        number += 1
     return Verdict(is_counted=is_counted and at == size)
 
 

@@ -148,10 +148,8 @@ def _explain(data: mmap.mmap, at: int, size: int, first: Frame) -> tuple[str, in
         return "", size
     frame = _read_header(data[other : other + 4])
     if frame and not frame.is_like(first):
-        change = (
-            f"{first.sample_rate} Hz and {first.num_channels} channels to {frame.sample_rate} and {frame.num_channels}"
-        )
-        return f"changes from {change} at byte {other}: streams were joined", size
+        old, new = (f"{one.sample_rate} Hz, {one.num_channels} channels" for one in (first, frame))
+        return f"changes from {old} to {new} at byte {other}: streams were joined", size
     return f"is damaged from byte {at} to byte {other} of {size}", size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ ENDLESS = 0x7F000000
 MIN_RATE, MAX_RATE = 2_000, 768_000
 """Sample rates that are read, Hz: below, there is no speech, and a small file would become gigabytes at 16 kHz."""
 
+CANCELLED = 0.1
+"""Channels whose mean has less than this share of the energy that unrelated ones would leave cancel one another."""
+
 _logger = logging.getLogger("speechssl")
 
 _noted = mmap.mmap(-1, 4096)
@@ -35,6 +39,25 @@ _noted = mmap.mmap(-1, 4096)
 def num_samples_at_16k(num_samples: int, sample_rate: int) -> int:
     """Count the samples that `load_audio` returns for so many at the file's own rate (rounded to nearest)."""
     return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+
+
+def mix_down(samples: FloatArray, channel: int) -> FloatArray:
+    """Take the mean of the channels, or one of them, from 1: (N, channels) → (N,)."""
+    mixed: FloatArray = samples[:, channel - 1] if channel else samples.mean(axis=1)
+    return mixed
+
+
+def warn_of_cancelling(samples: FloatArray, path: str | os.PathLike[str]) -> None:
+    """Say once if the channels cancel when they are mixed down, as those of a microphone wired the wrong way do."""
+    mixed, each = np.square(samples.mean(axis=1)).mean(), np.square(samples).mean()
+    if mixed * samples.shape[1] < CANCELLED * each:
+        kept = 100 * mixed / each
+        note_once(
+            f"the channels of {path} cancel: mixed down to one they keep {kept:.2g} % of their energy; `channel` of "
+            "`prepare`, `embed` and `transcribe` takes one instead (said of the first such file)",
+            logging.WARNING,
+            "the channels of",
+        )
 
 
 def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:

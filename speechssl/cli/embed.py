@@ -33,7 +33,7 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)
     left_out = LeftOut("audio")
-    manifest = expand_audio(config.audio, left_out=left_out)
+    manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     out = _resolve_file(config)
     start = time.monotonic()
     tables = track(iterate_tables(embedder, manifest, left_out), "embed", len(manifest), "utterances")

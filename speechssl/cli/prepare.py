@@ -58,7 +58,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     check_keys(config, corpus)
     out = resolve_out(config.out, "prepare", config.overwrite)
     root, splits = read_corpus(config, corpus, out)
-    scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
+    scans = {split: scan_recordings(recordings, root, split, config.channel) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
     manifests, unit = _divide({split: scan.manifest for split, scan in scans.items()}, config)
     earlier = _list_earlier(out)

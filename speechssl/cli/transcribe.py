@@ -39,7 +39,7 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
         DataError: nothing to transcribe, no file can be used, or `decoding.lm` is no ARPA file.
     """
     left_out = LeftOut("audio")
-    manifest = expand_audio(config.audio, left_out=left_out)
+    manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))

@@ -19,8 +19,8 @@ from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import open_regular, parsing
 
 DELIMITERS = (",", ";", "\t", "|")
-RESERVED = frozenset({"sample_rate", "num_samples", "offset"})
-"""Columns of a manifest that are read from the audio."""
+RESERVED = frozenset({"sample_rate", "num_samples", "offset", "channel"})
+"""Columns of a manifest that are read from the audio, or said by a key."""
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
@@ -113,7 +113,7 @@ def _choose_columns(table: Path, names: Sequence[str], columns: Mapping[str, str
     chosen = {}
     for column, name in columns.items():
         if column in RESERVED:
-            raise ConfigError(f"`columns.{column}` must not be given, but is: it is read from the audio")
+            raise ConfigError(f"`columns.{column}` must not be given, but is: it comes from the audio")
         if name in names:
             chosen[column] = name
         elif column not in ("text", "speaker") or name != column:

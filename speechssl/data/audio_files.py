@@ -110,7 +110,8 @@ def name_foreign(foreign: Sequence[Path]) -> str:
     """Say how files that libsndfile does not read become files that it does; empty where there are none."""
     if not foreign:
         return ""
-    return f": {len(foreign)} files must be converted first, such as the first with {suggest_ffmpeg(foreign[0])}"
+    command = suggest_ffmpeg(foreign[0])
+    return f": {len(foreign)} files such as {foreign[0].name} must be converted first, each with {command}"
 
 
 def locate(file: Path) -> Path:

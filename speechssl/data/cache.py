@@ -52,14 +52,16 @@ class AudioCache:
         return np.pad(samples, (0, length - len(samples)))
 
     def _find(self, utterance: Utterance) -> Path:
-        """Name the file by what it holds: path, time of change, offset and length."""
+        """Name the file by what it holds: path, time of change, offset, length and channel."""
         changed = utterance.path.stat().st_mtime_ns if utterance.path.exists() else 0
         key = f"{utterance.path}\n{changed}\n{utterance.offset}\n{utterance.num_samples}"
+        key += f"\n{utterance.channel}" if utterance.channel else ""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / digest[:2] / f"{digest}.wav"
 
     def _write(self, path: Path, utterance: Utterance) -> None:
-        samples = load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
+        stretch = utterance.offset, utterance.num_samples, utterance.sample_rate
+        samples = load_audio(utterance.path, *stretch, utterance.channel)
         scratch = path.with_suffix(f".{os.getpid()}.part")
         # Through memory: soundfile does not tell why a disk refuses.
         content = io.BytesIO()

@@ -164,10 +164,11 @@ def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> Floa
     if cache_dir:
         return AudioCache(cache_dir).read(utterance, start, length)
     if utterance.sample_rate == SAMPLE_RATE:
-        return load_audio(utterance.path, utterance.offset + start, length, SAMPLE_RATE)
+        return load_audio(utterance.path, utterance.offset + start, length, SAMPLE_RATE, utterance.channel)
     ratio = utterance.sample_rate / SAMPLE_RATE
     first = min(start * utterance.sample_rate // SAMPLE_RATE, utterance.num_samples - 1)
     wanted = min(int(np.ceil(length * ratio)) + 2, utterance.num_samples - first)
-    samples = load_audio(utterance.path, utterance.offset + first, wanted, utterance.sample_rate)
+    begin, rate = utterance.offset + first, utterance.sample_rate
+    samples = load_audio(utterance.path, begin, wanted, rate, utterance.channel)
     padded: FloatArray = np.pad(samples[:length], (0, max(length - len(samples), 0)))
     return padded

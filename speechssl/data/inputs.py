@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from speechssl.audio import AudioInfo, read_info
+from speechssl.audio import AudioInfo, check_channel, read_info
 from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
@@ -26,7 +26,11 @@ _logger = logging.getLogger("speechssl")
 
 
 def expand_audio(
-    audio: Sequence[str], key: str = "audio", keep_repeats: bool = False, left_out: LeftOut | None = None
+    audio: Sequence[str],
+    key: str = "audio",
+    keep_repeats: bool = False,
+    left_out: LeftOut | None = None,
+    channel: int = 0,
 ) -> Manifest:
     """Find the audio that the values of `audio=` name.
 
@@ -36,6 +40,7 @@ def expand_audio(
         key: the key that errors name.
         keep_repeats: give a row each time that a file is named, rather than one at the first time.
         left_out: gets the files that cannot be used; None: the first one ends it.
+        channel: of each file, from 1; 0: the mean of all.
 
     Returns:
         One row a file, in the order given and sorted within a folder or glob, with ids by `make_ids`; rows of
@@ -49,11 +54,13 @@ def expand_audio(
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
     found = [_look_up(item, key) for item in audio]
     manifests = [item for item in found if isinstance(item, Manifest)]
+    if channel and manifests:
+        raise DataError(f"`channel` must be left out where `{key}` is a manifest, whose column channel says it")
     # A file that is named in two ways is one file.
     distinct = {locate(file): file for item in found if not isinstance(item, Manifest) for file in item}
     places: dict[Path, int] = {}
     if distinct:
-        scanned = scan_files(list(distinct.values()), key, left_out)
+        scanned = scan_files(list(distinct.values()), key, left_out, channel)
         first = sum(map(len, manifests))
         places = {scanned.root / path: row for row, path in enumerate(scanned.table.column("path").to_pylist(), first)}
         manifests.append(scanned)
@@ -132,8 +139,8 @@ def _expand(pattern: str) -> set[str]:
     return matched
 
 
-def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None) -> Manifest:
-    """Read the headers of files into a manifest, a row a file.
+def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None, channel: int = 0) -> Manifest:
+    """Count the samples of files, for a manifest with a row a file.
 
     Args:
         files: distinct files.
@@ -146,11 +153,11 @@ def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None)
     located = [locate(file) for file in files]
     names = make_ids(located)
     with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(partial(_examine, key=key), files))
+        outcomes = list(pool.map(partial(_examine, key=key, channel=channel), files))
     rows = []
     for name, file, outcome in zip(names, located, outcomes, strict=True):
         if isinstance(outcome, AudioInfo):
-            rows.append(Utterance(name, file, outcome.sample_rate, outcome.num_samples))
+            rows.append(Utterance(name, file, outcome.sample_rate, outcome.num_samples, channel=channel))
         elif left_out is None:
             raise outcome
         else:
@@ -158,14 +165,16 @@ def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None)
     return build_manifest(rows, find_common(located), key)
 
 
-def _examine(file: Path, key: str) -> AudioInfo | DataError:
-    """Read the header of a file, or give the error that says why it cannot be used."""
+def _examine(file: Path, key: str, channel: int) -> AudioInfo | DataError:
+    """Count the samples of a file, or give the error that says why it cannot be used."""
     if not _is_utf8(file):
         return DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     try:
-        return read_info(file)
+        info = read_info(file)
+        check_channel(file, info.num_channels, channel)
     except DataError as error:
         return error
+    return info
 
 
 def _is_utf8(path: Path) -> bool:

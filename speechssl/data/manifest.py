@@ -24,6 +24,9 @@ from speechssl.parsing import parsing
 
 IntArray = npt.NDArray[np.int64]
 
+OPTIONAL = {"offset": 0, "channel": 0, "speaker": None, "text": None}
+"""Columns that are left out where every row has this, and what a row without one has."""
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -37,6 +40,7 @@ class Utterance:
         offset: first sample of the utterance in the file, at that rate.
         speaker: label, where known.
         text: transcript, where known.
+        channel: which channel of the file, from 1; 0 is the mean of all.
     """
 
     id: str
@@ -46,6 +50,7 @@ class Utterance:
     offset: int = 0
     speaker: str | None = None
     text: str | None = None
+    channel: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -57,8 +62,8 @@ class Manifest:
     """A table of utterances; a row costs no Python object until it is asked for.
 
     Args:
-        table: columns `id`, `path`, `sample_rate`, `num_samples`, where needed `offset`, where known `speaker` and
-            `text`; further columns are kept.
+        table: columns `id`, `path`, `sample_rate`, `num_samples`, where needed `offset` and `channel`, where known
+            `speaker` and `text`; further columns are kept.
         root: folder that relative paths start from.
         source: what messages call it.
     """
@@ -74,8 +79,8 @@ class Manifest:
         """Make the record of one row."""
         row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names if name in _FIELDS}
         path = self.root / row["path"]
-        offset = row.get("offset") or 0
-        return Utterance(**{**row, "path": path, "offset": offset})
+        counts = {name: row.get(name) or 0 for name in ("offset", "channel")}
+        return Utterance(**{**row, **counts, "path": path})
 
     @cached_property
     def num_samples_16k(self) -> IntArray:
@@ -270,10 +275,9 @@ def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifes
     """Make a manifest of records; columns that no row fills are left out."""
     records = list(rows)
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in sorted(_FIELDS)}
-    columns = {name: columns[name] for name in (*REQUIRED, "offset", "speaker", "text")}
+    columns = {name: columns[name] for name in (*REQUIRED, *OPTIONAL)}
     columns["path"] = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in columns["path"]]
-    optional = {"offset": 0, "speaker": None, "text": None}
-    kept = {k: v for k, v in columns.items() if k not in optional or any(item != optional[k] for item in v)}
+    kept = {k: v for k, v in columns.items() if k not in OPTIONAL or any(item != OPTIONAL[k] for item in v)}
     types = {name: pa.int64() if name in COUNTS else pa.string() for name in kept}
     return Manifest(pa.table({k: pa.array(v, types[k]) for k, v in kept.items()}), root, source)
 

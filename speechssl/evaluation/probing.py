@@ -29,7 +29,8 @@ def limit_source(manifest: Manifest, max_s: float, key: str = "audio", left_out:
 
     def read(index: int) -> FloatArray:
         utterance = manifest[index]
-        return load_audio(utterance.path, utterance.offset, int(taken[index]), utterance.sample_rate)
+        count = int(taken[index])
+        return load_audio(utterance.path, utterance.offset, count, utterance.sample_rate, utterance.channel)
 
     return Source(manifest.column("id"), lengths, read, key, note_rows(manifest, left_out))
 

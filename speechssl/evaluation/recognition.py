@@ -75,8 +75,8 @@ class Source:
         """Read from the files of a manifest; `left_out` gets those that cannot be used, None: the first one ends it."""
 
         def read(index: int) -> FloatArray:
-            utterance = manifest[index]
-            return load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
+            row = manifest[index]
+            return load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
 
         return cls(manifest.column("id"), manifest.num_samples_16k, read, leave_out=note_rows(manifest, left_out))
 

