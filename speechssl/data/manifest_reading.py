@@ -23,7 +23,12 @@ ROOT_LINE = "# root="
 ROOT_KEY = b"root"
 ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
 
-BOUNDS = {"sample_rate": (1, 768_000), "num_samples": (1, MAX_SAMPLES), "offset": (0, MAX_SAMPLES), "channel": (0, 1024)}
+BOUNDS = {
+    "sample_rate": (1, 768_000),
+    "num_samples": (1, MAX_SAMPLES),
+    "offset": (0, MAX_SAMPLES),
+    "channel": (0, 1024),
+}
 """Least and greatest value of the columns that are counts: their sums and products then fit into 64 bits."""
 
 COUNTS = tuple(BOUNDS)
