@@ -82,7 +82,7 @@ def _start(loader: DataLoader[Any]) -> _MultiProcessingDataLoaderIter:
     assert isinstance(batches, _MultiProcessingDataLoaderIter), "a loader with workers"
     # Or torch would raise in whatever this process does at the moment of a worker's death, such as a save. The thread
     # that waits for the worker finds out too.
-    signal_handling._remove_worker_pids(id(batches))
+    signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
     batches._worker_pids_set = False
     # Torch's own way to end workers waits for locks that one which is stopped or was killed may hold; see `_end`.
     batches._shutdown_workers = lambda: None  # type: ignore[method-assign]
