@@ -15,7 +15,7 @@ import soundfile
 
 from speechssl.cli.compose import compose
 from speechssl.cli.prepare import run
-from speechssl.corpora.table_advice import spell
+from speechssl.corpora.table_advice import check_places, spell
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
 
@@ -244,3 +244,17 @@ def test_long_texts_are_read() -> None:
 def test_names_without_end_do_not_make_a_sentence_without_end() -> None:
     write("t.csv", ",".join(f"column{n}" for n in range(5000)) + "\n" + "," * 4999 + "\n")
     assert len(refuse("t.csv")) < 600
+
+
+def test_a_path_without_end_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("t.csv", f"path\n{'a/' * 2000}b.wav\n")
+    asked: list[object] = []
+    monkeypatch.setattr("speechssl.corpora.table_advice.os.path.isfile", lambda path: bool(asked.append(path)))
+    monkeypatch.setattr("speechssl.corpora.table_advice.os.scandir", refuse_to_list)
+    with pytest.raises(DataError, match="start from"):
+        check_places(Path("t.csv"), Path.cwd(), [Path.cwd() / f"{'a/' * 2000}b.wav"])
+    assert len(asked) < 400
+
+
+def refuse_to_list(folder: Path) -> None:
+    raise PermissionError(13, "Permission denied", str(folder))
