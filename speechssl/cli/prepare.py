@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,9 @@ def guess_corpus(config: PrepareConfig) -> str:
     if not config.root:
         raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
     root = Path(config.root).absolute()
-    if root.is_file() and root.suffix.lower() in LIST_SUFFIXES:
+    if os.path.isfile(root) and root.suffix.lower() in LIST_SUFFIXES:
         return _say_guess("table", root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
     if find_tree(root):
         return _say_guess("librispeech", root)
@@ -174,7 +175,7 @@ def _find_root(config: PrepareConfig) -> Path:
     if not config.root:
         raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
     root = Path(config.root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
     return root.resolve()
 
@@ -253,4 +254,4 @@ def _say_guess(corpus: str, root: Path) -> str:
 
 
 def _say_what(path: Path) -> str:
-    return "is a file" if path.exists() else "is not there"
+    return "is a file" if os.path.exists(path) else "is not there"

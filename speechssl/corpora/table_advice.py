@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 
@@ -38,6 +39,9 @@ SUFFIXES = ("", ".wav", ".flac", ".mp3", ".opus", ".ogg")
 
 MAX_FOLDERS = 100
 """So many folders beside a table are searched for its files."""
+
+MAX_DEPTH = 8
+"""So many folders of a path from elsewhere are kept at most."""
 
 MAX_FIELDS = 20
 """Most columns that a table without a header has."""
@@ -199,7 +203,9 @@ def _rename(table: Path) -> str:
 def _list_near(table: Path) -> list[Path]:
     """List the folders in which the files of a table usually lie: its own, those in it, and the one above."""
     folder = table.parent.absolute()
-    inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())[:MAX_FOLDERS]
+    inside: list[str] = []
+    with suppress(OSError):  # A folder that cannot be listed can still hold a table.
+        inside = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())[:MAX_FOLDERS]
     return [folder, *map(Path, inside), folder.parent, Path.cwd()]
 
 
@@ -214,7 +220,7 @@ def _list_spellings(name: str) -> Iterator[str]:
     """Yield a path with Windows' separators turned, then without its first folders, one after the other."""
     parts = [part for part in name.replace("\\", "/").split("/") if part]
     yield name
-    yield from ("/".join(parts[start:]) for start in range(len(parts)))
+    yield from ("/".join(parts[start:]) for start in range(max(0, len(parts) - MAX_DEPTH), len(parts)))
 
 
 def _cut(text: str) -> str:

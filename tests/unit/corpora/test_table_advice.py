@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.cli.compose import compose
 from speechssl.cli.prepare import run
-from speechssl.corpora.table_advice import spell
+from speechssl.cli.words import read_words as parse_words
+from speechssl.config import PrepareConfig
+from speechssl.corpora.table_advice import check_places, spell
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
 
@@ -61,8 +62,16 @@ def run_in(shell: str, typed: str) -> str:
     return done.stdout
 
 
+def configure(*words: str) -> PrepareConfig:
+    """Read words as the command line does, without the files of `conf/`, which `prepare` has no part in."""
+    (request,) = parse_words("prepare", words)
+    columns = {key.removeprefix("columns."): value for key, value in request.values.items() if "." in key}
+    keys = {key: value for key, value in request.values.items() if "." not in key}
+    return PrepareConfig(**keys, columns=PrepareConfig().columns | columns)
+
+
 def prepare(*words: str) -> Manifest:
-    run(compose("prepare", [*words, "out=m", "overwrite=true"]))
+    run(configure(*words, "out=m", "overwrite=true"))
     return load_manifest("m/all.tsv")
 
 
@@ -216,7 +225,7 @@ def test_what_is_spelt_is_read_as_it_is() -> None:
     odd = ["it's", "a\\", "a\\'b", "x,y", "[a]", "true", "null", "1e5", "", "ü", "~/x", "$HOME", "nan", "a\\\\'", "#x"]
     values = {f"column{number}": value for number, value in enumerate(odd)}
     words = read_words(" ".join(spell(f"columns.{column}", value) for column, value in values.items()))
-    assert compose("prepare", words).columns.items() >= values.items()
+    assert configure(*words).columns.items() >= values.items()
 
 
 @pytest.mark.parametrize(
@@ -244,3 +253,17 @@ def test_long_texts_are_read() -> None:
 def test_names_without_end_do_not_make_a_sentence_without_end() -> None:
     write("t.csv", ",".join(f"column{n}" for n in range(5000)) + "\n" + "," * 4999 + "\n")
     assert len(refuse("t.csv")) < 600
+
+
+def test_a_path_without_end_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("t.csv", f"path\n{'a/' * 2000}b.wav\n")
+    asked: list[object] = []
+    monkeypatch.setattr("speechssl.corpora.table_advice.os.path.isfile", lambda path: bool(asked.append(path)))
+    monkeypatch.setattr("speechssl.corpora.table_advice.os.scandir", refuse_to_list)
+    with pytest.raises(DataError, match="start from"):
+        check_places(Path("t.csv"), Path.cwd(), [Path.cwd() / f"{'a/' * 2000}b.wav"])
+    assert len(asked) < 400
+
+
+def refuse_to_list(folder: Path) -> None:
+    raise PermissionError(13, "Permission denied", str(folder))
