@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechssl.errors import ConfigError
+from speechssl.parsing import shorten
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP)
 """What filesystems answer that cannot flush a folder (some network ones)."""
@@ -47,9 +48,6 @@ def writing(
             f"`{key}` must be a place that can be written, but {os.fsdecode(place)} could not be ({reason})"
         ) from error
     except also as error:
-        # Here alone: it brings PyYAML, and `--help` is to be quick.
-        from speechssl.parsing import shorten
-
         # The first of several is the cause.
         reason = shorten(error.__context__ or error)
         raise ConfigError(f"`{key}` must be a place that can be written, but {path} could not be ({reason})") from error
