@@ -110,6 +110,7 @@ QUOTES = [
     ("’Tis the dogs’", "'TIS THE DOGS'"),
     ("‘Yes,’ he said, ‘it’s the boys’.’", "YES HE SAID IT'S THE BOYS'"),
     ("a ' b", "A B"),
+    ("'one 'two words' more'", "ONE TWO WORDS MORE"),
     ("don´t don`t don＇t don‘t don′t donʼt donʻt", " ".join(["DON'T"] * 7)),
     ("5′ long, cafe´ ", "LONG CAFE"),
 ]
