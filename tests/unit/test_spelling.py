@@ -50,7 +50,7 @@ def test_an_alphabet_says_whether_it_has_a_dotless_i() -> None:
 
 def test_a_vocabulary_keeps_what_its_letters_mean_and_an_older_one_what_they_meant() -> None:
     config = TextConfig(vocabulary="data")
-    vocabulary = build_vocabulary(config, ["İyi ılık"])
+    vocabulary = build_vocabulary(config, ["İyi ılık ağ kuş"])
     stored = vocabulary.to_dict()
     assert Vocabulary.from_dict(stored) == vocabulary
     del stored["dotless_i"]
@@ -110,6 +110,7 @@ QUOTES = [
     ("’Tis the dogs’", "'TIS THE DOGS'"),
     ("‘Yes,’ he said, ‘it’s the boys’.’", "YES HE SAID IT'S THE BOYS'"),
     ("a ' b", "A B"),
+    ("'one 'two words' more'", "ONE TWO WORDS MORE"),
     ("don´t don`t don＇t don‘t don′t donʼt donʻt", " ".join(["DON'T"] * 7)),
     ("5′ long, cafe´ ", "LONG CAFE"),
 ]
