@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
@@ -115,16 +115,15 @@ class AudioFile:
         self._suffix = os.path.splitext(path)[1].lower()
         self._at = 0
         self._raw = _open_raw(path)
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._raw.close)
             self._file, self._walk = self._open(check_whole)
             self.sample_rate, self.num_channels = self._file.samplerate, self._file.channels
             self.num_samples = self._file.frames
             self._check_header()
             if check_whole:
                 self._check_whole()
-        except BaseException:
-            self._raw.close()
-            raise
+            stack.pop_all()
 
     def __enter__(self) -> Self:
         """Give the file itself."""
