@@ -183,7 +183,8 @@ class AudioFile:
             if kind == "FLAC":
                 self._reach_end()
             return
-        elif kind != "FLAC" and self._file.subtype in COUNTED_BY_SIZE:
+        elif kind not in ("FLAC", "SDS") and self._file.subtype in COUNTED_BY_SIZE:
+            # A FLAC that comes here has a tag before its head; of SDS libsndfile believes the header.
             return
         else:
             counted = self._count()
@@ -254,17 +255,23 @@ class AudioFile:
         elif self._file.subtype == "VORBIS":
             # On the last page, which the end cuts short, libsndfile seeks to a place that is some hundred samples off.
             start = min(start, self.num_samples - LAST_PAGE_S * self.sample_rate)
-        self._file.seek(max(start, 0))
-        return max(start, 0)
+        start = max(start, 0)
+        try:
+            self._file.seek(start)
+        except soundfile.LibsndfileError:
+            # Some files can be read but not sought in, such as FLAC behind an ID3 tag.
+            self._reopen()
+            self._drop(start)
+        return start
 
     def _drop(self, count: int) -> None:
-        """Decode so many samples of a file whose codec knows no seeking."""
+        """Decode so many samples of a file in which nothing can be sought."""
         buffer = np.empty((min(count, BLOCK // self.num_channels), self.num_channels), dtype=np.float32)
         while count > 0 and (got := len(self._file.read(out=buffer[:count]))):
             count -= got
 
     def _reopen(self) -> None:
-        """Begin again at sample 0 of a file whose codec knows no seeking."""
+        """Begin again at sample 0 of a file in which nothing can be sought."""
         self._file.close()
         self._file, self._walk = self._open(check_whole=False)
         self._at = 0

@@ -7,12 +7,12 @@ import json
 import logging
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path, PurePosixPath
 
+from speechssl.advice import quote_for_shell, spell
 from speechssl.audio import AUDIO_SUFFIXES
 from speechssl.data.manifest_reading import MAX_HEADER, name_columns
 from speechssl.errors import DataError
@@ -87,7 +87,9 @@ def refuse_json(table: Path) -> None:
     code = f"import pyarrow.csv as c, pyarrow.json as j; c.write_csv(j.read_json({old}), {new})"
     proposed = {**{"path": "audio_filepath"}, **_propose(names, {}, {column: column for column in USUAL})}
     keys = _spell_columns({column: name for column, name in proposed.items() if column != name})
-    way_out = f": make one with python -c {shlex.quote(code)} and say {spell('table', _rename(table))} {keys}".rstrip()
+    way_out = (
+        f": make one with python -c {quote_for_shell(code)} and say {spell('table', _rename(table))} {keys}".rstrip()
+    )
     raise DataError(
         f"`table` must be CSV or TSV, but {table} is JSON{way_out if line.lstrip().startswith('{') else ''}"
     )
@@ -110,17 +112,17 @@ def refuse_without_header(table: Path, folder: Path) -> None:
     text = max(rest, key=lambda n: (len(fields[n]), n), default=None)
     names = ["path" if n == place else "text" if n == text else f"column{n + 1}" for n in range(len(fields))]
     found = _find_place(fields[place], [folder, *_list_near(table)])
-    copy = f"cat {shlex.quote(str(table))}"
+    copy = f"cat {quote_for_shell(str(table))}"
     suffix = found[1].removeprefix(fields[0]) if found and place == 0 and found[1].startswith(fields[0]) else ""
     if suffix:
         end = delimiter if rest else "$"
         script = f"s/{end}/{suffix}{end if rest else ''}/"
-        copy = f"sed {shlex.quote(script)} {shlex.quote(str(table))}"
-    header = shlex.quote(delimiter.join(names).replace("\t", "\\t") + "\\n")
+        copy = f"sed {quote_for_shell(script)} {quote_for_shell(str(table))}"
+    header = quote_for_shell(delimiter.join(names).replace("\t", "\\t") + "\\n")
     keys = spell("table", _rename(table)) + (f" {spell('root', str(found[0]))}" if found else "")
     raise DataError(
         f"`table` must begin with a line that names its columns, but {table} begins with a row, {_cut(line)}: make one "
-        f"with {{ printf {header}; {copy}; }} > {shlex.quote(_rename(table))} and say {keys}"
+        f"with {{ printf {header}; {copy}; }} > {quote_for_shell(_rename(table))} and say {keys}"
     )
 
 
@@ -152,14 +154,6 @@ def check_places(table: Path, root: Path, files: Iterable[Path]) -> None:
     raise DataError(
         f"`root` must be the folder that the paths of {table} start from, but {first} is not there{way_out}"
     )
-
-
-def spell(key: str, value: str) -> str:
-    """Spell `key=value` so that a shell passes it whole and hydra's grammar reads the value as it is."""
-    is_word = re.fullmatch(r"(?!(true|false|null|nan|inf)$)[a-z_/.][\w./-]*", value, re.ASCII | re.IGNORECASE)
-    if not is_word:
-        value = "'" + re.sub(r"(\\*)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"
-    return shlex.quote(f"{key}={value}")
 
 
 def _propose(names: Sequence[str], chosen: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:

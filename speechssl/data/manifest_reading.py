@@ -16,6 +16,7 @@ from pyarrow import csv
 from speechssl.audio import MAX_SAMPLES
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, shorten
+from speechssl.waveform import MAX_RATE, MIN_RATE
 
 REQUIRED = ("id", "path", "sample_rate", "num_samples")
 TEXTS = ("id", "path", "speaker", "text")
@@ -24,7 +25,7 @@ ROOT_KEY = b"root"
 ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
 
 BOUNDS = {
-    "sample_rate": (1, 768_000),
+    "sample_rate": (MIN_RATE, MAX_RATE),
     "num_samples": (1, MAX_SAMPLES),
     "offset": (0, MAX_SAMPLES),
     "channel": (0, 1024),

@@ -25,7 +25,7 @@ from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes
 from speechssl.printable import make_printable
-from speechssl.training.durable import flush
+from speechssl.training.durable import flush, remove
 
 NAME = "data.parquet"
 
@@ -44,7 +44,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def describe_data(sets: Mapping[str, Manifest], with_texts: bool) -> pa.Table:
-    """Describe the utterances behind each key: id, length, transcript where it matters, size and time of the file.
+    """Describe the utterances behind each key: id, stretch, transcript where it matters, size and time of the file.
 
     Args:
         sets: manifest of each key, such as `data.train`.
@@ -57,12 +57,22 @@ def describe_data(sets: Mapping[str, Manifest], with_texts: bool) -> pa.Table:
             "key": pa.array([key] * len(manifest)).dictionary_encode(),
             "id": manifest.table.column("id"),
             "num_samples": manifest.num_samples_16k,
+            "offset": _count(manifest, "offset"),
+            "channel": _count(manifest, "channel"),
             "text": hash_texts(manifest) if with_texts else np.zeros(len(manifest), dtype=np.int64),
             "size": sizes,
             "time": times,
         }
         tables.append(pa.table(columns))
     return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _count(manifest: Manifest, name: str) -> IntArray:
+    """Read a column of counts, which a manifest may leave out: (rows,) int64, 0 where nothing stands."""
+    if not manifest.has(name):
+        return np.zeros(len(manifest), dtype=np.int64)
+    values: IntArray = pc.fill_null(manifest.table.column(name), 0).to_numpy()
+    return values
 
 
 def hash_texts(manifest: Manifest) -> IntArray:
@@ -86,6 +96,8 @@ def write_record(folder: Path, table: pa.Table) -> None:
     if path.exists():
         return
     scratch = path.with_name(f".{NAME}.part")
+    # It may be a link, which would be followed.
+    remove(scratch)
     pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
     flush(scratch)
     scratch.replace(path)
@@ -127,6 +139,8 @@ def _compare(key: str, then: pa.Table, now: pa.Table, folder: Path, left_out: Ma
         _refuse(key, folder, _describe_ids(before, after))
     changes = {
         "have another length": _numbers(then, "num_samples") != _numbers(now, "num_samples"),
+        "begin elsewhere in their files": _numbers(then, "offset") != _numbers(now, "offset"),
+        "are another channel of their files": _numbers(then, "channel") != _numbers(now, "channel"),
         "have another transcript": _numbers(then, "text") != _numbers(now, "text"),
     }
     old, new = _numbers(then, "size"), _numbers(now, "size")

@@ -2,6 +2,8 @@
 
 import re
 import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -275,3 +277,29 @@ def test_an_ogg_with_a_hole_is_refused(tmp_path: Path, speech: Speech) -> None:
     path.write_bytes(whole[: pages[4]] + whole[pages[5] :])
     with pytest.raises(DataError, match="must be whole, but 1 pages are missing before byte"):
         read_info(path)
+
+
+def test_flac_behind_a_tag_is_read_and_its_stretches_too(tmp_path: Path, speech: Speech) -> None:
+    """libsndfile reads such a file from its start, and cannot seek in it."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, speech(2.0, 1), 16_000)
+    whole = load_audio(path)
+    path.write_bytes(b"ID3\x03\0\0\0\0\0\x0a" + bytes(10) + path.read_bytes())
+    assert read_info(path).num_samples == len(whole)
+    assert np.array_equal(load_audio(path), whole)
+    assert np.array_equal(load_audio(path, 20_001, 300), whole[20_001:20_301])
+
+
+@pytest.mark.parametrize("rate", [1, 100, 1_999, 768_001])
+def test_a_rate_at_which_nothing_is_speech_costs_nothing(tmp_path: Path, rate: int) -> None:
+    """A minute of noise said to be at 1 Hz would become sixteen thousand minutes."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(1).uniform(-1, 1, 960_000).astype(np.float32), rate)
+    tracemalloc.start()
+    start = time.process_time()
+    for read in (read_info, load_audio):
+        with pytest.raises(DataError, match=f"must have a sample rate between 2000 and 768000 Hz, but has {rate}"):
+            read(path)
+    assert time.process_time() - start < 1.0
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

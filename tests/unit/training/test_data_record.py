@@ -53,6 +53,8 @@ CHANGES: dict[str, tuple[Callable[[list[Utterance]], list[Utterance]], str]] = {
         lambda rows: [replace(rows[0], path=rows[1].path), replace(rows[1], path=rows[0].path), *rows[2:]],
         r"2 utterances \(u0, u1\) have files of another size",
     ),
+    "offset": (lambda rows: [replace(rows[0], offset=5), *rows[1:]], r"\(u0\) begin elsewhere in their files"),
+    "channel": (lambda rows: [replace(rows[0], channel=2), *rows[1:]], r"\(u0\) are another channel of their files"),
     "size": (grow, r"\(u2\) have files of another size"),
 }
 
@@ -99,6 +101,15 @@ def test_a_damaged_record_is_told_and_stops_nothing(
     caplog.set_level(logging.WARNING, "speechssl")
     check_record(tmp_path, describe(rows, tmp_path), {})
     assert "a whole record of the data" in caplog.text
+
+
+def test_a_link_in_its_way_is_not_followed(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path)
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / f".{NAME}.part").symlink_to("precious")
+    write_record(tmp_path, describe(rows, tmp_path))
+    assert (tmp_path / "precious").read_text() == "mine"
+    check_record(tmp_path, describe(rows, tmp_path), {})
 
 
 def test_the_first_record_stays(tmp_path: Path) -> None:
