@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.decoding_config import DecodingConfig
-from speechssl.knobs import DAY_S, MISSING, Key, check, check_choice, check_finite, knob, list_keys
+from speechssl.knobs import DAY_S, MAX_WORKERS, MISSING, Key, check, check_choice, check_finite, knob, list_keys
 from speechssl.model_config import MAX_WIDTH, MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.training_config import LoggingConfig, TrainingConfig
 
@@ -18,9 +18,6 @@ __all__ = [
     "MISSING", "DecodingConfig", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
     "check_finite", "knob", "list_keys",
 ]
-
-MAX_WORKERS = 256
-"""Most processes that read audio: more than any machine has cores to spare, and fewer than it lets one user start."""
 
 
 @dataclass(kw_only=True)

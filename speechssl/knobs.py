@@ -16,6 +16,9 @@ MISSING = "???"
 DAY_S = 86_400.0
 """Most audio that one forward, sub-batch or crop may be: a day of it takes terabytes in any network."""
 
+MAX_WORKERS = 256
+"""Most processes that read audio: more than any machine has cores to spare, and fewer than it lets one user start."""
+
 
 def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
     """Declare one key of the configuration.

@@ -102,7 +102,7 @@ SILLY: list[tuple[tuple[str, ...], str]] = [
     ((*TRAIN, "init='a\nspeechssl: all is well'"), "a\\nspeechssl: all is well does not exist"),
     (("\x1b[2J",), "\\x1b[2J"),
     (("embed", "x\x1b[31m\u202e", "a"), "x\\x1b[31m\\u202e does not exist"),
-    (("embed", "a" * 300, "x"), "a path must be one that a disk can hold"),
+    (("embed", "a" * 300, "x"), "cannot be read (File name too long)"),
     ((*BARE, "data.train=x.tsv", "out=" + "a" * 300), "`out` must be a place that can be written"),
     (("prepare", "nowhere", "corpus=folder"), "`root` must be the folder"),
 ]

@@ -113,7 +113,7 @@ def follow(verb: str, advice: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "value", ["a(b", "Füße/läufe", "it's (1)", 'say "a"', "a\u200cb(", "a\\((", '(\\d+)"', "${x", "x=y=z"]
+    "value", ["a(b", "Füße (1)", "it's (1)", 'say "a"', "a\u200cb(", "a\\((", '(\\d+)"', "${x", "x=y=z"]
 )
 def test_a_value_that_cannot_be_parsed_is_told_how_to_be_typed(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
