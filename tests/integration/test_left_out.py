@@ -66,6 +66,7 @@ def test_a_damaged_file_is_left_out_named_and_counted(
     assert sum(f"{name}: " in record.message for record in caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_hours_count_what_was_read(manifests: Path, tmp_path: Path) -> None:
     whole = pretrain(manifests, tmp_path / "whole", **SMALL, **{"training.max_updates": 1})
     damage(manifests, list(range(3)))
@@ -77,6 +78,7 @@ def test_hours_count_what_was_read(manifests: Path, tmp_path: Path) -> None:
     assert (whole["hours_seen"] - less["hours_seen"]) * 3600 == pytest.approx(sum(seconds[n] for n in lost), abs=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [pretrain, finetune])
 def test_a_run_with_damaged_files_goes_on_to_the_bit(
     manifests: Path,

@@ -12,6 +12,7 @@ import yaml
 from tests.integration.test_training import manifests, pretrain, read_metrics, read_weights  # noqa: F401  (a fixture)
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_the_one_that_was_planned_so(
     manifests: Path,  # noqa: F811
     tmp_path: Path,
@@ -34,6 +35,7 @@ def test_a_longer_run_is_the_one_that_was_planned_so(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_run_of_before_the_key_goes_on_as_it_was_planned(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
     keys = {"data.valid": [], "training.max_updates": 2}
     pretrain(manifests, tmp_path / "run", **keys)

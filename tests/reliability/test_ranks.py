@@ -151,6 +151,7 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
     assert not (tmp_path / "desync" / "checkpoints" / "update-0000004").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_what_one_does(tmp_path: Path) -> None:
     """Three files cannot be read; with an utterance a forward, one rank then has nothing while the other has."""
     made = write_manifests(tmp_path / "data")
@@ -242,6 +243,7 @@ def drop_model(keys: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key != "model"}
 
 
+@pytest.mark.slow
 def test_a_killed_rank_takes_the_job_down_and_a_fresh_launch_goes_on(manifests: Path, tmp_path: Path) -> None:
     """D1 and D2 at their smallest: kill -9 one of two, see it named, launch again; nothing differs."""
     words = make_words(str(manifests / "train.tsv"), updates=10, **{"data.num_workers": 1})

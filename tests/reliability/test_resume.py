@@ -10,6 +10,7 @@ from tests.reliability import jobs
 from tests.reliability.harness import CRASH_POINTS, ForkServer, Run, find_differences, make_manifests, read_outcome
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(
     server: ForkServer, manifests: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_killed_run_is_the_undisturbed_one(server: ForkServer, manifests: Path
     check_kills(jobs.kill_at_random(server, manifests, tmp_path, kills=2))
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_damaged_files_is_the_undisturbed_one(server: ForkServer, tmp_path: Path) -> None:
     """They are left out of the same updates, whichever process meets them."""
     made = make_manifests(tmp_path / "data")

@@ -34,6 +34,7 @@ def check_sentence(run: Run, part: str) -> None:
     assert not log.exists() or log.read_bytes()[-1:] in (b"", b"\n")
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_stops_the_log_with_one_sentence(
     server: ForkServer, manifests: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
@@ -98,6 +99,7 @@ def begun(server: ForkServer, manifests: Path, tmp_path_factory: pytest.TempPath
     return run.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.crc32", "config.yaml", "environment.json", "result.json"])
 def test_a_flipped_bit_is_told_and_changes_no_logged_number(
     server: ForkServer, manifests: Path, tmp_path: Path, whole: dict[str, Any], begun: Path, name: str

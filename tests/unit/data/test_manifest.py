@@ -132,7 +132,7 @@ def test_several_manifests_become_one_with_absolute_paths(tmp_path: Path) -> Non
         ("num_samples", [Decimal("5.5")], "must have whole numbers in its column num_samples, but .*data loss"),
         ("num_samples", [2**62], "must have numbers from 1 to .* num_samples, but .* has 4611686018427387904"),
         ("num_samples", [-1], "must have numbers from 1 to .* num_samples, but .* has -1"),
-        ("sample_rate", [2**40], "must have numbers from 1 to 768000 in its column sample_rate, but .* has 1099"),
+        ("sample_rate", [2**40], "must have numbers from 2000 to 768000 in its column sample_rate, but .* has 1099"),
         ("num_samples", [math.nan], "must have whole numbers in its column num_samples"),
         ("offset", [-1], "must have numbers from 0 to .* offset, but .* has -1"),
         ("id", [b"\xff"], "must have text in its column id, but .*UTF8"),

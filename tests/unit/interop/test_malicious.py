@@ -415,6 +415,7 @@ def write_texts(folder: Path, config: ModelConfig) -> list[Path]:
     return [deep, wide, many]
 
 
+@pytest.mark.slow
 @IS_LINUX
 def test_bombs_are_refused_quickly_and_in_little_memory(tmp_path: Path, tiny_model_config: ModelConfig) -> None:
     paths = [*write_bombs(tmp_path), *write_wide(tmp_path, tiny_model_config)]

@@ -119,8 +119,8 @@ def test_the_first_record_stays(tmp_path: Path) -> None:
     assert (tmp_path / NAME).read_bytes() == before
 
 
-def test_a_million_rows_are_compared_within_seconds(tmp_path: Path) -> None:
-    count = 1_000_000
+def test_many_rows_are_compared_within_seconds(tmp_path: Path) -> None:
+    count = 100_000
     columns = {
         "id": [f"{n % 2000}-{n:09d}" for n in range(count)],
         "path": [f"train/{n % 2000}/{n:09d}.flac" for n in range(count)],
@@ -133,5 +133,5 @@ def test_a_million_rows_are_compared_within_seconds(tmp_path: Path) -> None:
     write_record(tmp_path, table)
     check_record(tmp_path, table, {})
     seconds = time.process_time() - start
-    assert seconds < 30.0
-    assert (tmp_path / NAME).stat().st_size < 40 * 2**20
+    assert seconds < 3.0
+    assert (tmp_path / NAME).stat().st_size < 4 * 2**20
