@@ -19,7 +19,6 @@ import yaml
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
 from speechssl.training.durable import write_in_one_step, writing
-from speechssl.training.rotation import list_damaged, list_published
 
 _logger = logging.getLogger("speechssl")
 
@@ -70,6 +69,9 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb; or the
             configuration that its checkpoints were made with is damaged or gone.
     """
+    # Here, since it brings torch along, which takes seconds: other verbs ask this module for names alone.
+    from speechssl.training.rotation import list_damaged, list_published
+
     stored = read_stored(folder)
     checkpoints = folder / "checkpoints"
     if stored is None and (list_published(checkpoints) or list_damaged(checkpoints)):

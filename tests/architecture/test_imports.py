@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from tests.architecture.source import Module, list_imports, load_modules, resolve
 
@@ -91,3 +94,12 @@ def test_pretraining_loads_neither_librosa_nor_torchaudio() -> None:
     code = "import sys, speechssl.cli.pretrain; print([m for m in ('librosa', 'torchaudio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_preparing_does_not_load_torch(tmp_path: Path) -> None:
+    """It takes seconds, and longer than a corpus of some hours does."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000, dtype=np.float32), 16_000)
+    words = ["prepare", str(tmp_path), "corpus=folder", f"out={tmp_path / 'm'}"]
+    code = f"import sys, speechssl.cli.main as m; m.main({words!r}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
