@@ -28,6 +28,7 @@ sys.exit(main(["pretrain", "tiny", f"data.train={manifest}", f"out={out}", "devi
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["worker", "trainer"])
 def test_a_crash_ends_the_process(manifests: Path, tmp_path: Path, where: str) -> None:  # noqa: F811
     words = [where, str(manifests / "train.tsv"), str(tmp_path / "run")]

@@ -56,6 +56,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert whole["objective.codes"].abs().sum() > 0 and whole["objective/codes.counts"].sum() > 500
 
 
+@pytest.mark.slow
 def test_a_teacher_of_ones_own_gives_the_targets_and_must_stay_as_it_was(
     manifests: Path,  # noqa: F811
     tmp_path: Path,

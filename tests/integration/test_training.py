@@ -163,6 +163,7 @@ def test_another_value_is_refused_by_name(manifests: Path, tmp_path: Path, key: 
         pretrain(manifests, tmp_path / "run", **{"training.max_updates": 1, key: value})
 
 
+@pytest.mark.slow
 def test_pretraining_overfits_one_batch(manifests: Path, tmp_path: Path) -> None:
     """On a handful of utterances the target is found among 100 negatives far more often than by chance."""
     result = pretrain(
@@ -188,6 +189,7 @@ def test_pretraining_overfits_one_batch(manifests: Path, tmp_path: Path) -> None
     assert result["train"]["accuracy"] > 0.1
 
 
+@pytest.mark.slow
 def test_ctc_overfits_one_batch(manifests: Path, tmp_path: Path) -> None:
     """Three utterances are learned by heart: hardly an error on them."""
     result = finetune(

@@ -36,6 +36,7 @@ def test_saving_beside_the_training_changes_nothing(server: ForkServer, manifest
     assert find_differences(*outcomes) == []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_wherever_it_was_stopped(server: ForkServer, manifests: Path, tmp_path: Path) -> None:
     figures = jobs.stop_everywhere(server, manifests, tmp_path, updates=3, stride=5)
     assert figures["differing"] == []

@@ -10,6 +10,7 @@ from tests.reliability import jobs
 from tests.reliability.harness import ForkServer, Run, list_unreadable
 
 
+@pytest.mark.slow
 def test_signals_save_and_end_with_their_codes(server: ForkServer, manifests: Path, tmp_path: Path) -> None:
     check(jobs.send_signals(server, manifests, tmp_path, each=1, updates=8, seed="few"), least=1)
 

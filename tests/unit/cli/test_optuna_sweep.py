@@ -40,6 +40,7 @@ def optimise(folder: Path, bench: Bench, **keys: Any) -> dict[str, Any]:
     return run_optuna("finetune", words, {"n_trials": 6, **keys}, bench)
 
 
+@pytest.mark.slow
 def test_it_finds_the_better_values(tmp_path: Path) -> None:
     bench = Bench()
     result = optimise(tmp_path, bench, n_trials=20)
@@ -52,6 +53,7 @@ def test_it_finds_the_better_values(tmp_path: Path) -> None:
     assert len({job["values"]["training.lr"] for job in result["jobs"]}) == 20
 
 
+@pytest.mark.slow
 def test_the_same_command_draws_the_same_and_runs_only_what_is_missing(tmp_path: Path) -> None:
     first = optimise(tmp_path / "a", Bench(), n_jobs=2)
     assert [job["values"] for job in optimise(tmp_path / "b", Bench(), n_jobs=2)["jobs"]] == [

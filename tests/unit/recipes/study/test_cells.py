@@ -70,6 +70,7 @@ def test_a_trial_shares_the_pretraining_of_its_main_cell() -> None:
     assert trial["finetune-1h"].commands[0].keys["training.lr"] == 5e-4
 
 
+@pytest.mark.slow
 def test_scratch_costs_in_all_what_the_dearest_pretrained_arm_costs() -> None:
     scratch, short = list_steps("scratch-1"), list_steps("scratch_short-1")
     for labels in (FEW, ALL):
@@ -114,6 +115,7 @@ def test_the_random_encoder_is_frozen_and_costs_a_forward() -> None:
     assert frozen.flop_per_s == pytest.approx(learned.flop_per_s / 3, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_long_chain_is_longer_in_pretraining_alone() -> None:
     main, long = list_steps(f"{LONG_ARM}-1"), list_steps(f"long-{LONG_ARM}-1")
     pretrainings = [name for name in main if name.startswith("pretrain")]
@@ -146,6 +148,7 @@ def test_a_gpu_runs_pairs_seed_by_seed() -> None:
     assert (keys["model.num_layers"], keys["model.model_dim"]) == (12, 512)
 
 
+@pytest.mark.slow
 def test_the_cells_of_small_on_a_gpu_are_those_of_the_study() -> None:
     chosen = [cell for cell in list_gpu_cells(["small"], 1) if cell.arm in ("scratch", "kmeans")]
     assert len(chosen) == 2
