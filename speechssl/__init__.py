@@ -12,10 +12,13 @@ Every verb of the command line is a function of its name with the same keys, whi
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from speechssl.printable import OneLine
 
 if TYPE_CHECKING:
     from speechssl import losses as losses
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from speechssl.text import build_vocabulary as build_vocabulary
 
 __version__ = "0.1.0.dev0"
+
+logging.getLogger("speechssl").addFilter(OneLine())
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",

@@ -5,53 +5,74 @@ Read with soundfile (libsndfile) alone: readers built on FFmpeg follow playlists
 
 from __future__ import annotations
 
-import logging
-import mmap
+import errno
 import os
-import stat
-import struct
+import shlex
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
-import soxr
 
+from speechssl.containers import Verdict, is_raw_gsm, judge, name_content
 from speechssl.errors import DataError
+from speechssl.mpeg import MEMORY_FRAMES, Walk, looks_like_mpeg, open_stream, quiet_decoder, walk_frames
+from speechssl.parsing import open_regular, shorten
+from speechssl.waveform import (
+    MAX_RATE,
+    MIN_RATE,
+    SAMPLE_RATE,
+    FloatArray,
+    convert_waveform,
+    mix_down,
+    num_samples_at_16k,
+    warn_of_cancelling,
+)
 
-FloatArray = npt.NDArray[np.float32]
-
-SAMPLE_RATE = 16_000
-"""Samples a second of everything that enters a model."""
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "SAMPLE_RATE",
+    "AudioFile",
+    "AudioInfo",
+    "check_channel",
+    "check_readable",
+    "convert_waveform",
+    "describe_unreadable",
+    "load_audio",
+    "mix_down",
+    "num_samples_at_16k",
+    "read_info",
+    "suggest_ffmpeg",
+]
 
 AUDIO_SUFFIXES = frozenset(
-    {".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+    {".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
+    | {".sph", ".voc", ".gsm"}
 )
 """File names that are taken for audio when a folder is searched."""
-
-MAX_CHANNELS = 64
-"""An array with more columns than this, and fewer rows, has its channels first, as torchaudio gives them."""
-
-ENDLESS = 0x7F000000
-"""Programs that do not know yet how long a file will be write a length from here on into its header (SoX this one)."""
-
-HEADER_BYTES = 64
-"""Encoders' lengths that are wrong by a byte of padding or by the header itself are no loss."""
 
 MAX_SAMPLES = 2**36 - 1
 """Longest stream that a header may announce: FLAC's own limit; libsndfile says more where the length is unknown."""
 
-_logger = logging.getLogger("speechssl")
+COUNTED_BY_SIZE = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"})
+"""Encodings whose samples have one size: how many there are follows from the bytes that are there."""
 
-_noted = mmap.mmap(-1, 4096)
-"""Notices that were given, a line each, in memory that forked processes share: every validation forks new workers."""
+BLOCK = 2**22
+"""Samples of all channels that are decoded at a time where only their number counts: 16 MiB. soundfile seeks between
+two reads, which would hide what is missing there."""
+
+LAST_PAGE_S = 30
+"""No page of Ogg Vorbis holds more seconds of speech: 255 packets at most, and encoders close a page after a second or
+two."""
+
+RAW_GSM = {"format": "RAW", "subtype": "GSM610", "samplerate": 8_000, "channels": 1}
+"""What a file of nothing but GSM frames is."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: its own rate, channels, and samples a channel."""
+    """What an audio file holds: its own rate, channels, and samples a channel that can be decoded."""
 
     sample_rate: int
     num_channels: int
@@ -59,92 +80,264 @@ class AudioInfo:
 
 
 def read_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Read the header of an audio file.
+    """Find out what an audio file holds, and that it is whole.
+
+    The samples of WAV, RF64, W64, AIFF, CAF, AU, NIST and VOC are counted by the bytes that are there, of FLAC by its
+    header where its last sample decodes, of Ogg by its pages, of MP3 by its frames; anything else is decoded.
 
     Raises:
-        DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, of unknown length, or cut off
-            where its header says so (WAV, AIFF, AU; an Ogg file does not).
+        DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, of unknown length, of a
+            rate that is not read, cut off, joined of several streams that cannot be read as one, or damaged so that
+            this shows.
     """
-    with _open(path) as file:
-        _check_whole(path, file)
-        return AudioInfo(file.samplerate, file.channels, file.frames)
+    with AudioFile(path, check_whole=True) as file:
+        return AudioInfo(file.sample_rate, file.num_channels, file.num_samples)
 
 
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
-    """Open an audio file whose header says what it holds; raises as `read_info`."""
-    check_readable(path)
-    try:
-        file = soundfile.SoundFile(os.fspath(path))
-    except soundfile.LibsndfileError as error:
-        raise DataError(describe_unreadable(path, error)) from error
-    if file.frames <= 0:
-        raise DataError(f"{path} must hold audio, but has 0 samples")
-    if file.frames > MAX_SAMPLES or file.samplerate <= 0:
-        raise DataError(f"{path} must say how long it is, but its header does not: encode it again")
-    return file
+class AudioFile:
+    """An open audio file, from which stretches are read, decoding no more than they need.
 
+    Args:
+        path: any file that libsndfile reads. What it holds decides, never its name.
+        check_whole: make sure that the file can be read to its end, as `read_info` says.
 
-def _check_whole(path: str | os.PathLike[str], file: soundfile.SoundFile) -> None:
-    """Compare what a header says with the file's length: libsndfile takes whatever is there for the whole.
+    Attributes:
+        sample_rate: of the file, Hz.
+        num_channels: of the file.
+        num_samples: a channel; without `check_whole` what the header says.
 
     Raises:
-        DataError: the file is shorter.
+        DataError: as `read_info`.
     """
-    if file.format not in ("WAV", "WAVEX", "AIFF", "AU"):
-        return
-    with open(path, "rb") as raw:
-        said, size = _find_end(raw), os.fstat(raw.fileno()).st_size
-    if said > size + HEADER_BYTES:
-        raise DataError(f"{path} must be whole, but has {size} bytes where its header says {said}: it was cut off")
+
+    def __init__(self, path: str | os.PathLike[str], check_whole: bool = False) -> None:
+        self.path = path
+        self._suffix = os.path.splitext(path)[1].lower()
+        self._at = 0
+        self._raw = _open_raw(path)
+        with ExitStack() as stack:
+            stack.callback(self._raw.close)
+            self._file, self._walk = self._open(check_whole)
+            self.sample_rate, self.num_channels = self._file.samplerate, self._file.channels
+            self.num_samples = self._file.frames
+            self._check_header()
+            if check_whole:
+                self._check_whole()
+            stack.pop_all()
+
+    def __enter__(self) -> Self:
+        """Give the file itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        with quiet_decoder() if self._walk else nullcontext():
+            self._file.close()
+        self._raw.close()
+
+    def _open(self, check_whole: bool) -> tuple[soundfile.SoundFile, Walk | None]:
+        """Open the file by its descriptor: by its name libsndfile would take any bytes called .au for speech."""
+        head = os.pread(self._raw.fileno(), 64, 0)
+        if not head:
+            raise DataError(f"{self.path} must hold audio, but is empty (0 bytes)")
+        self._head = head
+        walk = walk_frames(self._raw) if looks_like_mpeg(head, self._suffix) else None
+        verdict = Verdict(walk.fault) if walk and walk.first else judge(self._raw) if check_whole else Verdict()
+        self._is_counted = verdict.is_counted
+        if verdict.fault:
+            raise DataError(f"{self.path} must be whole, but {verdict.fault}; {self._suggest()}")
+        try:
+            with quiet_decoder() if walk else nullcontext():
+                if walk and walk.first:
+                    return soundfile.SoundFile(open_stream(self._raw, walk)), walk
+                is_gsm = self._suffix == ".gsm" and is_raw_gsm(self._raw)
+                os.lseek(self._raw.fileno(), 0, os.SEEK_SET)
+                return soundfile.SoundFile(self._raw.fileno(), closefd=False, **(RAW_GSM if is_gsm else {})), walk
+        except soundfile.LibsndfileError as error:
+            raise DataError(describe_unreadable(self.path, error, head)) from error
+
+    def _suggest(self) -> str:
+        options = "-ignore_length 1" if self._head[:4] == b"RIFF" else ""
+        return f"what can be had of it is had with {suggest_ffmpeg(self.path, options)}"
+
+    def _check_header(self) -> None:
+        if self.num_samples <= 0:
+            raise DataError(f"{self.path} must hold audio, but has 0 samples")
+        if not MIN_RATE <= self.sample_rate <= MAX_RATE:
+            raise DataError(
+                f"{self.path} must have a sample rate between {MIN_RATE} and {MAX_RATE} Hz, but has {self.sample_rate}"
+            )
+        if self.num_samples > MAX_SAMPLES:
+            raise DataError(
+                f"{self.path} must say how long it is, but its header does not: {suggest_ffmpeg(self.path)}"
+            )
+
+    def _check_whole(self) -> None:
+        """Make sure that the samples are there where the header alone does not tell."""
+        kind, walk = self._file.format, self._walk
+        if walk and walk.first:
+            # For layers 1 and 2 libmpg123 has no header to count by, and its guess may be long.
+            counted = walk.num_samples if walk.first.layer < 3 else self.num_samples
+            self.num_samples = min(self.num_samples, counted)
+        elif self._is_counted:
+            if kind == "FLAC":
+                self._reach_end()
+            return
+        elif kind not in ("FLAC", "SDS") and self._file.subtype in COUNTED_BY_SIZE:
+            # A FLAC that comes here has a tag before its head; of SDS libsndfile believes the header.
+            return
+        else:
+            counted = self._count()
+        if counted != self.num_samples:
+            raise DataError(
+                f"{self.path} must be whole, but {counted} samples can be decoded where its header says "
+                f"{self.num_samples}; {self._suggest()}"
+            )
+
+    def _reach_end(self) -> None:
+        """Let libFLAC decode the last frame, which may be cut off."""
+        try:
+            self._file.seek(self.num_samples - 1)
+        except soundfile.LibsndfileError as error:
+            raise DataError(
+                f"{self.path} must be whole, but its last frame cannot be decoded: it was cut off; {self._suggest()}"
+            ) from error
+        self._at = self.num_samples - 1
+
+    def _count(self) -> int:
+        """Decode the whole file, for the number of its samples."""
+        buffer = np.empty((BLOCK // self.num_channels, self.num_channels), dtype=np.float32)
+        total = 0
+        try:
+            while count := len(self._file.read(out=buffer)):
+                total += count
+        except soundfile.LibsndfileError as error:
+            raise DataError(
+                f"{self.path} must be whole, but is damaged after sample {total} ({shorten(error)}); {self._suggest()}"
+            ) from error
+        self._at = -1
+        return total
+
+    def read(self, first: int, count: int) -> FloatArray:
+        """Read `count` samples from sample `first` on: (count, channels) float32.
+
+        Raises:
+            DataError: the file is damaged, or ends before.
+        """
+        try:
+            with quiet_decoder() if self._walk else nullcontext():
+                start = self._go_to(first)
+                samples: FloatArray = self._file.read(first - start + count, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, MemoryError) as error:
+            raise DataError(f"{self.path} must be whole, but is damaged ({error})") from error
+        self._at = start + len(samples)
+        if self._at != first + count:
+            got = max(self._at - first, 0)
+            raise DataError(f"{self.path} must be whole, but holds {got} of {count} samples from {first} on")
+        return samples[first - start :]
+
+    def _go_to(self, first: int) -> int:
+        """Go to a sample, or so far before it that what is read there is what reading from the start would give.
+
+        Returns:
+            Where it went. soundfile seeks after every read, so that what leads up to a sample is read with it.
+        """
+        if first == self._at:
+            return first
+        if not self._file.seekable():
+            if first < self._at or self._at < 0:
+                self._reopen()
+            self._drop(first - self._at)
+            return first
+        start = first
+        if self._walk and self._walk.first:
+            start -= MEMORY_FRAMES * self._walk.first.num_samples
+        elif self._file.subtype == "VORBIS":
+            # On the last page, which the end cuts short, libsndfile seeks to a place that is some hundred samples off.
+            start = min(start, self.num_samples - LAST_PAGE_S * self.sample_rate)
+        start = max(start, 0)
+        try:
+            self._file.seek(start)
+        except soundfile.LibsndfileError:
+            # Some files can be read but not sought in, such as FLAC behind an ID3 tag.
+            self._reopen()
+            self._drop(start)
+        return start
+
+    def _drop(self, count: int) -> None:
+        """Decode so many samples of a file in which nothing can be sought."""
+        buffer = np.empty((min(count, BLOCK // self.num_channels), self.num_channels), dtype=np.float32)
+        while count > 0 and (got := len(self._file.read(out=buffer[:count]))):
+            count -= got
+
+    def _reopen(self) -> None:
+        """Begin again at sample 0 of a file in which nothing can be sought."""
+        self._file.close()
+        self._file, self._walk = self._open(check_whole=False)
+        self._at = 0
 
 
-def _find_end(raw: BinaryIO) -> int:
-    """Find where a header says that the samples end, in bytes; 0 where it does not, as in a stream."""
-    head = raw.read(12)
-    if head[:4] == b".snd":
-        start, length = struct.unpack(">II", head[4:])
-        return start + length if length < ENDLESS else 0
-    sizes = {b"RIFF": "<4sI", b"FORM": ">4sI"}.get(head[:4])
-    while sizes and len(chunk := raw.read(8)) == 8:
-        name, length = struct.unpack(sizes, chunk)
-        if name in (b"data", b"SSND"):
-            return raw.tell() + length if length < ENDLESS else 0
-        raw.seek(length + length % 2, os.SEEK_CUR)
-    return 0
-
-
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """Open a file once, for the system's own reason where that fails; libsndfile has one text for all.
+def _open_raw(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file, with the system's own reason where that fails; libsndfile has one text for all.
 
     Raises:
         DataError: it is missing, no regular file (a pipe would hang), or may not be read.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise DataError(f"{path} must be a regular file, but is {'a folder' if stat.S_ISDIR(mode) else 'not one'}")
-        os.close(os.open(path, os.O_RDONLY))
-    except (OSError, UnicodeEncodeError, ValueError) as error:
+        return open_regular(path)
+    except IsADirectoryError as error:
+        raise DataError(f"{path} must be a regular file, but is a folder") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ENXIO):
+            raise DataError(f"{path} must be a regular file, but is not one") from error
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"{path} must be readable, but is not: {reason}") from error
 
 
-def describe_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
-    """Say that a file is no audio that is read here, with the ffmpeg command that makes it so."""
-    stem = Path(path).with_suffix(".flac").name
-    return (
-        f"{path} must be audio that libsndfile reads (FLAC, WAV, Ogg, Opus, MP3, AIFF …), but is not ({error}); "
-        f'if ffmpeg knows it: ffmpeg -i "{Path(path).name}" -ac 1 -ar {SAMPLE_RATE} "{stem}"'
-    )
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Open a file once.
+
+    Raises:
+        DataError: it is missing, no regular file (a pipe would hang), or may not be read.
+    """
+    _open_raw(path).close()
 
 
-def num_samples_at_16k(num_samples: int, sample_rate: int) -> int:
-    """Count the samples that `load_audio` returns for so many at the file's own rate (rounded to nearest)."""
-    return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
+def suggest_ffmpeg(path: str | os.PathLike[str], options: str = "") -> str:
+    """Give the command that makes a file one that is read, quoted for the shell; it never writes over what it reads.
+
+    Args:
+        path: the file, as the user named it.
+        options: of ffmpeg, for reading it.
+    """
+    source = os.fspath(path)
+    # ffmpeg takes a leading dash for an option, and what stands before a colon for a protocol.
+    if not os.path.isabs(source) and (source.startswith("-") or ":" in source):
+        source = os.path.join(os.curdir, source)
+    stem, suffix = os.path.splitext(source)
+    target = f"{stem}.flac" if suffix.lower() != ".flac" else f"{stem}-16k.flac"
+    middle = f"{options} " if options else ""
+    return f"ffmpeg {middle}-i {shlex.quote(source)} -ac 1 -ar {SAMPLE_RATE} {shlex.quote(target)}"
+
+
+def describe_unreadable(path: str | os.PathLike[str], error: Exception, head: bytes = b"") -> str:
+    """Say that a file is no audio that is read here: what it holds instead, and the command that makes it readable."""
+    content = name_content(head)
+    must = f"{path} must be audio that libsndfile reads (FLAC, WAV, Ogg, Opus, MP3, AIFF …), but"
+    if content:
+        return f"{must} holds {content.name}" + (f": {suggest_ffmpeg(path)}" if content.is_media else "")
+    if os.path.splitext(path)[1].lower() in (".raw", ".pcm"):
+        command = suggest_ffmpeg(path, f"-f s16le -ar {SAMPLE_RATE} -ac 1")
+        return f"{must} has no header; if it is 16-bit mono at {SAMPLE_RATE} Hz: {command}"
+    return f"{must} is not ({shorten(error)}); if ffmpeg knows it: {suggest_ffmpeg(path)}"
 
 
 def load_audio(
-    path: str | os.PathLike[str], offset: int = 0, num_samples: int | None = None, sample_rate: int | None = None
+    path: str | os.PathLike[str],
+    offset: int = 0,
+    num_samples: int | None = None,
+    sample_rate: int | None = None,
+    channel: int = 0,
 ) -> FloatArray:
     """Load audio, or a stretch of it, decoding no more than that stretch.
 
@@ -153,90 +346,42 @@ def load_audio(
         offset: first sample, at the file's own rate.
         num_samples: how many, at the file's own rate; None takes the rest.
         sample_rate: what `offset` and `num_samples` count in, Hz; None: whatever the file has.
+        channel: 1 is the first; 0 takes the mean of all.
 
     Returns:
-        (N,) float32 mono at 16 kHz: the mean of the channels, resampled by soxr (HQ).
+        (N,) float32 mono at 16 kHz, resampled by soxr (HQ).
 
     Raises:
         DataError: as `read_info`; the file has another rate than `sample_rate`; the stretch is not in the file; the
-            file is damaged, shorter than its header, or holds NaN.
+            file is damaged, shorter than its header, or holds NaN; it has no such channel.
     """
-    with _open(path) as file:
-        if sample_rate not in (None, file.samplerate):
-            raise DataError(f"{path} must have the {sample_rate} Hz that the manifest names, but has {file.samplerate}")
-        if num_samples is None:
-            _check_whole(path, file)
-        wanted = file.frames - offset if num_samples is None else num_samples
-        if offset < 0 or wanted < 0 or offset + wanted > file.frames:
+    with AudioFile(path, check_whole=num_samples is None) as file:
+        if sample_rate not in (None, file.sample_rate):
+            raise DataError(
+                f"{path} must have the {sample_rate} Hz that the manifest names, but has {file.sample_rate}"
+            )
+        check_channel(path, file.num_channels, channel)
+        wanted = file.num_samples - offset if num_samples is None else num_samples
+        if offset < 0 or wanted < 0 or offset + wanted > file.num_samples:
             raise DataError(
                 f"{path} must hold the samples {offset} to {offset + wanted} that the manifest names, "
-                f"but has {file.frames}"
+                f"but has {file.num_samples}"
             )
-        try:
-            file.seek(offset)
-            samples = file.read(wanted, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, MemoryError) as error:
-            raise DataError(f"{path} must be whole, but is damaged ({error})") from error
-        own_rate = file.samplerate
-    if len(samples) != wanted:
-        raise DataError(f"{path} must be whole, but holds {len(samples)} of {wanted} samples from {offset} on")
+        samples, own_rate = file.read(offset, wanted), file.sample_rate
     if not np.isfinite(samples).all():
         raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
+    if channel:
+        return convert_waveform(mix_down(samples, channel), own_rate)
+    if samples.shape[1] > 1:
+        warn_of_cancelling(samples, path)
     return convert_waveform(samples, own_rate)
 
 
-def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
-    """Mix down and resample.
-
-    Args:
-        samples: (N,) or (N, channels), in [-1, 1]; signed integers are scaled by their range, uint8 is WAV's (128 is
-            silence).
-        sample_rate: of the samples, Hz.
-
-    Returns:
-        (N',) float32 mono at 16 kHz.
+def check_channel(path: str | os.PathLike[str], num_channels: int, channel: int) -> None:
+    """Make sure that a file has a channel.
 
     Raises:
-        DataError: another shape or type, no sample rate, or values that are not finite.
+        DataError: it has fewer.
     """
-    if sample_rate <= 0:
-        raise DataError(f"`sample_rate` must be above 0 Hz, but is {sample_rate}")
-    array = _to_float(np.asarray(samples))
-    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > max(MAX_CHANNELS, len(array))):
-        raise DataError(f"a waveform must have the shape (samples,) or (samples, channels), but has {array.shape}")
-    if not np.isfinite(array).all():
-        raise DataError("a waveform must be finite, but has NaN or infinite samples")
-    mono = array if array.ndim == 1 else array.mean(axis=1) if array.shape[1] > 1 else array[:, 0]
-    if array.ndim == 2 and array.shape[1] > 1:
-        _note_once(f"audio with {array.shape[1]} channels is mixed down to one")
-    if sample_rate == SAMPLE_RATE:
-        return np.ascontiguousarray(mono)
-    _note_once(f"audio at {sample_rate} Hz is resampled to {SAMPLE_RATE} Hz")
-    length = num_samples_at_16k(len(mono), sample_rate)
-    resampled = soxr.resample(mono, sample_rate, SAMPLE_RATE, quality="HQ")[:length]
-    return np.pad(resampled, (0, length - len(resampled))).astype(np.float32)
-
-
-def _to_float(array: npt.NDArray[Any]) -> FloatArray:
-    """Scale samples to [-1, 1]: float32 of the same shape.
-
-    Raises:
-        DataError: the type does not say what their range is.
-    """
-    if array.dtype == np.uint8:
-        array = array / 128.0 - 1.0
-    elif np.issubdtype(array.dtype, np.signedinteger):
-        array = array / -float(np.iinfo(array.dtype).min)
-    elif not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"a waveform must be of floats, signed integers or uint8, but is of {array.dtype}")
-    return array.astype(np.float32)
-
-
-def _note_once(message: str) -> None:
-    line = f"{message}\n".encode()
-    if _noted.find(line, 0) >= 0:
-        return
-    start = _noted.rfind(b"\n", 0) + 1
-    if start + len(line) <= len(_noted):
-        _noted[start : start + len(line)] = line
-    _logger.info(message)
+    if channel > num_channels:
+        raise DataError(f"{path} must have the channel {channel} that `channel` names, but has {num_channels}")

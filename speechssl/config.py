@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.decoding_config import DecodingConfig
-from speechssl.knobs import MISSING, Key, check, check_choice, check_finite, knob, list_keys
-from speechssl.model_config import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.knobs import DAY_S, MAX_WORKERS, MISSING, Key, check, check_choice, check_finite, knob, list_keys
+from speechssl.model_config import MAX_WIDTH, MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.training_config import LoggingConfig, TrainingConfig
 
 __all__ = [
@@ -30,7 +30,7 @@ class ContrastiveConfig:
     feature_penalty_weight: float = knob(10.0, "weight of the mean squared feature encoder output", "", "F: loss_weights")
 
     def __post_init__(self) -> None:
-        check(self.num_negatives >= 1, "objective.num_negatives", "at least 1", self.num_negatives)
+        check(1 <= self.num_negatives <= MAX_WIDTH, "objective.num_negatives", f"between 1 and {MAX_WIDTH}", self.num_negatives)
         check(self.logit_temperature > 0, "objective.logit_temperature", "positive", self.logit_temperature)
 
 
@@ -54,9 +54,11 @@ class ObjectiveConfig(ContrastiveConfig):
         ContrastiveConfig.__post_init__(self)
         check_choice("objective.name", self.name, ("wav2vec2", "masked_codes"))
         check_choice("objective.targets", self.targets, ("random_projection", "kmeans"))
-        check(self.num_codes == 0 or self.num_codes >= 2, "objective.num_codes", "at least 2, or 0 for the published number", self.num_codes)
-        check(self.code_dim >= 1, "objective.code_dim", "at least 1", self.code_dim)
-        check(self.stack_frames >= 1, "objective.stack_frames", "at least 1 frame", self.stack_frames)
+        is_number = self.num_codes == 0 or 2 <= self.num_codes <= MAX_WIDTH
+        check(is_number, "objective.num_codes", f"between 2 and {MAX_WIDTH}, or 0 for the published number", self.num_codes)
+        check(1 <= self.code_dim <= MAX_WIDTH, "objective.code_dim", f"between 1 and {MAX_WIDTH}", self.code_dim)
+        check(1 <= self.stack_frames <= 1000, "objective.stack_frames", "between 1 and 1000 frames", self.stack_frames)
+        check_finite("objective.fit_s", self.fit_s)
         check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
         check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
 
@@ -72,7 +74,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
-        check(self.num_workers >= 0, "data.num_workers", "0 or more", self.num_workers)
+        check(0 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}", self.num_workers)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +105,7 @@ class PretrainDataConfig(TrainDataConfig):
 
     def __post_init__(self) -> None:
         TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
         check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
 
 
@@ -114,6 +117,10 @@ class FinetuneDataConfig(TrainDataConfig):
     valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
     max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
     ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
+
+    def __post_init__(self) -> None:
+        TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
 
 
 @dataclass(kw_only=True)
@@ -202,6 +209,7 @@ class PrepareConfig:
     format: str = knob("tsv", "`tsv` or `parquet`")
     table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
     columns: dict[str, str] = knob({"path": "path", "text": "text", "speaker": "speaker"}, "which column of `table` holds path, text and speaker")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
     seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
     overwrite: bool = knob(False, "replace manifests that are there")
@@ -209,6 +217,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         check_choice("format", self.format, ("tsv", "parquet"))
         check_choice("corpus", self.corpus, ("", "librispeech", "folder", "table", "demo"))
+        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
 
 
@@ -252,7 +262,12 @@ class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
 
 
 @dataclass(kw_only=True)
@@ -260,12 +275,15 @@ class EmbedConfig(InferenceConfig):
     """Keys of `speechssl embed`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
     layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
     pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
     format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
+        check(self.layer != "", "layer", "a layer or a probe's folder", self.layer)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
 
@@ -340,7 +358,9 @@ class DemoConfig:
     overwrite: bool = knob(False, "replace a finished demo")
 
     def __post_init__(self) -> None:
-        check(self.minutes >= 0.2, "minutes", "at least 0.2", self.minutes)
+        check(self.out != "", "out", "the folder of the demo", self.out)
+        check(0.2 <= self.minutes <= 1440, "minutes", "at least 0.2 and at most 1440, a day", self.minutes)
+        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from speechssl.printable import make_printable
+
 
 class SpeechSSLError(Exception):
     """A mistake that the user can mend; the command prints its one sentence and exits with 2."""
+
+    def __str__(self) -> str:
+        """Return the sentence, on one line whatever the names in it are."""
+        return make_printable(super().__str__())
 
 
 class ConfigError(SpeechSSLError):

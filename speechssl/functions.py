@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from speechssl.model.speech_model import SpeechModel
 
-    Audio = str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str] | np.ndarray]
+    Audio = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[str | os.PathLike[str] | np.ndarray | Tensor]
+    Model = SpeechModel | str | os.PathLike[str]
 
 
 def load(
@@ -154,7 +155,7 @@ def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 @overload
 def embed(
-    model: SpeechModel,
+    model: Model,
     audio: Audio,
     *,
     layer: Any = ...,
@@ -168,12 +169,13 @@ def embed(
 def embed(**keys: Any) -> dict[str, Any]: ...
 
 
-def embed(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> pa.Table | dict[str, Any]:
+def embed(model: Model | None = None, audio: Any = None, **keys: Any) -> pa.Table | dict[str, Any]:
     """Embed audio with a model, as a table; or, with keys only, run the verb `embed`.
 
     Args:
-        model: from `load`.
-        audio: what the key `audio` takes, or arrays (with `sample_rate`).
+        model: from `load`, or what `load` takes.
+        audio: what the key `audio` takes, or waveforms as arrays or tensors (with `sample_rate`). A file that cannot be
+            used ends it, since rows are expected for all; the verb leaves it out.
         **keys: `layer`, `pooling`, `window_s`, `batch_s`, `precision` (here float32 unless it is given),
             `sample_rate`; or the keys of the verb.
 
@@ -181,45 +183,86 @@ def embed(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> p
         a pyarrow table with the columns of the verb's file; or the dict of the verb's JSON line.
     """
     if model is None:
-        return run_verb("embed", keys if audio is None else {"audio": audio, **keys})
+        return _run_on_paths("embed", audio, keys)
     from speechssl.evaluation.embeddings import embed as embed_audio
 
-    return embed_audio(model, audio, **_resolve_keys(model, keys))
+    loaded = _take_model(model)
+    return embed_audio(loaded, audio, **_resolve_keys(embed_audio, loaded, keys))
 
 
 @overload
-def transcribe(model: SpeechModel, audio: Audio, *, sample_rate: int | None = ..., **keys: Any) -> list[str]: ...
+def transcribe(model: Model, audio: Audio, *, sample_rate: int | None = ..., **keys: Any) -> list[str]: ...
 
 
 @overload
 def transcribe(**keys: Any) -> dict[str, Any]: ...
 
 
-def transcribe(model: SpeechModel | None = None, audio: Any = None, **keys: Any) -> list[str] | dict[str, Any]:
+def transcribe(model: Model | None = None, audio: Any = None, **keys: Any) -> list[str] | dict[str, Any]:
     """Transcribe audio with a recogniser, in the order given; or, with keys only, run the verb `transcribe`.
 
     Args:
-        model: from `load`, with a CTC head.
-        audio: what the key `audio` takes, or arrays (with `sample_rate`).
+        model: from `load`, with a CTC head, or what `load` takes.
+        audio: what the key `audio` takes, or waveforms as arrays or tensors (with `sample_rate`). A file that cannot be
+            used ends it, since a text is expected for each; the verb leaves it out.
         **keys: `window_s`, `batch_s`, `precision` (here float32 unless it is given), `sample_rate`, `decode`; or the
             keys of the verb.
     """
     if model is None:
-        return run_verb("transcribe", keys if audio is None else {"audio": audio, **keys})
+        return _run_on_paths("transcribe", audio, keys)
     from speechssl.evaluation.recognition import transcribe as transcribe_audio
 
-    return transcribe_audio(model, audio, **_resolve_keys(model, keys))
+    loaded = _take_model(model)
+    return transcribe_audio(loaded, audio, **_resolve_keys(transcribe_audio, loaded, keys))
 
 
-def _resolve_keys(model: SpeechModel, keys: Mapping[str, Any]) -> dict[str, Any]:
+def _run_on_paths(verb: str, audio: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a verb without a model at hand; waveforms are for one.
+
+    Raises:
+        DataError: `audio` has waveforms.
+    """
+    items = audio if isinstance(audio, (list, tuple)) else [audio]
+    if any(hasattr(item, "dtype") for item in items):
+        raise DataError("`audio` must be paths where no model is given (speechssl.load gives one), but has waveforms")
+    return run_verb(verb, keys if audio is None else {"audio": audio, **keys})
+
+
+def _take_model(model: object) -> SpeechModel:
+    """Load a model that is given as a value of `checkpoint`.
+
+    Raises:
+        CheckpointError: it does not load, or is no model of this package.
+    """
+    from speechssl.model.wav2vec2 import Wav2Vec2
+
+    if isinstance(model, (str, os.PathLike)):
+        return load(model)
+    # A compiled model is of a class of torch's, and answers for the one inside.
+    if not isinstance(getattr(model, "backbone", None), Wav2Vec2):
+        raise CheckpointError(f"`model` must be from speechssl.load, or what it loads, but is a {type(model).__name__}")
+    return cast("SpeechModel", model)
+
+
+def _resolve_keys(function: Callable[..., Any], model: SpeechModel, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Check the keys that a function shares with its verb as the verb does, and choose what `precision=auto` means.
 
     Raises:
-        ConfigError: `batch_s`, `window_s` or `precision` has a value that it cannot have.
+        ConfigError: `batch_s`, `window_s` or `precision` has a value that it cannot have, or the function has no key
+            of a name.
     """
+    from inspect import signature
+    from numbers import Real
+
     from speechssl.config import InferenceConfig
     from speechssl.training.devices import resolve_precision
 
+    names = [name for name in signature(function).parameters if name not in ("model", "audio")]
+    for name, value in keys.items():
+        if name not in names:
+            raise ConfigError(f"`{name}` must be one of the keys {', '.join(names)} where a model is given, but is not")
+        if name in ("batch_s", "window_s") and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ConfigError(f"`{name}` must be a number, but is {value!r}")
     shared = ("batch_s", "window_s", "precision")
     checked = InferenceConfig(**{name: keys[name] for name in shared if name in keys})
     if "precision" not in keys:

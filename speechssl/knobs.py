@@ -7,9 +7,17 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from speechssl.errors import ConfigError
+from speechssl.parsing import show
 
 MISSING = "???"
 """Marks a key that the user must give (the marker that OmegaConf uses)."""
+
+
+DAY_S = 86_400.0
+"""Most audio that one forward, sub-batch or crop may be: a day of it takes terabytes in any network."""
+
+MAX_WORKERS = 256
+"""Most processes that read audio: more than any machine has cores to spare, and fewer than it lets one user start."""
 
 
 def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
@@ -32,7 +40,7 @@ def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
 def check(condition: bool, key: str, must_be: str, value: object) -> None:
     """Raise the `ConfigError` for `key` unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"`{key}` must be {must_be}, but is {value!r}")
+        raise ConfigError(f"`{key}` must be {must_be}, but is {show(value)}")
 
 
 def check_finite(key: str, value: float) -> None:

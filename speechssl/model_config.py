@@ -6,6 +6,7 @@ The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from speechssl.knobs import check, check_choice, knob
 
@@ -33,10 +34,10 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         check(0.0 <= self.prob <= 1.0, "model.mask.prob", "between 0 and 1", self.prob)
-        check(self.length >= 1, "model.mask.length", "at least 1 frame", self.length)
-        check(self.min_spans >= 0, "model.mask.min_spans", "0 or more", self.min_spans)
+        _check_size("mask.length", self.length)
+        _check_size("mask.min_spans", self.min_spans, least=0)
         check(0.0 <= self.channel_prob <= 1.0, "model.mask.channel_prob", "between 0 and 1", self.channel_prob)
-        check(self.channel_length >= 1, "model.mask.channel_length", "at least 1 channel", self.channel_length)
+        _check_size("mask.channel_length", self.channel_length)
 
 
 @dataclass(kw_only=True)
@@ -141,6 +142,19 @@ class ModelConfig:
     def frame_strides(self) -> list[int]:
         """Strides of the unpadded windows by which frames are counted."""
         return list(MEL_GRID_STRIDES) if self.front_end == "log_mel" else self.conv_strides
+
+    @property
+    def num_large_weights(self) -> int:
+        """Count the weights of the large matrices, as the configuration has them: about all there are."""
+        blocks = self.num_layers * (4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim)
+        position = self.model_dim**2 // self.position_groups * self.position_kernel
+        mels, kernels = [self.num_mels, *self.mel_widths], self.mel_kernels
+        if self.front_end == "convolutions":
+            mels, kernels = [1, *self.conv_channels], self.conv_kernels
+        front = sum(a * b * kernel for (a, b), kernel in zip(pairwise(mels), kernels, strict=True))
+        quantizer = self.quantizer
+        codes = quantizer.num_groups * quantizer.num_codes * self.feature_dim + quantizer.num_codes * quantizer.codevector_dim
+        return blocks + position + front + codes + self.model_dim * (self.feature_dim + self.target_dim)
 
     @property
     def has_group_norm(self) -> bool:

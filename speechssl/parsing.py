@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,30 +27,37 @@ MAX_REASON = 200
 """Longest reason of a parser that a sentence repeats, in characters."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 100, 100
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 16
+
+
 @contextmanager
-def parsing(subject: str, must: str, error: type[SpeechSSLError] = DataError) -> Iterator[None]:
+def parsing(subject: str, must: str, error: type[SpeechSSLError] = DataError, where: str = "") -> Iterator[None]:
     """Turn whatever goes wrong while foreign bytes are read into one sentence; sentences of our own pass.
 
     Args:
         subject: what the sentence names: a path, or "`key`".
         must: what it must be, after "must be": "YAML", "a whole checkpoint".
         error: the class that is raised.
+        where: the file, where the subject is a key.
 
     Raises:
-        SpeechSSLError: of the class `error`: "<subject> must be <must>, but is not (<reason>)".
+        SpeechSSLError: of the class `error`: "<subject> must be <must>, but <where> is not (<reason>)".
     """
+    start = f"{subject} must be {must}, but {where} " if where else f"{subject} must be {must}, but "
     try:
         yield
     except SpeechSSLError:
         raise
     except (MemoryError, RecursionError) as cause:
         why = "it needs more memory than there is" if isinstance(cause, MemoryError) else "it is nested too deeply"
-        raise error(f"{subject} must be {must}, but is not ({why})") from cause
+        raise error(f"{start}is not ({why})") from cause
     except OSError as cause:
         # A full disk or a dying one is no fault of the bytes, but the reason says which it was.
-        raise error(f"{subject} must be {must}, but cannot be read ({cause.strerror or shorten(cause)})") from cause
+        raise error(f"{start}cannot be read ({cause.strerror or shorten(cause)})") from cause
     except Exception as cause:
-        raise error(f"{subject} must be {must}, but is not ({shorten(cause)})") from cause
+        raise error(f"{start}is not ({shorten(cause)})") from cause
 
 
 def shorten(error: BaseException) -> str:
@@ -57,6 +65,12 @@ def shorten(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
     return reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + " …"
+
+
+def show(value: object) -> str:
+    """Give what `repr` says, cut short: a stranger's value may be of any length and depth."""
+    shown = _SHORT.repr(value)
+    return shown if len(shown) <= MAX_REASON else shown[:MAX_REASON] + " …"
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -103,7 +117,12 @@ def read_text(
 def read_json(path: Path, error: type[SpeechSSLError] = DataError, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:
     """Read a JSON file that holds a mapping; raises as `parsing`."""
     with parsing(str(path), "JSON", error):
-        return _take_mapping(json.loads(read_bytes(path, limit).decode("utf-8-sig")))
+        return parse_json(read_bytes(path, limit))
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """Parse JSON that holds a mapping; call it within `parsing`."""
+    return _take_mapping(json.loads(content.decode("utf-8-sig")))
 
 
 def read_yaml(path: Path, error: type[SpeechSSLError] = DataError, limit: int = MAX_TEXT_BYTES) -> dict[str, Any]:

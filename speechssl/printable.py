@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 
 UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -23,6 +24,38 @@ def make_printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(c) if _is_unsafe(c) else c for c in text)
+
+
+def make_json_printable(text: str) -> str:
+    r"""Do the same to JSON, where it changes no value: what it holds is spelled as JSON does (`\u202e`)."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(f"\\u{ord(c):04x}" if c not in "\n" and _is_unsafe(c) else c for c in text)
+
+
+def is_storable(text: str) -> bool:
+    """Say whether a path or a file in UTF-8 can hold a text: no NUL, and no bytes of a name in another encoding."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
+
+
+def abbreviate(text: str, limit: int = 100) -> str:
+    """Cut a text that a sentence repeats."""
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def log_lines(text: str, level: int = logging.INFO) -> None:
+    """Log a table that we made, a record a line: within a record, a line break would be somebody else's."""
+    for line in text.split("\n"):
+        logging.getLogger("speechssl").log(level, "%s", line)
+
+
+class OneLine(logging.Filter):
+    """Makes each record one printable line, for whoever handles it: our handler, or that of a program which uses us."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change a record, and let it pass."""
+        record.msg, record.args = make_printable(record.getMessage()), ()
+        return True
 
 
 def _is_unsafe(character: str) -> bool:

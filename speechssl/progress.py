@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+from speechssl.printable import make_printable
+
 T = TypeVar("T")
 
 LINE_EVERY_S = 10.0
@@ -39,14 +41,14 @@ def _show_bar(items: Iterable[T], description: str, total: int | None, unit: str
 
     # stdout stays as it is: the JSON line and piped text must not go through the terminal's console.
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        yield from progress.track(items, total=total, description=description)
+        yield from progress.track(items, total=total, description=make_printable(description))
 
 
 def _log_lines(items: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:

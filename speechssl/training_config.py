@@ -5,9 +5,12 @@ The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from speechssl.knobs import check, check_choice, knob
+from speechssl.knobs import DAY_S, check, check_choice, check_finite, knob
+
+MAX_UPDATES, MAX_SUB_BATCHES, MAX_TIMEOUT_S = 10**9, 100_000, 7 * DAY_S
+"""Far beyond every published training; more would be counted until memory ends."""
 
 
 @dataclass(kw_only=True)
@@ -23,6 +26,7 @@ class TrainingConfig:
     deterministic: bool = knob(False, "torch's deterministic algorithms: on a GPU the same run to the bit, slower; a CPU gives that by itself")
     lr: float = knob(5e-4, "peak learning rate", "", "§4.2")
     schedule: str = knob("polynomial", "`polynomial` (linear to 0) or `tri_stage`", "", "F: lr_scheduler")
+    schedule_updates: int = knob(0, "updates that the schedule and its shares are laid over; 0: training.max_updates as the run begins", "updates")
     warmup_share: float = knob(0.08, "share of the updates in which the rate rises", "", "§4.2")
     hold_share: float = knob(0.4, "share of the updates at the peak (tri_stage)", "", "F: phase_ratio")
     initial_lr_scale: float = knob(0.01, "rate at the first update, share of the peak (tri_stage)", "", "F: init_lr_scale")
@@ -48,22 +52,28 @@ class TrainingConfig:
     timeout_s: float = knob(100.0, "how long a process waits for another before the run ends; 300 s until the first update is made", "s", "torchtitan: comm.train_timeout_seconds")
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            if isinstance(getattr(self, item.name), float):
+                check_finite(f"training.{item.name}", getattr(self, item.name))
         self._check_sizes()
         self._check_schedule()
         self._check_optimizer()
         self._check_bookkeeping()
 
     def _check_sizes(self) -> None:
-        check(self.max_updates >= 1, "training.max_updates", "at least 1", self.max_updates)
-        check(self.sub_batch_s > 0, "training.sub_batch_s", "positive", self.sub_batch_s)
+        check(1 <= self.max_updates <= MAX_UPDATES, "training.max_updates", f"between 1 and {MAX_UPDATES}", self.max_updates)
+        for name in ("sub_batch_s", "forward_s"):
+            check(0 < getattr(self, name) <= DAY_S, f"training.{name}", f"positive and at most {DAY_S:g} s, a day", getattr(self, name))
         ratio = self.update_s / self.sub_batch_s
         whole = abs(ratio - round(ratio)) < 1e-6 and round(ratio) >= 1
         check(whole, "training.update_s", f"a whole number of sub-batches of training.sub_batch_s ({self.sub_batch_s:g} s)", self.update_s)
+        check(ratio < MAX_SUB_BATCHES + 1, "training.update_s", f"at most {MAX_SUB_BATCHES} sub-batches of training.sub_batch_s ({self.sub_batch_s:g} s)", self.update_s)
         check(self.forward_s >= self.sub_batch_s, "training.forward_s", f"at least training.sub_batch_s ({self.sub_batch_s:g} s)", self.forward_s)
 
     def _check_schedule(self) -> None:
         check_choice("training.schedule", self.schedule, ("polynomial", "tri_stage"))
         check(self.lr > 0, "training.lr", "positive", self.lr)
+        check(0 <= self.schedule_updates <= MAX_UPDATES, "training.schedule_updates", f"between 1 and {MAX_UPDATES}, or 0 for training.max_updates", self.schedule_updates)
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"training.{name}", "between 0 and 1", getattr(self, name))
         if self.schedule == "tri_stage":
@@ -87,10 +97,15 @@ class TrainingConfig:
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
         check_choice("training.sharding", self.sharding, ("none", "full"))
-        check(self.timeout_s > 0, "training.timeout_s", "positive", self.timeout_s)
+        check(0 < self.timeout_s <= MAX_TIMEOUT_S, "training.timeout_s", f"positive and at most {MAX_TIMEOUT_S:g} s, a week", self.timeout_s)
         check(self.max_hours >= 0, "training.max_hours", "positive, or 0 for no limit", self.max_hours)
         check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
         check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)
+
+    @property
+    def planned_updates(self) -> int:
+        """How many updates the schedule is laid over."""
+        return self.schedule_updates or self.max_updates
 
     @property
     def sub_batches_per_update(self) -> int:

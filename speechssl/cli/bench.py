@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -29,11 +28,10 @@ from speechssl.config import BenchConfig, ModelConfig
 from speechssl.errors import ConfigError
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
+from speechssl.printable import log_lines
 from speechssl.progress import track
 from speechssl.training.devices import resolve_device, resolve_precision
 from speechssl.training.run_folder import describe_environment
-
-_logger = logging.getLogger("speechssl")
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     figures = _summarise(measured, ceiling) | {"build_s": build_s, "out": str(out)}
     result = _describe(config, device, precision) | figures
     write_result(out, result)
-    _logger.info("%s", format_table(result))
+    log_lines(format_table(result))
     return result
 
 

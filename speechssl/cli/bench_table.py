@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from speechssl.printable import make_printable
+
 _MEANINGS = {
     "data": "waiting for data",
     "front_end": "front-end",
@@ -29,7 +31,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     lines = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip() for name, value, note in rows]
-    return "\n".join([f"{what}; {where}", *lines])
+    return "\n".join([make_printable(f"{what}; {where}"), *lines])
 
 
 def _list_compute(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -16,10 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speechssl.cli.verbs import VERBS
-from speechssl.cli.words import Request, describe_type, find_conf_folder, find_key, read_words
+from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
 from speechssl.errors import ConfigError
-from speechssl.knobs import check_finite
+from speechssl.knobs import MISSING, check, check_finite, list_keys
 from speechssl.model_config import SET_ANEW
+from speechssl.parsing import parsing
+from speechssl.printable import abbreviate, is_storable
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
@@ -64,7 +66,10 @@ def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"the configuration must compose, but {_first_line(error)}") from error
     for key, value in request.values.items():
-        _set_value(request.verb, tree, key, value)
+        with parsing(f"`{key}`", describe_type(find_key(request.verb, key)), ConfigError):
+            _set_value(request.verb, tree, key, value)
+    with parsing("the configuration", "one that its schema fits", ConfigError):
+        OmegaConf.to_container(tree, resolve=True)
     return tree
 
 
@@ -104,7 +109,8 @@ def _choose_stored_model(request: Request, stored_model: Mapping[str, Any]) -> d
     # What was left out on purpose is the preset's to say; what an older run does not know yet is the schema's.
     is_partial = stored_model.keys().isdisjoint(SET_ANEW)
     below = [name] if is_partial and name in loader.get_group_options("model") and name != STORED_MODEL else []
-    node = {"defaults": [*below, "_self_"], **stored_model}
+    # A checkpoint may come from a stranger, whose `${oc.env:…}` is text like any other.
+    node = {"defaults": [*below, "_self_"], **escape(stored_model)}
     ConfigStore.instance().store(group="model", name=STORED_MODEL, node=node)
     preset = f"{request.verb}_{name}"
     known = preset in loader.get_group_options("training")
@@ -124,13 +130,18 @@ def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
         # A mapping may get names that its default does not have, at once or one by one.
         OmegaConf.update(tree, key, value, merge=True, force_add=declared.type_name == "dict" or declared.default == "")
     except OmegaConfBaseException as error:
-        raise ConfigError(f"`{key}` must be {describe_type(declared)}, but is {value!r}") from error
+        must = describe_type(declared)
+        raise ConfigError(f"`{key}` must be {must}, but is {abbreviate(repr(value))}") from error
 
 
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
+    values: Any = OmegaConf.to_container(tree, resolve=True)
+    _check_values(values)
+    for declared in list_keys(VERBS[request.verb].schema):
+        if declared.default == MISSING:
+            check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:
-        _check_finite(OmegaConf.to_container(tree, resolve=True))
         return OmegaConf.to_object(tree)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
@@ -139,16 +150,21 @@ def _convert(request: Request, tree: DictConfig) -> Any:
         raise ConfigError(f"the configuration must fit its schema, but {_first_line(error)}") from error
 
 
-def _check_finite(value: Any, key: str = "") -> None:
-    """Refuse numbers that are infinite or none: no key has a use for them, and what checks a range lets some pass."""
+def _check_values(value: Any, key: str = "") -> None:
+    """Refuse what no key has a use for: numbers that are not finite, and texts that no path or file can hold."""
     if isinstance(value, dict):
         for name, item in value.items():
-            _check_finite(item, f"{key}.{name}" if key else str(name))
+            _check_values(item, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for item in value:
-            _check_finite(item, key)
+            check(item != "", key, "a list of texts, none of them empty", value)
+            check(not isinstance(item, (list, dict)), key, "a list without lists in it", value)
+            _check_values(item, key)
     elif isinstance(value, float):
         check_finite(key, value)
+    elif isinstance(value, str) and value:
+        check(not value.isspace(), key, "text, not only spaces", value)
+        check(is_storable(value), key, "text in UTF-8 without NUL", value)
 
 
 def _explain_missing_file(verb: str, error: MissingConfigException) -> str:

@@ -7,11 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import ConvertConfig
 from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
+from speechssl.training.durable import writing
 
 FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", "onnx_features": "model.onnx"}
 """The formats that are one file, and its name where `out` is a folder."""
@@ -36,7 +39,9 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
     target = out / FILES[config.to] if config.to in FILES and not is_file else out
     _check_free(target, config)
-    with nullcontext() if is_file else replacing_result(out):
+    # That is what safetensors and torch say of a full disk; an export to ONNX has other reasons to fail.
+    also = (SafetensorError,) if config.to.startswith("onnx") else (SafetensorError, RuntimeError)
+    with nullcontext() if is_file else replacing_result(out), writing(target, also=also):
         dropped = write_model(model, target, config.to, foreign.card.update)
     result = _summarise(config, foreign) | {
         "out": str(target),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import spell
 from speechssl.cli.demo_plan import Plan, choose_splits, plan_finetuning, plan_pretraining
 from speechssl.cli.demo_table import format_table, make_rows
 from speechssl.cli.output import RESULT_NAME, check_writable, write_result
@@ -19,6 +19,8 @@ from speechssl.corpora.demo import build_demo_corpus
 from speechssl.corpora.espeak import require_espeak
 from speechssl.errors import ConfigError
 from speechssl.functions import run_verb
+from speechssl.printable import log_lines
+from speechssl.training.devices import resolve_device
 
 PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
 TIMING_UPDATES = {"pretrain": 40, "finetune": 24}
@@ -40,6 +42,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         ConfigError: the extra `demo` is not installed, or `out` cannot be written or holds another demo.
     """
     out = Path(config.out)
+    resolve_device(config.device)
     if config.overwrite:
         # What would be refused later must not cost the demo that is there.
         require_espeak()
@@ -50,14 +53,15 @@ def run(config: DemoConfig) -> dict[str, Any]:
     demo.check_same()
     finished = read_finished(out)
     if finished is not None:
-        _logger.info("%s is finished\n%s", out, format_table(finished))
+        _logger.info("%s is finished", out)
+        log_lines(format_table(finished))
         return finished
     try:
         result = demo.summarise(demo.run_steps())
     finally:
         demo.save_elapsed()
     write_result(out, result)
-    _logger.info("\n%s", format_table(result))
+    log_lines(f"\n{format_table(result)}")
     return result
 
 
@@ -150,7 +154,7 @@ class Demo:
 
     def _prepare(self) -> dict[str, Any]:
         speech = self.out / "speech"
-        _logger.info("\nspeech by eSpeak NG: many voices, and no recording of anyone")
+        log_lines("\nspeech by eSpeak NG: many voices, and no recording of anyone")
         build_demo_corpus(speech, self.config.seed, choose_splits(self.config.minutes))
         return self._step("prepare", {"root": str(speech), "corpus": "demo"}, "manifests")
 
@@ -161,7 +165,7 @@ class Demo:
             return plan
         plan = plan_pretraining(self.config, self.spent_s, self._time("pretrain"))
         plan.save(self.out / PLAN_NAME)
-        _logger.info("\n%.0f s of %.0f s are gone: %d updates", self.spent_s, self._total_s, plan.pretrain_updates)
+        log_lines(f"\n{self._say_time()}: {plan.pretrain_updates} updates")
         return plan
 
     def _plan_finetuning(self, plan: Plan) -> int:
@@ -169,10 +173,12 @@ class Demo:
         if plan.finetune_updates is None:
             plan = plan_finetuning(plan, self.spent_s, self._time("finetune"))
             plan.save(self.out / PLAN_NAME)
-            message = "\n%.0f s of %.0f s are gone: %d updates of fine-tuning, and as many from scratch"
-            _logger.info(message, self.spent_s, self._total_s, plan.finetune_updates)
+            log_lines(f"\n{self._say_time()}: {plan.finetune_updates} updates of fine-tuning, and as many from scratch")
         assert plan.finetune_updates is not None
         return plan.finetune_updates
+
+    def _say_time(self) -> str:
+        return f"{self.spent_s:.0f} s of {self._total_s:.0f} s are gone"
 
     def _time(self, verb: str) -> Path:
         """Train for a few updates, and return the folder with their speeds."""
@@ -223,14 +229,15 @@ class Demo:
         """Run one verb into a place of its own, unless it is finished there; training verbs see to that themselves."""
         finished = None if verb in ("pretrain", "finetune") else read_finished(self.out / name)
         if finished is not None:
-            _logger.info("\n%s is finished", self.out / name)
+            _logger.info("")
+            _logger.info("%s is finished", self.out / name)
             return finished
         device = {} if verb == "prepare" else {"device": self.config.device}
         return self._run(verb, {**keys, "out": self._path(name), "seed": self.config.seed, **device})
 
     def _run(self, verb: str, keys: dict[str, Any]) -> dict[str, Any]:
         """Run one command, and say it first as a user would type it."""
-        _logger.info("\n$ speechssl %s %s", verb, " ".join(_format_word(*item) for item in keys.items()))
+        log_lines(f"\n$ speechssl {verb} {' '.join(_format_word(*item) for item in keys.items())}")
         start = time.monotonic()
         result = run_verb(verb, keys)
         _logger.info("%s took %.0f s", verb, time.monotonic() - start)
@@ -246,5 +253,5 @@ class Demo:
 def _format_word(key: str, value: Any) -> str:
     """Write `key=value` for a shell."""
     if isinstance(value, list):
-        value = value[0] if len(value) == 1 else f"[{','.join(value)}]"
-    return shlex.quote(f"{key}={value}")
+        value = value[0] if len(value) == 1 else value
+    return spell(key, value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from speechssl.printable import make_printable
+
 SATURATED_SHARE = 95.0
 """A baseline that gets more than this percentage right leaves nothing to show."""
 
@@ -53,7 +55,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     worse = [row["name"] for row in result["rows"] if row["verdict"] == "not better"]
     if worse:
         lines.append(f"Not what was hoped for: {'; '.join(worse)}. More minutes may show more (minutes=).")
-    lines.append(f"report: {result['report']} (open it in a browser)")
+    lines.append(f"report: {make_printable(result['report'])} (open it in a browser)")
     lines.append(f"all of it took {result['minutes']:.1f} min")
     return "\n".join(lines)
 

@@ -10,9 +10,9 @@ from typing import Any
 from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import EmbedConfig
 from speechssl.data.inputs import expand_audio
+from speechssl.data.left_out import LeftOut
 from speechssl.evaluation.embedding_files import SUFFIXES, check_place, write_embeddings
 from speechssl.evaluation.embeddings import Embedder, choose_layers, iterate_tables
-from speechssl.evaluation.recognition import Source
 from speechssl.interop.load import load_model
 from speechssl.progress import track
 from speechssl.training.devices import resolve_device, resolve_precision
@@ -21,37 +21,41 @@ _logger = logging.getLogger("speechssl")
 
 
 def run(config: EmbedConfig) -> dict[str, Any]:
-    """Embed every utterance and return what was written where.
+    """Embed every utterance and return what was written where; what cannot be used is left out and listed.
 
     Raises:
         ConfigError: `layer` is out of range, or `out` has a suffix that is no format.
-        DataError: nothing matches `audio`, or a file cannot be read.
+        DataError: nothing matches `audio`, or no file can be used.
     """
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)
-    manifest = expand_audio(config.audio)
+    left_out = LeftOut("audio")
+    manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     out = _resolve_file(config)
-    num_rows = embedder.count_rows(Source.from_manifest(manifest))
     start = time.monotonic()
-    tables = track(iterate_tables(embedder, manifest), "embed", len(manifest), "utterances")
-    write_embeddings(out, tables, num_rows, embedder.dim)
+    tables = track(iterate_tables(embedder, manifest, left_out), "embed", len(manifest), "utterances")
+    num_rows = write_embeddings(out, tables, embedder.dim)
     seconds = time.monotonic() - start
+    is_folder = not Path(config.out).suffix
+    left_out.save(out.parent if is_folder else out)
+    used = left_out.drop_from(manifest)
     _logger.info("%d embeddings of %d numbers in %s", num_rows, embedder.dim, out)
     result: dict[str, Any] = {
         "out": str(out),
-        "num_utterances": len(manifest),
+        "num_utterances": len(used),
+        "num_left_out": len(left_out),
         "num_rows": num_rows,
         "dim": embedder.dim,
         "layers": list(choice.names),
         "pooling": config.pooling,
-        "hours": manifest.total_s / 3600,
-        "audio_s_per_s": manifest.total_s / seconds,
+        "hours": used.total_s / 3600,
+        "audio_s_per_s": used.total_s / seconds,
         "checkpoint": config.checkpoint,
     }
-    if not Path(config.out).suffix:
+    if is_folder:
         write_result(out.parent, result)
     return result
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from speechssl.cli.output import replacing_result, resolve_out, write_result
 from speechssl.config import EvaluateConfig, check
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
@@ -20,8 +21,10 @@ from speechssl.evaluation.recognition import recognise, require_recogniser
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
 from speechssl.interop.load import load_model
+from speechssl.printable import log_lines
 from speechssl.text import Vocabulary
 from speechssl.training.devices import resolve_device, resolve_precision
+from speechssl.training.durable import remove
 
 _logger = logging.getLogger("speechssl")
 
@@ -29,11 +32,12 @@ _logger = logging.getLogger("speechssl")
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Recognise every transcribed utterance, score it, write the breakdown, and return the result.
 
-    Writes `result.json`, `utterances.tsv` (worst first) and `confusions.tsv` to `out`.
+    Writes `result.json`, `utterances.tsv` (worst first), `confusions.tsv` and, where audio cannot be used,
+    `left_out.tsv` to `out`.
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
-        DataError: the manifest has no transcripts, or `decoding.lm` is no ARPA file.
+        DataError: the manifest has no transcripts, none of its audio can be used, or `decoding.lm` is no ARPA file.
     """
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
     manifest, num_untranscribed = _load_transcribed(config)
@@ -43,18 +47,26 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     decoder = build_decoder(config.decoding, vocabulary)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
-    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode)
+    left_out = LeftOut("data.test")
+    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    manifest = left_out.drop_from(manifest)
+    left_out.require_others(len(manifest))
     texts = manifest.column("text")
     references = [vocabulary.normalise_reference(text) for text in texts]
     speakers = manifest.column("speaker") if manifest.has("speaker") else None
     scores = score(references, [vocabulary.fold(text) for text in hypotheses], speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
-    result |= decoder.facts | {"num_untranscribed": num_untranscribed, "out": str(out)}
+    result |= decoder.describe()
+    result |= {"num_untranscribed": num_untranscribed, "num_left_out": len(left_out), "out": str(out)}
     with replacing_result(out):
+        for name in (breakdown.UTTERANCES_NAME, breakdown.CONFUSIONS_NAME):
+            # It may be a link, which would be followed.
+            remove(out / name)
         breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
         breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
         _log(config, scores, unknown)
+        left_out.save(out)
         write_result(out, result)
     return result
 
@@ -102,16 +114,14 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
 def _log(config: EvaluateConfig, scores: Scores, unknown: Counter[str]) -> None:
     """Tell people what the figures are and where the errors are."""
     if unknown:
-        table = breakdown.format_unknown(unknown)
-        _logger.warning(
-            "characters of the transcripts outside the vocabulary (text.keep makes labels of them):\n%s", table
-        )
+        _logger.warning("characters of the transcripts outside the vocabulary (text.keep makes labels of them):")
+        log_lines(breakdown.format_unknown(unknown), logging.WARNING)
     speakers = scores.score_speakers()
     if speakers and len(speakers) < RELIABLE_UNITS:
-        _logger.info("speakers:\n%s", breakdown.format_speakers(speakers))
+        log_lines(f"speakers:\n{breakdown.format_speakers(speakers)}")
     if any(utterance.letter_edits for utterance in scores.utterances):
-        _logger.info("commonest errors:\n%s", breakdown.format_confusions(scores))
-        _logger.info("worst utterances:\n%s", breakdown.format_worst(scores))
+        log_lines(f"commonest errors:\n{breakdown.format_confusions(scores)}")
+        log_lines(f"worst utterances:\n{breakdown.format_worst(scores)}")
     for name, rate, interval in (
         ("WER", scores.wer, scores.compute_wer_interval(config.num_resamples, config.seed)),
         ("CER", scores.cer, scores.compute_cer_interval(config.num_resamples, config.seed)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.cli.training_run import choose_precision, goes_on, open_folder, seed_weights, train
@@ -20,10 +22,14 @@ from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
-from speechssl.text import Vocabulary, build_vocabulary, is_silent
+from speechssl.text import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
+from speechssl.training.devices import check_room
 from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.schedules import compute_frozen_updates
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
+
+MAX_KEPT = 40
+"""More characters than these nobody types after `text.keep=`."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -39,6 +45,7 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
+    check_room(config.model, ranks.device)
     precision = choose_precision(config, ranks)
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
@@ -82,7 +89,7 @@ def count_frozen_updates(config: FinetuneConfig) -> int:
 def start_from(model: SpeechModel, config: FinetuneConfig) -> None:
     """Copy the weights of `init`; the last `reset_layers` blocks and the norm after them stay as initialised.
 
-    The CTC head of a recogniser comes along where its labels are the same and no block starts afresh.
+    The CTC head of a recogniser comes along where it has all labels, in whatever order, and no block starts afresh.
 
     Raises:
         CheckpointError, ConfigError: as `load_model`; or there are not so many blocks.
@@ -104,20 +111,45 @@ def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) 
     if source.head is None or source.vocabulary is None:
         return
     assert model.head is not None and model.vocabulary is not None, "a recogniser is what is trained"
-    there, here = (_list_labels(vocabulary) for vocabulary in (source.vocabulary, model.vocabulary))
-    if config.reset_layers == 0 and there == here:
-        model.head.load_state_dict(source.head.state_dict())
-        _logger.info("init=%s: its CTC head goes on too, the labels are the same", config.init)
+    rows = match_labels(source.vocabulary, model.vocabulary)
+    missing = [symbol for symbol, row in zip(model.vocabulary.symbols, rows, strict=True) if row is None]
+    missing = [symbol for symbol in missing if len(symbol) == 1]
+    if config.reset_layers == 0 and not missing:
+        _move_rows(model.head, source.head, rows)
+        _logger.info("init=%s: its CTC head goes on too, by the letters of its labels", config.init)
         return
-    why = f"its labels ({''.join(there)}) are not those of this run ({''.join(here)}), or in another order"
-    if config.reset_layers:
-        why = f"with reset_layers={config.reset_layers} the blocks before it do"
+    why = f"with reset_layers={config.reset_layers} the blocks before it do"
+    if config.reset_layers == 0:
+        why = f"it has no label for {name_letters(missing)}"
     _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
 
 
-def _list_labels(vocabulary: Vocabulary) -> list[str]:
-    """List the label of each index after the blank; empty for specials such as `<pad>`, which no text has."""
-    return [symbol if len(symbol) == 1 else "" for symbol in vocabulary.symbols[1:]]
+def match_labels(there: Vocabulary, here: Vocabulary) -> list[int | None]:
+    """Find which output of a recogniser is which of another: the blank, each letter by its spelling, specials in order.
+
+    Args:
+        there: labels of the head that is trained.
+        here: labels of the head that is to go on.
+
+    Returns:
+        For each symbol of `here` its index in `there`; None where there is none.
+    """
+    own = {symbol: k for k, symbol in reversed(list(enumerate(there.symbols))) if k != BLANK and len(symbol) == 1}
+    spelt = {here.fold_symbol(symbol): k for symbol, k in own.items()} | own
+    specials = iter([k for k, symbol in enumerate(there.symbols) if k != BLANK and len(symbol) != 1])
+    rows: list[int | None] = [BLANK]
+    for symbol in here.symbols[1:]:
+        rows.append(
+            spelt.get(symbol, spelt.get(here.fold_symbol(symbol))) if len(symbol) == 1 else next(specials, None)
+        )
+    return rows
+
+
+def _move_rows(head: nn.Module, source: nn.Module, rows: Sequence[int | None]) -> None:
+    """Copy the rows of a trained head; a row of which it has none keeps what was drawn."""
+    weights, trained = head.state_dict(), source.state_dict()
+    for name, value in weights.items():
+        value.copy_(torch.stack([value[k] if row is None else trained[name][row] for k, row in enumerate(rows)]))
 
 
 def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:
@@ -140,20 +172,23 @@ def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: 
     """
     counts = vocabulary.unknown_letters(text for text in texts if text)
     spoken = {letter: count for letter, count in counts.most_common() if not is_silent(letter)}
-    listed = ", ".join(f"{letter!r} {count} ×" for letter, count in counts.most_common(20))
     if spoken and unknown == "refuse":
-        letters = ", ".join(f"{letter!r} {count} ×" for letter, count in list(spoken.items())[:20])
-        # Of the data's own characters only letters become labels by themselves.
-        whole = "text.vocabulary=data takes all letters, " if any(map(str.isalpha, spoken)) else ""
         raise DataError(
-            f"`{key}` must be spelt in the vocabulary, but has {letters} outside it "
-            f"(text.keep={''.join(spoken)!r} adds them, {whole}text.unknown=drop leaves them out of the labels)"
+            f"`{key}` must be spelt in the vocabulary, but has {name_letters(spoken)} outside it "
+            f"({_advise_labels(spoken)}text.unknown=drop leaves them out of the labels)"
         )
     if counts:
         # Validation is scored against the labels (`CTCObjective`), `evaluate` against what was said.
         scored = "; the wer and cer of validation leave them out too, evaluate counts those that are spoken as errors"
         note = scored if spoken and key == "data.valid" else ""
+        listed = name_letters(dict(counts.most_common()))
         _logger.warning("%s has characters outside the vocabulary, left out of the labels: %s%s", key, listed, note)
+
+
+def _advise_labels(spoken: Mapping[str, int]) -> str:
+    """Name the keys that make labels of characters; of the data's own only letters become labels by themselves."""
+    keep = f"{write_keep(spoken)} adds them, " if len(spoken) <= MAX_KEPT else ""
+    return keep + ("text.vocabulary=data takes all letters, " if any(map(str.isalpha, spoken)) else "")
 
 
 def _build_source(

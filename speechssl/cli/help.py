@@ -80,7 +80,7 @@ def _find_own_groups(verb: str, keys: list[Key]) -> dict[str, list[str]]:
     return {
         group: names
         for group, names in find_groups(verb).items()
-        if (group in sections and (is_training or group != "data")) or (group == "experiment" and is_training)
+        if group in sections and (is_training or group != "data")
     }
 
 

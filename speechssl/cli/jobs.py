@@ -7,7 +7,6 @@ nothing but text goes from process to process.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from speechssl.cli.output import clean
 from speechssl.cli.run import run_request
 from speechssl.cli.words import Request
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
+from speechssl.training.durable import write_in_one_step, writing
 
 OPTION = "--job"
 """The word that starts a job from its file: `speechssl --job out/jobs/3.json`."""
@@ -116,7 +116,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(clean(content), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(path, json.dumps(clean(content), ensure_ascii=False, indent=2) + "\n")

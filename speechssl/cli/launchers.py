@@ -17,6 +17,7 @@ from typing import Any
 
 from speechssl.cli.jobs import Job
 from speechssl.errors import ConfigError
+from speechssl.training.durable import writing
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 
@@ -137,8 +138,9 @@ def _start(job: Job, is_alone: bool) -> subprocess.Popen[bytes]:
 
 
 def _open_log(path: Path) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("wb")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def _check_keys(name: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -9,15 +10,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from speechssl.cli.help import format_help, format_verb_help
 from speechssl.cli.output import format_line, print_line
+from speechssl.cli.overrides import is_assignment
 from speechssl.cli.run import TRAINING_VERBS, build_config, find_rank, run_request
 from speechssl.cli.sweep_plan import Plan, take_plan
 from speechssl.cli.verbs import find_verb
-from speechssl.cli.words import Request, is_assignment, read_words
+from speechssl.cli.words import Request, read_words
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
+from speechssl.printable import abbreviate, make_printable
 
 FAILED = 1
 """Exit code of what nobody planned; other exceptions than those of `errors` end with it, too."""
@@ -27,6 +30,9 @@ JOB = "--job"
 
 USER_MISTAKE = 2
 """Exit code of a mistake that the user can mend."""
+
+MAX_SENTENCE = 2000
+"""Longest sentence that is printed, in characters."""
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -49,14 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpeechSSLError as error:
         _print_cause(error)
         return USER_MISTAKE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _print_cause(ConfigError(f"a path must be one that a disk can hold, but is {abbreviate(str(error.filename))}"))
+        return USER_MISTAKE
     except RanksError as error:
         _print_cause(error)
         return FAILED
     except StoppedOnRequest as stop:
-        _print_as_main(f"speechssl: {stop}", sys.stderr)
+        _print_as_main(str(stop))
         return stop.exit_code
     except KeyboardInterrupt:
-        _print_as_main("speechssl: stopped by Ctrl-C", sys.stderr)
+        _print_as_main("stopped by Ctrl-C")
         return INTERRUPTED
 
 
@@ -90,7 +101,8 @@ def _run_one(requests: list[Request], words: list[str], options: set[str]) -> in
     if len(requests) > 1 and "-m" not in options:
         sweep = next(word for word in words if is_assignment(word) and "," in word)
         raise ConfigError(
-            f"a list of values such as {sweep} must come with -m, which runs {len(requests)} jobs, but does not"
+            f"a list of values such as {abbreviate(sweep)} must come with -m, which runs {len(requests)} jobs, "
+            "but does not"
         )
     if "--cfg" in options:
         _print_configs(requests)
@@ -129,7 +141,7 @@ def _sweep(verb: str, words: list[str], plan: Plan) -> int:
     for job in result["jobs"]:
         if "error" in job:
             values = ", ".join(f"{key}={value}" for key, value in job["values"].items())
-            print(f"speechssl: job {job['job']} ({values}): {job['error']}", file=sys.stderr)
+            _say(f"job {job['job']} ({values}): {job['error']}")
     print_line(format_line(result))
     return find_exit_code(result["jobs"])
 
@@ -153,7 +165,8 @@ def _print_configs(requests: list[Request]) -> None:
     """Print the resolved configuration of every request as YAML."""
     from speechssl.cli.compose import to_yaml
 
-    print_line("---\n".join(to_yaml(build_config(request)) for request in requests).rstrip())
+    text = "---\n".join(to_yaml(build_config(request)) for request in requests).rstrip()
+    print_line("\n".join(make_printable(line) for line in text.split("\n")))
 
 
 def _read_version() -> str:
@@ -176,18 +189,30 @@ def _check_single_process(verb: str, is_sweep: bool) -> None:
 def _print_cause(error: Exception) -> None:
     """Print what ended this process, unless it is one of several and another has already named the cause."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        print(f"speechssl: {error}", file=sys.stderr)
+        _say(str(error))
         return
     from speechssl.training.roll_call import name_cause
 
     if name_cause(str(error)):
-        print(f"speechssl: rank {find_rank()}: {error}", file=sys.stderr)
+        _say(f"rank {find_rank()}: {error}")
 
 
-def _print_as_main(text: str, file: TextIO) -> None:
+def _print_as_main(text: str) -> None:
     """Print what every process has to say; one says it."""
     if find_rank() == 0:
-        print(text, file=file)
+        _say(text)
+
+
+def _say(text: str) -> None:
+    """Print one line to stderr, whatever the names in it are; the exit code counts more than the line.
+
+    stderr may go to a file on the very disk that is full.
+    """
+    try:
+        print(f"speechssl: {abbreviate(make_printable(text), MAX_SENTENCE)}", file=sys.stderr, flush=True)
+    except OSError:
+        # Python flushes stderr once more when it ends, and would change the code then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _StderrHandler(logging.StreamHandler[Any]):

@@ -12,9 +12,11 @@ from types import ModuleType
 from typing import Any
 
 from speechssl.cli.launchers import import_package
+from speechssl.cli.overrides import list_sweep, parse_override
 from speechssl.cli.sweep import METRICS, Launcher, find_value, make_table, plan_jobs, print_table, read_out, run_jobs
-from speechssl.cli.words import Request, find_key, parse_override, read_words, split_words
+from speechssl.cli.words import Request, find_key, read_words, split_words
 from speechssl.errors import ConfigError
+from speechssl.parsing import parsing
 
 _logger = logging.getLogger("speechssl")
 
@@ -171,9 +173,10 @@ def _read_distribution(optuna: ModuleType, verb: str, word: str) -> Any:
     if override is None or not override.is_sweep_override():
         return None
     if not override.is_interval_sweep():
-        return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
-    interval = override.value()
+        return optuna.distributions.CategoricalDistribution(list_sweep(override))
+    interval, key = override.value(), override.key_or_group
     is_log = "log" in interval.tags
-    if find_key(verb, word.partition("=")[0]).type_name == "int":
-        return optuna.distributions.IntDistribution(int(interval.start), int(interval.end), log=is_log)
-    return optuna.distributions.FloatDistribution(float(interval.start), float(interval.end), log=is_log)
+    with parsing(f"`{key}`", "an interval that optuna takes", ConfigError):
+        if find_key(verb, key).type_name == "int":
+            return optuna.distributions.IntDistribution(int(interval.start), int(interval.end), log=is_log)
+        return optuna.distributions.FloatDistribution(float(interval.start), float(interval.end), log=is_log)

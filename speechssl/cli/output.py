@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.printable import make_json_printable
+from speechssl.training.durable import write_in_one_step
 
 RESULT_NAME = "result.json"
 """The file in a verb's folder that holds its JSON line; a folder with it is finished."""
+
+_made: list[Path] = []
+"""Folders that were made to be written to."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -64,6 +69,19 @@ def replacing_result(folder: Path) -> Iterator[None]:
     aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def removing_unused() -> Iterator[None]:
+    """Remove the folders that `check_writable` made inside and in which nothing was written."""
+    start = len(_made)
+    try:
+        yield
+    finally:
+        for folder in sorted(_made[start:], reverse=True):
+            with suppress(OSError):  # it holds a result
+                folder.rmdir()
+        del _made[start:]
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder and write in it once.
 
@@ -71,6 +89,7 @@ def check_writable(folder: Path) -> None:
         ConfigError: that does not work; the message gives the system's reason.
     """
     try:
+        _made.extend(path for path in (folder, *folder.parents) if not path.exists())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -79,24 +98,37 @@ def check_writable(folder: Path) -> None:
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen."""
-    temporary = folder / f".{RESULT_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(clean(result), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULT_NAME)
+    """Store a verb's result as `result.json`, in one step, so that a half-written one is never seen.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    text = make_json_printable(json.dumps(clean(result), ensure_ascii=False, indent=2))
+    write_in_one_step(folder / RESULT_NAME, f"{text}\n")
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed."""
+    """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed.
+
+    What stdout's encoding lacks is spelt as an escape.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def format_line(result: Mapping[str, Any]) -> str:
-    """Write a result as one line of strict JSON."""
-    return json.dumps(clean(result), ensure_ascii=False, allow_nan=False)
+    """Write a result as one line of strict JSON, readable on a terminal, harmless to it, in letters that stdout has."""
+    line = make_json_printable(json.dumps(clean(result), ensure_ascii=False, allow_nan=False))
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # Python's escapes (`\xe9`) are not those of JSON.
+        return json.dumps(clean(result), allow_nan=False)
+    return line
 
 
 def clean(value: Any) -> Any:

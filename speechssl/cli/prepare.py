@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import spell
 from speechssl.cli.output import RESULT_NAME, replacing_result, resolve_out, write_result
 from speechssl.config import PrepareConfig
 from speechssl.corpora.download import download_parts
@@ -16,12 +17,17 @@ from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
 from speechssl.corpora.table import TABLE_SUFFIXES, read_table
+from speechssl.corpora.table_advice import check_places
 from speechssl.data.audio_files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import parsing, read_json
 
 UNREADABLE_NAME = "unreadable.tsv"
 """Lists the files that could not be used, with the reason."""
+
+LIST_SUFFIXES = TABLE_SUFFIXES | {".txt", ".json", ".jsonl"}
+"""Files that somebody who names one as the corpus takes for a table."""
 
 NAMED = 3
 """So many unreadable files are named on stderr."""
@@ -53,7 +59,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     check_keys(config, corpus)
     out = resolve_out(config.out, "prepare", config.overwrite)
     root, splits = read_corpus(config, corpus, out)
-    scans = {split: scan_recordings(recordings, root, split) for split, recordings in splits.items()}
+    scans = {split: scan_recordings(recordings, root, split, config.channel) for split, recordings in splits.items()}
     unreadable = [item for scan in scans.values() for item in scan.unreadable]
     manifests, unit = _divide({split: scan.manifest for split, scan in scans.items()}, config)
     earlier = _list_earlier(out)
@@ -88,9 +94,9 @@ def guess_corpus(config: PrepareConfig) -> str:
     if not config.root:
         raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
     root = Path(config.root).absolute()
-    if root.is_file() and root.suffix.lower() in TABLE_SUFFIXES:
+    if os.path.isfile(root) and root.suffix.lower() in LIST_SUFFIXES:
         return _say_guess("table", root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
     if find_tree(root):
         return _say_guess("librispeech", root)
@@ -98,7 +104,7 @@ def guess_corpus(config: PrepareConfig) -> str:
     if tables:
         raise ConfigError(
             f"`corpus` must be folder or table for {root}, which holds {tables[0]}, but is not given: "
-            f"say corpus=folder or table={root / tables[0]}"
+            f"say corpus=folder or {spell('table', str(root / tables[0]))}"
         )
     if not any(find_audio(root)):
         raise DataError(f"`root` must be a folder with audio, but {root} has none")
@@ -151,10 +157,12 @@ def _read_librispeech(config: PrepareConfig) -> tuple[Path, Splits]:
 
 def _read_table(config: PrepareConfig) -> tuple[Path, Splits]:
     path = Path(config.table or config.root)
-    if not path.name:
+    if not (config.table or config.root):
         raise ConfigError("`table` must be the CSV or TSV file that lists the audio, but is not given")
     root = _find_root(config) if config.table and config.root else path.parent.resolve()
-    return root, _choose_splits(read_table(path, root, config.columns), config.splits)
+    splits = read_table(path, root, config.columns)
+    check_places(path, root, (recording.path for split in splits.values() for recording in split))
+    return root, _choose_splits(splits, config.splits)
 
 
 def _find_root(config: PrepareConfig) -> Path:
@@ -167,7 +175,7 @@ def _find_root(config: PrepareConfig) -> Path:
     if not config.root:
         raise ConfigError("`root` must be the folder that holds the corpus, but is not given")
     root = Path(config.root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"`root` must be the folder that holds the corpus, but {root} {_say_what(root)}")
     return root.resolve()
 
@@ -208,13 +216,12 @@ def _save(manifests: Mapping[str, Manifest], out: Path, suffix: str) -> dict[str
 def _list_earlier(out: Path) -> set[Path]:
     """List the files that an earlier result of `prepare` in a folder tells of."""
     path = out / RESULT_NAME
-    if not path.is_file():
-        return set()
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # damaged; nothing that it may have told of is touched
+        with parsing(str(path), "a result of `prepare`"):
+            earlier = read_json(path)
+            return _list_files(earlier, out) if "held_out_by" in earlier else set()
+    except DataError:  # none, or damaged: nothing that it may have told of is touched
         return set()
-    return _list_files(earlier, out) if isinstance(earlier, dict) and "held_out_by" in earlier else set()
 
 
 def _list_files(result: Mapping[str, Any], out: Path) -> set[Path]:
@@ -247,4 +254,4 @@ def _say_guess(corpus: str, root: Path) -> str:
 
 
 def _say_what(path: Path) -> str:
-    return "is a file" if path.exists() else "is not there"
+    return "is a file" if os.path.exists(path) else "is not there"

@@ -24,6 +24,7 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.training.devices import check_room
 from speechssl.training.distributed import Ranks, join_ranks
 from speechssl.training.small_batch import describe_departure
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
@@ -44,6 +45,7 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
     if result is not None:
         _logger.info("%s is finished; raise training.max_updates to go on", folder)
         return result
+    check_room(config.model, ranks.device)
     precision = choose_precision(config, ranks)
     seed_weights(config.seed)
     objective = build_objective(config)
@@ -62,7 +64,7 @@ def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
 
 def build_objective(config: PretrainConfig) -> PretrainObjective:
     """Build the objective that `objective.name` says, with fresh weights."""
-    updates = config.training.max_updates
+    updates = config.training.planned_updates
     warmup = round(config.training.warmup_share * updates)
     match config.objective.name:
         case "masked_codes":
@@ -87,7 +89,7 @@ def _fit_codes(
         alone = UpdatePlanner(source.manifest.num_samples_16k, replace(source.planner.config, rank=0, num_ranks=1))
         last = math.ceil(min(config.objective.fit_s / config.training.update_s, alone.updates_per_epoch))
         batches = chain.from_iterable(replace(source, planner=alone)(1, last))
-        text = objective.fit(batch.to(ranks.device) for batch in batches).hex()
+        text = objective.fit(batch.to(ranks.device) for batch in batches if batch.plan.is_counted).hex()
     objective.set_codes(bytes.fromhex(ranks.broadcast(text)))
 
 

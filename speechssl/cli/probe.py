@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +15,32 @@ import torch
 
 from speechssl.cli.output import resolve_out, write_result
 from speechssl.config import ProbeConfig
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.errors import DataError
-from speechssl.evaluation.probing import limit_source, pool_log_mel, pool_states, split_stratified, standardise
+from speechssl.evaluation.probing import (
+    Labelled,
+    limit_source,
+    pool_states,
+    read_usable,
+    split_stratified,
+    standardise,
+)
 from speechssl.evaluation.statistics import Interval, compute_interval
 from speechssl.evaluation.verification import (
     Trials,
     compute_eer,
     compute_eer_interval,
+    describe_dispute,
+    describe_nesting,
     make_trials,
     read_trials,
     score_trials,
 )
 from speechssl.interop.checkpoint import build_untrained
 from speechssl.interop.load import find_update, load_model
+from speechssl.model.lengths import compute_receptive_field
+from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.speaker import SpeakerProbe
 from speechssl.training.devices import resolve_device, resolve_precision
 from speechssl.training.probing import train_probe
@@ -55,19 +69,22 @@ class Figures:
 def run(config: ProbeConfig) -> dict[str, Any]:
     """Probe model, untrained encoder and log-mel statistics alike, and return the figures.
 
+    Utterances whose audio cannot be used are left out and listed in `left_out.tsv`.
+
     Raises:
-        DataError: no `speaker` column, or too few utterances of a speaker.
+        DataError: no `speaker` column, too few utterances of a speaker, or no audio that can be used.
     """
-    train, test = load_sets(config)
+    sets = load_sets(config)
     device = resolve_device(config.device)
     # Before the model: `best` of a run that goes on moves, and a name for an earlier update would be a lie.
     update = find_update(config.checkpoint)
     model = load_model(config.checkpoint, device, weights=config.weights)
     precision = resolve_precision(config.precision, device)
-    measure = make_measure(config, train, test)
     out = resolve_out(config.out, "probe", config.overwrite)
+    train, test, left_out = read_sets(config, *sets, model)
+    measure = make_measure(config, train.manifest, test.manifest, left_out)
     tested = "data.test" if config.data.test else "data.train"
-    parts = ((train, "data.train"), (test, tested))
+    parts = ((train.manifest, "data.train"), (test.manifest, tested))
     sources = [limit_source(manifest, config.data.max_s, key) for manifest, key in parts]
     untrained = build_untrained(model, config.seed)
 
@@ -78,42 +95,79 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     figures = {
         "model": measure(pool(model)),
         "untrained": measure(pool(untrained)),
-        "log_mel": measure((pool_log_mel(sources[0]), pool_log_mel(sources[1]))),
+        "log_mel": measure((train.log_mel, test.log_mel)),
     }
-    result = summarise(config, figures, train, test) | {"update": update, "out": str(out)}
+    result = summarise(config, figures, train.manifest, test.manifest)
+    result |= {"num_left_out": len(left_out), "update": update, "out": str(out)}
     _log(result, figures)
+    left_out.save(out)
     write_result(out, result)
     return result
 
 
-def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest]:
-    """Load the two sets; without `data.test`, split by utterance so that every speaker is in both.
+def load_sets(config: ProbeConfig) -> tuple[Manifest, Manifest | None]:
+    """Load the two sets; None without `data.test`: the first is to be split.
 
     Raises:
-        DataError: a manifest has no speakers or one alone, or a speaker of the test is not in the training
-            (identification).
+        DataError: as `check_sets`, or a trial names what is not in `data.test`.
     """
     train = _load_labelled(config.data.train, "data.train", config.data.where)
-    if len(set(train.column("speaker"))) < 2:
-        raise DataError(f"`data.train` must have two speakers or more, but has {train.column('speaker')[0]} alone")
-    if not config.data.test:
-        speakers = train.column("speaker")
-        lone = [name for name in dict.fromkeys(speakers) if speakers.count(name) < 2]
-        if lone:
-            raise DataError(
-                f"`data.train` must have two utterances of each speaker to be split, but has one of {lone[0]}"
-            )
-        kept, held = split_stratified(speakers, TEST_SHARE, config.seed)
-        _logger.info("data.test is not given: %d utterances of the same speakers are held out", len(held))
-        return train.select(kept), train.select(held)
-    test = _load_labelled(config.data.test, "data.test", config.data.where)
-    unknown = sorted(set(test.column("speaker")) - set(train.column("speaker")))
+    test = _load_labelled(config.data.test, "data.test", config.data.where) if config.data.test else None
+    check_sets(config, train, test)
+    if test is not None and config.data.trials:
+        read_trials(config.data.trials, test.column("id"), list_paths(test))
+    known = len(set(test.column("id")) & set(train.column("id"))) if test is not None else 0
+    if known:
+        _logger.warning("%d of %d utterances of data.test are in data.train too", known, len(test or ()))
+    return train, test
+
+
+def check_sets(config: ProbeConfig, train: Manifest, test: Manifest | None) -> None:
+    """Make sure that the sets have the speakers that the task needs.
+
+    Raises:
+        DataError: the first has one speaker alone, or one utterance of a speaker and is to be split; or a speaker of
+            the second is not in the first (identification).
+    """
+    speakers = train.column("speaker")
+    if len(set(speakers)) < 2:
+        raise DataError(f"`data.train` must have two speakers or more, but has {speakers[0]} alone")
+    if test is None:
+        lone = next((name for name, count in Counter(speakers).items() if count < 2), None)
+        if lone is not None:
+            raise DataError(f"`data.train` must have two utterances of each speaker to be split, but has one of {lone}")
+        return
+    unknown = sorted(set(test.column("speaker")) - set(speakers))
     if config.task == "identification" and unknown:
         raise DataError(f"`data.test` must have the speakers of data.train, but has {', '.join(unknown[:5])}")
-    known = len(set(test.column("id")) & set(train.column("id")))
-    if known:
-        _logger.warning("%d of %d utterances of data.test are in data.train too", known, len(test))
-    return train, test
+
+
+def read_sets(
+    config: ProbeConfig, train: Manifest, test: Manifest | None, model: SpeechModel
+) -> tuple[Labelled, Labelled, LeftOut]:
+    """Read both sets once, and go on with what can be used; without `data.test`, split by utterance.
+
+    Every speaker is in both parts of a split.
+
+    Raises:
+        DataError: as `check_sets`, of what is left; or nothing can be used.
+    """
+    shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
+    left_out = LeftOut("data.train")
+    first = read_usable(train, config.data.max_s, shortest, left_out)
+    second = None
+    if test is not None:
+        left_out_of_test = LeftOut("data.test")
+        second = read_usable(test, config.data.max_s, shortest, left_out_of_test)
+        left_out.extend(left_out_of_test)
+    if len(left_out):
+        left_out.warn()
+        check_sets(config, first.manifest, second.manifest if second else None)
+    if second is not None:
+        return first, second, left_out
+    kept, held = split_stratified(first.manifest.column("speaker"), TEST_SHARE, config.seed)
+    _logger.info("data.test is not given: %d utterances of the same speakers are held out", len(held))
+    return first.select(kept), first.select(held), left_out
 
 
 def _load_labelled(paths: list[str], key: str, where: str) -> Manifest:
@@ -127,7 +181,9 @@ def _load_labelled(paths: list[str], key: str, where: str) -> Manifest:
     return manifest.select(kept)
 
 
-def make_measure(config: ProbeConfig, train: Manifest, test: Manifest) -> Callable[[Pooled], Figures]:
+def make_measure(
+    config: ProbeConfig, train: Manifest, test: Manifest, left_out: LeftOut
+) -> Callable[[Pooled], Figures]:
     """Make the function that turns features of both sets into figures."""
     names, labels = np.unique(np.array(train.column("speaker")), return_inverse=True)
 
@@ -137,15 +193,31 @@ def make_measure(config: ProbeConfig, train: Manifest, test: Manifest) -> Callab
     if config.task == "identification":
         wanted = np.searchsorted(names, np.array(test.column("speaker")))
         return lambda pooled: _identify(config, fit, pooled, wanted, test.column("speaker"))
-    trials = _find_trials(config, test)
+    trials = _find_trials(config, test, left_out)
     return lambda pooled: _verify(config, fit, pooled, trials, test.column("speaker"))
 
 
-def _find_trials(config: ProbeConfig, test: Manifest) -> Trials:
-    if config.data.trials:
-        return read_trials(config.data.trials, test.column("id"))
-    sexes = test.column("sex") if test.has("sex") else None
-    return make_trials(test.column("speaker"), sexes, config.num_trials, config.seed)
+def _find_trials(config: ProbeConfig, test: Manifest, left_out: LeftOut) -> Trials:
+    """Read or make the trials, and say where the speakers of the manifest may be none."""
+    ids, speakers, paths = test.column("id"), test.column("speaker"), list_paths(test)
+    if not config.data.trials:
+        doubt = describe_nesting(speakers, paths)
+        sexes = test.column("sex") if test.has("sex") else None
+        trials = make_trials(speakers, sexes, config.num_trials, config.seed)
+    else:
+        # Trials of what is left out are known, and left out too.
+        others = left_out.items
+        names = ids + [item.id for item in others], paths + [item.path for item in others]
+        trials = read_trials(config.data.trials, *names, unusable=range(len(ids), len(names[0])))
+        doubt = describe_dispute(trials, ids, speakers, paths)
+    if doubt:
+        _logger.warning("%s", doubt)
+    return trials
+
+
+def list_paths(manifest: Manifest) -> list[str]:
+    """List the absolute paths of a manifest's audio, as text."""
+    return [os.path.join(manifest.root, path) for path in manifest.column("path")]
 
 
 def _identify(

@@ -11,9 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import check_writable
+from speechssl.cli.output import check_writable, removing_unused
 from speechssl.cli.words import Request
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.training.durable import REFUSALS, writing
 from speechssl.training.lock import hold_folder, remove_unused
 
 _logger = logging.getLogger("speechssl")
@@ -23,11 +24,20 @@ TRAINING_VERBS = ("pretrain", "finetune")
 
 
 def run_request(request: Request) -> dict[str, Any]:
-    """Compose the configuration of one request, run its verb, and return the dict of its JSON line."""
+    """Compose the configuration of one request, run its verb, and return the dict of its JSON line.
+
+    Whatever a verb writes with, and wherever it writes: a disk that is full, read-only or over a quota is one sentence.
+    """
     config = build_config(request)
+    place = Path(getattr(config, "out", "") or ".")
+    with writing(place, only=REFUSALS):
+        return _run(request, config)
+
+
+def _run(request: Request, config: Any) -> dict[str, Any]:
     # Held before torch is imported, which takes seconds: a second run in the folder is refused at once.
     is_run = request.verb in TRAINING_VERBS and find_rank() == 0
-    with hold_out(config.out) if is_run else nullcontext():
+    with removing_unused(), hold_out(config.out) if is_run else nullcontext():
         module = import_module(f"speechssl.cli.{request.verb}")
         result: dict[str, Any] = module.run(config)
     return result
@@ -46,9 +56,9 @@ def hold_out(out: str) -> Iterator[None]:
         ConfigError: it is a file, cannot be written, or another run is using it.
     """
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ConfigError(f"`out` must be a folder, but {folder} is a file")
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     check_writable(folder)
     with hold_folder(folder):
         try:

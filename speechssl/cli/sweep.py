@@ -16,6 +16,7 @@ from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape
 from speechssl.errors import ConfigError
 from speechssl.knobs import list_keys
+from speechssl.printable import make_printable
 
 _logger = logging.getLogger("speechssl")
 
@@ -132,15 +133,16 @@ def print_table(table: Sequence[Mapping[str, Any]]) -> None:
 
     drawn = Table(*[str(name) for name in table[0]])
     for row in table:
-        drawn.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(file=sys.stderr).print(drawn)
+        cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values())
+        drawn.add_row(*(make_printable(cell) for cell in cells))
+    Console(file=sys.stderr, markup=False).print(drawn)
 
 
 def read_out(request: Request) -> str:
     """Read `out` of one request, which an experiment file may set too."""
     if all(row.path != "out" for row in list_keys(VERBS[request.verb].schema)):
         raise ConfigError(f"-m must be used with a verb that writes to `out`, but `{request.verb}` does not")
-    if request.verb in ("pretrain", "finetune") and "out" not in request.values:
+    if request.verb in ("pretrain", "finetune") and not request.values.get("out"):
         raise ConfigError("`out` must be given with -m (job n goes to out/n), but is missing")
     return str(compose_tree(request).out)
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from speechssl.errors import ConfigError
+from speechssl.parsing import parsing
 
 _WORD = re.compile(r"hydra[/.](?P<part>launcher|sweeper)(\.(?P<key>[\w.]+))?=(?P<value>.*)", re.DOTALL)
 
@@ -49,7 +50,5 @@ def take_plan(words: list[str]) -> Plan:
 
 
 def _read_value(word: str, text: str) -> Any:
-    try:
+    with parsing(f"`{word.partition('=')[0]}`", "a plain value", ConfigError):
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"`{word.partition('=')[0]}` must be a plain value, but is {text!r}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,26 @@ from speechssl.model.transformer import Transformer
 from speechssl.objectives.protocol import Objective, make_torch_seed
 from speechssl.report.page import build_report
 from speechssl.training.checkpoint import CheckpointStore
+from speechssl.training.data_record import check_record, describe_data, digest_texts, write_record
 from speechssl.training.devices import resolve_precision, use_deterministic_algorithms
 from speechssl.training.distributed import Ranks, check_division
+from speechssl.training.durable import writing
+from speechssl.training.left_out import LeftOutTable, read_left_out
 from speechssl.training.metrics import SKIPPED, JsonLinesWriter, find_last_metrics
 from speechssl.training.provenance import Provenance
 from speechssl.training.replacement import Replacement, drop_replaced, recover
 from speechssl.training.rotation import list_published
-from speechssl.training.run_folder import claim_run, find_version, open_run
+from speechssl.training.run_folder import claim_run, find_version, open_run, read_stored
+from speechssl.training.schedules import describe_schedule
+from speechssl.training.setup import Setup
 from speechssl.training.sources import ManifestSource
 from speechssl.training.stop import StopFlag
 from speechssl.training.trackers import open_writers
-from speechssl.training.trainer import Setup, Trainer
+from speechssl.training.trainer import Trainer
 
 _logger = logging.getLogger("speechssl")
+
+REPORT = "report.html"
 
 TrainingVerbConfig = PretrainConfig | FinetuneConfig
 
@@ -53,13 +60,38 @@ def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[st
     folder = Path(config.out)
     result = _open(config, folder) if ranks.is_main else {}
     is_finished = ranks.find_max(int(ranks.is_main and result is not None))
+    if not is_finished:
+        planned = _plan_schedule(config, folder) if ranks.is_main else 0
+        config.training.schedule_updates = ranks.find_max(planned)
     return folder, result if is_finished else None
+
+
+def _plan_schedule(config: TrainingVerbConfig, folder: Path) -> int:
+    """Find the updates that the schedule is laid over: those that the run began with, unless the command says others.
+
+    What is new, or behind the end, is said.
+    """
+    training = config.training
+    stored = (None if config.overwrite else read_stored(folder)) or {}
+    before = stored.get("training", {})
+    # A run of before this key had one schedule over what it had planned last.
+    begun = before.get("schedule_updates") or before.get("max_updates") or training.planned_updates
+    training = replace(training, schedule_updates=training.schedule_updates or begun)
+    published = list_published(folder / "checkpoints") if stored else []
+    done = int(published[-1].name.removeprefix("update-")) if published else 0
+    for line in describe_schedule(training, begun if published else training.planned_updates, done):
+        _logger.warning(line)
+    return training.planned_updates
 
 
 def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
     recover(folder)
     if not config.overwrite:
-        return open_run(folder, config)
+        result = open_run(folder, config)
+        if result is not None and not (folder / REPORT).exists():
+            # Killed, or a disk was full, after the result was written.
+            build_report([folder], folder / REPORT)
+        return result
     sources = {"init": config.init}
     if isinstance(config, PretrainConfig):
         sources["objective.teacher"] = config.objective.teacher
@@ -88,12 +120,9 @@ def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterat
         if ranks.is_main:
             replacement = Replacement(folder, config.overwrite)
             on_failure.callback(lambda: None if trainer.has_moved else replacement.undo())
-            try:
+            with writing(folder):
                 replacement.begin()
                 claim_run(folder, config)
-            except OSError as error:
-                problem = f"{folder}: {error.strerror}"
-                raise ConfigError(f"`out` must be a place that can be written, but {problem}") from error
         ranks.wait_for_all()
         yield
         on_failure.pop_all()
@@ -125,11 +154,15 @@ def set_up_blocks(module: nn.Module, activation_checkpointing: bool, compile: bo
                 part.compile_blocks()
 
 
-def find_provenance(precision: str, source: ManifestSource, valid: ManifestSource | None) -> Provenance:
+def find_provenance(
+    precision: str, source: ManifestSource, valid: ManifestSource | None, with_texts: bool = False
+) -> Provenance:
     """Gather what the updates of a run are a function of, beside its configuration."""
-    data = {"data.train": source.manifest.digest}
-    if valid is not None:
-        data["data.valid"] = valid.manifest.digest
+    sets = {"data.train": source.manifest} | ({} if valid is None else {"data.valid": valid.manifest})
+    data = {key: manifest.digest for key, manifest in sets.items()}
+    if with_texts:
+        # An entry of its own: checkpoints of before have none, and still go on.
+        data |= {f"{key} (transcripts)": digest_texts(manifest) for key, manifest in sets.items()}
     return Provenance(precision, data, {name: find_version(name) for name in ("speechssl", "torch")})
 
 
@@ -145,7 +178,16 @@ def train(
     """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
     set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
     stop = StopFlag(config.training.max_hours, since=ranks.began)
-    validate: Callable[[], Iterator[Batch]] | None = None if valid is None else valid.validate
+    sets = {"data.train": source} if valid is None else {"data.train": source, "data.valid": valid}
+    sizes = {key: len(each.manifest) for key, each in sets.items()}
+    with_texts = isinstance(config, FinetuneConfig)
+    provenance = find_provenance(precision, source, valid, with_texts)
+    record = describe_data({key: each.manifest for key, each in sets.items()}, with_texts) if ranks.is_main else None
+    if record is not None and goes_on(config, folder):
+        check_record(folder, record, read_left_out(folder))
+    # Several processes agree to stop between updates, and none ends alone.
+    source, *rest = (replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested) for each in sets.values())
+    validate: Callable[[], Iterator[Batch]] | None = rest[0].validate if rest else None
     setup = Setup(
         objective=objective,
         config=config.training,
@@ -154,14 +196,17 @@ def train(
         precision=precision,
         seed=config.seed,
         validate=validate,
-        store=CheckpointStore(folder, config.training.keep_checkpoints, find_provenance(precision, source, valid)),
+        store=CheckpointStore(folder, config.training.keep_checkpoints, provenance),
         open_writers=lambda progress: open_writers(folder, progress, config.logging, asdict(config)),
         open_skipped=lambda progress: JsonLinesWriter(folder, progress.update, name=SKIPPED),
+        open_left_out=lambda: LeftOutTable(folder, sizes),
         stop=stop,
     )
     trainer = Trainer(setup)
     deterministic = use_deterministic_algorithms(config.training.deterministic)
     with stop.listen(), deterministic, _claim(config, folder, trainer):
+        if record is not None:
+            write_record(folder, record)
         trainer.run()
     progress = trainer.progress
     result: dict[str, Any] = {
@@ -171,10 +216,11 @@ def train(
         "best_update": progress.best_update or progress.update,
         "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
         "damaged_checkpoints": progress.damaged_checkpoints,
+        "num_left_out": len(read_left_out(folder)),
         "train": find_last_metrics(folder, "train"),
         "valid": find_last_metrics(folder, "valid"),
     }
     if ranks.is_main:
         write_result(folder, result)
-        build_report([folder], folder / "report.html")
+        build_report([folder], folder / REPORT)
     return result

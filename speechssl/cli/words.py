@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from speechssl.advice import escape_interpolations
+from speechssl.cli.overrides import MAX_JOBS, is_assignment, list_sweep, parse_override, read_searchpath
 from speechssl.cli.verbs import VERBS
 from speechssl.config import Key, list_keys
 from speechssl.errors import ConfigError
+from speechssl.printable import abbreviate
 
 CONF_FOLDERS = (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
 """Where `conf/` is: inside the package in a wheel, beside it in a checkout."""
 
-_ASSIGNMENT = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^\W\d]\w*(\.\w+)*)=(?P<value>.*)", re.DOTALL)
+_PRESET = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Name of a file in a group of `conf/`, without its suffix."""
 
 
 @dataclass
@@ -45,8 +50,6 @@ class Request:
         if key in find_groups(self.verb) and isinstance(value, str) and key in _list_sections(self.verb):
             self._check_preset(key, value)
             self.choices[key] = value
-        elif key == "experiment":
-            self.choices[key] = str(value)
         elif isinstance(value, Mapping) and key in _list_sections(self.verb):
             for name, inner in value.items():
                 self.add(f"{key}.{name}", inner)
@@ -54,10 +57,12 @@ class Request:
             self.values[key] = _fit_value(find_key(self.verb, key), key, value)
 
     def _check_preset(self, group: str, name: str) -> None:
-        """Refuse a training preset of another verb, which would set keys that this one does not have."""
+        """Refuse what no file can be called, and training presets of another verb, whose keys this one lacks."""
+        options = ", ".join(find_groups(self.verb)[group])
+        if _PRESET.fullmatch(name) is None:
+            raise ConfigError(f"`{group}` must be one of {options}, but is {abbreviate(repr(name))}")
         owner = next((verb for verb in VERBS if name.startswith(f"{verb}_")), self.verb)
         if owner != self.verb:
-            options = ", ".join(find_groups(self.verb)[group])
             raise ConfigError(f"`{group}` must be one of {options}, but {name!r} is one of `speechssl {owner}`")
 
 
@@ -71,6 +76,9 @@ def read_words(verb: str, words: Sequence[str]) -> list[Request]:
     """
     bare, assignments = split_words(words)
     parsed = [_parse_assignment(verb, word) for word in assignments]
+    num_jobs = math.prod(len(values) for values in parsed)
+    if num_jobs > MAX_JOBS:
+        raise ConfigError(f"a sweep must have at most {MAX_JOBS} jobs, but has {num_jobs}")
     requests = []
     for combination in product(*parsed):
         request = Request(verb)
@@ -79,11 +87,6 @@ def read_words(verb: str, words: Sequence[str]) -> list[Request]:
         _add_bare_words(request, bare)
         requests.append(request)
     return requests
-
-
-def is_assignment(word: str) -> bool:
-    """Say whether a word is `key=value`: whether an identifier path stands before the first `=`."""
-    return _ASSIGNMENT.fullmatch(word) is not None
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -158,39 +161,15 @@ def _list_sections(verb: str) -> set[str]:
     return {".".join(names[:depth]) for names in parts for depth in range(1, len(names))}
 
 
-def parse_override(word: str) -> Any:
-    """Parse `key=value` as hydra's `Override`; None where it sets one of hydra's own keys.
-
-    Raises:
-        ConfigError: it cannot be parsed.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    match = _ASSIGNMENT.fullmatch(word)
-    assert match is not None, word
-    key, value = match["key"], match["value"]
-    if key.split(".")[0] == "hydra":
-        return None
-    if match["prefix"] == "~":
-        raise ConfigError(f"`{key}` must be given a value, but {word!r} takes it away")
-    try:
-        return OverridesParser.create().parse_override(f"{key}={_quote_equals(value)}")
-    except HydraException as error:
-        raise ConfigError(_explain_unparsable(key, value)) from error
-
-
 def _parse_assignment(verb: str, word: str) -> list[tuple[str, Any]]:
     """Parse `key=value`; a sweep (`seed=1,2`) gives one pair for each of its values."""
     override = parse_override(word)
     if override is None:
-        return [("hydra", word)]
+        return [("hydra", read_searchpath(word))]
     key = str(override.key_or_group)
     if not override.is_sweep_override():
         return [(key, _read_value(verb, key, override))]
-    if override.is_interval_sweep():
-        raise ConfigError(f"`{key}` must be a list or a range (hydra/sweeper=optuna takes intervals), but is {word!r}")
-    return [(key, parse_override(f"{key}={text}").value()) for text in override.sweep_string_iterator()]
+    return [(key, parse_override(f"{key}={text}").value()) for text in list_sweep(override)]
 
 
 def _read_value(verb: str, key: str, override: Any) -> Any:
@@ -205,21 +184,6 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
     if isinstance(value, (bool, int, float)) and takes_text:
         return str(override.input_line).partition("=")[2].strip()
     return value
-
-
-def _quote_equals(value: str) -> str:
-    """Quote a value such as `speaker=19`, whose `=` the grammar would refuse."""
-    return f"'{value}'" if re.fullmatch(r"[\w.-]+=[\w. -]*", value, re.ASCII) else value
-
-
-def _explain_unparsable(key: str, value: str) -> str:
-    if '"' not in value:
-        quoted = f"'{key}=\"{value}\"'"
-    else:
-        quoted = f"\"{key}='{value}'\"" if "'" not in value else f"{key}='…' with every quote inside as \\'"
-    return (
-        f"`{key}` must be a value of hydra's grammar, but is {value}; if it is meant as text, quote it twice: {quoted}"
-    )
 
 
 def _add_assignment(request: Request, key: str, value: Any) -> None:
@@ -262,7 +226,7 @@ def escape(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+        return escape_interpolations(value)
     if isinstance(value, (list, tuple)):
         return [escape(item) for item in value]
     if isinstance(value, Mapping):
@@ -280,8 +244,12 @@ def _fit_value(key: Key, name: str, value: Any) -> Any:
         return [value]
     if key.type_name == "int" and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, (list, dict)) and key.type_name not in ("list", "dict", "Any"):
-        raise ConfigError(f"`{name}` must be {describe_type(key)}, but is {value!r}")
+    is_odd = isinstance(value, (list, dict)) and key.type_name not in ("list", "dict", "Any")
+    # A list of texts would take 7 for the 007 that was typed, which only a single value keeps.
+    is_mixed = isinstance(value, list) and key.item_type_name == "str" and not all(isinstance(v, str) for v in value)
+    if is_odd or is_mixed:
+        quoted = ' (quote what is text: "007")' if is_mixed else ""
+        raise ConfigError(f"`{name}` must be {describe_type(key)}{quoted}, but is {abbreviate(repr(value))}")
     return value
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import logging
 import math
-import os
 import shutil
 import tarfile
 import time
@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from speechssl.corpora.librispeech import FOLDER
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import parsing, shorten, show
 from speechssl.progress import track
 
 BLOCK = 1 << 20
@@ -39,24 +40,34 @@ class Archive:
     Attributes:
         resource: number of the OpenSLR page that it belongs to.
         md5: its published sum, in hexadecimal.
+        mebibytes: its published size, which is rounded.
     """
 
     resource: int
     md5: str
+    mebibytes: int
 
 
 ARCHIVES = {
-    "dev-clean": Archive(12, "42e2234ba48799c1f50f24a7926300a1"),
-    "dev-other": Archive(12, "c8d0bcc9cca99d4f8b62fcc847357931"),
-    "test-clean": Archive(12, "32fa31d27d2e1cad72775fee3f4849a9"),
-    "test-other": Archive(12, "fb5a50374b501bb3bac4815ee91d3135"),
-    "train-clean-100": Archive(12, "2a93770f6d5c6c964bc36631d331a522"),
-    "train-clean-360": Archive(12, "c0e676e450a7ff2f54aeade5171606fa"),
-    "train-other-500": Archive(12, "d1a0fd59409feb2c614ce4d30c387708"),
-    "dev-clean-2": Archive(31, "6d7ab67ac6a1d2c993d050e16d61080d"),
-    "train-clean-5": Archive(31, "5df7d4e78065366204ca6845bb08f490"),
+    "dev-clean": Archive(12, "42e2234ba48799c1f50f24a7926300a1", 337),
+    "dev-other": Archive(12, "c8d0bcc9cca99d4f8b62fcc847357931", 314),
+    "test-clean": Archive(12, "32fa31d27d2e1cad72775fee3f4849a9", 346),
+    "test-other": Archive(12, "fb5a50374b501bb3bac4815ee91d3135", 328),
+    "train-clean-100": Archive(12, "2a93770f6d5c6c964bc36631d331a522", 6451),
+    "train-clean-360": Archive(12, "c0e676e450a7ff2f54aeade5171606fa", 23552),
+    "train-other-500": Archive(12, "d1a0fd59409feb2c614ce4d30c387708", 30720),
+    "dev-clean-2": Archive(31, "6d7ab67ac6a1d2c993d050e16d61080d", 126),
+    "train-clean-5": Archive(31, "5df7d4e78065366204ca6845bb08f490", 332),
 }
-"""The sums of https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt."""
+"""The sums of https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt, the sizes of www.openslr.org/12."""
+
+MARGIN = 1.1
+"""So many times the published size of an archive is fetched before it is called another one."""
+
+MAX_RATIO, ROOM = 2, 1 << 20
+"""An archive unpacks to at most so many times its own size and these bytes: FLAC does not compress a second time."""
+
+MAX_LENGTH_DIGITS = 15
 
 
 def download_parts(parts: Sequence[str], root: Path, url: str) -> Path:
@@ -89,47 +100,83 @@ def download_parts(parts: Sequence[str], root: Path, url: str) -> Path:
             _logger.info("%s is there already, and not fetched", tree / part)
             continue
         archive = root / f"{part}.tar.gz"
-        fetch(f"{url.rstrip('/')}/{ARCHIVES[part].resource}/{part}.tar.gz", archive, ARCHIVES[part].md5)
+        known = ARCHIVES[part]
+        limit = int(known.mebibytes * MARGIN * (1 << 20))
+        fetch(f"{url.rstrip('/')}/{known.resource}/{part}.tar.gz", archive, known.md5, limit)
         unpack(archive, part, root)
         _logger.info("%s is unpacked; %s may be deleted", tree / part, archive)
     return tree
 
 
-def fetch(url: str, target: Path, md5: str) -> None:
+def fetch(url: str, target: Path, md5: str, limit: int) -> None:
     """Fetch a file unless it is there, going on where an earlier try stopped (`<target>.part`).
 
+    Args:
+        url: of the file.
+        target: where it goes.
+        md5: its sum.
+        limit: most bytes that are taken from a server, which may send without end.
+
     Raises:
-        DataError: after several tries the file is not whole, the server refuses it, its sum is another one, or the
-            system does not let it be written.
+        DataError: after several tries the file is not whole, the server refuses it or sends what no such file is, its
+            sum is another one, or the system does not let it be written.
     """
     partial = target.with_name(f"{target.name}.part")
-    try:
-        _fetch(url, target, partial, md5)
-    except OSError as error:
-        file = error.filename or partial
-        raise DataError(f"{file} must be readable and writable, but is not: {error.strerror or error}") from error
+    # A server decides what status, headers and the address that it sends one on to are.
+    with parsing(url, "a file that can be fetched"):
+        try:
+            _fetch(url, target, partial, md5, limit)
+        except OSError as error:
+            file = error.filename or partial
+            raise DataError(f"{file} must be readable and writable, but is not: {error.strerror or error}") from error
 
 
 def unpack(archive: Path, part: str, root: Path) -> None:
     """Unpack beside the place where the part belongs, and move it there whole.
 
     Raises:
-        DataError: the archive is damaged, would write outside its folder, or does not hold the part.
+        DataError: the archive is damaged, would write outside its folder, unpacks to more than an archive of speech
+            can (`MAX_RATIO`), does not hold the part, or there is no room for it.
     """
     scratch = root / f".{part}.unpacking"
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with tarfile.open(archive) as tar:
-            for member in track(tar, f"unpacking {part}", unit="files"):
-                tar.extract(member, scratch, filter="data")
+        with parsing(str(archive), "an archive that can be unpacked"):
+            _extract(archive, part, scratch)
         if not (scratch / FOLDER / part).is_dir():
             raise DataError(f"{archive} must hold {FOLDER}/{part}, but does not")
         for item in sorted((scratch / FOLDER).iterdir()):
             _move(item, root / FOLDER / item.name)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{archive} must be an archive that can be unpacked, but is not: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _extract(archive: Path, part: str, scratch: Path) -> None:
+    """Write an archive's files; what is counted is all that is decompressed, headers and names included."""
+    size = archive.stat().st_size
+    _check_space(archive.parent, size)
+    with gzip.open(archive) as stream:
+        limited = cast(IO[bytes], _Limited(stream, MAX_RATIO * size + ROOM))
+        with tarfile.open(fileobj=limited, mode="r|", bufsize=BLOCK) as tar:
+            for member in track(tar, f"unpacking {part}", unit="files"):
+                tar.extract(member, scratch, filter="data")
+
+
+class _Limited:
+    """A stream that ends with an error after so many bytes."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
+        self._stream, self._limit, self._left = stream, limit, limit
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes."""
+        block = self._stream.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise DataError(
+                f"{self._stream.name} must unpack to what speech takes, but unpacks to more than {self._limit} bytes"
+            )
+        return block
 
 
 def _check_url(url: str) -> None:
@@ -149,10 +196,10 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"`download_url` must be a URL such as https://server/folder, but is {url!r}")
 
 
-def _fetch(url: str, target: Path, partial: Path, md5: str) -> None:
+def _fetch(url: str, target: Path, partial: Path, md5: str, limit: int) -> None:
     if not target.exists():
         for attempt in range(NUM_TRIES):
-            if _try_to_fetch(url, partial, is_last=attempt == NUM_TRIES - 1):
+            if _try_to_fetch(url, partial, limit, is_last=attempt == NUM_TRIES - 1):
                 break
             time.sleep(WAIT_S * 2**attempt)
         _check_sum(partial, md5, url)
@@ -161,7 +208,7 @@ def _fetch(url: str, target: Path, partial: Path, md5: str) -> None:
         _check_sum(target, md5, url)
 
 
-def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:
+def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
     """Fetch what is missing; False where the connection broke and another try may help."""
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
@@ -170,18 +217,22 @@ def _try_to_fetch(url: str, partial: Path, is_last: bool) -> bool:
             # 200 in answer to a range: the server sends everything again.
             is_resumed = response.status == http.client.PARTIAL_CONTENT
             with partial.open("ab" if is_resumed else "wb") as file:
-                _copy(response, file, url)
+                _copy(response, file, url, limit)
         return True
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             return True  # nothing is missing; the sum decides whether it is the right file
         if error.code < 500 or is_last:
-            raise DataError(f"{url} must be there, but the server answers {error.code} {error.reason}") from error
+            raise DataError(
+                f"{url} must be there, but the server answers {error.code} {str(error.reason)[:80]}"
+            ) from error
     except (ConnectionError, http.client.HTTPException) as error:
         if is_last:
-            raise DataError(f"{url} must be within reach, but is not ({error}); the same command goes on") from error
-        _logger.warning("%s: %s; trying again", url, error)
+            raise DataError(
+                f"{url} must be within reach, but is not ({shorten(error)}); the same command goes on"
+            ) from error
+        _logger.warning("%s: %s; trying again", url, shorten(error))
     return False
 
 
@@ -206,33 +257,50 @@ def _connect(request: urllib.request.Request) -> http.client.HTTPResponse:
     return response
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str) -> None:
+def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, limit: int) -> None:
     """Copy a response block by block.
 
     Raises:
         http.client.IncompleteRead: the connection ended before the announced length.
+        DataError: there is more of it than of the published archive, or there is no room for it.
     """
-    length = int(response.headers.get("Content-Length") or 0)
-    _check_space(file, length)
+    length = _read_length(response, url)
+    left = limit - file.tell()
+    if length > left:
+        raise DataError(f"{url} must have at most {limit} bytes, but the server announces {length} more")
+    _check_space(Path(file.name).parent, length)
     total = math.ceil(length / BLOCK) if length else None
     copied = 0
     for block in track(_read_blocks(response), f"fetching {url.rpartition('/')[2]}", total, "MiB"):
-        file.write(block)
         copied += len(block)
+        if copied > left:
+            Path(file.name).unlink()
+            raise DataError(f"{url} must have at most {limit} bytes, but the server sends more; it is deleted")
+        file.write(block)
     if length and copied < length:
         raise http.client.IncompleteRead(b"", length - copied)
 
 
-def _check_space(file: BinaryIO, length: int) -> None:
-    free = shutil.disk_usage(os.path.dirname(os.path.abspath(file.name))).free
+def _read_length(response: http.client.HTTPResponse, url: str) -> int:
+    """Read how many bytes a server announces; 0 where it does not say."""
+    text = response.headers.get("Content-Length") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_LENGTH_DIGITS):
+        raise DataError(f"{url} must have a length, but the server announces {show(text)}")
+    return int(text)
+
+
+def _check_space(folder: Path, length: int) -> None:
+    free = shutil.disk_usage(folder.absolute()).free
     if length > free:
-        raise DataError(f"`root` must have room for {length / 1e9:.1f} GB, but {file.name} has {free / 1e9:.1f} GB")
+        raise DataError(f"`root` must have room for {length / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB")
 
 
-def _read_blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _read_blocks(response: http.client.HTTPResponse) -> Iterator[memoryview]:
+    # Into a buffer, for `read` takes a chunk of length -1 as all that ever comes.
+    block = memoryview(bytearray(BLOCK))
     with _over_the_network():
-        while block := response.read(BLOCK):
-            yield block
+        while count := response.readinto(block):
+            yield block[:count]
 
 
 def _check_sum(path: Path, md5: str, url: str) -> None:

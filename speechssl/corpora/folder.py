@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from speechssl.advice import spell
 from speechssl.corpora.scan import Recording
 from speechssl.data.audio_files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import read_text
+
+_SAMPLE_NUMBERS = re.compile(r"^0 \d{4,7} (?=\D)", re.ASCII)
+"""How a transcript of TIMIT begins: 0, how many samples there are (0.1 s to 10 min), and then words, not numbers."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -34,26 +40,35 @@ def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
         _logger.warning("left out%s", name_foreign(foreign))
     speakers = [_find_speaker(file, root, pattern) for file in files]
     _check_speakers(speakers, files, speaker_pattern)
-    return [
-        Recording(name, file, speaker, read_sidecar(file))
-        for name, file, speaker in zip(make_ids(files, root), files, speakers, strict=True)
-    ]
+    texts = drop_sample_numbers([read_sidecar(file) for file in files], files)
+    return [Recording(*row) for row in zip(make_ids(files), files, speakers, texts, strict=True)]
 
 
 def read_sidecar(file: Path) -> str | None:
     """Read the transcript beside an audio file, white space collapsed; None where there is none or it is empty.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: it is no file, or not UTF-8.
     """
     beside = (file.with_suffix(suffix) for suffix in (".txt", ".TXT"))
-    path = next((path for path in beside if path.is_file()), None)
+    path = next((path for path in beside if os.path.lexists(path)), None)
     if path is None:
         return None
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split()) or None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8, but is not ({error})") from error
+    return " ".join(read_text(path).split()) or None
+
+
+def drop_sample_numbers(texts: Sequence[str | None], files: Sequence[Path]) -> list[str | None]:
+    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin and which nobody says.
+
+    Args:
+        texts: transcripts, where there are some.
+        files: the audio of each, for the warning that says so.
+    """
+    numbered = [file for text, file in zip(texts, files, strict=True) if text and _SAMPLE_NUMBERS.match(text)]
+    if numbered:
+        found = f"{len(numbered)} transcripts, such as that of {numbered[0]}"
+        _logger.warning("left out the sample numbers before the words of %s (TIMIT writes 0 46797 She had …)", found)
+    return [text and _SAMPLE_NUMBERS.sub("", text) for text in texts]
 
 
 def _compile(speaker_pattern: str) -> re.Pattern[str] | None:
@@ -64,8 +79,9 @@ def _compile(speaker_pattern: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"`speaker_pattern` must be a regular expression, but {speaker_pattern}: {error}") from error
     if pattern.groups != 1:
+        example = spell("speaker_pattern", r"(\d+)_")
         raise ConfigError(
-            f"`speaker_pattern` must have one group, as in '(\\d+)_', but {speaker_pattern!r} has {pattern.groups}"
+            f"`speaker_pattern` must have one group, as in {example}, but {speaker_pattern} has {pattern.groups}"
         )
     return pattern
 
@@ -84,7 +100,7 @@ def _check_speakers(speakers: Sequence[str | None], files: Sequence[Path], speak
     without = [file for file, speaker in zip(files, speakers, strict=True) if speaker is None]
     if len(without) == len(files):
         raise ConfigError(
-            f"`speaker_pattern` must match the paths, but {speaker_pattern!r} matches none, such as {without[0]}"
+            f"`speaker_pattern` must match the paths, but {speaker_pattern} matches none, such as {without[0]}"
         )
     if without:
         _logger.warning("speaker_pattern does not match %d files, such as %s", len(without), without[0])

@@ -11,6 +11,7 @@ from speechssl.audio import AUDIO_SUFFIXES
 from speechssl.corpora.scan import Recording
 from speechssl.data.audio_files import find_audio, make_ids, name_foreign, refuse_folder
 from speechssl.errors import DataError
+from speechssl.parsing import parsing, read_bytes, read_text
 
 FOLDER = "LibriSpeech"
 """Folder that the published archives unpack to."""
@@ -64,10 +65,15 @@ def read_splits(tree: Path, splits: Sequence[str]) -> dict[str, list[Recording]]
 
 
 def read_sexes(path: Path) -> dict[str, str]:
-    """Read F or M for each speaker from SPEAKERS.TXT (`ID | SEX | SUBSET | MINUTES | NAME`); empty without it."""
-    if not path.is_file():
+    """Read F or M for each speaker from SPEAKERS.TXT (`ID | SEX | SUBSET | MINUTES | NAME`); empty without it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if not os.path.lexists(path):
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with parsing(str(path), "the list of speakers"):
+        lines = read_bytes(path).decode("utf-8", errors="replace").splitlines()
     fields = [[field.strip() for field in line.split("|")] for line in lines if not line.startswith(";")]
     return {row[0]: row[1] for row in fields if len(row) >= 2 and row[1] in ("F", "M")}
 
@@ -76,13 +82,9 @@ def read_transcripts(path: Path) -> dict[str, str]:
     """Read `<utterance> <TEXT>` lines.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: it is no file, or not UTF-8.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be text in UTF-8, but is not ({error})") from error
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
+    pairs = [line.split(maxsplit=1) for line in read_text(path).splitlines() if line.strip()]
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
@@ -91,7 +93,7 @@ def _read_split(tree: Path, split: str, sexes: dict[str, str]) -> list[Recording
     files = sorted(_list_audio(folder), key=os.fspath)
     stems = {file.stem for file in files}
     # Published names are unique in a split; where they are not, the path tells them apart.
-    ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files, folder)
+    ids = [file.stem for file in files] if len(stems) == len(files) else make_ids(files)
     # By place, not by name alone: a name that is not as published may stand in several chapters.
     texts = {
         chapter / name: text

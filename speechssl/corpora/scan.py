@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import soundfile
 
-from speechssl.audio import AudioInfo, read_info
+from speechssl.audio import AudioFile, AudioInfo, check_channel, mix_down, read_info
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.progress import track
@@ -71,13 +70,14 @@ class Scan:
     unreadable: tuple[Unreadable, ...]
 
 
-def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> Scan:
-    """Read the headers of all files, and cut the long ones that have no transcript.
+def scan_recordings(recordings: Sequence[Recording], root: Path, split: str, channel: int = 0) -> Scan:
+    """Count the samples of all files, and cut the long ones that have no transcript.
 
     Args:
         recordings: in the order that the rows shall have.
         root: absolute folder that the manifest's paths start from.
         split: what messages call the files.
+        channel: of each file, from 1; 0: the mean of all.
 
     Raises:
         DataError: two recordings have one id, or no file can be used.
@@ -90,7 +90,7 @@ def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> 
     owners: list[Recording] = []
     unreadable = []
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        outcomes = pool.map(_read_rows, recordings)
+        outcomes = pool.map(partial(_read_rows, channel=channel), recordings)
         progress = track(outcomes, f"reading {split}", len(recordings), "files")
         for recording, outcome in zip(recordings, progress, strict=True):
             if isinstance(outcome, Unreadable):
@@ -104,7 +104,7 @@ def scan_recordings(recordings: Sequence[Recording], root: Path, split: str) -> 
     return Scan(_add_columns(build_manifest(rows, root, split), owners), tuple(unreadable))
 
 
-def find_cuts(path: Path, info: AudioInfo) -> list[int]:
+def find_cuts(path: Path, info: AudioInfo, channel: int = 0) -> list[int]:
     """Find where a long file is cut, reading no more than the stretches in which a cut may lie.
 
     Returns:
@@ -115,25 +115,12 @@ def find_cuts(path: Path, info: AudioInfo) -> list[int]:
     """
     rate = info.sample_rate
     cuts = [0]
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            while info.num_samples - cuts[-1] > LONG_S * rate:
-                first = cuts[-1] + round(CUT_FROM_S * rate)
-                stretch = _read_stretch(file, first, round((CUT_TO_S - CUT_FROM_S) * rate))
-                cuts.append(first + find_quietest(stretch, rate))
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} must be whole, but is damaged ({error})") from error
+    with AudioFile(path) as file:
+        while info.num_samples - cuts[-1] > LONG_S * rate:
+            first = cuts[-1] + round(CUT_FROM_S * rate)
+            stretch = mix_down(file.read(first, round((CUT_TO_S - CUT_FROM_S) * rate)), channel)
+            cuts.append(first + find_quietest(stretch, rate))
     return [*cuts, info.num_samples]
-
-
-def _read_stretch(file: soundfile.SoundFile, first: int, wanted: int) -> npt.NDArray[np.float32]:
-    """Read so many samples, mixed down, or fail."""
-    file.seek(first)
-    samples: npt.NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
-    if len(samples) != wanted:
-        raise DataError(f"{file.name} must be whole, but ends at sample {first + len(samples)}")
-    mixed: npt.NDArray[np.float32] = samples.mean(axis=1)
-    return mixed
 
 
 def find_quietest(samples: npt.NDArray[np.float32], sample_rate: int) -> int:
@@ -152,26 +139,28 @@ def find_quietest(samples: npt.NDArray[np.float32], sample_rate: int) -> int:
     return int(starts[np.argmin(energy[starts + width] - energy[starts])]) + width // 2
 
 
-def _read_rows(recording: Recording) -> list[Utterance] | Unreadable:
+def _read_rows(recording: Recording, channel: int) -> list[Utterance] | Unreadable:
     """Make the rows of one file, or say why there are none."""
     try:
         # Manifests are UTF-8; a name in another encoding would not survive them.
         os.fspath(recording.path).encode("utf-8")
         info = read_info(recording.path)
+        check_channel(recording.path, info.num_channels, channel)
         is_long = info.num_samples > LONG_S * info.sample_rate and not recording.text
-        cuts = find_cuts(recording.path, info) if is_long else [0, info.num_samples]
+        cuts = find_cuts(recording.path, info, channel) if is_long else [0, info.num_samples]
     except UnicodeEncodeError:
         return Unreadable(recording.path, f"{recording.path!r} must have a name in UTF-8, but has not")
     except DataError as error:
         return Unreadable(recording.path, str(error))
-    make = partial(_make_row, recording, info.sample_rate)
+    make = partial(_make_row, recording, info.sample_rate, channel)
     if not is_long:
         return [make(recording.id, 0, info.num_samples)]
     return [make(f"{recording.id}-part{n:04d}", start, end) for n, (start, end) in enumerate(pairwise(cuts))]
 
 
-def _make_row(recording: Recording, sample_rate: int, name: str, start: int, end: int) -> Utterance:
-    return Utterance(name, recording.path, sample_rate, end - start, start, recording.speaker, recording.text)
+def _make_row(recording: Recording, sample_rate: int, channel: int, name: str, start: int, end: int) -> Utterance:
+    speaker, text = recording.speaker, recording.text
+    return Utterance(name, recording.path, sample_rate, end - start, start, speaker, text, channel)
 
 
 def _add_columns(manifest: Manifest, owners: Sequence[Recording]) -> Manifest:

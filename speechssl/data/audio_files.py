@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from speechssl.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+from speechssl.audio import AUDIO_SUFFIXES, suggest_ffmpeg
 from speechssl.errors import DataError
 
 _logger = logging.getLogger("speechssl")
 
 FOREIGN_SUFFIXES = frozenset(
-    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".sph"}
+    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".spx"}
 )
 """Audio and video that libsndfile does not read; a folder that holds some is told so."""
 
@@ -34,8 +34,23 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     found: list[Path] = []
     foreign: list[Path] = []
-    seen: set[str] = set()
     closed: list[OSError] = []
+    for place, files in walk_once(folder, closed):
+        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
+        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
+        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
+    _name_closed(closed, folder)
+    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def walk_once(folder: str | os.PathLike[str], closed: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder in depth with the names of its files, links to folders included, each folder once.
+
+    Args:
+        folder: where to begin.
+        closed: gets the errors of folders that cannot be read.
+    """
+    seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
         # The system lists folders in an order of its own, and the first way to one gives its files their names.
         folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
@@ -44,11 +59,7 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
             folders.clear()
             continue
         seen.add(real)
-        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
-        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
-        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
-    _name_closed(closed, folder)
-    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+        yield os.fspath(place), files
 
 
 def _name_closed(errors: Sequence[OSError], folder: Path) -> None:
@@ -71,12 +82,27 @@ def refuse_folder(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename} must be readable, but is not: {error.strerror}") from error
 
 
-def make_ids(files: Sequence[Path], root: Path) -> list[str]:
-    """Name files by their path from `root` without suffix, with the suffix where two would be alike."""
-    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    alike = Counter(stems)
+def find_common(files: Sequence[Path]) -> Path:
+    """Find the deepest folder that holds all files, given by absolute paths."""
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def make_ids(files: Sequence[Path]) -> list[str]:
+    """Name files: the one rule for ids, whichever way the files were named.
+
+    An id is the path from the deepest folder that holds all the files, without its suffix. Where it would be that of
+    another file, or another file's path with its suffix, it keeps the suffix, so that no two are alike.
+
+    Args:
+        files: distinct absolute paths.
+    """
+    root = find_common(files) if files else Path("/")
+    below = [file.relative_to(root) for file in files]
+    names, stems = [path.as_posix() for path in below], [path.with_suffix("").as_posix() for path in below]
+    alike, taken = Counter(stems), set(names)
     return [
-        stem if alike[stem] == 1 else file.relative_to(root).as_posix() for stem, file in zip(stems, files, strict=True)
+        name if alike[stem] > 1 or (stem in taken and stem != name) else stem
+        for name, stem in zip(names, stems, strict=True)
     ]
 
 
@@ -84,12 +110,12 @@ def name_foreign(foreign: Sequence[Path]) -> str:
     """Say how files that libsndfile does not read become files that it does; empty where there are none."""
     if not foreign:
         return ""
-    name = foreign[0].name
-    command = f'ffmpeg -i "{name}" -ac 1 -ar {SAMPLE_RATE} "{foreign[0].stem}.flac"'
-    return f": {len(foreign)} files such as {name} must be converted first, each with {command}"
+    command = suggest_ffmpeg(foreign[0])
+    return f": {len(foreign)} files such as {foreign[0].name} must be converted first, each with {command}"
 
 
 def locate(file: Path) -> Path:
     """Make a path absolute by the names it was given by, links too; where `..` follows a link, by what it points to."""
     plain = Path(os.path.abspath(file))
-    return plain if plain.exists() and os.path.samefile(plain, file) else file.resolve()
+    # Not Path.resolve, which raises where links go in a circle; reading such a file says so in a sentence.
+    return plain if plain.exists() and os.path.samefile(plain, file) else Path(os.path.realpath(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import dataclass
 
@@ -9,10 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.audio import SAMPLE_RATE, load_audio
-from speechssl.data.augment import change_speed
+from speechssl.data.augment import change_speed, count_at_speed
 from speechssl.data.cache import AudioCache
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.sampler import SubBatch
+from speechssl.errors import ConfigError, DataError
+
+NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Why the system opens no file at all: that says nothing about this one."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -35,6 +40,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An utterance that cannot be read.
+
+    Attributes:
+        id: of the utterance.
+        path: of its file.
+        reason: one sentence.
+    """
+
+    id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """How utterances are read.
 
@@ -53,17 +73,52 @@ class ReadOptions:
     epsilon: float = 1e-5
 
 
-def read_sub_batch(manifest: Manifest, sub_batch: SubBatch, options: ReadOptions) -> list[Example]:
+def read_sub_batch(
+    manifest: Manifest, sub_batch: SubBatch, options: ReadOptions, left_out: list[LeftOut] | None = None
+) -> list[Example]:
     """Read the utterances of a sub-batch.
+
+    Args:
+        manifest: utterances.
+        sub_batch: which of them.
+        options: how they are read.
+        left_out: takes those that cannot be read; None raises.
 
     Raises:
         DataError: a file is missing, damaged, or not as long as the manifest says.
+        ConfigError: no file can be opened, for a reason that is none of the file's.
     """
     speeds = sub_batch.speeds or [1.0] * len(sub_batch.indices)
-    return [
-        read_example(manifest, index, sub_batch, options, speed)
-        for index, speed in zip(sub_batch.indices, speeds, strict=True)
-    ]
+    examples = []
+    for index, speed in zip(sub_batch.indices, speeds, strict=True):
+        try:
+            examples.append(read_example(manifest, index, sub_batch, options, speed))
+        except DataError as error:
+            _check_system(error)
+            if left_out is None:
+                raise
+            utterance = manifest[index]
+            left_out.append(LeftOut(utterance.id, str(utterance.path), str(error)))
+    return examples
+
+
+def _check_system(error: DataError) -> None:
+    """Raise a ConfigError where it was the system, and not the file, that let nothing be read."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in NOT_THE_FILE:
+        raise ConfigError(
+            f"the limits of this process must let it open audio, but do not ({error}); ulimit -n 4096 raises the "
+            "number of open files, data.num_workers=0 needs the fewest"
+        ) from error
+
+
+def make_stand_in(manifest: Manifest, sub_batch: SubBatch) -> Example:
+    """Make silence in the place of the shortest utterance of a sub-batch, as long as that would be."""
+    index = sub_batch.indices[-1]
+    speed = sub_batch.speeds[-1] if sub_batch.speeds else 1.0
+    length = sub_batch.crop_samples or count_at_speed(int(manifest.num_samples_16k[index]), speed)
+    utterance = manifest[index]
+    return Example(utterance.id, np.zeros(length, dtype=np.float32), utterance.text, utterance.speaker)
 
 
 def read_example(
@@ -109,10 +164,11 @@ def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> Floa
     if cache_dir:
         return AudioCache(cache_dir).read(utterance, start, length)
     if utterance.sample_rate == SAMPLE_RATE:
-        return load_audio(utterance.path, utterance.offset + start, length, SAMPLE_RATE)
+        return load_audio(utterance.path, utterance.offset + start, length, SAMPLE_RATE, utterance.channel)
     ratio = utterance.sample_rate / SAMPLE_RATE
     first = min(start * utterance.sample_rate // SAMPLE_RATE, utterance.num_samples - 1)
     wanted = min(int(np.ceil(length * ratio)) + 2, utterance.num_samples - first)
-    samples = load_audio(utterance.path, utterance.offset + first, wanted, utterance.sample_rate)
+    begin, rate = utterance.offset + first, utterance.sample_rate
+    samples = load_audio(utterance.path, begin, wanted, rate, utterance.channel)
     padded: FloatArray = np.pad(samples[:length], (0, max(length - len(samples), 0)))
     return padded

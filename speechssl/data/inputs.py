@@ -5,21 +5,33 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from speechssl.audio import read_info
-from speechssl.data.audio_files import find_audio, locate, make_ids, name_foreign
+import pyarrow.compute as pc
+
+from speechssl.audio import AudioInfo, check_channel, read_info
+from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
 from speechssl.errors import DataError
+from speechssl.parsing import parsing, read_bytes
 
 MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
 
 _logger = logging.getLogger("speechssl")
 
 
-def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = False) -> Manifest:
+def expand_audio(
+    audio: Sequence[str],
+    key: str = "audio",
+    keep_repeats: bool = False,
+    left_out: LeftOut | None = None,
+    channel: int = 0,
+) -> Manifest:
     """Find the audio that the values of `audio=` name.
 
     Args:
@@ -27,27 +39,46 @@ def expand_audio(audio: Sequence[str], key: str = "audio", keep_repeats: bool = 
             the text file's folder).
         key: the key that errors name.
         keep_repeats: give a row each time that a file is named, rather than one at the first time.
+        left_out: gets the files that cannot be used; None: the first one ends it.
+        channel: of each file, from 1; 0: the mean of all.
 
     Returns:
-        One row a file, in the order given and sorted within a folder or glob; rows of manifests as they are. The id
-        is the path without suffix, from the folder that all files share; with the suffix where two would be alike.
+        One row a file, in the order given and sorted within a folder or glob, with ids by `make_ids`; rows of
+        manifests as they are.
 
     Raises:
-        DataError: nothing is given, nothing matches, or a file is no audio.
+        DataError: nothing is given, nothing matches, an id is there twice, or a file is no audio and `left_out` is
+            None, or all are none.
     """
     if not audio:
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
     found = [_look_up(item, key) for item in audio]
     manifests = [item for item in found if isinstance(item, Manifest)]
+    if channel and manifests:
+        raise DataError(f"`channel` must be left out where `{key}` is a manifest, whose column channel says it")
     # A file that is named in two ways is one file.
     distinct = {locate(file): file for item in found if not isinstance(item, Manifest) for file in item}
+    places: dict[Path, int] = {}
     if distinct:
-        manifests.append(scan_files(list(distinct.values()), key))
+        scanned = scan_files(list(distinct.values()), key, left_out, channel)
+        first = sum(map(len, manifests))
+        places = {scanned.root / path: row for row, path in enumerate(scanned.table.column("path").to_pylist(), first)}
+        manifests.append(scanned)
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
-    order = _order_rows(found, {file: row for row, file in enumerate(distinct, len(joined) - len(distinct))})
+    if left_out is not None:
+        left_out.require_others(len(joined))
+    _check_unique(joined, key)
+    order = _order_rows(found, places)
     if not keep_repeats:
         order = list(dict.fromkeys(order))
     return joined if order == list(range(len(joined))) else joined.select(order)
+
+
+def _check_unique(joined: Manifest, key: str) -> None:
+    """Make sure that no id is there twice, since results could not be told by it."""
+    if pc.count_distinct(joined.table.column("id")).as_py() < len(joined):
+        name, times = Counter(joined.column("id")).most_common(1)[0]
+        raise DataError(f"`{key}` must name each utterance once, but {name} is {times} times in {joined.source}")
 
 
 def _look_up(item: str, key: str) -> Manifest | list[Path]:
@@ -55,7 +86,7 @@ def _look_up(item: str, key: str) -> Manifest | list[Path]:
 
 
 def _order_rows(found: Sequence[Manifest | list[Path]], places: Mapping[Path, int]) -> list[int]:
-    """List the rows of all manifests, one after the other, and of the files at their `places`, as they were named."""
+    """List the rows of all manifests, one after the other, and of the files that have a place, as they were named."""
     order: list[int] = []
     num_rows = 0
     for item in found:
@@ -63,7 +94,7 @@ def _order_rows(found: Sequence[Manifest | list[Path]], places: Mapping[Path, in
             order += range(num_rows, num_rows + len(item))
             num_rows += len(item)
         else:
-            order += [places[locate(file)] for file in item]
+            order += [places[place] for file in item if (place := locate(file)) in places]
     return order
 
 
@@ -79,35 +110,71 @@ def find_files(item: str, key: str) -> list[Path]:
         if found and foreign:
             _logger.warning("left out of %s%s", item, name_foreign(foreign))
         return _require_some(found, f"`{key}` must name audio, but the folder {item} holds none{name_foreign(foreign)}")
-    if path.suffix == ".txt" and path.is_file():
+    if path.suffix == ".txt" and path.exists():
         return _require_some(_read_list(path, key), f"`{key}` must name audio, but {item} lists no paths")
     if path.exists():
         return [path]
     if glob.has_magic(item):
-        matched = [Path(name) for name in sorted(glob.glob(item, recursive=True)) if os.path.isfile(name)]
-        return _require_some(matched, f"`{key}` must match files, but the glob {item} matches none")
+        return _require_some(_match(item), f"`{key}` must match files, but the glob {item} matches none")
     raise DataError(f"`{key}` must name audio that is there, but {item} does not exist")
 
 
-def scan_files(files: Sequence[Path], key: str) -> Manifest:
-    """Read the headers of files into a manifest, a row a file.
+def _match(pattern: str) -> list[Path]:
+    """Find the files that a glob matches, sorted; links that lead nowhere too, so that they are named."""
+    return [Path(name) for name in sorted(_expand(pattern)) if not os.path.isdir(name)]
+
+
+def _expand(pattern: str) -> set[str]:
+    """List what a glob matches. `**` goes into each folder once: links that go in a circle would never end."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return set(glob.glob(pattern))
+    cut = parts.index("**")
+    head, tail = "/".join(parts[:cut]), "/".join(parts[cut + 1 :]) or "*"
+    matched: set[str] = set()
+    for start in glob.glob(head) if head else ["/" if cut else "."]:
+        for place, _ in walk_once(start, []):
+            if not any(part.startswith(".") for part in Path(os.path.relpath(place, start)).parts):
+                matched |= _expand(os.path.join(glob.escape(place), tail))
+    return matched
+
+
+def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None, channel: int = 0) -> Manifest:
+    """Count the samples of files, for a manifest with a row a file.
+
+    Args:
+        files: distinct files.
+        key: the key that errors name.
+        left_out: gets those that are no audio, or whose path is not in UTF-8; None: the first one ends it.
 
     Raises:
-        DataError: one of them is no audio, or its path is not in UTF-8; the first one is named.
+        DataError: one cannot be used, and `left_out` is None.
     """
     located = [locate(file) for file in files]
-    for file in located:
-        if not _is_utf8(file):
-            raise DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
+    names = make_ids(located)
     with ThreadPoolExecutor(8) as pool:
-        infos = list(pool.map(read_info, files))
-    root = Path(os.path.commonpath([file.parent for file in located]))
-    names = make_ids(located, root)
-    rows = [
-        Utterance(name, file, info.sample_rate, info.num_samples)
-        for name, file, info in zip(names, located, infos, strict=True)
-    ]
-    return build_manifest(rows, root, key)
+        outcomes = list(pool.map(partial(_examine, key=key, channel=channel), files))
+    rows = []
+    for name, file, outcome in zip(names, located, outcomes, strict=True):
+        if isinstance(outcome, AudioInfo):
+            rows.append(Utterance(name, file, outcome.sample_rate, outcome.num_samples, channel=channel))
+        elif left_out is None:
+            raise outcome
+        else:
+            left_out.add(name, file, str(outcome))
+    return build_manifest(rows, find_common(located), key)
+
+
+def _examine(file: Path, key: str, channel: int) -> AudioInfo | DataError:
+    """Count the samples of a file, or give the error that says why it cannot be used."""
+    if not _is_utf8(file):
+        return DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
+    try:
+        info = read_info(file)
+        check_channel(file, info.num_channels, channel)
+    except DataError as error:
+        return error
+    return info
 
 
 def _is_utf8(path: Path) -> bool:
@@ -125,11 +192,11 @@ def _read_list(path: Path, key: str) -> list[Path]:
     Raises:
         DataError: it is no text in UTF-8.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{key}` must list paths in UTF-8, but {path} does not ({error})") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    with parsing(f"`{key}` ({path})", "a list of paths in UTF-8"):
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").splitlines()]
+        if any("\0" in line for line in lines):
+            raise ValueError("it has NUL bytes")
+    return [path.parent / line for line in lines if line]
 
 
 def _require_some(files: list[Path], message: str) -> list[Path]:

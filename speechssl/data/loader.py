@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
+from speechssl.data.dataset import Example, LeftOut, ReadOptions, make_stand_in, read_sub_batch
 from speechssl.data.manifest import Manifest
-from speechssl.data.sampler import ForwardPlan, SubBatch, UpdatePlanner, round_up
-from speechssl.errors import SpeechSSLError
+from speechssl.data.sampler import ForwardPlan, UpdatePlanner, round_up
+from speechssl.data.workers import describe_no_room, receive
+from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.processes import signal_at_parents_end
 
 Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
@@ -36,6 +36,7 @@ class Batch:
         membership: (S, B) float32, 1 where a row belongs to a sub-batch.
         inputs: what the objective's `prepare` made, padded and stacked: (B, …) each.
         sizes: for each sub-batch its `first` row, its `rows`, and the longest of each of the objective's arrays.
+        left_out: utterances of the plan that cannot be read, and so are no rows.
     """
 
     waveforms: Tensor
@@ -45,6 +46,7 @@ class Batch:
     membership: Tensor
     inputs: dict[str, Tensor]
     sizes: list[dict[str, int]]
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def to(self, device: torch.device) -> Batch:
         """Copy the tensors to a device."""
@@ -53,6 +55,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Copy the tensors to page-locked memory; torch's loader leaves an object without this method as it is."""
         return self._change(Tensor.pin_memory)
+
+    def share_memory(self) -> Batch:
+        """Move the tensors to memory that other processes see; raises RuntimeError where there is no room."""
+        return self._change(Tensor.share_memory_)
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
@@ -65,7 +71,9 @@ class Batch:
 
     @property
     def valid_samples(self) -> int:
-        """Samples of audio in the batch, padding not counted."""
+        """Samples of audio in the batch, padding not counted; 0 where the batch is not counted."""
+        if not self.plan.is_counted:
+            return 0
         return self.waveforms.numel() if self.num_samples is None else int(self.num_samples.sum())
 
     @property
@@ -83,7 +91,11 @@ def pad_stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(out)
 
 
-def collate(plan: ForwardPlan, parts: Sequence[tuple[list[Example], dict[str, list[np.ndarray]]]]) -> Batch:
+Part = tuple[list[Example], dict[str, list[np.ndarray]]]
+"""The examples of a sub-batch, and what the objective prepared for them."""
+
+
+def collate(plan: ForwardPlan, parts: Sequence[Part]) -> Batch:
     """Stack sub-batches into one batch.
 
     Args:
@@ -116,10 +128,10 @@ def collate(plan: ForwardPlan, parts: Sequence[tuple[list[Example], dict[str, li
 
 
 class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
-    """Makes the batch of a forward plan: a pure function of the plan, whichever worker runs it.
+    """Makes the batch of a forward plan: a pure function of the plan and the files, whichever worker runs it.
 
-    A user's mistake, such as a file that holds NaN, is handed over rather than raised: the loader would wrap what a
-    worker raises into a traceback, and lose its one sentence.
+    An utterance that cannot be read is left out, and named in the batch. Any other mistake of the user is handed over
+    rather than raised: the loader would wrap what a worker raises into a traceback, and lose its one sentence.
     """
 
     def __init__(self, manifest: Manifest, options: ReadOptions, prepare: Prepare) -> None:
@@ -127,14 +139,32 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
 
     def __getitem__(self, plan: ForwardPlan) -> Batch | SpeechSSLError:
         try:
-            parts = [self._make(sub_batch) for sub_batch in plan.sub_batches]
+            batch = self._make(plan)
         except SpeechSSLError as error:
             return error
-        return collate(plan, parts)
+        worker = get_worker_info()
+        if worker is None:
+            return batch
+        try:
+            # What fails later, as the batch is sent, torch prints and forgets, and everybody waits for ever.
+            return batch.share_memory()
+        except RuntimeError as error:
+            return ConfigError(describe_no_room(worker.num_workers, str(error)))
 
-    def _make(self, sub_batch: SubBatch) -> tuple[list[Example], dict[str, list[np.ndarray]]]:
-        examples = read_sub_batch(self.manifest, sub_batch, self.options)
-        return examples, self.prepare(examples, self.options.seed, sub_batch.number)
+    def _make(self, plan: ForwardPlan) -> Batch:
+        left_out: list[LeftOut] = []
+        read = [(part, read_sub_batch(self.manifest, part, self.options, left_out)) for part in plan.sub_batches]
+        if not plan.is_counted:
+            left_out = []  # another rank's, which says so
+        kept = [(part, examples) for part, examples in read if examples]
+        if kept:
+            plan = replace(plan, sub_batches=tuple(part for part, _ in kept))
+        else:
+            # The forward is made all the same, since other ranks may wait for it, and adds nothing.
+            plan = replace(plan, sub_batches=plan.sub_batches[:1], is_counted=False)
+            kept = [(plan.sub_batches[0], [make_stand_in(self.manifest, plan.sub_batches[0])])]
+        made = [(examples, self.prepare(examples, self.options.seed, part.number)) for part, examples in kept]
+        return replace(collate(plan, made), left_out=left_out)
 
 
 def _plan_updates(planner: UpdatePlanner, first: int, last: int) -> Iterator[ForwardPlan]:
@@ -173,6 +203,7 @@ def iterate_updates(
     updates: tuple[int, int],
     num_workers: int,
     pin_memory: bool = False,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Batch]]:
     """Yield the batches of each update from the first to the last, both included.
 
@@ -186,10 +217,11 @@ def iterate_updates(
         updates: first and last update.
         num_workers: loader processes; 0 works in this one.
         pin_memory: for copies to a GPU.
+        must_stop: asked while workers are waited for; where it says so, nothing more comes.
     """
     plans = _plan_updates(planner, *updates)
     batches: list[Batch] = []
-    for batch in iterate_plans(manifest, plans, options, prepare, num_workers, pin_memory):
+    for batch in iterate_plans(manifest, plans, options, prepare, num_workers, pin_memory, must_stop):
         batches.append(batch)
         if batch.plan.is_last:
             yield batches
@@ -203,11 +235,12 @@ def iterate_plans(
     prepare: Prepare,
     num_workers: int,
     pin_memory: bool = False,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Yield the batch of each forward plan, in order; arguments as in `iterate_updates`.
 
     Raises:
-        DataError: an utterance cannot be read, or holds NaN; it is named.
+        ConfigError, DataError: the workers cannot work, or have died; as `receive`.
     """
     # Workers inherit this process, with what Arrow keeps of tables that are gone.
     pa.default_memory_pool().release_unused()
@@ -220,14 +253,7 @@ def iterate_plans(
         worker_init_fn=_set_up_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    batches = iter(loader)
-    try:
-        for batch in batches:
-            if isinstance(batch, SpeechSSLError):
-                raise batch
-            yield batch
-    finally:
-        # A worker ignores SIGTERM. While the traceback of a crash keeps the iterator, only this ends its workers, for
-        # which the process would wait forever.
-        if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()
+    for batch in receive(loader, must_stop) if num_workers else loader:
+        if isinstance(batch, SpeechSSLError):
+            raise batch
+        yield batch

@@ -15,19 +15,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import csv
 
 from speechssl.audio import SAMPLE_RATE
+from speechssl.data.manifest_reading import COUNTS, ESCAPES, REQUIRED, ROOT_KEY, ROOT_LINE, name_columns, read_columns
 from speechssl.data.turns import take_turns
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import parsing
 
 IntArray = npt.NDArray[np.int64]
 
-REQUIRED = ("id", "path", "sample_rate", "num_samples")
-COUNTS = ("sample_rate", "num_samples", "offset")
-ROOT_LINE = "# root="
-ROOT_KEY = b"root"
-ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
+OPTIONAL = {"offset": 0, "channel": 0, "speaker": None, "text": None}
+"""Columns that are left out where every row has this, and what a row without one has."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Utterance:
         offset: first sample of the utterance in the file, at that rate.
         speaker: label, where known.
         text: transcript, where known.
+        channel: which channel of the file, from 1; 0 is the mean of all.
     """
 
     id: str
@@ -51,6 +50,7 @@ class Utterance:
     offset: int = 0
     speaker: str | None = None
     text: str | None = None
+    channel: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -62,8 +62,8 @@ class Manifest:
     """A table of utterances; a row costs no Python object until it is asked for.
 
     Args:
-        table: columns `id`, `path`, `sample_rate`, `num_samples`, where needed `offset`, where known `speaker` and
-            `text`; further columns are kept.
+        table: columns `id`, `path`, `sample_rate`, `num_samples`, where needed `offset` and `channel`, where known
+            `speaker` and `text`; further columns are kept.
         root: folder that relative paths start from.
         source: what messages call it.
     """
@@ -79,8 +79,8 @@ class Manifest:
         """Make the record of one row."""
         row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names if name in _FIELDS}
         path = self.root / row["path"]
-        offset = row.get("offset") or 0
-        return Utterance(**{**row, "path": path, "offset": offset})
+        counts = {name: row.get(name) or 0 for name in ("offset", "channel")}
+        return Utterance(**{**row, **counts, "path": path})
 
     @cached_property
     def num_samples_16k(self) -> IntArray:
@@ -121,7 +121,7 @@ class Manifest:
         Raises:
             DataError: naming `key`, the manifest and its columns.
         """
-        columns = ", ".join(self.table.column_names)
+        columns = name_columns(self.table.column_names)
         if name not in self.table.column_names:
             raise DataError(f"`{key}` must have a column {name}, but {self.source} has {columns}")
         if not self.has(name):
@@ -144,11 +144,8 @@ class Manifest:
         if not equals:
             raise ConfigError(f"`data.where` must be column=value, but is {condition!r}")
         self.require(name, "data.where")
-        try:
+        with parsing(f"`data.where` ({name} of {self.source})", "a column of single values and one of them"):
             same = pc.equal(pc.cast(self.table.column(name), pa.string()), value)
-        except pa.ArrowNotImplementedError as error:
-            kind = self.table.schema.field(name).type
-            raise DataError(f"`data.where` must name a column of single values, but {name} holds {kind}") from error
         if not pc.any(same).as_py():
             raise DataError(f"`data.where` must keep some rows, but no row of {self.source} has {condition}")
         return Manifest(self.table.filter(same), self.root, self.source)
@@ -174,7 +171,8 @@ class Manifest:
         """Read a column as text, empty where it has nothing or is not there."""
         if not name or not self.has(name):
             return [""] * len(self)
-        labels: list[str] = pc.fill_null(pc.cast(self.table.column(name), pa.string()), "").to_pylist()
+        with parsing(f"the column {name} of {self.source}", "text or single values"):
+            labels: list[str] = pc.fill_null(pc.cast(self.table.column(name), pa.string()), "").to_pylist()
         return labels
 
     def _counts(self, name: str) -> IntArray:
@@ -193,21 +191,17 @@ def load_manifest(path: str | os.PathLike[str], key: str = "data.train") -> Mani
         key: the key that errors name.
 
     Raises:
-        DataError: it is missing, of another kind, damaged, without a needed column, or empty.
+        DataError: it is missing, of another kind, damaged, without a needed column, or empty; an id is there twice.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataError(f"`{key}` must be a manifest (.tsv or .parquet), but {file} {_say_what(file)}")
-    table, root = _read_parquet(file, key) if file.suffix == ".parquet" else _read_tsv(file, key)
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    if missing:
-        names = ", ".join(table.column_names)
-        raise DataError(f"`{key}` must have the columns {', '.join(REQUIRED)}, but {file} has {names}")
-    if table.num_rows == 0:
-        raise DataError(f"`{key}` must hold utterances, but {file} has no rows")
-    folder = (file.parent / root) if root else file.parent
-    manifest = Manifest(_type_columns(table, file, key), folder.resolve(), str(file))
-    del table
+    with parsing(f"`{key}` ({file})", "a whole manifest"):
+        table, root = read_columns(file, key)
+        folder = (file.parent / root) if root else file.parent
+        manifest = Manifest(table, folder.resolve(), str(file))
+        del table
+    _check_unique(manifest, key)
     # Reading takes three times what is kept, and Arrow would keep that too.
     pa.default_memory_pool().release_unused()
     return manifest
@@ -217,12 +211,14 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
     """Load one manifest or several, one after the other.
 
     Raises:
-        DataError: none is given, or as `load_manifest`; an id is there twice.
+        DataError: none is given, or as `load_manifest`; an id is there twice, in two of them too.
     """
     if not paths:
         raise DataError(f"`{key}` must be a manifest or a list of manifests, but is not given")
     manifests = [load_manifest(path, key) for path in paths]
-    joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+    if len(manifests) == 1:
+        return manifests[0]
+    joined = join_manifests(manifests)
     _check_unique(joined, key)
     # Counting takes as much as the ids themselves, and Arrow would keep that.
     pa.default_memory_pool().release_unused()
@@ -279,10 +275,9 @@ def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifes
     """Make a manifest of records; columns that no row fills are left out."""
     records = list(rows)
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in sorted(_FIELDS)}
-    columns = {name: columns[name] for name in (*REQUIRED, "offset", "speaker", "text")}
+    columns = {name: columns[name] for name in (*REQUIRED, *OPTIONAL)}
     columns["path"] = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in columns["path"]]
-    optional = {"offset": 0, "speaker": None, "text": None}
-    kept = {k: v for k, v in columns.items() if k not in optional or any(item != optional[k] for item in v)}
+    kept = {k: v for k, v in columns.items() if k not in OPTIONAL or any(item != OPTIONAL[k] for item in v)}
     types = {name: pa.int64() if name in COUNTS else pa.string() for name in kept}
     return Manifest(pa.table({k: pa.array(v, types[k]) for k, v in kept.items()}), root, source)
 
@@ -296,7 +291,7 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     if file.suffix == ".parquet":
-        metadata = {**(manifest.table.schema.metadata or {}), ROOT_KEY: str(manifest.root).encode()}
+        metadata = {**(manifest.table.schema.metadata or {}), ROOT_KEY: os.fsencode(manifest.root)}
         pq.write_table(manifest.table.replace_schema_metadata(metadata), scratch)
     elif file.suffix == ".tsv":
         scratch.write_text(_format_tsv(manifest), encoding="utf-8", errors="surrogateescape")
@@ -319,72 +314,7 @@ def _escape(text: str) -> str:
     return text
 
 
-def _unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Undo `_escape` where a column has a backslash at all."""
-    if not pc.any(pc.match_substring(column, "\\")).as_py():
-        return column
-    marked = pc.replace_substring(column, "\\\\", "\x00")
-    for plain, escaped in ESCAPES[1:]:
-        marked = pc.replace_substring(marked, escaped, plain)
-    return pc.replace_substring(marked, "\x00", "\\")
-
-
-def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        first = lines.readline().rstrip("\n")
-        header = lines.readline().rstrip("\n") if first.startswith(ROOT_LINE) else first
-    names = header.split("\t")
-    if "path" not in names:
-        raise DataError(f"`{key}` must be a manifest, but {file} has no header line with {', '.join(REQUIRED)}")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(
-            f"`{key}` must have each column once, but {file} has {twice[0]!r} {names.count(twice[0])} times"
-        )
-    root = first.removeprefix(ROOT_LINE) if first.startswith(ROOT_LINE) else ""
-    try:
-        table = csv.read_csv(
-            file,
-            read_options=csv.ReadOptions(skip_rows=int(first.startswith(ROOT_LINE))),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
-            convert_options=csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
-            ),
-        )
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise DataError(f"`{key}` must be a whole manifest, but {file} is damaged ({error})") from error
-    unescaped = [_unescape(table.column(name)) for name in table.column_names]
-    return pa.table(dict(zip(table.column_names, unescaped, strict=True))), root
-
-
-def _read_parquet(file: Path, key: str) -> tuple[pa.Table, str]:
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"`{key}` must be a whole manifest, but {file} is damaged ({error})") from error
-    return table, (table.schema.metadata or {}).get(ROOT_KEY, b"").decode()
-
-
-def _type_columns(table: pa.Table, file: Path, key: str) -> pa.Table:
-    """Turn counts into integers; ids, paths, speakers and texts are text."""
-    for index, name in enumerate(table.column_names):
-        if name in COUNTS or name in _FIELDS:
-            try:
-                column = pc.cast(table.column(name), pa.int64() if name in COUNTS else pa.string())
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                kind = "whole numbers" if name in COUNTS else "text"
-                raise DataError(f"`{key}` must have {kind} in its column {name}, but {file}: {error}") from error
-            table = table.set_column(index, name, column)
-    empty = [name for name in REQUIRED if table.column(name).null_count]
-    if empty:
-        raise DataError(f"`{key}` must have a value in its column {empty[0]} in every row, but {file} has not")
-    least = {name: 0 if name == "offset" else 1 for name in COUNTS if name in table.column_names}
-    for name, value in least.items():
-        smallest = pc.min(table.column(name)).as_py()
-        if smallest is not None and smallest < value:
-            raise DataError(f"`{key}` must have numbers from {value} in its column {name}, but {file} has {smallest}")
-    return table
-
-
 def _say_what(file: Path) -> str:
-    return "is a folder" if file.is_dir() else "does not exist"
+    if os.path.isdir(file):
+        return "is a folder"
+    return "is no regular file" if os.path.exists(file) else "does not exist"

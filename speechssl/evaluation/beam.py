@@ -14,8 +14,9 @@ that the n-gram does not know; without an n-gram the first of these alone.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from speechssl.config import DecodingConfig
-from speechssl.errors import DataError
 from speechssl.evaluation.decoding import greedy_decode
-from speechssl.evaluation.ngram import END, Ngram, load_arpa
+from speechssl.evaluation.lm_fit import Beginnings, Fit, load_lm
+from speechssl.evaluation.ngram import END, Ngram
 from speechssl.text import BLANK, WORD_BOUNDARY, Vocabulary
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,10 +40,24 @@ ROOT = 0
 
 @dataclass(frozen=True)
 class Decoder:
-    """A way to read texts off logits, and what a result says of it."""
+    """A way to read texts off logits, and what a result says of it.
+
+    Attributes:
+        decode: logits to texts.
+        facts: how that is done.
+        fit: of the language model's words and the recogniser's, where there is a language model.
+    """
 
     decode: Decode
     facts: dict[str, Any]
+    fit: Fit | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a result says when all texts are decoded, and warn of a language model that does not fit them."""
+        if self.fit is None:
+            return self.facts
+        self.fit.warn_of_unknown()
+        return self.facts | {"beam": self.facts["beam"] | asdict(self.fit)}
 
 
 def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
@@ -56,36 +71,20 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
         return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
     search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
     keys: dict[str, Any] = {name: getattr(config, name) for name in ("beam_width", "beam_threshold", "symbol_min_prob")}
-    if search.lm is not None:
-        names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
-        keys |= {name: getattr(config, name) for name in names} | {"lm_ngrams": search.lm.counts}
-    return Decoder(search.decode, facts | {"beam": keys})
+    lm, begun = search.lm, search.begun
+    if lm is None or begun is None:
+        return Decoder(search.decode, facts | {"beam": keys})
+    names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
+    keys |= {name: getattr(config, name) for name in names} | {"lm_ngrams": lm.counts}
+    fit = Fit(len(lm.words), len(begun.words))
 
+    def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
+        texts = search.decode(logits, num_frames)
+        for text in texts:
+            fit.count([search.spell(word) for word in text.split()], lm)
+        return texts
 
-def load_lm(path: str, vocabulary: Vocabulary) -> Ngram:
-    """Read a language model and make sure that a recogniser can write some of its words.
-
-    Raises:
-        DataError: it is no ARPA file, or is spelt in other letters or another case.
-    """
-    lm = load_arpa(path)
-    if not any(all(letter in vocabulary for letter in word) for word in lm.words):
-        some = ", ".join(lm.words[:3]) or "none"
-        raise DataError(
-            f"`decoding.lm` must have words that the recogniser can write (case: {vocabulary.case}), but the words of "
-            f"{path} are {some} …"
-        )
-    return lm
-
-
-def find_beginnings(lm: Ngram) -> dict[str, float]:
-    """Map what words begin with, the whole word included, to the highest log10 probability of such a word alone."""
-    found: dict[str, float] = {}
-    for word in lm.words:
-        log_prob = lm.log_probs[word]
-        for length in range(1, len(word) + 1):
-            found[word[:length]] = max(found.get(word[:length], log_prob), log_prob)
-    return found
+    return Decoder(decode, facts | {"beam": keys}, fit)
 
 
 @dataclass
@@ -130,12 +129,19 @@ class BeamSearch:
         self.vocabulary, self.config, self.lm = vocabulary, config, lm
         self.boundary = vocabulary.symbols.index(WORD_BOUNDARY)
         # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
-        self.spellings = [vocabulary.fold(symbol) for symbol in vocabulary.symbols]
+        self.spellings = [vocabulary.fold_symbol(symbol) for symbol in vocabulary.symbols]
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for k, spelling in enumerate(self.spellings):
+            self.places[spelling].append(k)
         self.pauses = [k for k, symbol in enumerate(vocabulary.symbols) if k == BLANK or len(symbol) != 1]
         self.letters = np.array([k for k in range(len(vocabulary)) if k not in self.pauses], dtype=np.int64)
-        self.begun = find_beginnings(lm) if lm else {}
+        self.begun = Beginnings(lm, vocabulary) if lm else None
         self.onward: dict[str, FloatArray] = {}
         self.all_unknown = np.full(len(vocabulary), self._foresee("\0"))
+
+    def spell(self, word: str) -> str:
+        """Spell a decoded word as the language model's are."""
+        return "".join(map(self.vocabulary.fold_symbol, word))
 
     def decode(self, logits: Float[Tensor, "B T V"], num_frames: Int[Tensor, " B"]) -> list[str]:
         """Find the best text of each row.
@@ -240,18 +246,21 @@ class BeamSearch:
 
         It only ranks: without it, texts that put off their boundaries would crowd out those that have paid for theirs.
         """
-        if self.lm is None or not word:
+        if self.lm is None or self.begun is None or not word:
             return 0.0
         begun = self.begun.get(word)
         return self._weigh(self.lm.unknown if begun is None else begun, begun is not None)
 
     def _foresee_next(self, word: str) -> FloatArray:
         """Guess what a word will score with each symbol after it, (V,)."""
-        if word and word not in self.begun:
+        assert self.begun is not None
+        if word and self.begun.get(word) is None:
             return self.all_unknown
         found = self.onward.get(word)
         if found is None:
-            found = np.array([self._foresee(word + letter) for letter in self.spellings])
+            found = self.all_unknown.copy()
+            for letter, log_prob in self.begun.get_next(word).items():
+                found[self.places[letter]] = self._weigh(log_prob, is_known=True)
             self.onward[word] = found
         return found
 

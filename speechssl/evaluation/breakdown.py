@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from speechssl.evaluation.wer import Edit, Scores, SpeakerScore
+from speechssl.printable import make_printable
 from speechssl.text import is_silent
 
 UTTERANCES_NAME, CONFUSIONS_NAME = "utterances.tsv", "confusions.tsv"
@@ -23,7 +24,7 @@ def escape_field(text: str) -> str:
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Align columns with spaces; the last column is as long as it is."""
-    table = [list(header), *(list(row) for row in rows)]
+    table = [[make_printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[k]) for row in table) for k in range(len(header) - 1)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in table
@@ -58,7 +59,7 @@ def format_worst(scores: Scores, limit: int = 5) -> str:
     """Show the utterances with the most word errors, reference above hypothesis; empty where all are right."""
     worst = [utterance for utterance in scores.sort_worst_first()[:limit] if utterance.letter_edits]
     return "\n".join(
-        f"  {item.id}: {len(item.word_edits)} word errors in {item.num_words} words\n"
+        f"  {make_printable(item.id)}: {len(item.word_edits)} word errors in {item.num_words} words\n"
         f"    said   {_shorten(item.reference)}\n"
         f"    heard  {_shorten(item.hypothesis)}"
         for item in worst
@@ -119,7 +120,8 @@ def _show(edit: Edit) -> str:
 
 
 def _shorten(text: str) -> str:
-    """Cut a text to a line or two of a terminal; the file has it whole."""
+    """Cut a text to a line or two of a terminal, safe for it; the file has it whole."""
+    text = make_printable(text)
     return text if 0 < len(text) <= _LONGEST else f"{text[:_LONGEST]}…" if text else _NOTHING
 
 

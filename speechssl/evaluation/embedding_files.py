@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.numpy
 
 from speechssl.errors import ConfigError
 from speechssl.evaluation.breakdown import escape_field
 from speechssl.evaluation.embeddings import make_schema
+from speechssl.printable import make_printable
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
+
+HEADER_BYTES = 192
+"""Of an array's file, a multiple of 64: room for the longest shape, and numbers that are aligned."""
+
+_logger = logging.getLogger("speechssl")
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -37,26 +45,52 @@ def check_place(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"`out` must be a new place, but {index} is there (overwrite=true replaces it)")
 
 
-def write_embeddings(path: Path, tables: Iterable[pa.Table], num_rows: int, dim: int) -> None:
+def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
     """Write tables of embeddings as they come; the file has its name once it is whole.
+
+    What is written when something breaks it off is kept as `.<name>.part`, whole as far as it goes, and logged.
 
     Args:
         path: `.parquet` has all columns; `.npy` is (rows, dim) float32 and `.safetensors` the same as the tensor
             `embeddings`, both with the other columns in `<name>.index.tsv` beside them, row for row.
         tables: rows as `evaluation.embeddings` makes them.
-        num_rows: of all tables together.
         dim: of one embedding.
+
+    Returns:
+        the rows that were written.
     """
     # A folder of its own, so that whatever was begun goes with it, however the writing ends.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
-        if path.suffix == ".parquet":
-            _write_parquet(scratch, tables, dim)
-        else:
-            _write_array(scratch, tables, (num_rows, dim))
-            # Not <name>.tsv, which may well be the manifest that the audio came from.
-            name_index(scratch).replace(name_index(path))
-        scratch.replace(path)
+        written: list[int] = []
+        is_whole = False
+        try:
+            _write_tables(scratch, tables, dim, written)
+            is_whole = True
+        finally:
+            _publish(scratch, path, sum(written), is_whole)
+    return sum(written)
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table], dim: int, written: list[int]) -> None:
+    """Write tables to a file; `written` gets the rows of each that is."""
+    with _open_writer(path, dim) as write:
+        for table in tables:
+            write(table)
+            written.append(table.num_rows)
+
+
+def _publish(scratch: Path, path: Path, rows: int, is_whole: bool) -> None:
+    """Give the files their names, or those of a part; a part of nothing is none. An earlier part goes."""
+    parts = {name: name.with_name(f".{name.name}.part") for name in (path, name_index(path))}
+    for name, part in parts.items():
+        part.unlink(missing_ok=True)
+        begun = scratch.with_name(name.name)
+        # Not <name>.tsv for the index, which may well be the manifest that the audio came from.
+        if begun.exists() and (is_whole or rows):
+            begun.replace(name if is_whole else part)
+    if rows and not is_whole:
+        _logger.warning("broken off: the first %d rows are in %s", rows, parts[path])
 
 
 def name_index(path: Path) -> Path:
@@ -64,33 +98,47 @@ def name_index(path: Path) -> Path:
     return path.with_suffix(".index.tsv")
 
 
-def _write_parquet(path: Path, tables: Iterable[pa.Table], dim: int) -> None:
-    with pq.ParquetWriter(path, make_schema(dim)) as writer:
-        for table in tables:
-            writer.write_table(table)
+@contextmanager
+def _open_writer(path: Path, dim: int) -> Iterator[Callable[[pa.Table], object]]:
+    """Give the function that writes a table; the file is whole when this is left, however that happens."""
+    if path.suffix == ".parquet":
+        with pq.ParquetWriter(path, make_schema(dim)) as writer:
+            yield writer.write_table
+        return
+    rows = 0
+    with path.open("wb") as array, name_index(path).open("w", encoding="utf-8") as index:
+        array.write(bytes(HEADER_BYTES))
+        index.write("\t".join(make_schema(dim).names[:-1]) + "\n")
 
-
-def _write_array(path: Path, tables: Iterable[pa.Table], shape: tuple[int, int]) -> None:
-    """Write the array row by row, so that memory does not grow with the corpus, and the index beside it."""
-    plain = path.with_suffix(".npy")
-    array = np.lib.format.open_memmap(plain, mode="w+", dtype=np.float32, shape=shape)
-    done = 0
-    with name_index(path).open("w", encoding="utf-8") as index:
-        index.write("\t".join(make_schema(shape[1]).names[:-1]) + "\n")
-        for table in tables:
+        def write(table: pa.Table) -> None:
+            nonlocal rows
             vectors = table.column("embedding").combine_chunks()
-            array[done : done + table.num_rows] = vectors.flatten().to_numpy().reshape(table.num_rows, -1)
-            done += table.num_rows
+            array.write(vectors.flatten().to_numpy().astype("<f4").tobytes())
             columns = [column.to_pylist() for column in table.columns[:-1]]
             index.writelines("\t".join(map(_format, row)) + "\n" for row in zip(*columns, strict=True))
-    assert done == shape[0], f"{done} rows came, {shape[0]} were announced"
-    array.flush()
-    if path.suffix == ".safetensors":
-        safetensors.numpy.save_file({"embeddings": np.asarray(array)}, path)
+            rows += table.num_rows
+
+        try:
+            yield write
+        finally:
+            array.truncate(HEADER_BYTES + 4 * rows * dim)
+            array.seek(0)
+            array.write(_format_header(path.suffix, rows, dim))
+
+
+def _format_header(suffix: str, rows: int, dim: int) -> bytes:
+    """Write what stands before the numbers; always as long, so that it can be written last, when the rows are known."""
+    if suffix == ".npy":
+        # Version 1.0 of NumPy's format: its name, the length of the description, and the description.
+        text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", HEADER_BYTES - 10) + f"{text:{HEADER_BYTES - 11}}\n".encode()
+    entry = {"dtype": "F32", "shape": [rows, dim], "data_offsets": [0, 4 * rows * dim]}
+    text = json.dumps({"embeddings": entry}, separators=(",", ":"))
+    return struct.pack("<Q", HEADER_BYTES - 8) + f"{text:{HEADER_BYTES - 8}}".encode()
 
 
 def _format(value: str | float | None) -> str:
     """Write a field of the index as manifests do; seconds to the microsecond."""
     if isinstance(value, float):
         return f"{value:.6f}".rstrip("0").rstrip(".")
-    return "" if value is None else escape_field(value)
+    return "" if value is None else make_printable(escape_field(value))

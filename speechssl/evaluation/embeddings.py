@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from speechssl.audio import SAMPLE_RATE
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance
-from speechssl.errors import ConfigError, DataError
+from speechssl.errors import ConfigError
 from speechssl.evaluation.recognition import (
     Audio,
     Source,
@@ -29,8 +30,10 @@ from speechssl.evaluation.recognition import (
     stack_waveforms,
 )
 from speechssl.evaluation.windows import plan_windows
-from speechssl.model.lengths import HOP_SAMPLES, compute_num_frames, compute_receptive_field
+from speechssl.model.evaluating import as_evaluating
+from speechssl.model.lengths import HOP_SAMPLES, compute_receptive_field
 from speechssl.model.speech_model import Frames, SpeechModel
+from speechssl.parsing import parsing, read_json
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -65,27 +68,36 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
         ConfigError: it is none of these, or out of range.
     """
     layer = os.fspath(layer) if isinstance(layer, os.PathLike) else layer
-    if layer == "last":
+    layer = layer.tolist() if isinstance(layer, (np.ndarray, np.generic, Tensor)) else layer
+    if isinstance(layer, str) and layer == "last":
         return LayerChoice(("last",), lambda frames: [frames.last])
-    if layer == "mean":
+    if isinstance(layer, str) and layer == "mean":
         return LayerChoice(("mean",), lambda frames: [torch.stack(frames.layers).mean(0)])
     if isinstance(layer, str) and (Path(layer) / "result.json").is_file():
         return _choose_mix(Path(layer), num_layers)
-    numbers = range(num_layers + 1) if layer == "all" else layer if isinstance(layer, Sequence) else [layer]
-    if isinstance(numbers, str) or not numbers or not all(isinstance(n, int) and 0 <= n <= num_layers for n in numbers):
+    several = isinstance(layer, Iterable) and not isinstance(layer, (str, bytes, Mapping))
+    numbers: list[Any] = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
+    if not numbers or not all(_is_number(n) and 0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )
-    chosen = tuple(numbers)
+    chosen = tuple(int(n) for n in numbers)
     return LayerChoice(tuple(str(n) for n in chosen), lambda frames: [frames.layers[n] for n in chosen])
 
 
+def _is_number(value: Any) -> bool:
+    """Say whether a value is a whole number; to Python True is one."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _choose_mix(folder: Path, num_layers: int) -> LayerChoice:
-    weights = json.loads((folder / "result.json").read_text(encoding="utf-8")).get("layer_weights")
-    if not weights or len(weights) != num_layers + 1:
-        count = len(weights) if weights else 0
+    path = folder / "result.json"
+    weights = read_json(path, ConfigError).get("layer_weights") or []
+    with parsing(f"{path}: layer_weights", "a list of numbers", ConfigError):
+        weights = [float(weight) for weight in weights]
+    if len(weights) != num_layers + 1:
         raise ConfigError(
-            f"`layer` must be a probe of a model with {num_layers + 1} states, but {folder} mixes {count}"
+            f"`layer` must be a probe of a model with {num_layers + 1} states, but {folder} mixes {len(weights)}"
         )
     return LayerChoice(
         ("mix",), lambda frames: [sum(w * x for w, x in zip(weights, frames.layers, strict=True)) + torch.zeros(())]
@@ -142,7 +154,7 @@ class Embedder:
     """How audio becomes embeddings.
 
     Attributes:
-        model: on whatever device; it works in evaluation mode.
+        model: on whatever device; it works in evaluation mode, and is left as it is.
         choice: layers.
         pooling: of frames.
         batch_s: seconds of audio that a forward may hold; memory only.
@@ -167,45 +179,30 @@ class Embedder:
         """Samples that one frame sees."""
         return compute_receptive_field(self.model.config.frame_kernels, self.model.config.frame_strides)
 
-    def count_rows(self, source: Source) -> int:
-        """Count the rows that `iterate` will give for all utterances together."""
-        config = self.model.config
-        frames = compute_num_frames(np.asarray(source.lengths), config.frame_kernels, config.frame_strides)
-        rows = int(frames.sum()) if self.pooling == "frames" else len(source.lengths)
-        return rows * len(self.choice.names)
-
-    def iterate(self, source: Source) -> Iterator[list[FloatArray]]:
-        """Yield for each utterance, in order, one array (rows, dim) a layer.
+    def iterate(self, source: Source) -> Iterator[tuple[int, list[FloatArray]]]:
+        """Yield, in order, number and one array (rows, dim) a layer of each utterance that the source keeps.
 
         Raises:
-            DataError: an utterance is shorter than one frame, or a file is damaged.
+            DataError: an utterance is shorter than one frame, or a file is damaged, and the source leaves none out.
         """
-        lengths = source.lengths
-        self._check_long_enough(source)
+        lengths, model = source.lengths, as_evaluating(self.model)
+        kept = source.list_long_enough(self.receptive_samples)
         limit, window = int(self.batch_s * SAMPLE_RATE), round(self.window_s * SAMPLE_RATE)
         # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
-        for chunk in cut_chunks(lengths, limit * (1 if self.pooling == "frames" else CHUNK_BATCHES)):
+        for part in cut_chunks(lengths[kept], limit * (1 if self.pooling == "frames" else CHUNK_BATCHES)):
+            chunk = kept[part]
             made: dict[int, list[FloatArray]] = {}
-            batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(self.model))
+            batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
             for batch, waveforms in read_ahead(source, batches):
-                made |= zip(batch, self._embed_batch(waveforms), strict=True)
+                made |= zip(batch, self._embed_batch(model, waveforms), strict=True)
             for index in chunk[lengths[chunk] > window].tolist():
-                made[index] = self._embed_long(source.read(index), window)
-            yield from (made.pop(index) for index in chunk.tolist())
-
-    def _check_long_enough(self, source: Source) -> None:
-        shortest = self.receptive_samples
-        short = np.flatnonzero(source.lengths < shortest)
-        if len(short):
-            names = ", ".join(source.ids[int(index)] for index in short[:5])
-            raise DataError(
-                f"`{source.key}` must be at least {shortest} samples at 16 kHz ({1000 * shortest / SAMPLE_RATE:g} ms), "
-                f"but {len(short)} are shorter: {names}"
-            )
+                if (waveform := source.try_read(index)) is not None:
+                    made[index] = self._embed_long(model, waveform, window)
+            yield from ((index, made.pop(index)) for index in sorted(made))
 
     @torch.inference_mode()
-    def _embed_batch(self, waveforms: Sequence[FloatArray]) -> list[list[FloatArray]]:
-        tensors, num_frames = self._run(waveforms)
+    def _embed_batch(self, model: SpeechModel, waveforms: Sequence[FloatArray]) -> list[list[FloatArray]]:
+        tensors, num_frames = self._run(model, waveforms)
         rows = []
         for row, count in enumerate(num_frames):
             pools = [Pool(self.pooling) for _ in tensors]
@@ -215,22 +212,20 @@ class Embedder:
         return rows
 
     @torch.inference_mode()
-    def _embed_long(self, waveform: FloatArray, window_samples: int) -> list[FloatArray]:
+    def _embed_long(self, model: SpeechModel, waveform: FloatArray, window_samples: int) -> list[FloatArray]:
         """Embed audio longer than a window: each frame from the window that the plan takes it from."""
         pools = [Pool(self.pooling) for _ in self.choice.names]
         for window in plan_windows(len(waveform), window_samples, self.receptive_samples):
-            tensors, _ = self._run([waveform[window.start : window.start + window.num_samples]])
+            tensors, _ = self._run(model, [waveform[window.start : window.start + window.num_samples]])
             for pool, tensor in zip(pools, tensors, strict=True):
                 pool.add(tensor[0, window.first : window.last])
         return [pool.finish() for pool in pools]
 
-    def _run(self, waveforms: Sequence[FloatArray]) -> tuple[list[Tensor], list[int]]:
+    def _run(self, model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[list[Tensor], list[int]]:
         """Run the model over a batch: the chosen tensors (B, T, D) and the valid frames of each row."""
-        batch, num_samples = stack_waveforms(self.model, waveforms)
-        was_training = self.model.training
+        batch, num_samples = stack_waveforms(model, waveforms)
         with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            frames: Frames = self.model.eval()(batch, num_samples)
-        self.model.train(was_training)
+            frames: Frames = model(batch, num_samples)
         return self.choice.pick(frames), frames.num_frames.tolist()
 
 
@@ -257,10 +252,18 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
     return pa.concat_tables(parts)
 
 
-def iterate_tables(embedder: Embedder, manifest: Manifest) -> Iterator[pa.Table]:
-    """Yield the rows of each utterance of a manifest, in its order."""
-    for index, arrays in enumerate(embedder.iterate(Source.from_manifest(manifest))):
+def iterate_tables(embedder: Embedder, manifest: Manifest, left_out: LeftOut | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of each utterance of a manifest, in its order, without those that are left out.
+
+    Raises:
+        DataError: one cannot be used, and `left_out` is None; or none can.
+    """
+    num_used = 0
+    for index, arrays in embedder.iterate(Source.from_manifest(manifest, left_out)):
         yield make_table(manifest[index], arrays, embedder)
+        num_used += 1
+    if left_out is not None:
+        left_out.require_others(num_used)
 
 
 def embed(
@@ -303,6 +306,6 @@ def embed(
 
 def _embed_arrays(embedder: Embedder, source: Source) -> Iterator[pa.Table]:
     """Yield the rows of each waveform in memory, which has no path."""
-    for index, made in enumerate(embedder.iterate(source)):
+    for index, made in embedder.iterate(source):
         utterance = Utterance(source.ids[index], Path(), SAMPLE_RATE, int(source.lengths[index]))
         yield make_table(utterance, made, embedder)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from speechssl.audio import SAMPLE_RATE, load_audio, num_samples_at_16k
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.evaluation.embeddings import Embedder, choose_layers
-from speechssl.evaluation.recognition import Source
+from speechssl.evaluation.recognition import Source, note_rows
 from speechssl.model.speech_model import SpeechModel
 from speechssl.progress import track
 
@@ -17,8 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 NUM_MELS = 40
 
 
-def limit_source(manifest: Manifest, max_s: float, key: str = "audio") -> Source:
-    """Read the first `max_s` seconds of each utterance; errors name `key`."""
+def limit_source(manifest: Manifest, max_s: float, key: str = "audio", left_out: LeftOut | None = None) -> Source:
+    """Read the first `max_s` seconds of each utterance; errors name `key`, and `left_out` is as in `Source`."""
     rates = np.array(manifest.table.column("sample_rate").to_pylist(), dtype=np.int64)
     counts = np.array(manifest.table.column("num_samples").to_pylist(), dtype=np.int64)
     taken = np.minimum(counts, np.round(max_s * rates).astype(np.int64))
@@ -26,37 +29,66 @@ def limit_source(manifest: Manifest, max_s: float, key: str = "audio") -> Source
 
     def read(index: int) -> FloatArray:
         utterance = manifest[index]
-        return load_audio(utterance.path, utterance.offset, int(taken[index]), utterance.sample_rate)
+        count = int(taken[index])
+        return load_audio(utterance.path, utterance.offset, count, utterance.sample_rate, utterance.channel)
 
-    return Source(manifest.column("id"), lengths, read, key)
+    return Source(manifest.column("id"), lengths, read, key, note_rows(manifest, left_out))
 
 
 def pool_states(model: SpeechModel, source: Source, batch_s: float, precision: str) -> FloatArray:
     """Average each of the L + 1 states over the frames of each utterance: (n, L + 1, D)."""
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", batch_s, 1e9, precision)
-    rows = [np.concatenate(row) for row in track(embedder.iterate(source), "states", len(source.lengths), "utterances")]
-    return np.stack(rows)
+    rows = track(embedder.iterate(source), "states", len(source.lengths), "utterances")
+    return np.stack([np.concatenate(row) for _, row in rows])
 
 
-def pool_log_mel(source: Source) -> FloatArray:
+def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
     """Mean and standard deviation over time of 40 log-mel bands of each utterance: (n, 1, 80).
 
     What a feature of speech must beat: it knows the recording's tone and the voice's, and nothing learned.
+
+    Args:
+        source: what it leaves out has no row.
+        shortest: samples that an utterance must have.
     """
     import librosa
 
     filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=400, n_mels=NUM_MELS)
     window = np.hanning(401)[:400].astype(np.float32)
-    rows = []
-    for index in range(len(source.lengths)):
-        waveform = source.read(index)
-        frames = np.lib.stride_tricks.sliding_window_view(np.pad(waveform, (0, max(0, 400 - len(waveform)))), 400)[
-            ::160
-        ]
+    rows = [np.zeros((0, 1, 2 * NUM_MELS), np.float32)]
+    for index in source.list_long_enough(shortest).tolist():
+        waveform = source.try_read(index)
+        if waveform is None:
+            continue
+        padded = np.pad(waveform, (0, max(0, 400 - len(waveform))))
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160]
         power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
         mel = np.log(power @ filters.T + 1e-10)
-        rows.append(np.concatenate([mel.mean(0), mel.std(0)])[None].astype(np.float32))
-    return np.stack(rows)
+        rows.append(np.concatenate([mel.mean(0), mel.std(0)])[None, None].astype(np.float32))
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Utterances that can be used, with their log-mel statistics, row for row."""
+
+    manifest: Manifest
+    log_mel: FloatArray
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Labelled:
+        """Take rows in the given order."""
+        return Labelled(self.manifest.select(rows), self.log_mel[rows])
+
+
+def read_usable(manifest: Manifest, max_s: float, shortest: int, left_out: LeftOut) -> Labelled:
+    """Read all audio once for its log-mel statistics; what cannot be used is left out from here on.
+
+    Raises:
+        DataError: nothing can be used.
+    """
+    log_mel = pool_log_mel(limit_source(manifest, max_s, left_out.key, left_out), shortest)
+    left_out.require_others(len(log_mel))
+    return Labelled(left_out.drop_from(manifest), log_mel)
 
 
 def standardise(train: FloatArray, test: FloatArray, alike: bool = False) -> tuple[FloatArray, FloatArray]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +18,13 @@ from torch import Tensor
 from speechssl.audio import SAMPLE_RATE, convert_waveform, load_audio
 from speechssl.config import DecodingConfig
 from speechssl.data.inputs import expand_audio
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.data.sampler import round_up
-from speechssl.errors import CheckpointError, DataError
+from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.evaluation.beam import Decode, build_decoder
 from speechssl.evaluation.windows import plan_windows
+from speechssl.model.evaluating import as_evaluating
 from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
@@ -36,7 +40,16 @@ _READ_AHEAD = 2
 
 _logger = logging.getLogger("speechssl")
 
-Audio = str | Path | np.ndarray | Tensor | Sequence[str | Path | np.ndarray | Tensor]
+Audio = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[str | os.PathLike[str] | np.ndarray | Tensor]
+
+
+def refuse(index: int, reason: str) -> None:
+    """End it all at the first utterance that cannot be used: what a source does that nothing else was said about.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(reason)
 
 
 @dataclass(frozen=True)
@@ -48,22 +61,24 @@ class Source:
         lengths: (n,) samples of each at 16 kHz.
         read: gives utterance k as (N,) float32 mono at 16 kHz; called from threads.
         key: the key that errors name.
+        leave_out: takes note of utterance k, which cannot be used, and why; called from threads.
     """
 
     ids: Sequence[str]
     lengths: IntArray
     read: Callable[[int], FloatArray]
     key: str = "audio"
+    leave_out: Callable[[int, str], None] = refuse
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest) -> Source:
-        """Read from the files of a manifest."""
+    def from_manifest(cls, manifest: Manifest, left_out: LeftOut | None = None) -> Source:
+        """Read from the files of a manifest; `left_out` gets those that cannot be used, None: the first one ends it."""
 
         def read(index: int) -> FloatArray:
-            utterance = manifest[index]
-            return load_audio(utterance.path, utterance.offset, utterance.num_samples, utterance.sample_rate)
+            row = manifest[index]
+            return load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
 
-        return cls(manifest.column("id"), manifest.num_samples_16k, read)
+        return cls(manifest.column("id"), manifest.num_samples_16k, read, leave_out=note_rows(manifest, left_out))
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], sample_rate: int) -> Source:
@@ -71,6 +86,31 @@ class Source:
         waveforms = [convert_waveform(array, sample_rate) for array in arrays]
         lengths = np.array([len(waveform) for waveform in waveforms], dtype=np.int64)
         return cls([f"array {k}" for k in range(len(waveforms))], lengths, waveforms.__getitem__)
+
+    def try_read(self, index: int) -> FloatArray | None:
+        """Read utterance k; None where it cannot be, which is noted."""
+        try:
+            return self.read(index)
+        except DataError as error:
+            self.leave_out(index, str(error))
+            return None
+
+    def list_long_enough(self, shortest: int) -> IntArray:
+        """List the utterances of at least so many samples at 16 kHz, one frame; the others are noted."""
+        for index in np.flatnonzero(self.lengths < shortest).tolist():
+            self.leave_out(
+                index,
+                f"`{self.key}` must be at least {shortest} samples at 16 kHz ({1000 * shortest / SAMPLE_RATE:g} ms), "
+                f"but {self.ids[index]} has {self.lengths[index]}",
+            )
+        return np.flatnonzero(self.lengths >= shortest)
+
+
+def note_rows(manifest: Manifest, left_out: LeftOut | None) -> Callable[[int, str], None]:
+    """Make what takes note of the rows of a manifest that cannot be used."""
+    if left_out is None:
+        return refuse
+    return lambda row, reason: left_out.add(manifest[row].id, manifest[row].path, reason)
 
 
 def require_recogniser(model: SpeechModel, name: str = "this model") -> Vocabulary:
@@ -115,11 +155,14 @@ def transcribe(
 
     Raises:
         CheckpointError: the model has no CTC head.
+        ConfigError: `decode` is no function.
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
     require_recogniser(model)
+    if decode is not None and not callable(decode):
+        raise ConfigError(f"`decode` must be a function, such as build_decoder(…).decode, but is {decode!r}")
     source = find_source(audio, sample_rate)[0]
-    return list(iterate_texts(model, source, batch_s, window_s, precision, decode))
+    return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
 
 
 def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest | None]:
@@ -130,16 +173,32 @@ def find_source(audio: Audio, sample_rate: int | None) -> tuple[Source, Manifest
     Raises:
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
-    given = [audio] if isinstance(audio, (str, Path, np.ndarray, Tensor)) else list(audio)
-    items = [_to_numpy(item) if isinstance(item, Tensor) else item for item in given]
+    items: list[Any] = [_to_numpy(item) if isinstance(item, Tensor) else item for item in _list_items(audio)]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
-    if arrays and (sample_rate is None or len(arrays) < len(items)):
+    if not arrays:
+        manifest = expand_audio([os.fspath(item) for item in items], keep_repeats=True)
+        return Source.from_manifest(manifest), manifest
+    if sample_rate is None or len(arrays) < len(items):
         problem = "also has files" if len(arrays) < len(items) else "has none"
         raise DataError(f"`audio` must be waveforms with a sample_rate, or files, but {problem}")
-    if arrays and sample_rate is not None:
-        return Source.from_arrays(arrays, sample_rate), None
-    manifest = expand_audio([str(item) for item in items], keep_repeats=True)
-    return Source.from_manifest(manifest), manifest
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, Real) or int(sample_rate) != sample_rate:
+        raise DataError(f"`sample_rate` must be a whole number of Hz, but is {sample_rate!r}")
+    return Source.from_arrays(arrays, int(sample_rate)), None
+
+
+def _list_items(audio: Any) -> list[Any]:
+    """List the paths or waveforms that are given, one or several.
+
+    Raises:
+        DataError: something is neither.
+    """
+    kinds = (str, os.PathLike, np.ndarray, Tensor)
+    several = isinstance(audio, Iterable) and not isinstance(audio, (*kinds, bytes, Mapping))
+    items = list(audio) if several else [] if audio is None else [audio]
+    others = [type(item).__name__ for item in items if not isinstance(item, kinds)]
+    if others:
+        raise DataError(f"`audio` must be paths, or waveforms as arrays or tensors, but has one of type {others[0]}")
+    return items
 
 
 def _to_numpy(waveform: Tensor) -> np.ndarray:
@@ -156,9 +215,11 @@ def recognise(
     window_s: float = 30.0,
     precision: str = "float32",
     decode: Decode | None = None,
+    left_out: LeftOut | None = None,
 ) -> list[str]:
-    """Recognise every utterance of a manifest: `iterate_texts`, all at once."""
-    return list(iterate_texts(model, Source.from_manifest(manifest), batch_s, window_s, precision, decode))
+    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out."""
+    source = Source.from_manifest(manifest, left_out)
+    return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
 
 
 def iterate_texts(
@@ -168,11 +229,11 @@ def iterate_texts(
     window_s: float = 30.0,
     precision: str = "float32",
     decode: Decode | None = None,
-) -> Iterator[str]:
+) -> Iterator[tuple[int, str]]:
     """Recognise audio and yield its texts in its order, as they come.
 
     Args:
-        model: a recogniser, on whatever device; it works in evaluation mode.
+        model: a recogniser, on whatever device; it works in evaluation mode, and is left as it is.
         source: utterances.
         batch_s: seconds of audio, padding included, that a forward may hold; a longer utterance is a forward of its
             own. In float32 the frames do not depend on it (1e-5).
@@ -182,29 +243,30 @@ def iterate_texts(
         decode: from logits to texts; None: greedily.
 
     Yields:
-        A text for each utterance; empty where nothing was recognised, or where the utterance is shorter than one
-        frame's 25 ms, which is logged.
+        Number and text of each utterance that the source does not leave out; empty where nothing was recognised, or
+        where the utterance is shorter than one frame's 25 ms, which is logged.
 
     Raises:
         CheckpointError: the model has no CTC head.
-        DataError: a file is missing, damaged or not as long as the manifest says.
+        DataError: a file is missing, damaged or not as long as the manifest says, and the source leaves none out.
     """
-    vocabulary, lengths = require_recogniser(model), source.lengths
+    vocabulary, lengths, model = require_recogniser(model), source.lengths, as_evaluating(model)
     decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
     batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
     shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
     _name_too_short(source, np.flatnonzero(lengths < shortest))
     for chunk in cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
-        texts = dict.fromkeys(chunk.tolist(), "")
+        texts = dict.fromkeys(chunk[lengths[chunk] < shortest].tolist(), "")
         fitting = chunk[(lengths[chunk] >= shortest) & (lengths[chunk] <= window)]
         batches = plan_batches(fitting, lengths, batch_samples, needs_equal_lengths(model))
         for batch, waveforms in read_ahead(source, batches):
             logits, num_frames = _compute_logits(model, waveforms, precision)
             texts |= zip(batch, decode(logits, num_frames), strict=True)
         for index in chunk[lengths[chunk] > window].tolist():
-            logits = compute_long_logits(model, source.read(index), window, batch_samples, precision)
-            texts[index] = decode(logits[None], torch.tensor([len(logits)]))[0]
-        yield from texts.values()
+            if (waveform := source.try_read(index)) is not None:
+                logits = compute_long_logits(model, waveform, window, batch_samples, precision)
+                texts[index] = decode(logits[None], torch.tensor([len(logits)]))[0]
+        yield from sorted(texts.items())
 
 
 def compute_long_logits(
@@ -213,7 +275,7 @@ def compute_long_logits(
     """Compute the logits of audio longer than a window: each frame from the window that the plan takes it from.
 
     Args:
-        model: a recogniser.
+        model: a recogniser in evaluation mode.
         waveform: (N,) mono at 16 kHz.
         window_samples: most samples that one pass sees.
         batch_samples: most samples in a forward; memory only.
@@ -290,21 +352,21 @@ def _name_too_short(source: Source, indices: IntArray) -> None:
 
 
 def read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], list[FloatArray]]]:
-    """Yield batches with their waveforms, while threads read the next ones."""
+    """Yield batches with their waveforms, while threads read the next ones; without what cannot be read."""
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        pending: list[tuple[list[int], list[Future[FloatArray]]]] = []
+        pending: list[list[tuple[int, Future[FloatArray | None]]]] = []
         for batch in [*batches, *[[]] * _READ_AHEAD]:
-            pending.append((batch, [pool.submit(source.read, index) for index in batch]))
-            if len(pending) > _READ_AHEAD:
-                ready, futures = pending.pop(0)
-                yield ready, [future.result() for future in futures]
+            pending.append([(index, pool.submit(source.try_read, index)) for index in batch])
+            ready = pending.pop(0) if len(pending) > _READ_AHEAD else []
+            read = [(index, future.result()) for index, future in ready]
+            whole = {index: waveform for index, waveform in read if waveform is not None}
+            if whole:
+                yield list(whole), list(whole.values())
 
 
 def _compute_logits(model: SpeechModel, waveforms: Sequence[FloatArray], precision: str) -> tuple[Tensor, Tensor]:
     """Run one forward: logits (B, T, V) float32 and valid frames (B,), both on the CPU."""
     padded, num_samples = stack_waveforms(model, waveforms)
-    was_training, device = model.training, model.device
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits, num_frames = model.eval().logits(padded, num_samples)
-    model.train(was_training)
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits, num_frames = model.logits(padded, num_samples)
     return logits.float().cpu(), num_frames.cpu()

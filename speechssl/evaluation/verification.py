@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,9 @@ MAX_UTTERANCES = 2000
 """Trials are drawn among so many utterances at most: their two million pairs still fit easily in memory."""
 
 
+_logger = logging.getLogger("speechssl")
+
+
 @dataclass(frozen=True)
 class Trials:
     """Pairs of utterances.
@@ -34,13 +39,23 @@ class Trials:
     same: BoolArray
 
 
-def read_trials(path: str, ids: Sequence[str], key: str = "data.trials") -> Trials:
-    """Read trials, `label id id` a line, label 1 for one speaker and 0 for two (VoxCeleb's form).
+def read_trials(
+    path: str, ids: Sequence[str], paths: Sequence[str] = (), unusable: Collection[int] = (), key: str = "data.trials"
+) -> Trials:
+    """Read trials, `label name name` a line, label 1 for one speaker and 0 for two (VoxCeleb's form).
+
+    Args:
+        path: of the file.
+        ids: of the utterances. A name is an id, or the end of a path with or without the suffix of the file.
+        paths: of the utterances, absolute.
+        unusable: rows that are left out; a trial that names one is left out too.
+        key: the key that errors name.
 
     Raises:
-        DataError: the file is missing, empty or no text, a line is of another form, or an id is not in the manifest.
+        DataError: the file is missing, empty or no text, a line is of another form, or a name is no utterance's, or
+            that of several.
     """
-    rows = {name: row for row, name in enumerate(ids)}
+    names = Names(ids, paths)
     found = []
     for number, line in enumerate(_read_lines(Path(path), key), 1):
         words = line.split()
@@ -48,11 +63,100 @@ def read_trials(path: str, ids: Sequence[str], key: str = "data.trials") -> Tria
             raise DataError(
                 f"`{key}` must have `label id id` with label 0 or 1 a line, but {path}:{number} has {line!r}"
             )
-        unknown = [name for name in words[1:] if name not in rows]
-        if unknown:
-            raise DataError(f"`{key}` must name utterances of data.test, but {path}:{number} has {unknown[0]}")
-        found.append((rows[words[1]], rows[words[2]], words[0] == "1"))
-    return _check_kinds(found, key, str(path))
+        first, second = (_find_row(names, name, f"`{key}`", f"{path}:{number}") for name in words[1:])
+        found.append((first, second, words[0] == "1"))
+    usable = [row for row in found if row[0] not in unusable and row[1] not in unusable]
+    if len(usable) < len(found):
+        _logger.warning("%d of %d trials name an utterance that is left out", len(found) - len(usable), len(found))
+    return _check_kinds(usable, key, path)
+
+
+def _find_row(names: Names, name: str, key: str, place: str) -> int:
+    rows = names.find(name)
+    if not rows:
+        raise DataError(f"{key} must name utterances of data.test, but {place} has {name}")
+    if len(rows) > 1:
+        raise DataError(
+            f"{key} must name one utterance of data.test each time, but {place} has {name}, "
+            f"which may be {names.ids[rows[0]]} or {names.ids[rows[1]]}"
+        )
+    return rows[0]
+
+
+class Names:
+    """Finds utterances by their ids, or by the end of their paths: lists of trials name the files of their corpus.
+
+    Args:
+        ids: of the utterances.
+        paths: of the utterances; empty where only ids count.
+    """
+
+    def __init__(self, ids: Sequence[str], paths: Sequence[str]) -> None:
+        self.ids, self.paths = ids, paths
+        self._rows = {name: row for row, name in enumerate(ids)}
+        self._by_end: dict[int, dict[str, list[int]]] = {}
+
+    def find(self, name: str) -> list[int]:
+        """List the rows that a name may stand for: that of the id, else of the paths that end so."""
+        if name in self._rows:
+            return [self._rows[name]]
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        ends = self._list_ends(len(parts))
+        whole = "/".join(parts)
+        # The corpus may be there in another format than its list has: m4a in VoxCeleb 2, converted to FLAC.
+        return ends.get(whole) or ends.get(os.path.splitext(whole)[0] + "/") or []
+
+    def _list_ends(self, num_parts: int) -> dict[str, list[int]]:
+        """Index the last parts of all paths; those without suffix end in a slash, which no file's does."""
+        if num_parts not in self._by_end:
+            ends: dict[str, list[int]] = {}
+            for row, path in enumerate(self.paths):
+                end = "/".join(path.split("/")[-num_parts:])
+                ends.setdefault(end, []).append(row)
+                ends.setdefault(os.path.splitext(end)[0] + "/", []).append(row)
+            self._by_end[num_parts] = ends
+        return self._by_end[num_parts]
+
+
+def describe_dispute(trials: Trials, ids: Sequence[str], speakers: Sequence[str], paths: Sequence[str]) -> str:
+    """Say where trials contradict the speakers of a manifest, and which folder of the paths agrees; empty: nowhere."""
+    owners = np.unique(np.array(speakers, dtype=str), return_inverse=True)[1]
+    wrong = np.flatnonzero((owners[trials.first] == owners[trials.second]) != trials.same)
+    if not len(wrong):
+        return ""
+    first, second = int(trials.first[wrong[0]]), int(trials.second[wrong[0]])
+    claim = "one speaker's" if trials.same[wrong[0]] else "two speakers'"
+    said = (
+        f"{len(wrong)} of {len(trials.same)} trials contradict the speakers of data.test: "
+        f"{ids[first]} and {ids[second]} are {claim} in the trials, "
+        f"and of {speakers[first]} and {speakers[second]} there"
+    )
+    folders = [path.split("/")[:-1] for path in paths]
+    for level in range(1, min((len(folder) for folder in folders), default=0) + 1):
+        labels = np.unique(np.array([folder[-level] for folder in folders]), return_inverse=True)[1]
+        if ((labels[trials.first] == labels[trials.second]) == trials.same).all():
+            return f"{said}; {advise_pattern(folders[first][-level], level)}"
+    return said
+
+
+def describe_nesting(speakers: Sequence[str], paths: Sequence[str]) -> str:
+    """Say where all speakers are the names of the files' folders, several of them in each of some outer folders."""
+    folders = [path.split("/")[:-1] for path in paths]
+    if any(len(folder) < 2 or folder[-1] != speaker for folder, speaker in zip(folders, speakers, strict=True)):
+        return ""
+    inner, outer = ({tuple(folder[:end]) for folder in folders} for end in (None, -1))
+    if not 1 < len(outer) < len(inner):
+        return ""
+    return (
+        f"the speakers of data.test are the folders that hold its files, {len(inner)} in {len(outer)} outer folders: "
+        f"where an outer one is a speaker, and an inner one a video or a chapter, {advise_pattern(folders[0][-2], 2)}"
+    )
+
+
+def advise_pattern(example: str, level: int) -> str:
+    """Say how `prepare` takes the speaker from the folder that stands so many levels above a file."""
+    pattern = "([^/]+)" + "/[^/]+" * level + "$"
+    return f"prepare with \"speaker_pattern='{pattern}'\" makes the folder such as {example} the speaker"
 
 
 def _read_lines(path: Path, key: str) -> list[str]:

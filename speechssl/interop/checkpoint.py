@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
-from speechssl.interop.damage import DAMAGE, first_line
+from speechssl.interop.damage import reading
+from speechssl.interop.files import check_header, read_json
+from speechssl.interop.labels import restore_vocabulary
+from speechssl.interop.names import SHARED, check_names, check_shapes, join
 from speechssl.model.sharding import gather_whole, spread_like
 from speechssl.model.speech_model import SpeechModel
+from speechssl.parsing import show
 from speechssl.text import Vocabulary
 
 FORMAT_VERSION = 1
@@ -32,6 +36,21 @@ _logger = logging.getLogger("speechssl")
 
 WEIGHT_FILES = {"model": WEIGHTS, "ema": AVERAGED}
 """Value of the key `weights` → the file of a checkpoint that it stands for; both have one layout."""
+
+
+KINDS, MAX_UPDATE = ("pretraining", "ctc", "backbone"), 2**53
+
+_CARD = {"version": int, "kind": str, "update": int, "model": dict}
+"""What `config.json` of a checkpoint must say, and of which type; `vocabulary` is a mapping or null."""
+
+TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", lambda value: type(value) is int),
+    float: ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 1e300),
+    str: ("text", lambda value: type(value) is str),
+    list[int]: ("a list of whole numbers", lambda value: type(value) is list and {*map(type, value)} <= {int}),
+}
+"""What a value of each type of key is called, and how it is recognised: True is a number to Python."""
 
 
 @dataclass(frozen=True)
@@ -80,42 +99,55 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     Raises:
         CheckpointError: the file is damaged or of a later version.
     """
-    try:
-        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version, kind, vocabulary = stored["version"], stored["kind"], stored["vocabulary"]
-        model, update = stored["model"], stored["update"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{folder / CONFIG} is damaged ({error})"
-        raise CheckpointError(f"`{key}` must be a checkpoint, but {problem}") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION}, but {folder} is of format {version}")
-    labels = Vocabulary.from_dict(vocabulary) if vocabulary else None
-    return ModelCard(kind, build_config(ModelConfig, model), labels, update)
+    path = folder / CONFIG
+    stored = read_json(path, key)
+    wrong = [name for name, kind in _CARD.items() if type(stored.get(name)) is not kind]
+    if not isinstance(stored.get("vocabulary", ""), dict | None):
+        wrong.append("vocabulary")
+    if wrong:
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} does not say {join(wrong)} as it should")
+    version, kind, update = stored["version"], stored["kind"], stored["update"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"`{key}` must be of format {FORMAT_VERSION}, but {folder} is of format {show(version)}")
+    if kind not in KINDS or not 0 <= update <= MAX_UPDATE or (kind == "ctc") != bool(stored["vocabulary"]):
+        problem = f"{path} has kind {show(kind)}, update {show(update)} and {len(stored['vocabulary'] or ())} symbols"
+        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
+    labels = restore_vocabulary(stored["vocabulary"], str(path), key) if kind == "ctc" else None
+    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update)
 
 
-def build_config(schema: type[Any], values: dict[str, Any]) -> Any:
+def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> Any:
     """Build a configuration dataclass from plain values; keys it does not have are an error.
+
+    Args:
+        schema: the dataclass.
+        values: a mapping, as JSON gives it.
+        key: the key that errors name.
 
     Raises:
         CheckpointError: an unknown key, or a value of the wrong type or out of range.
     """
     if not isinstance(values, dict):
-        raise CheckpointError(f"`checkpoint` must have a mapping as its configuration, but has {values!r:.80}")
+        raise CheckpointError(f"`{key}` must have a mapping as its configuration, but has {show(values)}")
     hints = get_type_hints(schema)
-    known = {item.name for item in fields(schema)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - {item.name for item in fields(schema)})
     if unknown:
-        raise CheckpointError(f"`checkpoint` must have a configuration that this version knows, but has {unknown}")
-    built = {name: build_config(hints[name], v) if is_dataclass(hints[name]) else v for name, v in values.items()}
+        raise CheckpointError(f"`{key}` must have a configuration that this version knows, but has {show(unknown)}")
+    built = {name: _read_value(hints[name], name, value, key) for name, value in values.items()}
     try:
         return schema(**built)
-    except TypeError as error:
-        problem = f"its configuration holds a value of the wrong type ({error})"
-        raise CheckpointError(
-            f"`checkpoint` must have a configuration that this version knows, but {problem}"
-        ) from error
     except ConfigError as error:
-        raise CheckpointError(f"`checkpoint` must be a network that can be built, but {error}") from error
+        raise CheckpointError(f"`{key}` must be a network that can be built, but {error}") from error
+
+
+def _read_value(hint: Any, name: str, value: Any, key: str) -> Any:
+    """Read one value of a configuration, of exactly the type that its key has; a whole number will do for a float."""
+    if is_dataclass(hint):
+        return build_config(cast(type[Any], hint), value, key)
+    must, fits = TYPES[hint]
+    if not fits(value):
+        raise CheckpointError(f"`{key}` must have {must} as {name} in its configuration, but has {show(value)}")
+    return float(value) if hint is float else value
 
 
 def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
@@ -131,13 +163,11 @@ def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights
         CheckpointError: the file is damaged, or too small for what its card describes, or there is no average.
     """
     path = _find_weights(folder, weights)
-    try:
+    with reading(path, key):
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             count = sum(prod(file.get_slice(name).get_shape()) for name in set(file.keys()))
-    except DAMAGE as error:
-        problem = f"{path} does not load ({first_line(error)})"
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
-    least = _count_products(card.model, card.kind)
+    least = _count_products(card.model, card.kind) + len(card.vocabulary or ()) * card.model.model_dim
     if count < least:
         problem = f"{path} has {count:,} numbers, and {CONFIG} beside it describes {least:,} or more"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
@@ -178,18 +208,17 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
         CheckpointError: the file is damaged or does not fit, or there is no average.
     """
     path = _find_weights(folder, weights)
-    try:
-        own, stored = model.state_dict(), safetensors.torch.load_file(path)
-        aside = [name for name in stored if name.startswith(LEARNED) and name not in own]
-        stored = {name: value for name, value in stored.items() if name not in aside}
-        # A name that the model does not have is left for load_state_dict to complain of.
-        spread = {name: spread_like(value, own.get(name, value)) for name, value in stored.items()}
-        model.load_state_dict(_expand(model, spread))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        problem = f"{path} does not load ({error})"
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
+    with reading(path, key):
+        stored = safetensors.torch.load_file(path)
+    own = model.state_dict()
+    aside = [name for name in stored if name.startswith(LEARNED) and name not in own]
+    stored = {name: value for name, value in stored.items() if name not in aside}
+    expected = {name: value for name, value in own.items() if not name.startswith(SHARED)}
+    check_names(expected, stored, key, str(path))
+    check_shapes(expected, stored, key, str(path))
+    model.load_state_dict(_expand(model, {name: spread_like(value, own[name]) for name, value in stored.items()}))
     if aside:
-        _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, ", ".join(sorted(aside)))
+        _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, join(sorted(aside)))
 
 
 def no_average(problem: str) -> str:

@@ -1,19 +1,22 @@
-"""What readers of binary files raise for bytes that are no such file, and how that is said in one line."""
+"""Files that are not what they should be, said in one sentence that names the key and the file."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-from safetensors import SafetensorError
+from speechssl.errors import CheckpointError
+from speechssl.parsing import parsing, shorten
 
-DAMAGE = (
-    OSError, EOFError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-    ArithmeticError, AssertionError, MemoryError, struct.error, zipfile.BadZipFile,
-)  # fmt: skip
-"""What readers of binary files raise for bytes that are no such file: what is described may trip over any type."""
+first_line = shorten
 
 
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's message, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractContextManager[None]:
+    """Turn whatever goes wrong while a file is read into a `CheckpointError`: "`key` must be …, but <path> is not".
+
+    Args:
+        path: of the file or folder.
+        key: the key that the error names.
+        must: what the value of the key must be.
+    """
+    return parsing(f"`{key}`", must, CheckpointError, str(path))

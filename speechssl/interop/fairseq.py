@@ -11,22 +11,27 @@ import torch
 from torch import Tensor
 
 from speechssl.config import ModelConfig
-from speechssl.errors import CheckpointError, ConfigError
+from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import ModelCard, build_config
-from speechssl.interop.damage import DAMAGE, first_line
-from speechssl.interop.fairseq_config import find_sections, read_config, write_config
+from speechssl.interop.damage import reading
+from speechssl.interop.fairseq_config import find_sections, find_task, read_config, write_config
 from speechssl.interop.files import detach
-from speechssl.interop.foreign import OURS, Foreign, check_names, collapse, find_kind, make_extra, read_extra
+from speechssl.interop.foreign import OURS, Foreign, collapse, find_kind, make_extra, read_extra
 from speechssl.interop.inert_pickle import StoredTensor, simplify
-from speechssl.interop.names import CODEBOOK, WRAPPERS, list_names, rename, strip_all
+from speechssl.interop.labels import make_vocabulary, restore_vocabulary
+from speechssl.interop.names import CODEBOOK, WRAPPERS, check_names, list_names, rename, strip_all
 from speechssl.interop.torch_file import StoredFile, look_into
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, find_case
+from speechssl.parsing import read_bytes, show
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
 
 _logger = logging.getLogger("speechssl")
 
 DICTIONARY = "dict.ltr.txt"
 """File of a fine-tuned model's labels, as fairseq's recipes call it; it lies in the data folder there."""
+
+PUBLISHED, MAX_DICTIONARY = "https://dl.fbaipublicfiles.com/fairseq/wav2vec/dict.ltr.txt", 4 << 20
+"""Where LibriSpeech's dictionary is published, and the most bytes of one."""
 
 SPECIALS = FAIRSEQ_SYMBOLS[:4]
 """What every dictionary of fairseq begins with; the first is the CTC blank."""
@@ -54,8 +59,9 @@ def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
     """Read a file of fairseq's, of any version, without running anything in it.
 
     Args:
-        path: of the `.pt` file. A fine-tuned model's labels are read from dict.ltr.txt beside it; without that file,
-            a head of 32 outputs has fairseq's 32 letters.
+        path: of the `.pt` file. A fine-tuned model's labels are read from the dictionary in it, as fairseq writes it
+            since 2021, or from dict.ltr.txt beside it; without both they are LibriSpeech's, with a warning, where
+            the file has 32 outputs and learnt from data in a folder of that name.
         key: the key that errors name.
 
     Returns:
@@ -78,14 +84,14 @@ def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
     is_finetuned = any("w2v_encoder." in name for name in tensors)
     left: tuple[str, ...] = ()
     if ours:
-        config = build_config(ModelConfig, ours["model"])
+        config = build_config(ModelConfig, ours["model"], key)
     else:
         config, left = read_config(find_sections(plain, is_finetuned, str(path), key), kind, str(path), key)
     if kind == "ctc" and (extra := sorted(name for name in source if name.startswith(HEADS))):
         source = {name: value for name, value in source.items() if name not in extra}
         dropped = (*dropped, "heads of pretraining")
     weights = _take(source, config, kind, path, key)
-    vocabulary = _read_vocabulary(path, ours, len(weights["head.linear.bias"]), key) if kind == "ctc" else None
+    vocabulary = _read_vocabulary(path, plain, ours, len(weights["head.linear.bias"]), key) if kind == "ctc" else None
     card = ModelCard(kind, config, vocabulary, ours.get("update", _find_update(plain)))
     return Foreign("fairseq", card, weights, (*dropped, *left), says_padding=bool(ours))
 
@@ -147,7 +153,7 @@ def _find_tensors(stored: StoredFile, key: str) -> tuple[dict[str, Tensor], tupl
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise CheckpointError(f"`{key}` must be a checkpoint of fairseq, but {stored.path} holds no model")
     found = {name: value for name, value in model.items() if isinstance(value, StoredTensor)}
-    others = tuple(sorted(f"model[{name!r}]" for name in model if name not in found))
+    others = tuple(sorted(f"model[{show(name)}]" for name in model if name not in found))
     if not any(re.search(r"post_extract_proj|self_attn\.", name) for name in found):
         raise CheckpointError(f"`{key}` must be wav2vec 2.0 of fairseq, but the weights in {stored.path} are not")
     return stored.read(found, key), others
@@ -155,12 +161,9 @@ def _find_tensors(stored: StoredFile, key: str) -> tuple[dict[str, Tensor], tupl
 
 def _read_plain(stored: StoredFile, key: str) -> dict[str, Any]:
     """Read what stands beside the weights: the configurations, how far it was trained, our own facts."""
-    names = ("cfg", "args", "optimizer_history", OURS)
-    try:
+    names = ("cfg", "args", "optimizer_history", "task_state", OURS)
+    with reading(stored.path, key, "a checkpoint whose configuration can be read"):
         return {name: simplify(stored.content[name]) for name in names if name in stored.content}
-    except DAMAGE as error:
-        problem = f"that of {stored.path} is not ({first_line(error)})"
-        raise CheckpointError(f"`{key}` must have a configuration that can be read, but {problem}") from error
 
 
 def _find_update(plain: dict[str, Any]) -> int:
@@ -182,41 +185,67 @@ def _take(source: dict[str, Tensor], config: ModelConfig, kind: str, path: Path,
     return weights
 
 
-def _read_vocabulary(path: Path, ours: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
-    """Find the labels of a head: our own facts, the dictionary beside the file, or fairseq's letters."""
+def _read_vocabulary(path: Path, plain: dict[str, Any], ours: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
+    """Find the labels of a head: our own facts, the dictionary in the file or beside it, or LibriSpeech's."""
     beside = path.parent / DICTIONARY
+    inside = _find_symbols(plain)
+    where = str(path) if ours.get("vocabulary") or inside is not None else str(beside)
     if ours.get("vocabulary"):
-        vocabulary = Vocabulary.from_dict(ours["vocabulary"])
+        vocabulary = restore_vocabulary(ours["vocabulary"], where, key)
+    elif inside is not None:
+        vocabulary = make_vocabulary(inside, where, key)
     elif beside.is_file():
         vocabulary = _read_dictionary(beside, key)
-    elif num_rows == len(FAIRSEQ_SYMBOLS):
-        vocabulary = Vocabulary(FAIRSEQ_SYMBOLS)
     else:
-        raise CheckpointError(
-            f"`{key}` must have {DICTIONARY} beside it, with the labels of its {num_rows} outputs, but {path} has none"
-        )
+        vocabulary = _assume_librispeech(path, plain, num_rows, key)
     if len(vocabulary) != num_rows:
         raise CheckpointError(
-            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {beside.name} beside "
-            f"{path.name} makes {len(vocabulary)} with {' '.join(SPECIALS)}"
+            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {where} makes "
+            f"{len(vocabulary)}, with {' '.join(SPECIALS)}"
         )
     return vocabulary
 
 
+def _find_symbols(plain: dict[str, Any]) -> list[str] | None:
+    """Find the dictionary that fairseq keeps in its files since 2021; its own reader prefers it too."""
+    state = plain.get("task_state")
+    dictionary = state.get("target_dictionary") if isinstance(state, dict) else None
+    symbols = dictionary.get("symbols") if isinstance(dictionary, dict) else None
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        return None
+    return symbols if tuple(symbols[: len(SPECIALS)]) == SPECIALS else None
+
+
+def _assume_librispeech(path: Path, plain: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
+    """Take LibriSpeech's letters where everything in the file points to them: their number and where its data lay.
+
+    Other languages have 32 letters too. The published files say `…/speech/libri/960h/…`.
+
+    Raises:
+        CheckpointError: something else is as likely.
+    """
+    task = find_task(plain)
+    has_letters = num_rows == len(FAIRSEQ_SYMBOLS) and task.get("labels") in (None, "ltr")
+    if not has_letters or not re.search(r"(?<![a-z])libri", str(task.get("data")).lower()):
+        raise CheckpointError(
+            f"`{key}` must have {DICTIONARY} beside it, with the labels of its {num_rows} outputs, but {path} has "
+            f"none, and does not say that it learnt from LibriSpeech ({PUBLISHED} has the labels of such a model)"
+        )
+    _logger.warning(
+        "%s=%s: no %s in %s: its %d outputs are taken for the letters of LibriSpeech, since it was trained on %s",
+        key, path, DICTIONARY, path.parent, num_rows, show(task["data"]),
+    )  # fmt: skip
+    return Vocabulary(FAIRSEQ_SYMBOLS)
+
+
 def _read_dictionary(path: Path, key: str) -> Vocabulary:
     """Read `symbol count` lines, as fairseq does: the four specials come first."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"`{key}` must have a dictionary as text, but {path} is not ({error})") from error
+    with reading(path, key, "a model with a dictionary beside it"):
+        lines = read_bytes(path, MAX_DICTIONARY).decode("utf-8-sig").split("\n")
     rows = [line.rstrip().rsplit(" ", 1) for line in lines if line.strip()]
     if not all(len(row) == 2 and row[1].isascii() and row[1].isdigit() for row in rows):
         raise CheckpointError(f"`{key}` must have a dictionary of `symbol count` lines, but {path} has others")
-    symbols = (*SPECIALS, *(row[0] for row in rows))
-    try:
-        return Vocabulary(symbols, find_case(symbols))
-    except ConfigError as error:
-        raise CheckpointError(f"`{key}` must have labels of words, but in {path} {error}") from error
+    return make_vocabulary((*SPECIALS, *(row[0] for row in rows)), str(path), key)
 
 
 def _check_dictionary(vocabulary: Vocabulary | None) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.fairseq_text import read_conv_layers, read_temperature
+from speechssl.interop.fairseq_text import MAX_NUMBER, read_conv_layers, read_temperature
+from speechssl.interop.families import FAMILIES, refuse_family
 from speechssl.interop.foreign import name_size
+from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
 """fairseq's default of `conv_feature_layers`."""
@@ -86,7 +88,7 @@ TASK: dict[str, Any] = {
 """Fields of the contrastive task, no part of the network: what differs from ours is left behind, and named."""
 
 _NORMS = {"default": "group", "layer_norm": "layer"}
-_MUST = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_MUST = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,24 @@ def find_sections(stored: dict[str, Any], is_finetuned: bool, where: str, key: s
         CheckpointError: there is none, or a fine-tuned model's lacks that of its network.
     """
     whole = stored.get("cfg") or stored.get("args")
-    if not isinstance(whole, dict) or not isinstance(_get_part(whole, "model"), dict):
+    if not isinstance(whole, dict):
         raise CheckpointError(f"`{key}` must hold fairseq's configuration (cfg or args), but {where} has none")
     model, task, criterion = (_get_part(whole, name) for name in ("model", "task", "criterion"))
     inner = model.get("w2v_args")
     if is_finetuned and not isinstance(inner, dict):
         raise CheckpointError(
             f"`{key}` must hold the configuration of its network as w2v_args, but {where} only names the pretrained "
-            f"model {model.get('w2v_path')!r}"
+            f"model {show(model.get('w2v_path'))}"
         )
     if not isinstance(inner, dict):
         return Sections(model, model, task, criterion)
     return Sections(_get_part(inner, "model"), model, {**_get_part(inner, "task"), **task}, criterion)
+
+
+def find_task(stored: dict[str, Any]) -> dict[str, Any]:
+    """Find what a file says of the task that it was trained for, such as the folder of its data; {} for nothing."""
+    whole = stored.get("cfg") or stored.get("args")
+    return _get_part(whole, "task") if isinstance(whole, dict) else {}
 
 
 def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -148,6 +156,9 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
     Raises:
         CheckpointError: a field is of the wrong type or out of range, or asks for what is not here.
     """
+    family = sections.model.get("_name") or sections.model.get("arch")
+    if family in FAMILIES:
+        refuse_family(family, where, key)
     field = _Reader(where, key)
     _check_required(sections, kind, field)
     try:
@@ -211,15 +222,14 @@ class _Reader:
         """Read one field of the type of its default; a whole number will do for a float."""
         value = section.get(name)
         value = default if value is None else value
-        is_number = isinstance(default, float) and type(value) in (int, float)
+        is_number = isinstance(default, float) and type(value) in (int, float) and abs(value) < MAX_NUMBER
         if not is_number and type(value) is not type(default):
             raise self.refuse(name, _MUST[type(default)], value)
         return float(value) if is_number else value
 
     def refuse(self, name: str, must: str, value: Any) -> CheckpointError:
         """Say what a field must be."""
-        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}…"
-        return CheckpointError(f"`{self.key}` must have {must} as {name}, but {self.where} has {shown}")
+        return CheckpointError(f"`{self.key}` must have {must} as {name}, but {self.where} has {show(value)}")
 
 
 def _get_part(whole: dict[str, Any], name: str) -> dict[str, Any]:
@@ -296,10 +306,10 @@ def _list_dropped(sections: Sections) -> tuple[str, ...]:
     dropped = []
     for name, value in TASK.items():
         found = sections.model.get(name)
-        dropped += [f"{name}={found!r}"] if found is not None and found != value else []
+        dropped += [f"{name}={show(found)}"] if found is not None and found != value else []
     task, weights = ContrastiveConfig(), sections.criterion.get("loss_weights")
     ours = [task.diversity_weight, task.feature_penalty_weight]
-    return (*dropped, *((f"loss_weights={weights!r}",) if weights not in (None, ours) else ()))
+    return (*dropped, *((f"loss_weights={show(weights)}",) if weights not in (None, ours) else ()))
 
 
 def _write_network(config: ModelConfig) -> dict[str, Any]:

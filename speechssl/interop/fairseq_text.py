@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-MAX_TEXT, MAX_LAYERS, MAX_VALUE = 2000, 64, 65536
-"""Most characters of a text, convolutions of a network, and channels or samples of one."""
+MAX_TEXT, MAX_LAYERS, MAX_VALUE, MAX_NUMBER = 2000, 64, 65536, 1e300
+"""Most characters of a text, convolutions of a network, channels or samples of one, and the largest temperature."""
 
 
 def read_conv_layers(text: str) -> list[tuple[int, int, int]]:
@@ -48,6 +48,8 @@ def read_temperature(value: Any) -> tuple[float, float, float]:
     is_list = isinstance(value, (list, tuple)) and len(value) == 3
     if not is_list or not all(type(number) in (int, float) for number in value):
         raise ValueError("it is no list of three numbers")
+    if not all(abs(number) < MAX_NUMBER for number in value):
+        raise ValueError("its numbers are not finite")
     start, end, factor = (float(number) for number in value)
     return start, end, factor
 

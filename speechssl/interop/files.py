@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import safetensors.torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.damage import DAMAGE, first_line
+from speechssl.interop.damage import reading
 from speechssl.interop.inert_pickle import StoredTensor
 from speechssl.interop.torch_file import look_into
+from speechssl.parsing import parse_json, read_bytes
+
+MAX_JSON, MAX_HEADER = 4 << 20, 4 << 20
+"""Most bytes of a JSON file, and of the JSON at the start of a safetensors file. That of 48 blocks takes 100 kB."""
 
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
@@ -23,17 +28,10 @@ def read_json(path: Path, key: str) -> dict[str, Any]:
         key: the key that errors name.
 
     Raises:
-        CheckpointError: the file is missing, no JSON, or no mapping.
+        CheckpointError: the file is missing, no JSON, no mapping, or larger than `MAX_JSON`.
     """
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} is no JSON ({error})") from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} holds no mapping")
-    return stored
+    with reading(path, key):
+        return parse_json(read_bytes(path, MAX_JSON))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -45,6 +43,18 @@ def is_safetensors(path: Path) -> bool:
     """Say whether a file begins as a safetensors file does: eight bytes of length, then a JSON mapping."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
+
+
+def check_header(path: Path) -> None:
+    """Look at how long the header of a safetensors file says to be; call it within `reading`.
+
+    Raises:
+        ValueError: longer than `MAX_HEADER`, which would be taken apart before anything else is looked at.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER:
+        raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -60,12 +70,10 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or holds something other than tensors.
     """
-    try:
+    with reading(path, key, "a whole file of tensors"):
         if is_safetensors(path):
+            check_header(path)
             return {name: value.float() for name, value in safetensors.torch.load_file(path).items()}
-    except DAMAGE as error:
-        problem = f"{path} does not load ({first_line(error)})"
-        raise CheckpointError(f"`{key}` must be a whole file of tensors, but {problem}") from error
     return _read_torch_file(path, key)
 
 

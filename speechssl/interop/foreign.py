@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,15 +10,13 @@ from torch import Tensor
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import ModelCard
-from speechssl.interop.names import PROJECTION, SHARED, rename
+from speechssl.interop.checkpoint import MAX_UPDATE, ModelCard
+from speechssl.interop.names import PROJECTION, SHARED, check_names, check_shapes, join, rename
 from speechssl.model.speech_model import SpeechModel
+from speechssl.parsing import show
 
 OURS = "speechssl"
 """The key, in the JSON of a foreign format, of what that format has no field for."""
-
-LISTED = 4
-"""So many names stand in an error; the others are counted."""
 
 SIZES = {
     (12, 768, "group", False): "base",
@@ -70,16 +67,7 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
     expected = {name: value for name, value in model.state_dict().items() if not name.startswith(SHARED)}
     check_names(expected, foreign.weights, key, f"this {foreign.family} checkpoint")
-    wrong = [
-        f"{name} {tuple(foreign.weights[name].shape)} for {tuple(value.shape)}"
-        for name, value in expected.items()
-        if foreign.weights[name].shape != value.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"`{key}` must have weights of its configuration's shapes, but this {foreign.family} checkpoint has "
-            f"{join(wrong)}"
-        )
+    check_shapes(expected, foreign.weights, key, f"this {foreign.family} checkpoint")
     # Copies: the source may share or map its storage, and two models of one file must not share weights.
     weights = {name: value.detach().clone().contiguous() for name, value in foreign.weights.items()}
     shared = {f"pretraining.{n}": v for n, v in weights.items() if model.pretraining and n.startswith("backbone.")}
@@ -88,33 +76,6 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
         # `assign` gave the shared backbone the tensors of whichever name came last; both names are one module.
         assert model.pretraining.backbone is model.backbone, "the backbone is shared"
     return model.requires_grad_(True)
-
-
-def check_names(expected: Iterable[str], found: Iterable[str], key: str, where: str) -> None:
-    """Compare the names that must be there with those that are.
-
-    Args:
-        expected: names of all weights, in the source's spelling.
-        found: names that the source has.
-        key: the key that the error names.
-        where: file or folder, for the error.
-
-    Raises:
-        CheckpointError: names are missing or left over.
-    """
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if not missing and not unexpected:
-        return
-    parts = [f"lacks {join(missing)}"] if missing else []
-    parts += [f"has the unknown {join(unexpected)}"] if unexpected else []
-    raise CheckpointError(f"`{key}` must have exactly the weights of its network, but {where} {' and '.join(parts)}")
-
-
-def join(names: Iterable[str]) -> str:
-    """List a few names and count the others."""
-    names = list(names)
-    others = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + others
 
 
 def name_size(config: ModelConfig) -> str:
@@ -140,8 +101,11 @@ def read_extra(stored: dict[str, Any], key: str) -> dict[str, Any]:
     if not ours:
         return {}
     if not isinstance(ours, dict) or not isinstance(ours.get("model"), dict):
-        raise CheckpointError(f"`{key}` must have a network under {OURS!r} in its JSON, but has {ours!r}")
-    return {"update": 0, "vocabulary": None, **ours}
+        raise CheckpointError(f"`{key}` must have a network under {OURS!r} in its JSON, but has {show(ours)}")
+    update = ours.get("update", 0)
+    if type(update) is not int or not 0 <= update <= MAX_UPDATE:
+        raise CheckpointError(f"`{key}` must have a count as update under {OURS!r}, but has {show(update)}")
+    return {"vocabulary": None, **ours, "update": update}
 
 
 def make_extra(model: SpeechModel, update: int) -> dict[str, Any]:
@@ -191,7 +155,7 @@ def describe(foreign: Foreign) -> str:
     parts = [f"{foreign.family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
     parts += [f"{len(card.vocabulary)} symbols"] if card.vocabulary else []
     parts += [f"waveforms normalised, epsilon {config.waveform_epsilon:g}"] if config.normalize_waveform else []
-    parts += [f"left behind: {', '.join(foreign.dropped)}"] if foreign.dropped else []
+    parts += [f"left behind: {join(foreign.dropped, 16)}"] if foreign.dropped else []
     return "; ".join([*parts, *foreign.notes])
 
 

@@ -6,12 +6,18 @@ import re
 from pathlib import Path
 
 from speechssl.errors import CheckpointError
+from speechssl.parsing import parsing
 
 FACTS = ("config.json", "preprocessor_config.json", "processor_config.json", "vocab.json", "tokenizer_config.json",
          "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 """The small files of a model; what else a repository holds is never fetched."""
 
-WEIGHTS = (("model.safetensors",), ("model.safetensors.index.json", "model-*.safetensors"), ("pytorch_model.bin",))
+WEIGHTS = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+)
 """Spellings of the weights, of which the first that is there is fetched."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -48,16 +54,11 @@ def fetch_from_hub(checkpoint: str, key: str = "checkpoint") -> Path:
             "pip install 'speechssl[hub]'"
         ) from error
     name, _, revision = checkpoint.partition("@")
-    try:
+    # What the Hub and its client raise is of a dozen classes, and another dozen in the next version.
+    with parsing(f"`{key}`", "something that is here or a model of the Hub", CheckpointError, checkpoint):
         for spelling in WEIGHTS:
             patterns = [*FACTS, *spelling]
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if (folder / spelling[0]).is_file():
-                return folder
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"`{key}` must be something that is here or a model of the Hub, but {checkpoint} is not here, and the Hub "
-            f"says: {reason}"
-        ) from error
+                break
     return folder

@@ -15,7 +15,6 @@ from speechssl.interop.files import read_json, read_tensors, write_json, write_t
 from speechssl.interop.foreign import (
     OURS,
     Foreign,
-    check_names,
     collapse,
     draw_mask_vector,
     drop_identity,
@@ -32,13 +31,14 @@ from speechssl.interop.huggingface_processor import (
     read_labels,
     write_processor,
 )
-from speechssl.interop.names import CODEBOOK, list_names, rename, strip_all
+from speechssl.interop.labels import restore_vocabulary
+from speechssl.interop.names import CODEBOOK, check_names, join, list_names, rename, strip_all
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import Vocabulary
 
-CONFIG, WEIGHTS, INDEX, PICKLE = (
-    "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-)  # fmt: skip
+CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+"""What the name of the list of shards ends with, after that of the file that they stand for."""
 
 HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 """What stands beside the backbone and so has no prefix `wav2vec2.`."""
@@ -71,7 +71,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     stored = read_json(folder / CONFIG, key)
     # Before the weights, so that another architecture is called that.
     read_config(stored, "backbone", str(folder / CONFIG), key)
-    source = _read_weights(folder, key)
+    source, head = _read_weights(folder, stored, key)
     kind = _find_kind(source, stored)
     config, dropped = read_config(stored, kind, str(folder / CONFIG), key)
     ours = read_extra(stored, key)
@@ -84,10 +84,10 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     vocabulary = None
     if kind == "ctc":
         labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
-        vocabulary = _restore_vocabulary(labels, ours)
+        vocabulary = _restore_vocabulary(labels, ours, str(folder / CONFIG), key)
         notes += _move_blank(weights, labels)
     card = ModelCard(kind, config, vocabulary, ours.get("update", 0))
-    return Foreign("huggingface", card, weights, dropped, tuple(notes), says_padding=bool(ours))
+    return Foreign("huggingface", card, weights, (*dropped, *head), tuple(notes), says_padding=bool(ours))
 
 
 def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None:
@@ -122,16 +122,9 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
     write_processor(folder, config, model.vocabulary)
 
 
-def _read_weights(folder: Path, key: str) -> dict[str, Tensor]:
-    """Read all weights of a folder under Hugging Face's present names, without prefixes."""
-    if (folder / WEIGHTS).is_file():
-        source = read_tensors(folder / WEIGHTS, key)
-    elif (folder / INDEX).is_file():
-        source = _read_shards(folder, key)
-    elif (folder / PICKLE).is_file():
-        source = read_tensors(folder / PICKLE, key)
-    else:
-        raise CheckpointError(f"`{key}` must have {WEIGHTS} or {PICKLE}, but {folder} has neither")
+def _read_weights(folder: Path, stored: dict[str, Any], key: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read all weights of a folder under Hugging Face's present names, without prefixes, and what is left behind."""
+    source, head = _take_head_off(_read_files(folder, key), stored)
     source = strip_all(source, key)
     source = {_SPELLINGS.get(name, name): value for name, value in source.items()}
     if f"{_POSITION}weight" in source:
@@ -139,18 +132,44 @@ def _read_weights(folder: Path, key: str) -> dict[str, Tensor]:
             f"`{key}` must hold the positional convolution as two parts (weight_g and weight_v), but {folder} has it "
             f"fused as {_POSITION}weight, which transformers itself would replace by random values"
         )
-    return source
+    return source, head
 
 
-def _read_shards(folder: Path, key: str) -> dict[str, Tensor]:
-    """Read the files that an index lists; they lie beside it, never elsewhere."""
-    places = read_json(folder / INDEX, key).get("weight_map")
-    names = sorted(set(places.values())) if isinstance(places, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"`{key}` must list the files of its weights, but {folder / INDEX} does not")
+def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Leave a head behind that there is none of here, such as a classifier: all that stands outside of the backbone."""
+    others = (name for name in _list_architectures(stored) if name not in ARCHITECTURES.values())
+    name = next((name for name in others if name.startswith("Wav2Vec2For")), None)
+    backbone = {weight: value for weight, value in source.items() if "wav2vec2." in weight}
+    if name is None or not backbone:
+        return source, ()
+    parts = sorted({weight.partition(".")[0] for weight in source.keys() - backbone.keys()})
+    return backbone, (f"the head of {join([name])} ({join(parts)})",)
+
+
+def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
+    """Read the weights as they lie there: safetensors before torch's files, whole before in shards."""
+    for name in (WEIGHTS, PICKLE):
+        if (folder / name).is_file():
+            return read_tensors(folder / name, key)
+        if (folder / f"{name}{INDEX}").is_file():
+            return _read_shards(folder / f"{name}{INDEX}", key)
+    raise CheckpointError(f"`{key}` must have {WEIGHTS} or {PICKLE} (or their shards), but {folder} has neither")
+
+
+def _read_shards(index: Path, key: str) -> dict[str, Tensor]:
+    """Read the files that an index lists, each weight from one of them; they lie beside it, never elsewhere."""
+    places = read_json(index, key).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name not in ("", "..") for name in names):
+        raise CheckpointError(f"`{key}` must list the files of its weights beside it, but {index} does not")
     source: dict[str, Tensor] = {}
-    for name in names:
-        source |= read_tensors(folder / name, key)
+    for name in sorted(set(names)):
+        found = read_tensors(index.parent / name, key)
+        if twice := sorted(found.keys() & source.keys()):
+            raise CheckpointError(
+                f"`{key}` must have each weight once, but {index.parent / name} repeats {join(twice)}"
+            )
+        source |= found
     return source
 
 
@@ -160,8 +179,13 @@ def _find_kind(source: dict[str, Tensor], stored: dict[str, Any]) -> str:
         return "ctc"
     if "quantizer.codevectors" in source:
         return "pretraining"
-    declared = stored.get("architectures") or []
+    declared = _list_architectures(stored)
     return next((kind for kind, name in ARCHITECTURES.items() if name in declared), "backbone")
+
+
+def _list_architectures(stored: dict[str, Any]) -> list[str]:
+    declared = stored.get("architectures")
+    return [name for name in declared if isinstance(name, str)] if isinstance(declared, list) else []
 
 
 def _set_audio(config: ModelConfig, folder: Path, is_ours: bool, key: str) -> ModelConfig:
@@ -184,11 +208,11 @@ def _take(source: dict[str, Tensor], config: ModelConfig, kind: str, folder: Pat
     return weights
 
 
-def _restore_vocabulary(labels: Labels, ours: dict[str, Any]) -> Vocabulary:
+def _restore_vocabulary(labels: Labels, ours: dict[str, Any], where: str, key: str) -> Vocabulary:
     """Give the vocabulary that was exported, where the file still has its tokens; else the file's."""
     stored = ours.get("vocabulary")
     if stored:
-        vocabulary = Vocabulary.from_dict(stored)
+        vocabulary = restore_vocabulary(stored, where, key)
         if export_tokens(vocabulary) == labels.vocabulary.symbols:
             return vocabulary
     return labels.vocabulary

@@ -7,8 +7,10 @@ from typing import Any
 
 from speechssl.config import ContrastiveConfig, ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import build_config
+from speechssl.interop.checkpoint import TYPES, build_config
+from speechssl.interop.families import refuse_family
 from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra
+from speechssl.parsing import show
 
 ARCHITECTURES = {"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"}
 
@@ -47,8 +49,8 @@ FIELDS: dict[str, tuple[str, Any]] = {
 FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
 """Fields that have one value here, which is their default there too."""
 
-ADAPTERS = ("add_adapter", "adapter_attn_dim")
-"""Fields that put further layers into the network."""
+ADAPTERS = {"add_adapter": "convolutions after the transformer", "adapter_attn_dim": "adapters of a language, as MMS"}
+"""Fields that put further layers into the network, and what they are."""
 
 
 def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -150,7 +152,7 @@ def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig
     ours = read_extra(stored, key)
     if not ours:
         return ModelConfig(), None
-    base: ModelConfig = build_config(ModelConfig, ours["model"])
+    base: ModelConfig = build_config(ModelConfig, ours["model"], key)
     exported = export_fields(base)
     if not (kind == "pretraining" or base.mask.prob > 0 or base.mask.channel_prob > 0):
         exported |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
@@ -158,39 +160,31 @@ def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig
 
 
 def _check_architecture(stored: dict[str, Any], where: str, key: str) -> None:
-    kind = stored.get("model_type")
-    if kind != "wav2vec2":
-        raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but model_type in {where} is {kind!r}")
-    for field in ADAPTERS:
+    if stored.get("model_type") != "wav2vec2":
+        refuse_family(stored.get("model_type"), where, key)
+    for field, meaning in ADAPTERS.items():
         if stored.get(field):
             raise CheckpointError(
-                f"`{key}` must be a model without adapters, but {field} in {where} is {stored[field]!r}"
+                f"`{key}` must be a model without adapters, but {where} has {meaning} ({field}={show(stored[field])}), "
+                "which do not load yet"
             )
     for field, value in FIXED.items():
         if stored.get(field, value) != value:
-            raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {stored[field]!r}")
+            raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {show(stored[field])}")
     layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", FIELDS["conv_channels"][1])
     if layers is not None and isinstance(widths, list) and layers != len(widths):
         raise CheckpointError(
             f"`{key}` must have one conv_dim for each convolution, but num_feat_extract_layers in {where} is "
-            f"{layers!r} and conv_dim has {len(widths)}"
+            f"{show(layers)} and conv_dim has {len(widths)}"
         )
 
 
 def _read_field(stored: dict[str, Any], field: str, default: Any, where: str, key: str) -> Any:
     """Read one field; its type is that of the default, where a whole number will do for a float."""
     value = stored.get(field, default)
-    if isinstance(default, list):
-        fits = isinstance(value, list) and all(isinstance(item, int) and item is not True for item in value)
-    elif isinstance(default, float):
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    else:
-        fits = type(value) is type(default)
-    if not fits:
-        must = {list: "a list of whole numbers", float: "a number", bool: "true or false", int: "a whole number"}
-        raise CheckpointError(
-            f"`{key}` must have {must.get(type(default), 'text')} as {field} in {where}, but has {value!r}"
-        )
+    must, fits = TYPES[list[int] if isinstance(default, list) else type(default)]
+    if not fits(value):
+        raise CheckpointError(f"`{key}` must have {must} as {field} in {where}, but has {show(value)}")
     return float(value) if isinstance(default, float) else value
 
 
@@ -212,7 +206,7 @@ def _list_dropped(stored: dict[str, Any], kind: str, is_theirs: bool) -> tuple[s
         "num_negatives": task.num_negatives,
         "diversity_loss_weight": task.diversity_weight,
     }
-    dropped = [f"{name}={stored[name]}" for name, value in ours.items() if stored.get(name, value) != value]
+    dropped = [f"{name}={show(stored[name])}" for name, value in ours.items() if stored.get(name, value) != value]
     has_masks = is_theirs and kind == "pretraining" and "mask_time_prob" in stored
-    dropped += [f"mask_time_prob={stored['mask_time_prob']} (meant for fine-tuning)"] if has_masks else []
+    dropped += [f"mask_time_prob={show(stored['mask_time_prob'])} (meant for fine-tuning)"] if has_masks else []
     return tuple(dropped) if kind == "pretraining" else ()

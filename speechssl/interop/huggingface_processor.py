@@ -8,9 +8,11 @@ from typing import Any
 
 from speechssl.audio import SAMPLE_RATE
 from speechssl.config import ModelConfig
-from speechssl.errors import CheckpointError, ConfigError
+from speechssl.errors import CheckpointError
 from speechssl.interop.files import read_json, write_json
-from speechssl.text import BLANK, WORD_BOUNDARY, Vocabulary, find_case
+from speechssl.interop.labels import make_vocabulary
+from speechssl.parsing import show
+from speechssl.text import BLANK, WORD_BOUNDARY, Vocabulary
 
 EPSILON = 1e-7
 """What Hugging Face's feature extractor adds to the variance."""
@@ -58,17 +60,17 @@ def read_audio(folder: Path, key: str) -> tuple[bool, float]:
             "such file"
         )
     choices = {name: values.get("do_normalize", True) for name, values in found.items()}
-    if len(set(choices.values())) > 1:
-        said = " and ".join(f"{value} in {name}" for name, value in choices.items())
-        raise CheckpointError(f"`{key}` must say one thing about do_normalize, but {folder} says {said}")
     for name, values in found.items():
         if not isinstance(choices[name], bool):
             raise CheckpointError(
-                f"`{key}` must have true or false as do_normalize in {name}, but has {choices[name]!r}"
+                f"`{key}` must have true or false as do_normalize in {folder / name}, but has {show(choices[name])}"
             )
         rate = values.get("sampling_rate", SAMPLE_RATE)
         if rate != SAMPLE_RATE:
-            raise CheckpointError(f"`{key}` must take audio at {SAMPLE_RATE} Hz, but {folder / name} says {rate!r}")
+            raise CheckpointError(f"`{key}` must take audio at {SAMPLE_RATE} Hz, but {folder / name} says {show(rate)}")
+    if len(set(choices.values())) > 1:
+        said = " and ".join(f"{value} in {name}" for name, value in choices.items())
+        raise CheckpointError(f"`{key}` must say one thing about do_normalize, but {folder} says {said}")
     return bool(next(iter(choices.values()))), EPSILON
 
 
@@ -89,10 +91,12 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
     special = _read_special(folder, key)
     blank = special["pad_token"]
     if blank not in tokens:
-        raise CheckpointError(f"`{key}` must have its blank {blank!r} in {folder / VOCABULARY}, but it is not there")
-    if isinstance(pad_id, int) and tokens.index(blank) != pad_id:
         raise CheckpointError(
-            f"`{key}` must have its blank {blank!r} where config.json has pad_token_id={pad_id}, but "
+            f"`{key}` must have its blank {show(blank)} in {folder / VOCABULARY}, but it is not there"
+        )
+    if pad_id is not None and (type(pad_id) is not int or tokens.index(blank) != pad_id):
+        raise CheckpointError(
+            f"`{key}` must have its blank {show(blank)} where config.json has pad_token_id={show(pad_id)}, but "
             f"{folder / VOCABULARY} has it at {tokens.index(blank)}"
         )
     boundary = special["word_delimiter_token"]
@@ -100,14 +104,13 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
     known = {str(value) for value in special.values()}
     long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not _is_bracketed(symbol)]
     if long:
-        raise CheckpointError(f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {long[0]!r}")
+        raise CheckpointError(
+            f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {show(long[0])}"
+        )
     first = tokens.index(blank)
     order = (first, *(row for row in range(num_rows) if row != first))
     ordered = tuple(symbols[row] for row in order)
-    try:
-        return Labels(Vocabulary(ordered, find_case(ordered)), order)
-    except ConfigError as error:
-        raise CheckpointError(f"`{key}` must have labels of words, but in {folder / VOCABULARY} {error}") from error
+    return Labels(make_vocabulary(ordered, str(folder / VOCABULARY), key), order)
 
 
 def export_tokens(vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -169,14 +172,19 @@ def find_special(tokens: tuple[str, ...]) -> dict[str, str | None]:
 def _read_tokens(folder: Path, num_rows: int, key: str) -> tuple[str, ...]:
     """Read the token of each row of the head; added tokens count where the head has rows for them."""
     indices = read_json(folder / VOCABULARY, key)
-    if not all(isinstance(index, int) for index in indices.values()):
-        raise CheckpointError(f"`{key}` must have one index for each token, but {folder / VOCABULARY} has others")
     if len(indices) < num_rows and (folder / ADDED).is_file():
         indices |= read_json(folder / ADDED, key)
+    wrong = next((token for token, index in indices.items() if type(index) is not int), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"`{key}` must have one index for each token, but {folder / VOCABULARY} has {show(indices[wrong])} for "
+            f"{show(wrong)}"
+        )
     if sorted(indices.values()) != list(range(num_rows)):
         raise CheckpointError(
             f"`{key}` must have a token for each of the {num_rows} outputs of its head, but {folder / VOCABULARY} has "
-            f"{len(indices)} tokens from {min(indices.values(), default=0)} to {max(indices.values(), default=0)}"
+            f"{len(indices)} tokens from {show(min(indices.values(), default=0))} to "
+            f"{show(max(indices.values(), default=0))}"
         )
     return tuple(sorted(indices, key=indices.__getitem__))
 
@@ -188,9 +196,11 @@ def _read_special(folder: Path, key: str) -> dict[str, str]:
         stored |= read_json(folder / name, key) if (folder / name).is_file() else {}
     special = {}
     for name, default in (_TOKENS | {"word_delimiter_token": WORD_BOUNDARY}).items():
-        value = stored.get(name, default)
+        value = stored.get(name)
         value = value.get("content") if isinstance(value, dict) else value
-        special[name] = value if isinstance(value, str) else default
+        if not isinstance(value, str | None):
+            raise CheckpointError(f"`{key}` must have text as {name} in {folder}, but has {show(value)}")
+        special[name] = default if value is None else value
     return special
 
 

@@ -12,6 +12,7 @@ import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, Any, Protocol, cast
 
 import torch
@@ -34,6 +35,10 @@ DTYPES = {
 
 MAX_DIMENSIONS, MAX_INDEX = 16, 2**62
 """Most dimensions of a tensor, and the largest offset, length or stride."""
+
+MAX_STEPS = 500_000
+"""Most instructions of a description: one byte may make a set of 216. 2 billion parameters with their optimizer take a
+fifth."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,11 @@ def unpickle(file: Readable) -> Any:
     """
     machine = _Machine()
     # genops reads and reads lines, and asks for nothing else of a file.
-    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
+    for opcode, argument, _ in islice(pickletools.genops(cast(IO[bytes], file)), MAX_STEPS):
         if opcode.name == "STOP":
             return machine.pop()
         machine.step(opcode.name, argument)
-    raise ValueError("it has no end")
+    raise ValueError(f"it has no end within {MAX_STEPS} instructions")
 
 
 def simplify(value: Any) -> Any:

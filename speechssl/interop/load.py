@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from speechssl.advice import spell
 from speechssl.config import check_choice
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.checkpoint import (
@@ -23,14 +24,15 @@ from speechssl.interop.checkpoint import (
     save_model,
 )
 from speechssl.interop.checksums import CHECKSUMS, check_whole
-from speechssl.interop.damage import DAMAGE, first_line
+from speechssl.interop.damage import reading
 from speechssl.interop.fairseq import read_fairseq, write_fairseq
-from speechssl.interop.files import is_safetensors, read_json
+from speechssl.interop.files import check_header, is_safetensors, read_json
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.huggingface_processor import EPSILON
 from speechssl.interop.inert_pickle import StoredTensor
+from speechssl.interop.names import join
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
 from speechssl.interop.torch_file import look_into
@@ -145,6 +147,12 @@ def read_foreign(checkpoint: str, key: str) -> Foreign | None:
     Raises:
         CheckpointError: it is of another toolkit and does not load, or of none that is known.
     """
+    # The readers say what is wrong; whatever they trip over that nobody thought of becomes a sentence here.
+    with reading(Path(checkpoint), key, "a model that can be read"):
+        return _read_foreign(checkpoint, key)
+
+
+def _read_foreign(checkpoint: str, key: str) -> Foreign | None:
     if checkpoint.startswith(PREFIX):
         return read_bundle(checkpoint.removeprefix(PREFIX), key)
     path = Path(checkpoint)
@@ -236,22 +244,20 @@ def _read_file(path: Path, key: str) -> Foreign:
         return read_torchaudio(path, key)
     folder = path.parent
     if (folder / CONFIG).is_file():
-        raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {key}={folder}")
+        raise CheckpointError(f"`{key}` must be the folder of {path.name}, but is the file: {spell(key, str(folder))}")
     raise CheckpointError(
         f"`{key}` must be a checkpoint of fairseq or torchaudio where it is a file, but {path} has the weights "
-        f"{', '.join(sorted(names)[:3])}, …"
+        f"{join(sorted(names))}"
     )
 
 
 def _list_tensors(path: Path, key: str) -> set[str] | None:
     """List the names in a file of tensors; None for a file that holds more, as fairseq's do. Nothing is run."""
-    try:
+    with reading(path, key):
         if is_safetensors(path):
+            check_header(path)
             with safe_open(path, framework="pt") as file:
                 return set(file.keys())
-    except DAMAGE as error:
-        problem = f"{path} does not load ({first_line(error)})"
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
     content = look_into(path, key).content
     is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
     return {str(name) for name in content} if is_flat and content else None

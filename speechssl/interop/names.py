@@ -7,12 +7,17 @@ what is missing and what is left over can be told in the words of the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.speech_model import SpeechModel
+
+LISTED, MAX_NAME = 4, 100
+"""So many names stand in an error, each of so many characters; the others are counted."""
 
 SHARED = "pretraining.backbone."
 """Names under which the backbone appears a second time in the state of a model with pretraining heads."""
@@ -22,6 +27,9 @@ CODEBOOK = "pretraining.quantizer.codebook"
 MAGNITUDE = "backbone.transformer.position.conv.parametrizations.weight.original0"
 DIRECTION = "backbone.transformer.position.conv.parametrizations.weight.original1"
 PROJECTION = ("backbone.projection.weight", "backbone.projection.bias")
+
+BLOCKS = "backbone.transformer.blocks."
+FIRST_BLOCK = f"{BLOCKS}0."
 
 _BLOCK = r"^backbone\.transformer\.blocks\.(\d+)\."
 _LETTER = {"query": "q", "key": "k", "value": "v", "out": "out"}
@@ -103,9 +111,12 @@ def list_names(config: ModelConfig, kind: str) -> list[str]:
         config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
     """
+    # All blocks are alike, and to build 48 of them takes a second.
     with torch.device("meta"):
-        model = SpeechModel(config, pretraining=kind == "pretraining")
+        model = SpeechModel(replace(config, num_layers=1), pretraining=kind == "pretraining")
     names = [name for name in model.state_dict() if not name.startswith(SHARED)]
+    blocks = [name for name in names if name.startswith(FIRST_BLOCK)]
+    names += [f"{BLOCKS}{n}.{name.removeprefix(FIRST_BLOCK)}" for n in range(1, config.num_layers) for name in blocks]
     return [*names, "head.linear.weight", "head.linear.bias"] if kind == "ctc" else names
 
 
@@ -145,6 +156,55 @@ def strip_all(
     for name, value in weights.items():
         short = strip_wrappers(name, wrappers)
         if short in stripped:
-            raise CheckpointError(f"`{key}` must have each weight once, but has {short} under two prefixes")
+            raise CheckpointError(f"`{key}` must have each weight once, but has {join([short])} under two prefixes")
         stripped[short] = value
     return stripped
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], key: str, where: str) -> None:
+    """Compare the names that must be there with those that are.
+
+    Args:
+        expected: names of all weights, in the source's spelling.
+        found: names that the source has.
+        key: the key that the error names.
+        where: file or folder, for the error.
+
+    Raises:
+        CheckpointError: names are missing or left over.
+    """
+    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if not missing and not unexpected:
+        return
+    parts = [f"lacks {join(missing)}"] if missing else []
+    parts += [f"has the unknown {join(unexpected)}"] if unexpected else []
+    raise CheckpointError(f"`{key}` must have exactly the weights of its network, but {where} {' and '.join(parts)}")
+
+
+def check_shapes(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], key: str, where: str) -> None:
+    """Compare the shapes of weights with those of their network.
+
+    Args:
+        expected: the network's weights.
+        found: those of a file, of the same names.
+        key: the key that the error names.
+        where: file or folder, for the error.
+
+    Raises:
+        CheckpointError: some differ.
+    """
+    wrong = [
+        f"{name} {tuple(found[name].shape)} for {tuple(value.shape)}"
+        for name, value in expected.items()
+        if found[name].shape != value.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"`{key}` must have weights of its configuration's shapes, but {where} has {join(wrong)}")
+
+
+def join(names: Iterable[str], listed: int = LISTED) -> str:
+    """List a few names, each cut short, and count the others."""
+    names = list(names)
+    shown = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names[:listed]]
+    others = f" and {len(names) - listed} more" if len(names) > listed else ""
+    return ", ".join(shown) + others

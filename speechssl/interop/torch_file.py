@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.errors import CheckpointError
-from speechssl.interop.damage import DAMAGE, first_line
+from speechssl.interop.damage import reading
 from speechssl.interop.inert_pickle import Placeholder, Storage, StoredTensor, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -50,15 +49,12 @@ class StoredFile:
             CheckpointError: a tensor lies outside its storage, does not fill its part of it, or all are larger than
                 the file.
         """
-        try:
+        with reading(self.path, key):
             # Aliases of one storage are small in the file and large once they are read.
             if sum(tensor.count * tensor.storage.dtype.itemsize for tensor in tensors.values()) > self.size:
                 raise ValueError("its weights are larger than the file")
             with self.path.open("rb") as file:
                 return {name: self._read_one(file, tensor) for name, tensor in tensors.items()}
-        except DAMAGE as error:
-            problem = f"{self.path} does not load ({first_line(error)})"
-            raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
 
     def _read_one(self, file: Any, tensor: StoredTensor) -> Tensor:
         dtype, (start, size) = tensor.storage.dtype, self._places[tensor.storage.key]
@@ -86,14 +82,11 @@ def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
         CheckpointError: it is no such file, it is damaged, or it is not what torch and fairseq write (compressed, with
             other instructions than those that describe data).
     """
-    try:
+    with reading(path, key):
         if zipfile.is_zipfile(path):
             return _look_into_zip(path)
         _check_start(path)
         return _look_into_old(path)
-    except DAMAGE as error:
-        problem = f"{path} does not load ({first_line(error)})"
-        raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}") from error
 
 
 def _check_start(path: Path) -> None:

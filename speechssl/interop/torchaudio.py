@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.config import ModelConfig, QuantizerConfig
-from speechssl.errors import CheckpointError, ConfigError
+from speechssl.config import ModelConfig
+from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import ModelCard, build_config
 from speechssl.interop.files import detach, read_json, read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import (
     OURS,
     Foreign,
-    check_names,
     choose_gradient_scale,
     collapse,
     draw_mask_vector,
@@ -35,9 +34,11 @@ from speechssl.interop.foreign import (
     name_size,
     read_extra,
 )
-from speechssl.interop.names import MASK, list_names, rename, strip_all
+from speechssl.interop.labels import make_vocabulary, restore_vocabulary
+from speechssl.interop.names import MASK, check_names, list_names, rename, strip_all
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import Vocabulary, find_case
+from speechssl.parsing import parsing
+from speechssl.text import Vocabulary
 
 PREFIX = "torchaudio:"
 """What a `checkpoint=` value begins with that names one of torchaudio's bundles."""
@@ -106,10 +107,8 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
         raise CheckpointError(f"`{key}` must be {PREFIX} and one of {listed}, but is {PREFIX}{name}")
     if bundle._model_type != "Wav2Vec2":
         raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {PREFIX}{name} is {bundle._model_type}")
-    try:
+    with parsing(f"`{key}`", "a bundle that can be fetched", CheckpointError, f"{PREFIX}{name}"):
         weights = bundle.get_model().state_dict()
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"`{key}` must be a bundle that can be fetched, but {PREFIX}{name}: {error}") from error
     facts: dict[str, Any] = {"torchaudio": bundle._params, "normalize_waveform": bundle._normalize_waveform}
     if isinstance(bundle, pipelines.Wav2Vec2ASRBundle):
         facts["labels"] = list(bundle.get_labels())
@@ -210,24 +209,30 @@ def make_arguments(config: ModelConfig, num_labels: int | None) -> dict[str, Any
 def _read_config(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> ModelConfig:
     """Find the network: from our own export's facts, or from shapes and the facts that shapes do not say."""
     ours = read_extra(facts, key)
-    if ours:
-        config: ModelConfig = build_config(ModelConfig, ours["model"])
-        return config
-    given = facts.get("torchaudio") or {}
+    if not ours:
+        return _derive(source, facts, where, key)
+    config: ModelConfig = build_config(ModelConfig, ours["model"], key)
+    return config
+
+
+def _derive(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> ModelConfig:
+    """Read the network off the shapes of its weights, and what they do not say off the facts."""
+    given = facts.get("torchaudio")
+    given = given if isinstance(given, dict) else {}
     missing = [name for name in NEEDED if name not in given]
     missing += ["normalize_waveform"] if not isinstance(facts.get("normalize_waveform"), bool) else []
     if missing:
         raise CheckpointError(f"`{key}` must say {' and '.join(missing)} beside {where}, but does not")
-    try:
-        return _derive(source, facts, given)
-    except KeyError as error:
-        raise CheckpointError(f"`{key}` must be torchaudio's wav2vec 2.0 model, but {where} lacks {error}") from error
-    except ConfigError as error:
-        raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
+    with parsing(f"`{key}`", "torchaudio's wav2vec 2.0 model", CheckpointError, where):
+        values = _list_values(source, given)
+    said = {"normalize_waveform": facts["normalize_waveform"], "waveform_epsilon": facts.get("waveform_epsilon", 1e-5)}
+    config: ModelConfig = build_config(ModelConfig, {**values, **said}, key)
+    config.name = name_size(config)
+    return config
 
 
-def _derive(source: dict[str, Tensor], facts: dict[str, Any], given: dict[str, Any]) -> ModelConfig:
-    """Read the network off the shapes of its weights."""
+def _list_values(source: dict[str, Tensor], given: dict[str, Any]) -> dict[str, Any]:
+    """List the values of a network; raises whatever weights without those names and dimensions do."""
     count = len({name.split(".")[2] for name in source if name.startswith("feature_extractor.conv_layers.")})
     convs = [source[f"feature_extractor.conv_layers.{index}.conv.weight"] for index in range(count)]
     kernels = [conv.shape[2] for conv in convs]
@@ -235,46 +240,38 @@ def _derive(source: dict[str, Tensor], facts: dict[str, Any], given: dict[str, A
     position = source[f"{_POSITION}parametrizations.weight.original1"]
     blocks = {name.split(".")[3] for name in source if name.startswith("encoder.transformer.layers.")}
     conv_norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in source else "group"
-    config = ModelConfig(
-        conv_channels=[conv.shape[0] for conv in convs],
-        conv_kernels=kernels,
-        conv_strides=strides,
-        conv_bias="feature_extractor.conv_layers.0.conv.bias" in source,
-        conv_norm=conv_norm,
-        feature_gradient_scale=choose_gradient_scale(conv_norm),
-        normalize_waveform=facts["normalize_waveform"],
-        waveform_epsilon=facts.get("waveform_epsilon", 1e-5),
-        num_layers=len(blocks),
-        model_dim=position.shape[0],
-        ffn_dim=source["encoder.transformer.layers.0.feed_forward.intermediate_dense.bias"].shape[0],
-        num_heads=given["encoder_num_heads"],
-        norm_first=given["encoder_layer_norm_first"],
-        position_kernel=position.shape[2],
-        position_groups=position.shape[0] // position.shape[1],
-        dropout=given.get("encoder_dropout", 0.1),
-        attention_dropout=given.get("encoder_attention_dropout", 0.1),
-        activation_dropout=given.get("encoder_ff_interm_dropout", 0.0),
-        input_dropout=given.get("encoder_projection_dropout", 0.1),
-        layer_drop_prob=given.get("encoder_layer_drop", 0.05),
-        quantizer=QuantizerConfig(),
-    )
-    config.name = name_size(config)
-    return config
+    return {
+        "conv_channels": [conv.shape[0] for conv in convs],
+        "conv_kernels": kernels,
+        "conv_strides": strides,
+        "conv_bias": "feature_extractor.conv_layers.0.conv.bias" in source,
+        "conv_norm": conv_norm,
+        "feature_gradient_scale": choose_gradient_scale(conv_norm),
+        "num_layers": len(blocks),
+        "model_dim": position.shape[0],
+        "ffn_dim": source["encoder.transformer.layers.0.feed_forward.intermediate_dense.bias"].shape[0],
+        "num_heads": given["encoder_num_heads"],
+        "norm_first": given["encoder_layer_norm_first"],
+        "position_kernel": position.shape[2],
+        "position_groups": position.shape[0] // position.shape[1],
+        "dropout": given.get("encoder_dropout", 0.1),
+        "attention_dropout": given.get("encoder_attention_dropout", 0.1),
+        "activation_dropout": given.get("encoder_ff_interm_dropout", 0.0),
+        "input_dropout": given.get("encoder_projection_dropout", 0.1),
+        "layer_drop_prob": given.get("encoder_layer_drop", 0.05),
+    }
 
 
 def _read_vocabulary(facts: dict[str, Any], num_rows: int, where: str, key: str) -> Vocabulary:
     """Read the labels of a recogniser, the blank first."""
     ours = read_extra(facts, key)
     if ours.get("vocabulary"):
-        vocabulary = Vocabulary.from_dict(ours["vocabulary"])
+        vocabulary = restore_vocabulary(ours["vocabulary"], where, key)
     else:
         labels = facts.get("labels")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise CheckpointError(f"`{key}` must say the labels of its head beside {where}, but does not")
-        try:
-            vocabulary = Vocabulary(tuple(labels), find_case(labels))
-        except ConfigError as error:
-            raise CheckpointError(f"`{key}` must have labels of words, but in {where} {error}") from error
+        vocabulary = make_vocabulary(labels, where, key)
     if len(vocabulary) != num_rows:
         raise CheckpointError(
             f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {where} has "

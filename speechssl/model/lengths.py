@@ -61,6 +61,32 @@ def compute_hop(strides: Sequence[int]) -> int:
     return prod(strides)
 
 
+def check_waveforms(waveforms: object, weight: Tensor, shortest: int) -> None:
+    """Make sure that a batch of waveforms is one, since torch would speak of the inside of a convolution.
+
+    Args:
+        waveforms: should be (B, N) floats.
+        weight: one of the model, of whose type and on whose device they must be.
+        shortest: samples that one frame sees; a graph that is traced or compiled does not look at it.
+
+    Raises:
+        DataError: they are not.
+    """
+    must = "`waveforms` must be a tensor (rows, samples) of float32 at 16 kHz"
+    if not isinstance(waveforms, Tensor):
+        raise DataError(f"{must}, such as torch.from_numpy(x)[None], but is of type {type(waveforms).__name__}")
+    if waveforms.ndim != 2:
+        remedy = ", such as x[None]" if waveforms.ndim == 1 else ""
+        raise DataError(f"{must}{remedy}, but has the shape {tuple(waveforms.shape)}")
+    # Half precision is the business of autocast; twice the precision of the weights fits nothing.
+    if not waveforms.is_floating_point() or (waveforms.dtype == torch.float64 != weight.dtype):
+        raise DataError(f"{must}, such as x.float(), but is of {str(waveforms.dtype).removeprefix('torch.')}")
+    if not torch.compiler.is_compiling() and (len(waveforms) == 0 or waveforms.shape[1] < shortest):
+        raise DataError(f"{must}, of {shortest} samples or more, but has the shape {tuple(waveforms.shape)}")
+    if waveforms.device != weight.device:
+        raise DataError(f"`waveforms` must be on the model's device, {weight.device}, but are on {waveforms.device}")
+
+
 def check_num_samples(waveforms: Tensor, num_samples: Tensor | None) -> None:
     """Make sure that lengths are those of a batch, since wrong ones would give wrong frames without a word.
 

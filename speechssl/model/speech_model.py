@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from speechssl.config import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.heads import CTCHead
-from speechssl.model.lengths import check_num_samples, compute_num_frames
+from speechssl.model.lengths import check_num_samples, check_waveforms, compute_num_frames, compute_receptive_field
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
 from speechssl.text import Vocabulary
@@ -25,11 +24,13 @@ class Frames:
         last: (B, T, D) the model's output, after the final norm where it has one.
         layers: L + 1 tensors (B, T, D): what enters the first block, then each block's output, without final norm.
         num_frames: (B,) int64 valid frames of each row. Frame k starts at 0.020·k seconds.
+        logits: (B, T, V) scores of a recogniser's symbols; None for a model without a CTC head.
     """
 
     last: Tensor
     layers: list[Tensor]
     num_frames: Tensor
+    logits: Tensor | None = None
 
 
 class SpeechModel(nn.Module):
@@ -63,7 +64,7 @@ class SpeechModel(nn.Module):
         """Where the weights are."""
         return self.backbone.mask_embedding.device
 
-    def forward(self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None) -> Frames:
+    def forward(self, waveforms: Tensor, num_samples: Tensor | None = None) -> Frames:
         """Turn waveforms into frames.
 
         Args:
@@ -71,34 +72,33 @@ class SpeechModel(nn.Module):
             num_samples: (B,) int64 valid samples of each row; None where nothing is padded.
 
         Returns:
-            Output, layers and valid frames. With `model.group_norm_frames=valid`, or layer norm, a row's valid
-            frames do not depend on the other rows or on padding.
+            Output, layers, valid frames and, of a recogniser, logits. With `model.group_norm_frames=valid`, or layer
+            norm, a row's valid frames do not depend on the other rows or on padding.
 
         Raises:
-            DataError: `num_samples` are not whole numbers, one a row; on the CPU also where one is out of range.
+            DataError: the waveforms are no such tensor or shorter than one frame, or `num_samples` are not whole
+                numbers, one a row; on the CPU also where one is out of range.
         """
         x = self._prepare(waveforms, num_samples)
         features = self.backbone.encode(x, num_samples)
         last, layers = self.backbone.contextualise(features)
-        return Frames(last, layers, self.count_frames(waveforms, num_samples))
+        logits = None if self.head is None else self.head(last)
+        return Frames(last, layers, self.count_frames(waveforms, num_samples), logits)
 
-    def logits(
-        self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B T V"], Int[Tensor, " B"]]:
-        """Give the CTC logits and valid frames of each row.
+    def logits(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give the CTC logits (B, T, V) and valid frames (B,) of each row, of waveforms as `forward` takes them.
 
         Raises:
             CheckpointError: the model has no CTC head.
         """
         if self.head is None:
             raise CheckpointError("`checkpoint` must be a recogniser, but has no CTC head: finetune it first")
-        frames = self(waveforms, num_samples)
-        return self.head(frames.last), frames.num_frames
+        frames: Frames = self(waveforms, num_samples)
+        assert frames.logits is not None
+        return frames.logits, frames.num_frames
 
-    def codes(
-        self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None = None
-    ) -> tuple[Int[Tensor, "B T G"], Int[Tensor, " B"]]:
-        """Give the quantizer's codes of each frame, chosen without noise.
+    def codes(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Give the quantizer's codes (B, T, G) of each frame, chosen without noise, and the valid frames (B,).
 
         Raises:
             CheckpointError: the model has no quantizer.
@@ -116,6 +116,8 @@ class SpeechModel(nn.Module):
         return compute_num_frames(num_samples, self.config.frame_kernels, self.config.frame_strides)
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        shortest = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
+        check_waveforms(waveforms, self.backbone.mask_embedding, shortest)
         check_num_samples(waveforms, num_samples)
         if not self.config.normalize_waveform:
             return waveforms

@@ -39,6 +39,12 @@ class LossTerms:
         stats = {name: torch.zeros_like(value) for name, value in self.stats.items()}
         return LossTerms(torch.zeros_like(self.sum), torch.zeros_like(self.count), stats)
 
+    def blank(self) -> LossTerms:
+        """Give terms of the same shape of which nothing is known."""
+        stats = {name: torch.full_like(value, torch.nan, dtype=torch.float64) for name, value in self.stats.items()}
+        unknown = torch.full_like(self.sum, torch.nan)
+        return LossTerms(unknown, unknown, stats)
+
 
 def add_terms(parts: Sequence[LossTerms]) -> LossTerms:
     """Add up the terms of the forwards of one update; the sum in float64, as it is over several processes."""

@@ -18,13 +18,13 @@ from speechssl.report.html import (
     make_table,
 )
 from speechssl.report.learning_curve import make_learning_curve
-from speechssl.report.pretraining import find_latest, pick_values
+from speechssl.report.pretraining import find_latest, predicts_codes
 from speechssl.report.run_folder import KINDS, RunFolder
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric that runs of a kind are compared by."""
+    """One metric that runs of a kind are compared by; `is_codes` where it is of one task of pretraining alone."""
 
     kind: str
     name: str
@@ -33,12 +33,18 @@ class Metric:
     from_zero: bool
     higher_is_better: bool = False
     describe: Callable[[float], str] = format_number
+    is_codes: bool | None = None
+
+    def is_of(self, run: RunFolder) -> bool:
+        """Say whether a run's value means what the metric says."""
+        return self.is_codes is None or self.is_codes == predicts_codes(run)
 
 
 METRICS = (
     Metric("pretrain", "loss_contrastive", "Contrastive loss", "bits a masked frame", False),
     Metric("pretrain", "loss_codes", "Code loss", "bits a masked frame", False),
-    Metric("pretrain", "accuracy", "Accuracy", "share of masked frames", True, True, format_percent),
+    Metric("pretrain", "accuracy", "Accuracy", "share of masked frames", True, True, format_percent, False),
+    Metric("pretrain", "accuracy", "Accuracy of codes", "share of masked frames", True, True, format_percent, True),
     Metric("finetune", "wer", "Word error rate", "%", True),
     Metric("finetune", "cer", "Character error rate", "%", True),
     Metric("finetune", "loss", "CTC loss", "nats an utterance", True),
@@ -102,7 +108,7 @@ def _draw_metric(chosen: Sequence[tuple[RunFolder, str]], metric: Metric, x_name
     if len(curves) < 2:
         return ""
     choose = max if metric.higher_is_better else min
-    best = choose(curves, key=lambda c: float(c.y.max() if metric.higher_is_better else c.y.min()))
+    best = choose(curves, key=lambda curve: _find_best(curve, choose))
     note = f"The best value is that of {escape(best.label)}." if split == "valid" else ""
     label = "update" if x_name == "update" else "hours"
     picture = draw_curves(curves, from_zero=metric.from_zero, describe=metric.describe, x_name=label)
@@ -110,14 +116,22 @@ def _draw_metric(chosen: Sequence[tuple[RunFolder, str]], metric: Metric, x_name
     return make_figure(f"{metric.title}, {where}", picture, note, metric.unit)
 
 
+def _find_best(curve: Curve, choose: Callable[..., Any]) -> float:
+    """Find the best value after the first update, or the only one before it."""
+    learned = curve.y[curve.x > 0]
+    return float(choose(learned if len(learned) else curve.y))
+
+
 def _choose_split(chosen: Sequence[tuple[RunFolder, str]], metric: Metric) -> str:
-    validated = sum(bool(pick_values(run, "valid", metric.name)[1]) for run, _ in chosen)
+    validated = sum(metric.is_of(run) and find_latest(run, "valid", metric.name) is not None for run, _ in chosen)
     return "valid" if validated > 1 else "train"
 
 
 def _make_curves(chosen: Sequence[tuple[RunFolder, str]], metric: Metric, split: str, x_name: str) -> list[Curve]:
     made = []
     for number, (run, name) in enumerate(chosen):
+        if not metric.is_of(run):
+            continue
         rows = [row for row in run.select(split) if isinstance(row.get(metric.name), int | float) and x_name in row]
         style = f"c{number % 5 + 1}" + (" soft" if number >= 5 else "")
         x, y = [row[x_name] for row in rows], [row[metric.name] for row in rows]
@@ -142,7 +156,8 @@ def _tabulate_results(chosen: Sequence[tuple[RunFolder, str]], metrics: Sequence
     }
     for metric in metrics:
         split = _choose_split(chosen, metric)
-        columns[f"{metric.title}, {metric.unit}"] = [find_latest(run, split, metric.name) for run, _ in chosen]
+        values = [find_latest(run, split, metric.name) if metric.is_of(run) else None for run, _ in chosen]
+        columns[f"{metric.title}, {metric.unit}"] = values
     columns["skipped updates"] = [run.last("train", "skipped_updates") for run, _ in chosen]
     kept = {title: values for title, values in columns.items() if any(value is not None for value in values)}
     rows = [[name, *(_write(values[k]) for values in kept.values())] for k, (_, name) in enumerate(chosen)]

@@ -6,11 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from speechssl.config import FinetuneConfig, PretrainConfig, list_keys
+from speechssl.config import list_keys
 from speechssl.report.html import escape, format_value, make_table
-from speechssl.report.run_folder import RunFolder
-
-SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+from speechssl.report.run_folder import SCHEMAS, RunFolder
 
 
 def make_facts(run: RunFolder) -> str:

@@ -13,8 +13,12 @@ SHOWN, NAMED = 20, 3
 
 def make_health(run: RunFolder) -> str:
     """List what went wrong, or was done about it; '' for a run with nothing to say."""
-    parts = [_tell_warnings(run), _tell_skipped(run), _tell_average(run)]
+    parts = [_tell_problems(run), _tell_warnings(run), _tell_skipped(run), _tell_average(run)]
     return make_section("Health of the run", "".join(parts), css="health")
+
+
+def _tell_problems(run: RunFolder) -> str:
+    return "".join(f'<p class="apology">{escape(problem)}</p>' for problem in run.problems)
 
 
 def _tell_skipped(run: RunFolder) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.errors import DataError
+from speechssl.parsing import read_json
 from speechssl.report.curves import Curve, Mark, draw_curves, make_curve
 from speechssl.report.html import THIN_SPACE, escape, format_hours, format_number, format_percent, make_figure
 from speechssl.report.html import make_section as wrap_section
+from speechssl.report.pretraining import predicts_codes
 from speechssl.report.probe import find_measure, list_baselines
 from speechssl.report.run_folder import Row, RunFolder, load_run
 from speechssl.report.svg import Level
+from speechssl.training.run_folder import RESULT
+
+_logger = logging.getLogger("speechssl")
 
 HOURS_AN_UPDATE = 1.6
 """Audio of an update of published BASE, over all GPUs (wav2vec 2.0 §4.2)."""
@@ -46,19 +53,31 @@ def make_learning_curve(runs: Sequence[Named], probes: Sequence[RunFolder]) -> s
         probes: folders of `probe`; one counts for the run whose folder, or a checkpoint inside, it was given.
     """
     curves = [_make_accuracy(run, name, number, len(runs) == 1) for number, (run, name) in enumerate(runs)]
-    marks = [Mark(n * HOURS_AN_UPDATE, share, f"{n // 1000}k") for n, share in PUBLISHED_ACCURACY]
-    options: dict[str, Any] = {"log_x": True, "from_zero": True, "x_name": "hours"}
-    picture = draw_curves(curves, describe=format_percent, marks=marks, **options)
-    if not picture:
+    figures = "".join(_draw_accuracy(runs, curves, is_codes) for is_codes in (False, True))
+    if not figures:
         return ""
-    legend = (
-        '<p class="legend"><span class="key ref">BASE, replicated on LibriSpeech 960 h, at so many updates</span></p>'
-    )
-    unit = "share of masked frames, held out, by hours of speech heard"
-    figures = make_figure("Contrastive accuracy", legend + picture, _explain(runs), unit, "wide")
     for measure, what in (("accuracy", "Speaker identification"), ("eer", "Speaker verification")):
         figures += _draw_probes(runs, [probe for probe in probes if find_measure(probe) == measure], measure, what)
     return wrap_section("Learning curve", figures)
+
+
+def _draw_accuracy(runs: Sequence[Named], curves: Sequence[Curve | None], is_codes: bool) -> str:
+    """Draw the accuracy of the runs of one task; '' where there is none. Naming codes has no published points."""
+    chosen = [(pair, curve) for pair, curve in zip(runs, curves, strict=True) if predicts_codes(pair[0]) == is_codes]
+    marks = [Mark(n * HOURS_AN_UPDATE, share, f"{n // 1000}k") for n, share in PUBLISHED_ACCURACY if not is_codes]
+    options: dict[str, Any] = {"log_x": True, "from_zero": True, "x_name": "hours", "marks": marks}
+    picture = draw_curves([curve for _, curve in chosen], describe=format_percent, **options)
+    if not picture:
+        return ""
+    unit = "share of masked frames, held out, by hours of speech heard"
+    if is_codes:
+        note = "How often the true code of a masked frame scores highest. With other codes it means something else."
+        return make_figure("Accuracy of codes", picture, note, unit, "wide")
+    legend = (
+        '<p class="legend"><span class="key ref">BASE, replicated on LibriSpeech 960 h, at so many updates</span></p>'
+    )
+    note = _explain([pair for pair, _ in chosen])
+    return make_figure("Contrastive accuracy", legend + picture, note, unit, "wide")
 
 
 def gather_probes(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -90,8 +109,12 @@ def find_probed_hours(run: RunFolder, probe: RunFolder) -> float | None:
 
 
 def _is_probe(folder: Path) -> bool:
-    text = (folder / "result.json").read_text(encoding="utf-8")
-    return '"layers"' in text and '"baselines"' in text
+    """Say whether a folder inside a run is a probe's; one that is damaged is left out with a warning."""
+    try:
+        return {"layers", "baselines"} <= read_json(folder / RESULT).keys()
+    except DataError as error:
+        _logger.warning("left out of the report: %s", error)
+        return False
 
 
 def _list_heard(run: RunFolder, split: str) -> list[Row]:

@@ -66,7 +66,7 @@ def read_waveform(manifest: Manifest, index: int, longest_s: float) -> FloatArra
     """Read one utterance, or its first `longest_s` seconds: (N,) at 16 kHz."""
     row = manifest[index]
     num_samples = min(row.num_samples, int(longest_s * row.sample_rate))
-    return load_audio(row.path, row.offset, num_samples, row.sample_rate)
+    return load_audio(row.path, row.offset, num_samples, row.sample_rate, row.channel)
 
 
 def choose_evenly(candidates: Sequence[int], number: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from speechssl.errors import SpeechSSLError
+from speechssl.parsing import parsing
 from speechssl.report.comparison import make_comparison
 from speechssl.report.evaluation import describe_evaluation, make_evaluation
 from speechssl.report.facts import make_facts
@@ -25,6 +25,7 @@ from speechssl.report.quantizer import make_quantizer
 from speechssl.report.recognition import describe_recogniser, make_recogniser
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
 from speechssl.report.speakers import make_speakers
+from speechssl.training.durable import write_in_one_step, writing
 
 _logger = logging.getLogger("speechssl")
 
@@ -59,17 +60,18 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         DataError: a folder is of no known kind, or one of its files is damaged.
     """
     folders = [load_run(Path(run)) for run in runs]
-    names, probes = name_runs(folders), gather_probes(folders)
-    chapters = [
-        _make_chapter(run, name, number, probes)
-        for number, (run, name) in enumerate(zip(folders, names, strict=True), 1)
-    ]
-    page = _assemble(folders, chapters, probes)
+    # A log, a configuration or a result may be whole as JSON or YAML, and hold what no run has.
+    with parsing(f"`run` ({', '.join(map(str, runs))})", "what speechssl wrote"):
+        names, probes = name_runs(folders), gather_probes(folders)
+        chapters = [
+            _make_chapter(run, name, number, probes)
+            for number, (run, name) in enumerate(zip(folders, names, strict=True), 1)
+        ]
+        page = _assemble(folders, chapters, probes)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(path)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(path, page)
     return path
 
 

@@ -54,11 +54,16 @@ def make_figure_of(run: RunFolder, name: str, title: str, unit: str = "", note: 
     return make_figure(title, picture, note, unit, kind) if picture else ""
 
 
+def predicts_codes(run: RunFolder) -> bool:
+    """Say whether a run names codes rather than choosing among frames: its accuracy is of another task."""
+    return bool(run.get_config("objective.name") == "masked_codes")
+
+
 def describe_pretraining(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say in one or two sentences what the run came to, and pick its first figures."""
     split = "valid" if any(row["update"] > 0 for row in run.select("valid")) else "train"
     where = "its training speech" if split == "train" else "held-out speech"
-    if run.get_config("objective.name") == "masked_codes":
+    if predicts_codes(run):
         return describe_codes(run, split, where)
     loss, accuracy = find_latest(run, split, "loss_contrastive"), find_latest(run, split, "accuracy")
     if loss is None or accuracy is None:
@@ -100,7 +105,7 @@ def describe_codes(run: RunFolder, split: str, where: str) -> tuple[str, list[St
 
 def make_learning(run: RunFolder) -> str:
     """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
-    if run.get_config("objective.name") == "masked_codes":
+    if predicts_codes(run):
         return _draw_codes(run)
     chance_loss, chance = _find_chance(run, "train")
     candidates = format_number(round(1 / chance))
@@ -180,7 +185,8 @@ def draw_trainer(run: RunFolder) -> str:
 
 def _draw_perplexity(run: RunFolder) -> str:
     num_codes = run.get_config("model.quantizer.num_codes")
-    groups = int(run.get_config("model.quantizer.num_groups", 1))
+    rows = [row["hard_perplexity"] for row in run.select("train") if isinstance(row.get("hard_perplexity"), list)]
+    groups = max(map(len, rows), default=0)
     curves = []
     for group in range(groups):
         style = f"c{group % 5 + 1}"
@@ -220,8 +226,11 @@ def _name_machine(run: RunFolder) -> str:
 
 
 def find_latest(run: RunFolder, split: str, name: str) -> float | None:
-    """Give the last value of a metric in validation; in training, where values scatter, the median of the last 20."""
-    _, values = pick_values(run, split, name)
+    """Give the last value of a metric in validation; in training, where values scatter, the median of the last 20.
+
+    Update 0 is left out: nothing was learned before it.
+    """
+    values = [value for update, value in zip(*pick_values(run, split, name), strict=True) if update > 0]
     if not values:
         return None
     return median(values[-20:]) if split == "train" else values[-1]

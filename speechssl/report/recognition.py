@@ -129,14 +129,16 @@ def _draw_emissions(live: Live) -> str:
 
 
 def _find_best(run: RunFolder, name: str) -> float | None:
-    """Give the metric at the validation with the lowest WER, then CER: the checkpoint that is used."""
-    rows = [
-        row
-        for row in run.select("valid")
-        if row.get("wer") is not None and row.get(name) is not None and _is_finite(row)
-    ]
+    """Give the metric at the validation with the lowest WER, then CER: the checkpoint that is used.
+
+    Never that of the state before the first update, as of a recogniser that goes on: it is no checkpoint.
+    """
+    rows = [row for row in run.select("valid") if row["update"] > 0 and {"wer", name} <= row.keys() and _is_finite(row)]
     return float(min(rows, key=lambda row: (row["wer"], row.get("cer", 0.0)))[name]) if rows else None
 
 
 def _is_finite(row: Mapping[str, Any]) -> bool:
-    return all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    """Say whether all numbers of a validation are; the log has null for one that is not."""
+    return all(
+        value is not None and not (isinstance(value, float) and not math.isfinite(value)) for value in row.values()
+    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from speechssl.config import FinetuneConfig, PretrainConfig, list_keys
 from speechssl.errors import ConfigError, DataError
+from speechssl.parsing import read_json, read_text, read_yaml
+from speechssl.training.metrics import NAME, SKIPPED
+from speechssl.training.records import MAX_INTEGER, MAX_LOG_BYTES, Log, read_log
+from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT, check_sum, flatten
+
+_logger = logging.getLogger("speechssl")
 
 Row = dict[str, Any]
 
@@ -21,6 +26,15 @@ KINDS = {
     "probe": "Speaker probe",
 }
 """What the page calls each kind of folder."""
+
+SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+"""The configuration of each kind of training run."""
+
+COUNTS = ("word_errors", "num_words", "letter_errors", "num_letters", "count")
+"""Columns of tables that hold whole numbers."""
+
+MAX_CONFIG_BYTES = 2**18
+"""Longest configuration: 256 KiB, fifty times what one has; PyYAML reads some hundred kilobytes a second."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class RunFolder:
         environment: versions, device, command line.
         metrics: lines of metrics.jsonl, in order.
         skipped: lines of skipped.jsonl, in order.
+        problems: what is damaged in these two, which are read up to there; a sentence each.
         result: the verb's JSON line.
         utterances: rows of utterances.tsv: of the folder itself, or of `evaluation/` inside a training run.
         confusions: rows of confusions.tsv, from the same place.
@@ -45,6 +60,7 @@ class RunFolder:
     environment: Row = field(default_factory=dict)
     metrics: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     result: Row = field(default_factory=dict)
     utterances: list[dict[str, str]] = field(default_factory=list)
     confusions: list[dict[str, str]] = field(default_factory=list)
@@ -65,7 +81,7 @@ class RunFolder:
 
     def select(self, split: str) -> list[Row]:
         """Give the metrics lines of one split, in the order of their updates."""
-        rows = [row for row in self.metrics if row.get("split") == split and "update" in row]
+        rows = [row for row in self.metrics if row.get("split") == split]
         return sorted(rows, key=lambda row: int(row["update"]))
 
     def last(self, split: str, name: str) -> Any:
@@ -86,17 +102,19 @@ def load_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise ConfigError(f"`run` must be a run folder, but {path} is {'a file' if path.exists() else 'not there'}")
-    config = _load_yaml(path / "config.yaml")
-    result = _load_json(path / "result.json")
+    config, result = _load_config(path / CONFIG), _load_json(path / RESULT)
     kind = _find_kind(path, config, result)
+    _check_kinds(config, kind, path / CONFIG)
     tables = path if kind == "evaluate" else path / "evaluation"
+    logs = {name: read_log(path / name) for name in (NAME, SKIPPED)}
     return RunFolder(
         path=path,
         kind=kind,
         config=config,
-        environment=_load_json(path / "environment.json"),
-        metrics=_load_lines(path / "metrics.jsonl"),
-        skipped=_load_lines(path / "skipped.jsonl"),
+        environment=_load_json(path / ENVIRONMENT),
+        metrics=logs[NAME].records,
+        skipped=logs[SKIPPED].records,
+        problems=_tell_problems(logs),
         result=result,
         utterances=load_table(tables / "utterances.tsv"),
         confusions=load_table(tables / "confusions.tsv"),
@@ -104,12 +122,22 @@ def load_run(path: Path) -> RunFolder:
 
 
 def load_table(path: Path) -> list[dict[str, str]]:
-    """Read a tab-separated table with a header line, without quoting; [] where there is no such file."""
-    if not path.is_file():
+    """Read a tab-separated table with a header line, without quoting; [] where there is no such file.
+
+    Raises:
+        DataError: it does not read, or a line has other columns than its header, or letters for a number.
+    """
+    if not os.path.lexists(path):
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = (line for line in file if not line.startswith("# "))
-        return [dict(row) for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    lines = [line.split("\t") for line in read_text(path, "a table", limit=MAX_LOG_BYTES).split("\n")]
+    header, body = lines[0], lines[1:-1] if lines[-1] == [""] else lines[1:]
+    for number, fields in enumerate(body, 2):
+        if len(fields) != len(header):
+            raise DataError(f"{path} must have {len(header)} fields a line, but line {number} has {len(fields)}")
+        wrong = [name for name, text in zip(header, fields, strict=True) if name in COUNTS and not _is_count(text)]
+        if wrong:
+            raise DataError(f"{path} must have a whole number as {wrong[0]}, but line {number} has none")
+    return [dict(zip(header, fields, strict=True)) for fields in body]
 
 
 def _find_kind(path: Path, config: Row, result: Row) -> str:
@@ -128,38 +156,45 @@ def _find_kind(path: Path, config: Row, result: Row) -> str:
     )
 
 
-def _load_yaml(path: Path) -> Row:
-    if not path.is_file():
+def _load_config(path: Path) -> Row:
+    if not os.path.lexists(path):
         return {}
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} must be YAML, but cannot be read: {error}") from error
-    return loaded if isinstance(loaded, dict) else {}
+    check_sum(path, DataError)
+    return read_yaml(path, limit=MAX_CONFIG_BYTES)
 
 
 def _load_json(path: Path) -> Row:
-    if not path.is_file():
-        return {}
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} must be JSON, but cannot be read: {error}") from error
-    return loaded if isinstance(loaded, dict) else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
-def _load_lines(path: Path) -> list[Row]:
-    """Read JSON lines; a last one without its newline is still being written, and is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path} must have one JSON object a line, but line {number} is damaged: {error}"
-            ) from error
-    return rows
+def _check_kinds(config: Row, kind: str, path: Path) -> None:
+    """Make sure that the keys of a training run have values of the kinds that they have by default."""
+    flat = flatten(config)
+    for key in list_keys(SCHEMAS[kind]) if kind in SCHEMAS else ():
+        value = flat.get(key.path, key.default)
+        items = value if key.type_name == "list" and isinstance(value, list) else [value]
+        kind = key.item_type_name if items is value else key.type_name
+        if not all(_is_of_kind(item, kind) for item in items):
+            raise DataError(f"{path} must have a value of type {key.type_name} as {key.path}, but has {value!r:.80}")
+
+
+def _is_of_kind(value: object, kind: str) -> bool:
+    """Say whether a value is what a key of some type holds; a whole number may stand for any."""
+    if isinstance(value, bool) or kind == "bool":
+        return isinstance(value, bool) and kind == "bool"
+    if isinstance(value, int):
+        return kind in ("int", "float") and abs(value) <= MAX_INTEGER
+    return type(value).__name__ == kind
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_INTEGER))
+
+
+def _tell_problems(logs: dict[str, Log]) -> list[str]:
+    """Say what of the logs is damaged; a finished run never fails for its report."""
+    damaged = {name: log.problem for name, log in logs.items() if log.problem}
+    problems = [f"{name} is damaged, and left out from there on: {problem}." for name, problem in damaged.items()]
+    for problem in problems:
+        _logger.warning(problem)
+    return problems

@@ -18,12 +18,12 @@ from speechssl.interop.checkpoint import AVERAGED, load_weights, write_model_fil
 from speechssl.interop.checksums import CHECKSUMS, write_checksums
 from speechssl.interop.damage import first_line
 from speechssl.training.crash_point import crash_point
-from speechssl.training.durable import flush, flush_files
+from speechssl.training.durable import flush, flush_files, remove, writing
 from speechssl.training.header import Header, read_header, write_header
-from speechssl.training.metrics import NAME as LOG
+from speechssl.training.metrics import LOGS
 from speechssl.training.provenance import Provenance, check_provenance
 from speechssl.training.replacement import drop_replaced
-from speechssl.training.rotation import list_damaged, list_published, rotate, set_aside
+from speechssl.training.rotation import list_damaged, list_published, restore_links, rotate, set_aside
 from speechssl.training.state import Snapshot, TrainingState
 from speechssl.training.validity import STATE, TENSORS, find_problem
 
@@ -62,12 +62,14 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are, but none is whole; or one is of a later version.
         """
-        self._recover()
+        with writing(self.folder):
+            self._recover()
         problems: dict[Path, str] = {}
         for checkpoint in reversed(list_published(self.folder)):
             problem = find_problem(checkpoint)
             if not problem:
-                self._report(problems)
+                with writing(self.folder):
+                    self._report(problems)
                 return checkpoint
             problems[checkpoint] = problem
         if problems or list_damaged(self.folder):
@@ -95,7 +97,8 @@ class CheckpointStore:
         scratch = self.folder / f".{target.name}.part"
         crash_point("start")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Not its parents: a run folder that was deleted meanwhile does not come back without its configuration.
+            self.folder.mkdir(exist_ok=True)
             self._check_room(snapshot)
             shutil.rmtree(scratch, ignore_errors=True)
             self._write(scratch, snapshot)
@@ -137,8 +140,9 @@ class CheckpointStore:
             raise _refuse(folder, error) from error
         state.progress.damaged_checkpoints += self.num_damaged
         if is_main:
-            self._point("last", folder)
-            self._restore_best(header)
+            with writing(self.folder):
+                self._point("last", folder)
+                self._restore_best(header)
         self.provenance = _keep_precision(self.provenance, header.provenance)
         return header.provenance
 
@@ -146,7 +150,8 @@ class CheckpointStore:
         """Point `best` at the last checkpoint where no validation chose one."""
         last = self.find_last()
         if last is not None and not (self.folder / "best").exists():
-            self._point("best", last)
+            with writing(self.folder):
+                self._point("best", last)
 
     def _read_header(self, folder: Path) -> Header:
         try:
@@ -168,10 +173,10 @@ class CheckpointStore:
         write_header(scratch / STATE, snapshot.progress, self.provenance)
         crash_point("header")
         flush_files(scratch)
-        log = self.folder.parent / LOG
-        if log.exists():
-            # What was logged up to here must reach the disk before the checkpoint does.
-            flush(log)
+        # What was logged up to here must reach the disk before the checkpoint does.
+        for log in (self.folder.parent / name for name in LOGS):
+            if log.is_file():
+                flush(log)
         crash_point("flushed")
         write_checksums(scratch)
         crash_point("checksums")
@@ -199,18 +204,16 @@ class CheckpointStore:
 
     def _recover(self) -> None:
         """Clear what a save left that was cut off, and put back what it was about to replace."""
+        restore_links(self.folder)
         for aside in self.folder.glob(".update-*.replaced"):
             target = aside.with_name(aside.name[1:].removesuffix(".replaced"))
             if target.exists():
-                shutil.rmtree(aside)
+                remove(aside)
             else:
                 aside.rename(target)
         # Earlier versions named scratch folders and links after their process.
         for scratch in (*self.folder.glob(".*.part"), *self.folder.glob(".last*"), *self.folder.glob(".best*")):
-            if scratch.is_symlink():
-                scratch.unlink()
-            else:
-                shutil.rmtree(scratch)
+            remove(scratch)
 
     def _report(self, problems: dict[Path, str]) -> None:
         """Name damaged checkpoints in the log, count them, and set them aside."""
@@ -243,7 +246,7 @@ class CheckpointStore:
     def _point(self, name: str, target: Path) -> None:
         """Make `name` a relative link to a checkpoint, in one step."""
         scratch = self.folder / f".{name}"
-        scratch.unlink(missing_ok=True)
+        remove(scratch)
         scratch.symlink_to(target.name)
         scratch.replace(self.folder / name)
 

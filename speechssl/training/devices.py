@@ -10,7 +10,11 @@ from functools import cache
 
 import torch
 
+from speechssl.config import ModelConfig
 from speechssl.errors import ConfigError
+
+WEIGHT_BYTES = 4
+"""Of a weight, of its gradient, and of each of AdamW's two moments."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -97,3 +101,19 @@ def use_deterministic_algorithms(is_on: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def check_room(config: ModelConfig, device: torch.device) -> None:
+    """Check that memory holds a network before anything of it is made; on a CPU also its gradients and moments.
+
+    Raises:
+        ConfigError: this machine has less.
+    """
+    need = config.num_large_weights * (WEIGHT_BYTES if device.type != "cpu" else 4 * WEIGHT_BYTES)
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        raise ConfigError(
+            f"`model` must be a network that memory holds, but {config.num_layers} blocks of model.model_dim="
+            f"{config.model_dim} and model.ffn_dim={config.ffn_dim} with its front-end take {need / 2**30:.0f} GiB to "
+            f"train, and this machine has {room / 2**30:.0f} GiB"
+        )

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechssl.errors import ConfigError
+from speechssl.training.durable import open_own, writing
 
 LOCK = ".lock"
 
@@ -31,9 +32,10 @@ def hold_folder(folder: Path) -> Iterator[None]:
         folder: exists, and can be written.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it; or `.lock` cannot be written, or is a link.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with writing(folder / LOCK):
+        handle = open_own(folder / LOCK, os.O_RDWR)
     _held.add(handle)
     try:
         _lock(handle, folder)
@@ -45,9 +47,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def remove_unused(folder: Path) -> None:
     """Remove a folder that holds nothing but its lock, while it is held."""
-    if os.listdir(folder) == [LOCK]:
-        (folder / LOCK).unlink()
-        with suppress(OSError):  # another run has just come
+    with suppress(OSError):  # another run has just come, or somebody has deleted it
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
             folder.rmdir()
 
 
@@ -62,15 +64,16 @@ def _lock(handle: int, folder: Path) -> None:
         if error.errno not in UNSUPPORTED:
             raise
         _logger.warning("%s cannot be locked here (%s): start no second run in it", folder, error.strerror)
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
+    with writing(folder / LOCK):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n", 0)
 
 
 def _read_holder(handle: int) -> str:
     try:
         holder = json.loads(os.pread(handle, 4096, 0))
         return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         # It has the lock and has not yet written who it is.
         return "another process"
 

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
+import os
+import shutil
+import socket
+import time
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
-from speechssl.training.durable import write_in_one_step
+from speechssl.training.durable import Appender, remove, write_in_one_step, writing
+from speechssl.training.records import Log, add_sum, name_sums, read_log
 
 NAME, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
+DAMAGED = "damaged-"
+"""Before the name of a log that was cut at its damage: as it was found, for a look at it."""
+
+LOGS = tuple(name for log in (NAME, SKIPPED) for name in (log, name_sums(Path(log)).name, DAMAGED + log))
+"""Files of a run folder that hold its logs, or belong to them."""
+
+_logger = logging.getLogger("speechssl")
 
 MEASURED = frozenset({"audio_s_per_s", "loader_wait", "memory_mib", "gpu_memory_mib", "gpu_use"})
 """Metrics of the machine rather than of the run: all others are the same to the bit in a run that was resumed."""
@@ -32,54 +47,114 @@ class JsonLinesWriter:
 
     Args:
         folder: of the run.
-        update: the update that the run goes on from; later records, and a half-written last line, are cut off.
+        update: the update that the run goes on from; later records, and a half-written last line, are cut off. A
+            damaged log is cut at the damage.
         validated_update: the last validation that it goes on from; None is that of `update`.
         name: of the file.
+
+    Raises:
+        ConfigError: it cannot be written.
+        DataError: it cannot be read.
     """
 
     def __init__(self, folder: Path, update: int, validated_update: int | None = None, name: str = NAME) -> None:
-        self.path = folder / name
-        self.file: TextIO | None = None
-        if self.path.exists():
-            last = {"train": update, "valid": update if validated_update is None else validated_update}
-            records = [(json.loads(line), line) for line in read_lines(self.path)]
-            kept = [line for record, line in records if record["update"] <= last[record.get("split", "train")]]
-            write_in_one_step(self.path, "".join(f"{line}\n" for line in kept))
+        self.path, self.total = folder / name, 0
+        self.files: tuple[Appender, Appender] | None = None
+        found = read_log(self.path)
+        last = {"train": update, "valid": update if validated_update is None else validated_update}
+        pairs = zip(found.records, found.lines, strict=True)
+        kept = [(record, line) for record, line in pairs if record["update"] <= last[record.get("split", "train")]]
+        self._tell_loss(found, update, kept[-1][0]["update"] if kept else 0)
+        if os.path.lexists(self.path) or os.path.lexists(name_sums(self.path)):
+            self._cut([line for _, line in kept])
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; NaN and infinities become null, which JSON has."""
-        if self.file is None:
-            self.file = self.path.open("a", encoding="utf-8")
-        self.file.write(json.dumps({key: _clean(value) for key, value in record.items()}) + "\n")
-        self.file.flush()
+        """Append a record; NaN and infinities become null, which JSON has.
+
+        Raises:
+            ConfigError: it cannot be written; the log is as it was.
+        """
+        if self.files is None:
+            self.files = Appender(name_sums(self.path)), Appender(self.path)
+        line = (json.dumps({key: _clean(value) for key, value in record.items()}) + "\n").encode()
+        self.total, own = add_sum(self.total, line)
+        # The checksum first: a kill between the two leaves none without its line's, and one too many is no harm.
+        for file, piece in zip(self.files, (own, line), strict=True):
+            file.write(piece)
 
     def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
+        """Close the files."""
+        for file in self.files or ():
+            file.close()
+
+    def _cut(self, lines: list[bytes]) -> None:
+        """Let the log hold these lines alone. Either file may be the older one after a kill: they begin alike."""
+        sums = []
+        for line in lines:
+            self.total, own = add_sum(self.total, line)
+            sums.append(own)
+        write_in_one_step(self.path, b"".join(lines).decode())
+        write_in_one_step(name_sums(self.path), b"".join(sums).decode())
+
+    def _tell_loss(self, found: Log, update: int, last: int) -> None:
+        """Say what of the log is lost, and keep a damaged one for a look at it."""
+        if found.problem:
+            aside = self.path.with_name(DAMAGED + self.path.name)
+            with writing(aside):
+                remove(aside)
+                shutil.copyfile(self.path, aside)
+            _logger.warning("%s: %s; it is cut there, and lies whole in %s", self.path, found.problem, aside.name)
+        if self.path.name == NAME and last < update:
+            _logger.warning("%s has no line of the updates %d to %d: they are lost", self.path, last + 1, update)
 
 
 class TensorBoardWriter:
-    """`tensorboard/` of a run folder.
+    """`tensorboard/` of a run folder: one file a process, written at once and by this thread.
+
+    Torch's own writer works in a thread, whose traceback on a full disk nobody can catch.
 
     Args:
         folder: of the run.
         update: the update that the run goes on from; later points are hidden.
+
+    Raises:
+        ConfigError: it cannot be written, or `tensorboard` is a link.
     """
 
     def __init__(self, folder: Path, update: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=update + 1)
+        self.event, self.summary = Event, Summary
+        place = folder / "tensorboard"
+        with writing(place):
+            if place.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link", str(place))
+            place.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file = Appender(place / name, is_new=True)
+        self.records = RecordWriter(self.file)
+        for event in (Event(file_version="brain.Event:2"), Event(step=update + 1, session_log=SessionLog(status=1))):
+            self._add(event)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add each number of a record."""
-        for tag, value in name_numbers(record).items():
-            self.writer.add_scalar(tag, value, record["update"])
+        """Add each number of a record.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        named = name_numbers(record)
+        values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in named.items()]
+        self._add(self.event(step=record["update"], summary=self.summary(value=values)))
 
     def close(self) -> None:
-        """Flush and close."""
-        self.writer.close()
+        """Close the file."""
+        self.file.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
 
 
 def name_numbers(record: dict[str, Any]) -> dict[str, float]:
@@ -93,23 +168,15 @@ def name_numbers(record: dict[str, Any]) -> dict[str, float]:
     return named
 
 
-def read_lines(path: Path) -> list[str]:
-    """Read the whole lines of a file of JSON lines; a last line without its end is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of a run folder."""
-    return [json.loads(line) for line in read_lines(folder / NAME)]
+    """Read the records of a run folder, up to where its log is damaged."""
+    return read_log(folder / NAME).records
 
 
 def find_last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
     """Find the last metrics of a split in a run folder, wherever the run was stopped and went on."""
     for record in reversed(read_metrics(folder)):
-        if record["split"] == split:
+        if record.get("split") == split:
             return {name: value for name, value in record.items() if name not in ("update", "split")}
     return None
 

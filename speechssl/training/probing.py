@@ -14,7 +14,8 @@ from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.protocol import make_torch_seed
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
 from speechssl.training.distributed import Ranks
-from speechssl.training.trainer import Setup, Trainer
+from speechssl.training.setup import Setup
+from speechssl.training.trainer import Trainer
 
 FloatArray = npt.NDArray[np.float32]
 

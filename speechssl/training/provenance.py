@@ -17,7 +17,8 @@ class Provenance:
 
     Attributes:
         precision: that `precision=auto` stood for; empty where unknown.
-        data: digest of the ids and lengths behind each key, such as `data.train`; None where unknown.
+        data: digest of the ids and lengths behind each key, such as `data.train`, and of the transcripts where they are
+            learned from; None where unknown.
         versions: of packages whose arithmetic may differ.
     """
 
@@ -33,10 +34,12 @@ def check_provenance(stored: Provenance, now: Provenance, folder: Path) -> None:
         DataError: the utterances are others, so the plan would be another one.
     """
     for key, digest in (now.data or {}).items():
-        if stored.data is not None and stored.data.get(key) != digest:
+        name, _, part = key.partition(" ")
+        # Earlier checkpoints know nothing of transcripts.
+        if stored.data is not None and stored.data.get(key, digest if part else None) != digest:
             raise DataError(
-                f"`{key}` must hold the utterances that the run in {folder} began with, but their ids or lengths have "
-                "changed (another out= starts a new run)"
+                f"`{name}` must hold the utterances that the run in {folder} began with, but their "
+                f"{'transcripts' if part else 'ids or lengths'} have changed (another out= starts a new run)"
             )
     if stored.precision and now.precision and stored.precision != now.precision:
         _logger.warning(

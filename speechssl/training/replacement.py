@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from speechssl.training.metrics import NAME, SKIPPED
+from speechssl.training.data_record import NAME as DATA
+from speechssl.training.durable import remove
+from speechssl.training.left_out import NAME as LEFT_OUT
+from speechssl.training.metrics import LOGS
 from speechssl.training.rotation import list_published
 from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT
 from speechssl.training.trackers import TRACKERS
@@ -20,7 +23,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, NAME, SKIPPED, TRACKERS, "report.html")
+WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, TRACKERS, "report.html")
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 
@@ -58,18 +61,21 @@ class Replacement:
         """Leave the folder as it was: what was not found in it goes, what was set aside comes back."""
         for name in WHOLE:
             if name not in self.found:
-                _remove(self.folder / name)
+                remove(self.folder / name)
         _put_back(self.folder)
         drop_replaced(self.folder)
 
 
 def recover(folder: Path) -> None:
     """Clear up after a command that was killed: what it had replaced comes back, unless it had a checkpoint already."""
+    if (folder / ASIDE).is_symlink():
+        # Not ours: what lies where it leads is nobody's earlier run.
+        (folder / ASIDE).unlink()
     if not list_published(folder / "checkpoints"):
         is_complete = (folder / ASIDE / COMPLETE).exists()
         for name in WHOLE if is_complete else ():
             if not os.path.lexists(folder / ASIDE / name):
-                _remove(folder / name)
+                remove(folder / name)
         _put_back(folder)
     drop_replaced(folder)
 
@@ -87,12 +93,5 @@ def _put_back(folder: Path) -> None:
         if not os.path.lexists(aside / name):
             continue
         if (aside / name).is_dir():
-            _remove(folder / name)
+            remove(folder / name)
         (aside / name).replace(folder / name)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from pathlib import Path
 
 from speechssl.errors import CheckpointError
+from speechssl.training import durable
 from speechssl.training.crash_point import crash_point
-from speechssl.training.validity import find_problem
+from speechssl.training.header import read_header
+from speechssl.training.validity import STATE, find_problem
 
 _PUBLISHED = re.compile(r"update-(\d+)")
 
@@ -24,11 +26,36 @@ def list_damaged(folder: Path) -> list[Path]:
     return sorted(folder.glob("damaged-update-*"))
 
 
+def restore_links(folder: Path) -> None:
+    """Give up copies that stand where `best` and `last` are links, as `cp -rL` leaves them.
+
+    A copy whose checkpoint is gone takes its place, to be verified as any other; one that does not say which it is
+    stays under another name.
+    """
+    for copy in (folder / name for name in ("best", "last")):
+        if copy.is_symlink() or not os.path.lexists(copy):
+            continue
+        place = folder / _name_itself(copy)
+        if place.is_dir() and find_problem(place) and not find_problem(copy):
+            set_aside(place)
+        if os.path.lexists(place):
+            durable.remove(copy)
+        else:
+            copy.rename(place)
+
+
+def _name_itself(checkpoint: Path) -> str:
+    """Name a checkpoint by the update that its header tells."""
+    try:
+        return f"update-{read_header(checkpoint / STATE).progress.update:07d}"
+    except (CheckpointError, OSError, ValueError, TypeError, LookupError, RecursionError):
+        return f"damaged-update-{checkpoint.name}"
+
+
 def set_aside(checkpoint: Path) -> None:
     """Take a damaged checkpoint out of the row; it stays for a look until the next one is published."""
     aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
-    if aside.exists():
-        remove(aside)
+    durable.remove(aside)
     checkpoint.rename(aside)
 
 
@@ -60,6 +87,6 @@ def looks_whole(checkpoint: Path) -> bool:
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint: out of sight in one step first, so that half of one is never found."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.part")
-    shutil.rmtree(hidden, ignore_errors=True)
+    durable.remove(hidden)
     checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
+    durable.remove(hidden)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import platform
 import subprocess
 import sys
@@ -13,8 +16,12 @@ from typing import Any
 
 import yaml
 
-from speechssl.errors import ConfigError
-from speechssl.training.durable import write_in_one_step
+from speechssl.errors import ConfigError, DataError, SpeechSSLError
+from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
+from speechssl.training.durable import write_in_one_step, writing
+from speechssl.training.rotation import list_damaged, list_published
+
+_logger = logging.getLogger("speechssl")
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
@@ -25,6 +32,8 @@ FREE_KEYS = frozenset(
         "device",
         "data.num_workers",
         "training.max_updates",
+        "training.schedule_updates",
+        "training.validate_every",
         "training.max_hours",
         "training.log_every",
         "training.on_collapse",
@@ -38,7 +47,11 @@ FREE_KEYS = frozenset(
         "training.sharding",
     }
 )
-"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move."""
+"""Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
+`training.schedule_updates` changes those to come, and the run says how."""
+
+SUM = "# The SHA-256 of what follows: "
+"""What the first line of a configuration begins with."""
 
 PACKAGES = ("torch", "torchaudio", "soundfile", "soxr", "numpy", "pyarrow", "safetensors", "hydra-core", "jiwer")
 
@@ -54,10 +67,17 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         The result, if the run is finished and nothing is left to do; otherwise None.
 
     Raises:
-        ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb.
+        ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb; or the
+            configuration that its checkpoints were made with is damaged or gone.
     """
-    stored, result = read_stored(folder), _read_result(folder)
-    if stored is None and result is not None:
+    stored = read_stored(folder)
+    checkpoints = folder / "checkpoints"
+    if stored is None and (list_published(checkpoints) or list_damaged(checkpoints)):
+        raise ConfigError(
+            f"`out` must hold the {CONFIG} of its run, but {folder} has checkpoints and no {CONFIG}: nothing can be "
+            "compared (put it back, or overwrite=true starts over)"
+        )
+    if stored is None and os.path.lexists(folder / RESULT):
         raise ConfigError(
             f"`out` must be a new place, but {folder} holds a finished result (overwrite=true replaces it)"
         )
@@ -65,6 +85,7 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         return None
     # A key that is younger than the run had its default's meaning then.
     _check_same(_fill(stored, config), asdict(config), folder)
+    result = _read_result(folder)
     is_finished = result is not None and result.get("updates") == config.training.max_updates
     return result if is_finished else None
 
@@ -76,19 +97,37 @@ def claim_run(folder: Path, config: Any) -> None:
         folder: of the run.
         config: the command's configuration, a dataclass.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).unlink(missing_ok=True)
-    write_in_one_step(folder / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+    text = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    write_in_one_step(folder / CONFIG, f"{SUM}{_digest(text.encode())}\n{text}")
     write_in_one_step(folder / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
 
 
 def read_stored(folder: Path) -> dict[str, Any] | None:
-    """Read the configuration that a run began with, nested; None where there is no run."""
+    """Read the configuration that a run began with, nested; None where there is no run.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     path = folder / CONFIG
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    stored: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return stored
+    check_sum(path, ConfigError)
+    return read_yaml(path, ConfigError)
+
+
+def check_sum(path: Path, error: type[SpeechSSLError]) -> None:
+    """Compare a configuration with the checksum in its first line; one of an earlier version has none.
+
+    Raises:
+        SpeechSSLError: of the class `error`: it is not what was written.
+    """
+    with parsing(str(path), "the configuration of a run", error):
+        first, _, rest = read_bytes(path).partition(b"\n")
+        if first.startswith(b"#") and first != f"{SUM}{_digest(rest)}".encode():
+            raise ValueError("it is not what was written, its SHA-256 differs")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -135,6 +174,8 @@ def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) ->
                 f"`{key}` must stay {before.get(key)!r} for the run in {folder} to go on, but is {after.get(key)!r} "
                 "(another out= starts a new run)"
             )
+    if not isinstance(before["training.max_updates"], int):
+        raise ConfigError(f"{folder / CONFIG} must have a whole number as training.max_updates, but has none")
     if after["training.max_updates"] < before["training.max_updates"]:
         raise ConfigError(
             f"`training.max_updates` must be at least {before['training.max_updates']} for the run in {folder} "
@@ -143,11 +184,19 @@ def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) ->
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
+    """Read the result of a run; one that is damaged is none: the run that goes on writes it again."""
     path = folder / RESULT
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    try:
+        return read_json(path)
+    except DataError as error:
+        _logger.warning("%s; it is made again", error)
+        return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _find_revision() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from speechssl.config import TrainingConfig
 
@@ -11,15 +12,15 @@ def compute_lr(config: TrainingConfig, update: int) -> float:
     """Learning rate of update `update` (from 1).
 
     Args:
-        config: `schedule`, peak `lr`, `max_updates` and the shares of its stages.
+        config: `schedule`, peak `lr`, `planned_updates` and the shares of its stages.
         update: the update that is about to be made; the rate is that of `update - 1` completed ones for tri-stage
             and of `update` for polynomial, so that the first update already learns.
 
     Source: fairseq's polynomial_decay (power 1, end 0) and tri_stage (warm-up, hold, exponential decay).
     """
     if config.schedule == "polynomial":
-        warmup = config.warmup_share * config.max_updates
-        return config.lr * compute_polynomial_share(update, warmup, config.max_updates)
+        warmup = config.warmup_share * config.planned_updates
+        return config.lr * compute_polynomial_share(update, warmup, config.planned_updates)
     return config.lr * compute_tri_stage_share(config, update - 1)
 
 
@@ -34,9 +35,9 @@ def compute_polynomial_share(update: float, warmup: float, total: float) -> floa
 
 def compute_tri_stage_share(config: TrainingConfig, done: float) -> float:
     """Share of the peak after `done` updates: rises from the initial share, holds, falls exponentially."""
-    warmup = config.warmup_share * config.max_updates
-    hold = config.hold_share * config.max_updates
-    decay = config.max_updates - warmup - hold
+    warmup = config.warmup_share * config.planned_updates
+    hold = config.hold_share * config.planned_updates
+    decay = config.planned_updates - warmup - hold
     if done < warmup:
         return config.initial_lr_scale + (1.0 - config.initial_lr_scale) * done / warmup
     if done < warmup + hold or decay <= 0:
@@ -45,5 +46,35 @@ def compute_tri_stage_share(config: TrainingConfig, done: float) -> float:
 
 
 def compute_frozen_updates(config: TrainingConfig) -> int:
-    """Count the first updates in which only the head learns."""
-    return round(config.freeze_share * config.max_updates)
+    """Count the first updates in which only the head learns; with a share of 1 that is all, however long the run."""
+    if config.freeze_share >= 1:
+        return config.max_updates
+    return round(config.freeze_share * config.planned_updates)
+
+
+def describe_schedule(config: TrainingConfig, before: int, done: int) -> list[str]:
+    """Say where the schedule is another one than a run has had so far, and where a run goes on behind its end.
+
+    Args:
+        config: of the run from now on.
+        before: `training.schedule_updates` until now.
+        done: updates made.
+
+    Returns:
+        A line for each, of people's interest only.
+    """
+    lines, planned = [], config.planned_updates
+    if planned != before:
+        old, new = (compute_lr(replace(config, schedule_updates=size), done + 1) for size in (before, planned))
+        lines.append(
+            f"training.schedule_updates is {planned} where the run had {before} so far: the learning rate of update "
+            f"{done + 1} is {new:.3g} instead of {old:.3g}"
+        )
+    if config.max_updates > planned:
+        rate = compute_lr(config, config.max_updates)
+        what = f"stays {rate:.3g}" if rate else "is 0, so that nothing is learned any more"
+        lines.append(
+            f"the schedule ends at update {planned}: from there to training.max_updates={config.max_updates} the "
+            f"learning rate {what} (training.schedule_updates={config.max_updates} lays it over the whole run)"
+        )
+    return lines

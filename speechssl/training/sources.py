@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ class ManifestSource:
         prepare: what the objective does in the workers.
         num_workers: loader processes.
         pin_memory: for copies to a GPU.
+        must_stop: asked while workers are waited for; where it says so, nothing more comes.
     """
 
     manifest: Manifest
@@ -43,17 +44,27 @@ class ManifestSource:
     prepare: Prepare
     num_workers: int
     pin_memory: bool
+    must_stop: Callable[[], bool] = lambda: False
 
     def __call__(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the batches of each update from `first` to `last`, both included."""
         return iterate_updates(
-            self.manifest, self.planner, self.options, self.prepare, (first, last), self.num_workers, self.pin_memory
+            self.manifest,
+            self.planner,
+            self.options,
+            self.prepare,
+            (first, last),
+            self.num_workers,
+            self.pin_memory,
+            self.must_stop,
         )
 
     def validate(self) -> Iterator[Batch]:
         """Yield the batches of one pass over all utterances; the same ones every time."""
         plans = self.planner.plan_epoch_once()
-        return iterate_plans(self.manifest, plans, self.options, self.prepare, self.num_workers, self.pin_memory)
+        return iterate_plans(
+            self.manifest, plans, self.options, self.prepare, self.num_workers, self.pin_memory, self.must_stop
+        )
 
 
 def select_utterances(

@@ -14,6 +14,8 @@ from typing import Any
 
 from speechssl.config import LoggingConfig
 from speechssl.errors import ConfigError
+from speechssl.parsing import parsing, read_json
+from speechssl.training.durable import write_in_one_step
 from speechssl.training.metrics import JsonLinesWriter, MetricsWriter, TensorBoardWriter, name_numbers, read_metrics
 from speechssl.training.run_folder import flatten
 from speechssl.training.state import Progress
@@ -88,20 +90,25 @@ class Ledger:
 
     def save(self) -> None:
         """Write the file in one step."""
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps({"ids": self.ids, "sent": self.sent}, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(self.path)
+        write_in_one_step(self.path, json.dumps({"ids": self.ids, "sent": self.sent}, indent=2) + "\n")
 
 
 def open_ledger(folder: Path) -> Ledger:
-    """Read the ledger of a run folder, and take in what its metrics.jsonl holds, before that is cut back."""
+    """Read the ledger of a run folder, and take in what its metrics.jsonl holds, before that is cut back.
+
+    Raises:
+        DataError: it does not read. Without it the trackers would be told everything twice, as another run.
+    """
     path = folder / TRACKERS
     if not path.exists():
         return Ledger(path)
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    ledger = Ledger(path, stored["ids"], stored["sent"])
+    stored = read_json(path)
+    with parsing(str(path), "what trackers have been told"):
+        ids = {str(name): str(value) for name, value in stored["ids"].items()}
+        ledger = Ledger(path, ids, {str(split): int(update) for split, update in stored["sent"].items()})
     for record in read_metrics(folder):
-        ledger.sent[record["split"]] = max(ledger.sent.get(record["split"], -1), int(record["update"]))
+        split = record.get("split", "train")
+        ledger.sent[split] = max(ledger.sent.get(split, -1), record["update"])
     ledger.save()
     return ledger
 

@@ -5,70 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from speechssl.audio import SAMPLE_RATE
-from speechssl.config import TrainingConfig
+from speechssl.data.dataset import LeftOut
 from speechssl.data.loader import Batch
 from speechssl.errors import CollapseError, StoppedOnRequest
-from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_terms, make_torch_seed
+from speechssl.objectives.protocol import LossTerms, Metrics, add_terms, make_torch_seed
 from speechssl.training.average import WeightAverage
-from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.devices import autocast
-from speechssl.training.distributed import Ranks
 from speechssl.training.guard import NumericalGuard, find_broken, name_utterances
+from speechssl.training.left_out import FEW, LeftOutTable, pack, refuse, unpack
+from speechssl.training.lines import format_progress
 from speechssl.training.metrics import MetricsWriter
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.replica import build_replica
 from speechssl.training.saver import Saver
 from speechssl.training.schedules import compute_frozen_updates, compute_lr
+from speechssl.training.setup import Setup
 from speechssl.training.state import Progress, TrainingState
-from speechssl.training.stop import StopFlag
 from speechssl.training.telemetry import measure_system
 
 _logger = logging.getLogger("speechssl")
-
-UpdateSource = Callable[[int, int], Iterator[list[Batch]]]
-"""`source(first, last)`: the batches of each update from the first to the last, both included."""
-
-
-@dataclass
-class Setup:
-    """What a training is made of.
-
-    Attributes:
-        objective: what is learned.
-        config: optimizer, schedule and bookkeeping.
-        source: batches of any range of updates.
-        ranks: the processes that train together, and where this one computes.
-        precision: how it computes.
-        seed: of dropout.
-        validate: the batches of one validation; None for none.
-        store: where checkpoints go; None keeps none (a probe).
-        open_writers: opens the writers of metrics for a run that goes on from where it stands.
-        open_skipped: opens the writer of skipped updates, likewise.
-        stop: says when to stop.
-        is_quiet: no lines of progress.
-    """
-
-    objective: Objective
-    config: TrainingConfig
-    source: UpdateSource
-    ranks: Ranks
-    precision: str
-    seed: int
-    validate: Callable[[], Iterator[Batch]] | None = None
-    store: CheckpointStore | None = None
-    open_writers: Callable[[Progress], Sequence[MetricsWriter]] = lambda progress: ()
-    open_skipped: Callable[[Progress], MetricsWriter | None] = lambda progress: None
-    stop: StopFlag = field(default_factory=StopFlag)
-    is_quiet: bool = False
 
 
 class Trainer:
@@ -93,6 +56,7 @@ class Trainer:
         self.saved_update = self.num_made = 0
         self.writers: Sequence[MetricsWriter] = ()
         self.skipped: MetricsWriter | None = None
+        self.left_out: LeftOutTable | None = None
         self.was_warned = False
 
     @property
@@ -112,12 +76,14 @@ class Trainer:
             StoppedOnRequest: a signal or the time limit; the state is saved.
             CollapseError: pretraining collapsed and `training.on_collapse=stop`.
             NumericalError: too many updates were skipped.
+            DataError: too many utterances cannot be read, or nothing comes from the workers.
             CheckpointError: a checkpoint could not be saved.
         """
         self._resume()
         if self.ranks.is_main:
             self.writers = self.setup.open_writers(self.progress)
             self.skipped = self.setup.open_skipped(self.progress)
+            self.left_out = self.setup.open_left_out()
         try:
             with self.saver:
                 self._finish_update(is_new=False)
@@ -154,8 +120,7 @@ class Trainer:
             made = self._make_update(batches)
             if made is None:
                 self.progress.update -= 1
-                self._stop(self.setup.stop.check())
-                return
+                break
             self.num_made += 1
             metrics, audio_s = made
             seconds = time.monotonic() - start
@@ -164,6 +129,9 @@ class Trainer:
             self._finish_update()
             self.ranks.set_timeout(self.config.timeout_s)
             start = time.monotonic()
+        if self.progress.update < last:
+            # Inside an update, or while waiting for one.
+            self._stop(self.setup.stop.check())
 
     def _make_update(self, batches: Sequence[Batch]) -> tuple[Metrics, float] | None:
         """Make one update from its forwards; the gradient of the sum is divided once, by the count of all.
@@ -187,8 +155,10 @@ class Trainer:
         terms = add_terms(parts)
         samples = sum(batch.valid_samples for batch in batches)
         terms.stats["samples"] = torch.tensor(samples, dtype=torch.float64)
-        terms = self.ranks.sum_terms(terms)
+        terms, left_out = self._sum_terms(terms, [each for batch in batches for each in batch.left_out], "data.train")
         audio_s = float(terms.stats["samples"]) / SAMPLE_RATE
+        if not terms.count:
+            return self._pass_over(terms, lr, left_out), 0.0
         norm = float(scale_gradients(module, terms.count, self.config.clip_norm))
         metrics: Metrics = {**self.objective.summarise(terms, update), "grad_norm": norm, "lr": lr}
         loss = metrics["loss"]
@@ -207,17 +177,43 @@ class Trainer:
     def _find_suspects(self, parts: Sequence[LossTerms], batches: Sequence[Batch]) -> list[str]:
         """List the utterances behind a skipped update, of all ranks: those of forwards that broke, else all."""
         broken = self.ranks.gather_lines(find_broken(parts, batches))
-        return broken or self.ranks.gather_lines([utterance for batch in batches for utterance in batch.ids])
+        counted = [batch for batch in batches if batch.plan.is_counted]
+        return broken or self.ranks.gather_lines([utterance for batch in counted for utterance in batch.ids])
+
+    def _sum_terms(
+        self, terms: LossTerms, left_out: list[LeftOut], key: str, is_pass: bool = False
+    ) -> tuple[LossTerms, list[LeftOut]]:
+        """Add up the terms of all ranks, and take note of what each of them could not read."""
+        terms.stats["left_out"] = torch.tensor(len(left_out), dtype=torch.float64)
+        terms = self.ranks.sum_terms(terms)
+        if terms.stats["left_out"]:
+            left_out = unpack(self.ranks.gather_lines(pack(left_out)))
+            if self.left_out is not None:
+                self.left_out.note(key, left_out, is_pass)
+        return terms, left_out
+
+    def _pass_over(self, terms: LossTerms, lr: float, left_out: Sequence[LeftOut]) -> Metrics:
+        """Let an update pass of which nothing can be read: it changes nothing, and has no values."""
+        if len(left_out) > FEW:
+            raise refuse("data.train", f"the {len(left_out)} utterances of update {self.progress.update}", left_out)
+        metrics = self.objective.summarise(terms.blank(), self.progress.update) | {"grad_norm": math.nan, "lr": lr}
+        metrics["skipped_updates"] = self.guard.skipped
+        self._write_skipped("none of its utterances can be read", metrics, [each.id for each in left_out])
+        return metrics
 
     def _skip_update(self, reason: str, metrics: Metrics, ids: list[str]) -> None:
-        """Leave weights, moments and average as they are, and say why and which utterances were in the update."""
+        """Leave weights, moments and average as they are, and stop where that happens too often."""
+        self._write_skipped(reason, metrics, ids)
+        self.guard.check_count(self.progress.update, reason, ids)
+
+    def _write_skipped(self, reason: str, metrics: Metrics, ids: list[str]) -> None:
+        """Say why an update was skipped and which utterances were in it."""
         update = self.progress.update
         if self.ranks.is_main:
             _logger.warning("update %d skipped: %s; utterances %s", update, reason, name_utterances(ids))
         if self.skipped is not None:
             values = {name: metrics[name] for name in ("loss", "grad_norm")}
             self.skipped.write({"update": update, "reason": reason, **values, "ids": ids})
-        self.guard.check_count(update, reason, ids)
 
     def _run_forward(self, batch: Batch) -> LossTerms:
         """Run one forward and backward; dropout is a function of (seed, update, first sub-batch)."""
@@ -225,8 +221,10 @@ class Trainer:
         torch.manual_seed(make_torch_seed(self.setup.seed, "dropout", self.progress.update, first))
         with self.replica.accumulate(batch.plan.is_last):
             terms = self._compute(batch)
-            terms.sum.backward()  # type: ignore[no-untyped-call]
-        return terms.detach()
+            # A forward that is not counted is made for the other ranks alone.
+            total = terms.sum if batch.plan.is_counted else 0.0 * terms.sum
+            total.backward()  # type: ignore[no-untyped-call]
+        return _take(terms, batch)
 
     def _compute(self, batch: Batch) -> LossTerms:
         device = self.ranks.device
@@ -323,15 +321,20 @@ class Trainer:
         assert self.setup.validate is not None, "no validation set"
         module = self.objective.module.eval()
         average = self.average if self.config.validate_ema else None
-        parts = []
+        parts, left_out = [], list[LeftOut]()
         with nullcontext() if average is None else average.applied():
             for batch in self.setup.validate():
                 if self._must_stop_here:
                     return None
-                terms = self._compute(batch).detach()
-                parts.append(terms if batch.plan.is_counted else terms.zero())
+                parts.append(_take(self._compute(batch), batch))
+                left_out += batch.left_out
+        if self._must_stop_here:
+            return None  # what came is not all
         module.train()
-        metrics = self.objective.summarise(self.ranks.sum_terms(add_terms(parts)), self.progress.update)
+        terms, left_out = self._sum_terms(add_terms(parts), left_out, "data.valid", is_pass=True)
+        if not terms.count:
+            raise refuse("data.valid", "all of it", left_out)
+        metrics = self.objective.summarise(terms, self.progress.update)
         self._write("valid", metrics | {"hours_seen": self.progress.audio_s / 3600})
         _logger.info(format_progress(self.progress.update, self.config.max_updates, "valid", metrics))
         return metrics
@@ -357,16 +360,6 @@ class Trainer:
             writer.write(record)
 
 
-SHOWN = ("loss", "loss_contrastive", "accuracy", "hard_perplexity", "wer", "cer", "grad_norm", "lr", "audio_s_per_s")
-
-
-def format_progress(update: int, total: int, split: str, metrics: Metrics) -> str:
-    """Write one plain line of progress: the metrics that a user looks at first."""
-    parts = [f"{name} {_format(metrics[name])}" for name in SHOWN if name in metrics]
-    return f"{split} {update}/{total}  " + "  ".join(parts)
-
-
-def _format(value: float | list[float]) -> str:
-    if isinstance(value, list):
-        return "+".join(f"{item:.0f}" for item in value)
-    return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+def _take(terms: LossTerms, batch: Batch) -> LossTerms:
+    """Take what a forward adds to the sums: nothing where it is not counted."""
+    return terms.detach() if batch.plan.is_counted else terms.zero()

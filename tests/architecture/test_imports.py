@@ -12,6 +12,7 @@ from tests.architecture.source import Module, list_imports, load_modules, resolv
 
 LAYERS = (
     {
+        "advice",
         "config",
         "decoding_config",
         "errors",
@@ -21,9 +22,10 @@ LAYERS = (
         "printable",
         "processes",
         "progress",
+        "spelling",
         "training_config",
     },
-    {"audio", "text", "losses", "model"},
+    {"audio", "containers", "mpeg", "waveform", "text", "losses", "model"},
     {"interop", "corpora", "data"},
     {"objectives", "evaluation"},
     {"training", "report"},

@@ -139,10 +139,9 @@ def build_ours(task: Task, precision: str, out: Path) -> Callable[[], None]:
     """Embed as `speechssl embed layer=all` does."""
     model = load_model(str(task.folder / "ours"), task.device)
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", task.batch_s, precision=precision)
-    num_rows = len(task.manifest) * (model.num_layers + 1)
 
     def run() -> None:
-        write_embeddings(out, iterate_tables(embedder, task.manifest), num_rows, embedder.dim)
+        write_embeddings(out, iterate_tables(embedder, task.manifest), embedder.dim)
 
     return run
 

@@ -100,7 +100,7 @@ def test_a_damaged_average_is_one_sentence(runs: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((source / name).read_bytes())
     (tmp_path / "ema.safetensors").write_bytes((source / "ema.safetensors").read_bytes()[:500])
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors does not load"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is not \("):
         speechssl.load(tmp_path, weights="ema")
     load_weights(speechssl.load(source), tmp_path)
 

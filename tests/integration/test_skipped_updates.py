@@ -109,7 +109,7 @@ def test_five_in_a_row_stop_the_run_with_a_whole_checkpoint_before_them(
 
 
 @pytest.mark.parametrize(("bad", "workers"), [(math.nan, 0), (math.inf, 1), (-math.inf, 0)])
-def test_audio_that_is_not_finite_is_named_where_it_is_read(
+def test_audio_that_is_not_finite_is_left_out_and_named(
     tmp_path: Path, bad: float, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -123,9 +123,11 @@ def test_audio_that_is_not_finite_is_named_where_it_is_read(
     manifest = tmp_path / "m.tsv"
     manifest.write_text("id\tpath\tsample_rate\tnum_samples\n" + "\n".join(rows) + "\n")
     words = [f"data.train={manifest}", f"out={tmp_path / 'run'}", "device=cpu", f"data.num_workers={workers}"]
-    assert main(["pretrain", "tiny", *words, "training.max_updates=4"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith(f"speechssl: {tmp_path / '2.wav'} must hold finite samples")
+    assert main(["pretrain", "tiny", *words, "training.max_updates=4"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_left_out"] == 1
+    _, row = (tmp_path / "run" / "left_out.tsv").read_text().splitlines()
+    assert row.startswith("u2\t")
+    assert f"{tmp_path / '2.wav'} must hold finite samples" in row
 
 
 SMALL: dict[str, Any] = {

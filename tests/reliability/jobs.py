@@ -253,6 +253,7 @@ def time_base_save(out: Path) -> Figures:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     state = TrainingState(objective, optimizer, Progress(1))
+    out.mkdir(parents=True)
     store = CheckpointStore(out, 2)
     saver = Saver(store)
     start, computing = time.monotonic(), time.thread_time()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.reliability import jobs
-from tests.reliability.harness import CRASH_POINTS, ForkServer, Run, find_differences, read_outcome
+from tests.reliability.harness import CRASH_POINTS, ForkServer, Run, find_differences, make_manifests, read_outcome
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(
     server: ForkServer, manifests: Path, tmp_path: Path
 ) -> None:
@@ -50,6 +51,19 @@ def test_a_run_goes_on_from_every_point_of_two_epochs(server: ForkServer, manife
 
 def test_a_killed_run_is_the_undisturbed_one(server: ForkServer, manifests: Path, tmp_path: Path) -> None:
     check_kills(jobs.kill_at_random(server, manifests, tmp_path, kills=2))
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_damaged_files_is_the_undisturbed_one(server: ForkServer, tmp_path: Path) -> None:
+    """They are left out of the same updates, whichever process meets them."""
+    made = make_manifests(tmp_path / "data")
+    for path in sorted(made.rglob("train/*/1/*.flac"))[:3]:
+        path.write_bytes(bytes(path.stat().st_size))
+    figures = jobs.kill_at_random(server, made, tmp_path, kills=1, seed="damaged")
+    check_kills(figures)
+    tables = {path.read_text() for path in tmp_path.glob("*/left_out.tsv")}
+    assert len(tables) == 1
+    assert len(tables.pop().splitlines()) == 1 + 3
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
+import mmap
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.audio import AudioInfo, convert_waveform, load_audio, num_samples_at_16k, read_info
+from speechssl import waveform
+from speechssl.audio import AudioInfo, convert_waveform, load_audio, num_samples_at_16k, read_info, suggest_ffmpeg
 from speechssl.errors import DataError
 
 Speech = Callable[..., np.ndarray]
@@ -81,9 +84,9 @@ def test_a_stretch_outside_the_file_is_refused(flac: Path, offset: int, count: i
 
 def test_a_truncated_flac_is_refused_and_not_padded(flac: Path) -> None:
     flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
-    assert read_info(flac).num_samples == 32_000
-    with pytest.raises(DataError, match=r"a\.flac must be whole, but"):
-        load_audio(flac)
+    for read in (read_info, load_audio, lambda path: load_audio(path, 20_000, 12_000)):
+        with pytest.raises(DataError, match=r"a\.flac must be whole, but"):
+            read(flac)
 
 
 def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nothing.wav", np.zeros(0), 16_000)
     with pytest.raises(DataError, match=r"text\.wav must be audio that libsndfile reads"):
         read_info(tmp_path / "text.wav")
-    with pytest.raises(DataError, match=r"empty\.wav must be audio"):
+    with pytest.raises(DataError, match=r"empty\.wav must hold audio, but is empty"):
         read_info(tmp_path / "empty.wav")
     with pytest.raises(DataError, match=r"nothing\.wav must hold audio, but has 0 samples"):
         read_info(tmp_path / "nothing.wav")
@@ -100,7 +103,7 @@ def test_files_that_are_no_audio_are_named(tmp_path: Path) -> None:
 
 def test_a_format_that_is_not_read_comes_with_the_ffmpeg_command(tmp_path: Path) -> None:
     (tmp_path / "my talk.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00" + bytes(200))
-    with pytest.raises(DataError, match=r'ffmpeg -i "my talk\.m4a" -ac 1 -ar 16000 "my talk\.flac"'):
+    with pytest.raises(DataError, match=r"holds MP4 .*: ffmpeg -i '.*my talk\.m4a' -ac 1 -ar 16000 '.*my talk\.flac'$"):
         load_audio(tmp_path / "my talk.m4a")
 
 
@@ -181,5 +184,111 @@ def test_channels_come_last(shape: tuple[int, int]) -> None:
 
 
 def test_a_waveform_has_a_rate() -> None:
-    with pytest.raises(DataError, match="`sample_rate` must be above 0 Hz, but is 0"):
+    with pytest.raises(DataError, match="`sample_rate` must be between 2000 and 768000 Hz, but is 0"):
         convert_waveform(np.zeros(10), 0)
+
+
+@pytest.mark.parametrize("name", ["a.au", "a.snd", "a.gsm", "a.vox", "a.raw", "a.wav", "a.mp3", "a"])
+@pytest.mark.parametrize("content", [b"<html><body>404 Not Found</body></html>\n" * 400, bytes(range(256)) * 40])
+def test_bytes_are_no_speech_whatever_they_are_called(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="must be audio that libsndfile reads"):
+        read_info(tmp_path / name)
+
+
+def test_gsm_frames_alone_are_read_by_their_name(tmp_path: Path, speech: Speech) -> None:
+    path = tmp_path / "a.gsm"
+    soundfile.write(path, speech(2.0, 1, 120.0, 8_000), 8_000, format="RAW", subtype="GSM610")
+    assert read_info(path) == AudioInfo(8_000, 1, 16_000)
+    assert len(load_audio(path)) == 32_000
+
+
+@pytest.mark.parametrize("rate", [1, 1_999, 1_000_000])
+def test_rates_at_which_there_is_no_speech_are_refused_before_anything_is_decoded(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), rate)
+    for read in (read_info, load_audio, lambda path: load_audio(path, 0, 10)):
+        with pytest.raises(DataError, match=f"must have a sample rate between 2000 and 768000 Hz, but has {rate}$"):
+            read(tmp_path / "a.wav")
+
+
+def test_rates_at_the_edges_are_read(tmp_path: Path) -> None:
+    for rate in (2_000, 768_000):
+        soundfile.write(tmp_path / "a.wav", np.zeros(rate // 10), rate)
+        assert len(load_audio(tmp_path / "a.wav")) == 1_600
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff\xf1\x50\x80" + bytes(200), "holds AAC in ADTS: ffmpeg"),
+        (b"OggS\0\2" + bytes(22) + b"\x7fFLAC" + bytes(60), "holds FLAC in Ogg: ffmpeg"),
+        (b"OggS\0\2" + bytes(22) + b"Speex   " + bytes(60), "holds Speex in Ogg: ffmpeg"),
+        (b"\x1aE\xdf\xa3" + bytes(200), "holds Matroska or WebM: ffmpeg"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "holds a pointer of Git LFS.*git lfs pull$"),
+        (bytes(500), "holds nothing but zeros$"),
+        (b"", "must hold audio, but is empty"),
+    ],
+)
+def test_what_a_file_holds_is_named_whatever_it_is_called(tmp_path: Path, content: bytes, says: str) -> None:
+    for name in ("a.mp3", "a.flac", "a.wav"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            read_info(tmp_path / name)
+
+
+NAMES = ("$(touch pwned).m4a", "-i.m4a", "it's a talk.m4a", "a:b.m4a", "a.FLAC", "dir/-x.m4a", "a;b&c|d.m4a", "`x`.m4a")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_ffmpeg_command_names_its_files_to_a_shell(tmp_path: Path, name: str) -> None:
+    """A shell that runs the command with a stand-in for ffmpeg shows what ffmpeg would get."""
+    command = suggest_ffmpeg(name, "-ignore_length 1")
+    shown = subprocess.run(
+        ["/bin/sh", "-c", f"ffmpeg() {{ printf '%s\\n' \"$@\"; }}; {command}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert shown[:3] == ["-ignore_length", "1", "-i"] and shown[4:8] == ["-ac", "1", "-ar", "16000"]
+    source, target = shown[3], shown[8]
+    assert os.path.normpath(source) == name and not source.startswith("-") and ":" not in source.split("/")[0]
+    assert target.lower().endswith(".flac") and target.lower() != source.lower()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_channel_can_be_chosen(tmp_path: Path) -> None:
+    left, right = np.full(100, 0.5), np.full(100, -0.25)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, "FLOAT")
+    assert load_audio(tmp_path / "a.wav", channel=1) == pytest.approx(left)
+    assert load_audio(tmp_path / "a.wav", 10, 50, channel=2) == pytest.approx(right[:50])
+    with pytest.raises(DataError, match=r"a\.wav must have the channel 3 that `channel` names, but has 2"):
+        load_audio(tmp_path / "a.wav", channel=3)
+
+
+@pytest.mark.parametrize(
+    ("mix", "cancels"),
+    [("opposite", True), ("nearly opposite", True), ("alike", False), ("unrelated", False), ("one silent", False)],
+)
+def test_channels_that_cancel_are_said_once(
+    tmp_path: Path,
+    speech: Speech,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    mix: str,
+    cancels: bool,
+) -> None:
+    monkeypatch.setattr(waveform, "_noted", mmap.mmap(-1, 4096))
+    one = speech(2.0, 1)
+    other = {
+        "opposite": -one,
+        "nearly opposite": -0.9 * one,
+        "alike": one,
+        "unrelated": speech(2.0, 9),
+        "one silent": 0 * one,
+    }
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.stack([one, other[mix]], axis=1), 16_000)
+        load_audio(tmp_path / name)
+        load_audio(tmp_path / name, channel=1)
+    said = [record for record in caplog.records if "cancel" in record.message]
+    assert len(said) == cancels and all(str(tmp_path / "a.wav") in record.message for record in said)

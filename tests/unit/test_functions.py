@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import speechssl
 from speechssl.config import ModelConfig, TextConfig
 from speechssl.evaluation import recognition
+from speechssl.model.lengths import check_waveforms
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.speech_model import SpeechModel
 from speechssl.training import devices
@@ -129,7 +131,12 @@ def test_auto_is_resolved(recogniser: SpeechModel, monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(embed(precision="float32"), embed())
     assert np.abs(embed(precision="auto") - embed()).max() > 0
     asked = []
-    monkeypatch.setattr(recognition, "transcribe", lambda *_, **keys: asked.append(keys["precision"]))
+
+    @wraps(recognition.transcribe)
+    def transcribe(*_: object, **keys: str) -> None:
+        asked.append(keys["precision"])
+
+    monkeypatch.setattr(recognition, "transcribe", transcribe)
     speechssl.transcribe(recogniser, wave, sample_rate=16_000, precision="auto")
     assert asked == ["bf16"]
 
@@ -140,3 +147,63 @@ def test_tensors_of_every_float_are_audio(dtype: torch.dtype, recogniser: Speech
     table, expected = (speechssl.embed(recogniser, x, sample_rate=16_000) for x in (wave, wave.float().numpy()))
     assert table.column("embedding") == expected.column("embedding")
     assert len(speechssl.transcribe(recogniser, [wave, wave], sample_rate=16_000)) == 2
+
+
+def test_what_loads_a_model_is_one(recogniser: SpeechModel, tmp_path: Path) -> None:
+    speechssl.save(recogniser, tmp_path / "asr")
+    wave = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    expected = speechssl.transcribe(recogniser, wave, sample_rate=16_000)
+    assert speechssl.transcribe(tmp_path / "asr", wave, sample_rate=16_000) == expected
+    table = speechssl.embed(str(tmp_path / "asr"), [wave, wave.numpy()], sample_rate=16_000.0)
+    assert table.num_rows == 2
+    with pytest.raises(speechssl.CheckpointError, match="nowhere does not exist"):
+        speechssl.embed("nowhere", wave, sample_rate=16_000)
+    with pytest.raises(speechssl.CheckpointError, match=r"`model` must be from speechssl\.load, .* but is a Linear"):
+        speechssl.transcribe(torch.nn.Linear(1, 1), wave, sample_rate=16_000)  # type: ignore[call-overload]
+
+
+def test_keys_and_waveforms_at_the_wrong_place_get_a_sentence(recogniser: SpeechModel) -> None:
+    wave = np.zeros(8000, np.float32)
+    with pytest.raises(speechssl.ConfigError, match="`layre` must be one of the keys layer, pooling, sample_rate"):
+        speechssl.embed(recogniser, wave, sample_rate=16_000, layre=1)
+    with pytest.raises(speechssl.ConfigError, match="`batch_s` must be a number, but is '60'"):
+        speechssl.transcribe(recogniser, wave, sample_rate=16_000, batch_s="60")
+    with pytest.raises(speechssl.DataError, match="`audio` must be paths where no model is given"):
+        speechssl.embed(audio=[wave], checkpoint="runs/base")
+    with pytest.raises(speechssl.DataError, match="`audio` must be .* but is not given"):
+        speechssl.transcribe(recogniser)  # type: ignore[call-overload]
+
+
+def test_a_recogniser_gives_its_logits(recogniser: SpeechModel, model: SpeechModel) -> None:
+    waveforms, lengths = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)), torch.tensor([8000, 5000])
+    frames = recogniser(waveforms, lengths)
+    logits, num_frames = recogniser.logits(waveforms, lengths)
+    assert recogniser.head is not None
+    torch.testing.assert_close(frames.logits, recogniser.head(frames.last), rtol=0, atol=0)
+    torch.testing.assert_close(frames.logits, logits, rtol=0, atol=0)
+    assert torch.equal(frames.num_frames, num_frames)
+    assert model(waveforms, lengths).logits is None
+
+
+@pytest.mark.parametrize(
+    "waveforms",
+    [
+        torch.zeros(8000),
+        torch.zeros(1, 1, 8000),
+        torch.zeros(1, 8000, dtype=torch.int16),
+        torch.zeros(1, 8000, dtype=torch.float64),
+        torch.zeros(1, 399),
+        torch.zeros(0, 8000),
+    ],
+    ids=lambda value: f"{value.dtype} {list(value.shape)}",
+)
+def test_a_model_says_what_it_takes(waveforms: torch.Tensor, recogniser: SpeechModel) -> None:
+    with pytest.raises(speechssl.DataError, match=r"`waveforms` must be a tensor \(rows, samples\) of float32"):
+        recogniser(waveforms)
+
+
+@pytest.mark.parametrize("waveforms", [np.zeros((1, 8000), np.float32), [torch.zeros(8000)], None], ids=type)
+def test_what_is_no_tensor_gets_a_sentence(waveforms: object) -> None:
+    # As a model calls it; the shape checks of the tests would be faster there.
+    with pytest.raises(speechssl.DataError, match=r"such as torch\.from_numpy\(x\)\[None\], but is of type"):
+        check_waveforms(waveforms, torch.zeros(1), 400)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.parsing import open_regular, parsing, read_bytes, read_json, read_text, read_yaml
+from speechssl.parsing import open_regular, parsing, read_bytes, read_json, read_text, read_yaml, show
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,31 @@ def test_aliases_of_yaml_are_refused(tmp_path: Path) -> None:
         read_yaml(path)
     path.write_text("a: [x, x]\n")
     assert read_yaml(path) == {"a": ["x", "x"]}
+
+
+def test_the_file_is_named_where_the_subject_is_a_key() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"^`init` must be whole, but a\.pt is not \(x\)$"),
+        parsing("`init`", "whole", CheckpointError, "a.pt"),
+    ):
+        raise ValueError("x")
+    with (
+        pytest.raises(CheckpointError, match=r"^`init` must be whole, but a\.pt cannot be read \(No such file"),
+        parsing("`init`", "whole", CheckpointError, "a.pt"),
+    ):
+        open_regular("/there/is/no/such")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("a", "'a'"), ([1, 2], "[1, 2]"), ({"a": None}, "{'a': None}"), (2.5, "2.5"), (None, "None")]
+)
+def test_what_is_short_is_shown_whole(value: object, shown: str) -> None:
+    assert show(value) == shown
+
+
+def test_what_is_long_or_deep_is_cut_short() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in ("a" * 10**6, [[1] * 10**6], {f"{n}": "b" * 1000 for n in range(1000)}, deep, b"c" * 10**6):
+        assert len(show(value)) < 220

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from speechssl.cli.output import format_line
+from speechssl.cli.sweep import print_table
+from speechssl.evaluation.breakdown import format_table, format_worst
+from speechssl.evaluation.wer import score
 from speechssl.printable import make_printable
+
+NASTY = 'a\nspeechssl: all is well\x1b[2J\x9b\u202e\u2028\x7f\udcff é 日 "\\'
+"""What a file name, an id or a transcript may hold."""
 
 
 @pytest.mark.parametrize(
@@ -23,3 +32,22 @@ from speechssl.printable import make_printable
 def test_what_could_leave_the_line_is_escaped(text: str, line: str) -> None:
     assert make_printable(text) == line
     assert make_printable(line) == line
+
+
+def test_json_is_printable_readable_and_says_the_same() -> None:
+    line = format_line({"text": NASTY, "list": [NASTY]})
+    assert make_printable(line) == line
+    assert "é 日" in line
+    assert json.loads(line) == {"text": NASTY, "list": [NASTY]}
+
+
+def test_tables_keep_their_lines() -> None:
+    assert len(format_table(("speaker", "words"), [(NASTY, "1"), ("b", "2")]).split("\n")) == 3
+    table = format_worst(score([NASTY, "two"], ["one", "two"], ids=[NASTY, "b"]))
+    assert len(table.split("\n")) == 3
+    assert all(make_printable(line) == line for line in table.split("\n"))
+
+
+def test_the_table_of_a_sweep_has_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([{"job": 0, "out": "[red]x\x1b[2J"}])
+    assert "[red]x\\x1b[2J" in capsys.readouterr().err

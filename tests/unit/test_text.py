@@ -7,8 +7,9 @@ import json
 import pytest
 
 from speechssl.config import TextConfig
-from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, fold, is_silent
+from speechssl.errors import CheckpointError, ConfigError, DataError, SpeechSSLError
+from speechssl.spelling import fold
+from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, is_silent
 
 
 @pytest.fixture
@@ -96,6 +97,24 @@ def test_keep_adds_labels_at_the_end_and_travels() -> None:
     assert vocabulary.decode(vocabulary.encode("room 102")) == "ROOM 102"
 
 
+def test_what_is_kept_may_be_typed_by_its_number() -> None:
+    vocabulary = build_vocabulary(TextConfig(keep=r"\u200c\x37\U00020000\N"), [])
+    assert vocabulary.symbols[32:] == ("7", "\\", "\u200c", "\U00020000")
+    assert vocabulary.keep == "7\\\u200c\U00020000"
+
+
+def test_no_message_has_a_whole_vocabulary_in_it() -> None:
+    chinese = tuple(map(chr, range(0x4E00, 0x4E00 + 3500)))
+    for make in (
+        lambda: Vocabulary(("<s>", *chinese)),
+        lambda: Vocabulary(("<s>", "|", *chinese, chinese[0])),
+        lambda: Vocabulary.from_dict({"symbols": list(chinese), "case": "Upper", "keep": ""}),
+    ):
+        with pytest.raises(SpeechSSLError) as caught:
+            make()
+        assert len(str(caught.value)) < 300
+
+
 def test_data_vocabulary_is_the_letters_sorted() -> None:
     config = TextConfig(vocabulary="data", case="lower", keep="7")
     vocabulary = build_vocabulary(config, ["B\u00e4r, 9!", "it's"])
@@ -124,6 +143,10 @@ def test_a_damaged_vocabulary_is_a_checkpoint_error(stored: dict[str, object]) -
         (TextConfig(case="lower"), "`text.case` must be upper"),
         (TextConfig(keep="a b"), "`text.keep` must be"),
         (TextConfig(keep="|"), "`text.keep` must be"),
+        (TextConfig(keep="\u0640"), r"`text.keep` must be what spells words, but U\+0640 is left out of every text"),
+        (TextConfig(keep=r"\x20"), "`text.keep` must be characters other than spaces"),
+        (TextConfig(keep=r"\U00110000"), "`text.keep` must be characters of Unicode"),
+        (TextConfig(keep=r"\ud800"), "`text.keep` must be characters other than"),
     ],
 )
 def test_contradictions_name_their_key(config: TextConfig, message: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import soundfile
 
 from speechssl.cli import embed
@@ -81,4 +82,40 @@ def test_a_mistake_leaves_nothing(
 ) -> None:
     with pytest.raises(error, match=message.replace("*", ".")):
         embed.run(make_config(workplace, out, **keys))
+    assert {path.name for path in workplace.iterdir()} == {"clips", "model"}
+
+
+@pytest.mark.parametrize("out", ["x.npy", "x.safetensors", "x.parquet", "folder"])
+def test_what_cannot_be_used_is_left_out_and_listed(workplace: Path, out: str) -> None:
+    """A damaged file, a short one and a link to itself among three that are whole."""
+    clips = workplace / "clips"
+    data = bytearray((clips / "1.flac").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    (clips / "damaged.flac").write_bytes(data)
+    soundfile.write(clips / "short.wav", np.zeros(399), 16_000)
+    (clips / "loop.wav").symlink_to("loop.wav")
+    result = embed.run(make_config(workplace, out))
+    assert (result["num_utterances"], result["num_rows"], result["num_left_out"]) == (3, 3, 3)
+    assert result["hours"] == pytest.approx(3.9 / 3600)
+    table = workplace / (f"{out}/left_out.tsv" if out == "folder" else "x.left_out.tsv")
+    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    assert [row[0] for row in rows] == ["id", "damaged", "loop", "short"]
+    assert "400 samples" in rows[3][2]
+    alone = embed.run(make_config(workplace, "alone.npy", audio=[str(clips / f"{k}.flac") for k in range(3)]))
+    assert alone["num_left_out"] == 0
+    expected = np.load(workplace / "alone.npy")
+    if out == "x.safetensors":
+        made = safetensors.numpy.load_file(workplace / out)["embeddings"]
+    elif out == "x.npy":
+        made = np.load(workplace / out)
+    else:
+        made = np.stack(pq.read_table(result["out"]).column("embedding").to_pylist())
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_nothing_that_can_be_used_is_a_mistake(workplace: Path) -> None:
+    for path in (workplace / "clips").iterdir():
+        path.write_bytes(path.read_bytes()[:5000] + bytes(9000))
+    with pytest.raises(DataError, match=r"`audio` must have some that can be used, but none of 3 can be: .*0\.flac"):
+        embed.run(make_config(workplace, "x.npy"))
     assert {path.name for path in workplace.iterdir()} == {"clips", "model"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from speechssl import config as schemas
 from speechssl.cli import evaluate
-from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.evaluation.ngram import save_arpa
 from speechssl.evaluation.ngram_training import train_ngram
@@ -188,3 +189,30 @@ def test_a_language_model_that_is_not_there_is_told_before_anything_is_heard(man
     with pytest.raises(DataError, match=r"`decoding.lm` must be an ARPA file, but .*lm.arpa does not exist"):
         evaluate.run(make_config(manifest, tmp_path / "out", decoding=beam))
     assert not (tmp_path / "out").exists()
+
+
+def test_audio_that_cannot_be_used_is_left_out_of_the_figures_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = write_manifest(tmp_path, SAID, SPEAKERS)
+
+    def recognise(model: object, manifest: Manifest, *arguments: Any) -> list[str]:
+        arguments[-1].add("u1", tmp_path / "a.wav", "a.wav must be whole, but is damaged")
+        return [HEARD[int(name[1:])] for name in manifest.column("id") if name != "u1"]
+
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(evaluate, "recognise", recognise)
+    result = evaluate.run(make_config(manifest, tmp_path / "out"))
+    assert (result["num_utterances"], result["num_left_out"], result["num_words"]) == (3, 1, 7)
+    assert result["wer"] == pytest.approx(100 * 2 / 7)
+    assert "u1\t" in (tmp_path / "out" / "left_out.tsv").read_text(encoding="utf-8")
+    assert "left out: 1 that cannot be used" in caplog.text
+
+    def recognise_nothing(model: object, manifest: Manifest, *arguments: Any) -> list[str]:
+        for name in manifest.column("id"):
+            arguments[-1].add(name, tmp_path / "a.wav", "it is bad")
+        return []
+
+    monkeypatch.setattr(evaluate, "recognise", recognise_nothing)
+    with pytest.raises(DataError, match=r"`data\.test` must have some .* but none of 4 can be: it is bad"):
+        evaluate.run(make_config(manifest, tmp_path / "none"))

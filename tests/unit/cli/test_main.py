@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -198,3 +200,27 @@ def test_python_m_speechssl(tmp_path: Path) -> None:
     done = subprocess.run(command_line, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "checkpoint: runs/a" in done.stdout
     assert not list(tmp_path.iterdir()), "hydra wrote something of its own"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_stderr_that_is_full_changes_no_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "speechssl", "no-such-verb"], stderr=full, timeout=60)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
+def test_a_disk_that_refuses_is_one_sentence_for_every_verb(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it writes with: here where `report` measures its page."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("speechssl.report.page.build_report", refuse)
+    run = tmp_path / "run"
+    run.mkdir()
+    assert command.main(["report", str(run), f"out={tmp_path / 'page.html'}"]) == 2
+    sentence = f"page.html could not be ({os.strerror(number)})"
+    assert sentence in capsys.readouterr().err

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 
-from speechssl.cli.output import format_line, replacing_result, resolve_out, write_result
+from speechssl.cli.output import format_line, print_line, replacing_result, resolve_out, write_result
 from speechssl.errors import ConfigError
 
 
@@ -77,3 +79,19 @@ def test_the_line_is_strict_json() -> None:
     assert json.loads(line) == {"path": "a/b", "wer": None, "rows": [{"x": None}], "text": "é"}
     assert "\n" not in line
     assert "é" in line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16-le"])
+def test_stdout_of_any_encoding_gets_what_it_can_and_json_that_is_read(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
+    result = {"texts": "gr\u00fcn\u65e5\U0001f600.tsv", "out": "caf\udce9"}
+    print_line("gr\u00fcn\u65e5\U0001f600 \udce9")
+    print_line(format_line(result))
+    text, line, _ = raw.getvalue().decode(encoding).split("\n")
+    assert json.loads(line) == result
+    known = {"ascii": "gr\\xfcn\\u65e5\\U0001f600", "utf-8": "gr\u00fcn\u65e5\U0001f600"}
+    known["utf-16-le"] = known["utf-8"]
+    assert text == known.get(encoding, "gr\u00fcn\\u65e5\\U0001f600") + " \\udce9"

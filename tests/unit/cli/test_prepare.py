@@ -179,6 +179,9 @@ def test_the_demo_corpus_is_made_and_read(
         ({}, "`root` must be the folder that holds the corpus, but is not given"),
         ({"root": "none"}, "`root` must be the folder that holds the corpus, but .*none is not there"),
         ({"root": "none", "corpus": "folder"}, "`root` must be the folder .*none is not there"),
+        ({"root": "a" * 5000}, "`root` must be the folder .*a is not there"),
+        ({"root": "a" * 5000, "corpus": "folder"}, "`root` must be the folder .*a is not there"),
+        ({"root": "a" * 5000, "corpus": "table"}, r"`table` must be a CSV or TSV file, but .*a is not there"),
         ({"root": "empty"}, "`root` must be a folder with audio, but .*empty has none"),
         ({"root": "empty", "corpus": "librispeech"}, "`splits` must be folders of the corpus, but .* has no folder"),
         ({"root": "clips", "splits": ["dev"]}, "`splits` must be some of all, but one is 'dev'"),
@@ -195,3 +198,30 @@ def test_a_mistake_gets_a_sentence(tmp_path: Path, keys: dict[str, Any], sentenc
     with pytest.raises((ConfigError, DataError), match=sentence):
         prepare(tmp_path / "m", **placed)
     assert not (tmp_path / "m" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[" * 100_000, '{"held_out_by": 1}', '{"held_out_by": 1, "manifests": {"a": 3}, "num_unreadable": 0}', "\0"],
+    ids=["cut off", "deep", "without manifests", "wrong types", "zeros"],
+)
+def test_an_earlier_result_that_is_damaged_is_replaced(tmp_path: Path, content: str) -> None:
+    root = write_clips(tmp_path / "clips", ("a.wav",))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "result.json").write_text(content)
+    (tmp_path / "m" / "old.tsv").touch()
+    assert prepare(tmp_path / "m", root=str(root), overwrite=True)["num_unreadable"] == 0
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["all.tsv", "old.tsv", "result.json"]
+
+
+def test_damaged_files_are_left_out_and_listed(tmp_path: Path) -> None:
+    root = write_clips(tmp_path / "clips", ("a.wav", "b.flac", "c.ogg", "d.wav", "e.flac"))
+    whole = {name: (root / name).read_bytes() for name in ("b.flac", "c.ogg", "d.wav")}
+    (root / "b.flac").write_bytes(whole["b.flac"][:20])
+    (root / "c.ogg").write_bytes(b"\0" * len(whole["c.ogg"]))
+    (root / "d.wav").write_bytes(whole["d.wav"][:1000])
+    result = prepare(tmp_path / "m", root=str(root))
+    assert load_manifest(tmp_path / "m" / "all.tsv").column("id") == ["a", "e"]
+    lines = (tmp_path / "m" / "unreadable.tsv").read_text().splitlines()
+    assert [Path(line.split("\t")[0]).name for line in lines] == ["b.flac", "c.ogg", "d.wav"]
+    assert result["num_unreadable"] == 3

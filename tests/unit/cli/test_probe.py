@@ -82,6 +82,37 @@ def test_an_utterance_that_is_too_short_is_of_its_own_key(workplace: Path) -> No
         probe(workplace, **{"data.test": [str(workplace / "short.tsv")]})
 
 
+@pytest.mark.parametrize("task", ["identification", "verification"])
+def test_audio_that_cannot_be_used_is_left_out_as_if_it_were_in_no_manifest(
+    workplace: Path, task: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys: dict[str, object] = {"task": task}
+    if task == "verification":
+        lines = [f"1 {s}-0.flac {s}-1.flac\n0 {s}-1 {(s + 1) % 6}-2\n" for s in range(6)]
+        (workplace / "trials").write_text("".join(lines))
+        keys |= {"data.test": [str(workplace / "all.tsv")], "data.trials": str(workplace / "trials")}
+    (workplace / "3-1.flac").write_bytes(b"no audio")
+    (workplace / "4-3.flac").unlink()
+    result = probe(workplace, **keys)
+    assert result["num_left_out"] == 2
+    assert int(result["num_train_utterances"]) + int(result["num_test_utterances"]) in (22, 44)  # type: ignore[call-overload]
+    table = (workplace / "probe" / "left_out.tsv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[0] for line in table] == ["id", "3-1", "4-3"]
+    assert "left out: 2 that cannot be used" in caplog.text
+    assert ("2 of 12 trials name an utterance that is left out" in caplog.text) == (task == "verification")
+
+
+def test_a_speaker_without_audio_that_can_be_used_is_missed(workplace: Path) -> None:
+    for number in range(3):
+        (workplace / f"5-{number}.flac").unlink()
+    with pytest.raises(DataError, match="must have two utterances of each speaker to be split, but has one of 5"):
+        probe(workplace)
+    for path in workplace.glob("*.flac"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"`data\.train` must have some that can be used, but none of 24 can be"):
+        probe(workplace)
+
+
 def test_a_probe_learns_separable_classes_and_the_mix_finds_the_state_that_holds_them() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 200)

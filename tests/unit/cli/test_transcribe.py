@@ -16,6 +16,8 @@ from torch import nn
 
 from speechssl.cli import transcribe
 from speechssl.config import TranscribeConfig
+from speechssl.data.inputs import expand_audio
+from speechssl.data.manifest import save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.evaluation.recognition import Source
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
@@ -32,8 +34,10 @@ class Recogniser(nn.Module):
 def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write two clips, of which the recogniser hears the name of the first and nothing of the second."""
 
-    def iterate_texts(model: object, source: Source, *_: object) -> Iterator[str]:
-        yield from (name.upper() if "one" in name else "" for name in source.ids)
+    def iterate_texts(model: object, source: Source, *_: object) -> Iterator[tuple[int, str]]:
+        for index, name in enumerate(source.ids):
+            if source.try_read(index) is not None:
+                yield index, name.upper() if "one" in name else ""
 
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -79,17 +83,19 @@ def test_without_out_a_new_folder_in_runs_is_taken(
     assert result["out"] in caplog.text
 
 
-def test_an_interrupted_run_leaves_no_file_of_that_name(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_keeps_what_is_done_under_another_name(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def break_off(*_: object) -> Iterator[str]:
-        yield "ONE"
+    def break_off(*_: object) -> Iterator[tuple[int, str]]:
+        yield 0, "ONE"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(transcribe, "iterate_texts", break_off)
     with pytest.raises(KeyboardInterrupt):
         transcribe.run(make_config(clips, tmp_path / "out"))
     assert not (tmp_path / "out" / "texts.tsv").exists()
+    assert (tmp_path / "out" / ".texts.tsv.part").read_text(encoding="utf-8") == "one\tONE\n"
+    assert f"broken off: the first 1 texts are in {tmp_path / 'out' / '.texts.tsv.part'}" in caplog.text
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -104,10 +110,10 @@ PIPED = """
 import sys
 from pathlib import Path
 from speechssl.cli.transcribe import _write_lines
-from speechssl.data.manifest import Utterance, build_manifest
+from speechssl.data.left_out import LeftOut
 
-rows = [Utterance(f"u{k}", Path("/a.wav"), 16_000, 4000) for k in range(5000)]
-_write_lines(build_manifest(rows, Path("/")), ("TEXT" for _ in rows), Path(sys.argv[1]))
+ids = [f"u{k}" for k in range(5000)]
+_write_lines(ids, ((k, "TEXT") for k in range(5000)), Path(sys.argv[1]), LeftOut())
 """
 
 
@@ -132,3 +138,43 @@ def test_what_cannot_be_transcribed_is_refused(clips: Path, tmp_path: Path, monk
     with pytest.raises(CheckpointError, match="finetune it first"):
         transcribe.run(make_config(clips, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_used_is_left_out_and_listed(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One file that is no audio, found when headers are read, and one of a manifest that has gone since."""
+    save_manifest(expand_audio([str(clips)]), tmp_path / "m.tsv")
+    (clips / "two.wav").unlink()
+    (clips / "three.wav").write_bytes(b"no audio")
+    config = make_config(tmp_path / "m.tsv", tmp_path / "texts.txt")
+    config.audio.append(str(clips / "three.wav"))
+    result = transcribe.run(config)
+    assert (tmp_path / "texts.txt").read_text(encoding="utf-8") == capsys.readouterr().out == "one\tONE\n"
+    assert (result["num_utterances"], result["num_left_out"], result["audio_s"]) == (1, 2, 0.5)
+    table = (tmp_path / "texts.left_out.tsv").read_text(encoding="utf-8")
+    assert [line.split("\t")[0] for line in table.splitlines()] == ["id", "three", "two"]
+    assert "left out: 2 that cannot be used, listed in" in caplog.text
+    transcribe.run(make_config(clips / "one.wav", tmp_path / "texts.txt", overwrite=True))
+    assert not (tmp_path / "texts.left_out.tsv").exists()
+
+
+def test_nothing_that_can_be_used_is_a_mistake(clips: Path, tmp_path: Path) -> None:
+    save_manifest(expand_audio([str(clips)]), tmp_path / "m.tsv")
+    for name in ("one", "two"):
+        (clips / f"{name}.wav").write_bytes(b"no audio")
+    for audio in (clips, tmp_path / "m.tsv"):
+        with pytest.raises(DataError, match=r"`audio` must have some .* none of 2 can be: .*one\.wav must be"):
+            transcribe.run(make_config(audio, tmp_path / "out"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_lines_are_safe_for_a_terminal(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clips / "one.wav").rename(clips / "one\x1b[2J\nthree\tX.wav")
+    monkeypatch.setattr(transcribe, "iterate_texts", lambda *_: iter([(0, "A\x1b]0;B\x07"), (1, "C\nfour\tD\u202e")]))
+    transcribe.run(make_config(clips, tmp_path / "out"))
+    lines = (tmp_path / "out" / "texts.tsv").read_text(encoding="utf-8")
+    assert lines == "one\\x1b[2J\\nthree\\tX\tA\\x1b]0;B\\x07\ntwo\tC\\nfour\\tD\\u202e\n"
+    assert capsys.readouterr().out == lines

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from speechssl.corpora.folder import read_folder
+from speechssl.corpora.folder import drop_sample_numbers, read_folder
 from speechssl.errors import ConfigError, DataError
 
 
@@ -52,10 +53,10 @@ def test_formats_that_are_not_read_are_named_with_the_command(
 ) -> None:
     (folder / "talk.m4a").touch()
     assert len(read_folder(folder, "")) == 4
-    assert 'left out: 1 files such as talk.m4a must be converted first, each with ffmpeg -i "talk.m4a"' in caplog.text
+    assert "left out: 1 files such as talk.m4a must be converted first, each with ffmpeg -i " in caplog.text
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "x.mp4").touch()
-    with pytest.raises(DataError, match=r'has none: 1 files such as x\.mp4 .* ffmpeg -i "x\.mp4"'):
+    with pytest.raises(DataError, match=r"has none: 1 files such as x\.mp4 .* ffmpeg -i "):
         read_folder(tmp_path / "phone", "")
 
 
@@ -63,3 +64,30 @@ def test_a_transcript_in_another_encoding_is_named(folder: Path) -> None:
     (folder / "top.txt").write_bytes("Grüße".encode("latin-1"))
     with pytest.raises(DataError, match=r"top\.txt must be text in UTF-8"):
         read_folder(folder, "")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".TXT"])
+def test_what_is_no_file_where_a_transcript_should_be_is_named(folder: Path, suffix: str) -> None:
+    beside = folder / f"top{suffix}"
+    os.mkfifo(beside)
+    with pytest.raises(DataError, match=rf"top{suffix} must be text in UTF-8, but cannot be read \(it is no regular"):
+        read_folder(folder, "")
+    beside.unlink()
+    beside.mkdir()
+    with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(it is a folder"):
+        read_folder(folder, "")
+    beside.rmdir()
+    beside.symlink_to("gone")
+    with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(No such file"):
+        read_folder(folder, "")
+
+
+def test_the_sample_numbers_of_timit_are_not_words(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told = "0 46797 She had your dark suit"
+    spoken = ["0 46797 12 are digits", "0 12 is a year", "1 46797 is a pair", "0 46797", "She said 0 46797 times"]
+    files = [folder / f"{k}.wav" for k in range(len(spoken) + 2)]
+    texts = drop_sample_numbers([told, *spoken, None], files)
+    assert texts == ["She had your dark suit", *spoken, None]
+    assert "before the words of 1 transcripts, such as that of" in caplog.text
+    (folder / "top.txt").write_text(told + "\n")
+    assert "She had your dark suit" in {recording.text for recording in read_folder(folder, "")}

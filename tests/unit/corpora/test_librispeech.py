@@ -132,3 +132,23 @@ def test_a_transcript_is_that_of_the_files_own_chapter(tmp_path: Path, caplog: p
 
 def test_sexes_are_unknown_without_the_list(tmp_path: Path) -> None:
     assert read_sexes(tmp_path / "SPEAKERS.TXT") == {}
+
+
+@pytest.mark.parametrize("name", ["train/84/1/84-1.trans.txt", "train/9/2/x.trans.txt", "SPEAKERS.TXT"])
+def test_what_is_no_file_where_a_text_should_be_is_named(tmp_path: Path, name: str) -> None:
+    tree = write_tree(tmp_path)
+    (tree / name).unlink(missing_ok=True)
+    os.mkfifo(tree / name)
+    with pytest.raises(DataError, match=rf"{name} must be .*, but cannot be read \(it is no regular file\)"):
+        read_splits(tree, [])
+    (tree / name).unlink()
+    (tree / name).mkdir()
+    with pytest.raises(DataError, match=rf"{name} must be .*, but cannot be read \(it is a folder\)"):
+        read_splits(tree, [])
+
+
+def test_a_transcript_that_is_no_text_is_named(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    (tree / "train/84/1/84-1.trans.txt").write_bytes("84-1-0000 GRÜSSE".encode("latin-1"))
+    with pytest.raises(DataError, match=r"84-1\.trans\.txt must be text in UTF-8, but is not \(.*can't decode"):
+        read_splits(tree, [])

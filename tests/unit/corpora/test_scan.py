@@ -110,4 +110,19 @@ def test_folders_are_searched_in_depth_and_links_once(tmp_path: Path) -> None:
 
 def test_ids_are_paths_without_suffix_unless_two_are_alike(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.wav", "a.flac", "d/a.wav")]
-    assert make_ids(files, tmp_path) == ["a.wav", "a.flac", "d/a"]
+    assert make_ids(files) == ["a.wav", "a.flac", "d/a"]
+
+
+def test_a_chosen_channel_is_a_column_that_readers_follow(tmp_path: Path) -> None:
+    left = np.random.default_rng(1).uniform(-0.5, 0.5, 40 * RATE)
+    soundfile.write(tmp_path / "both.wav", np.stack([left, -left], axis=1), RATE)
+    write_noise(tmp_path / "mono.wav", 1.0)
+    recordings = [Recording(name, tmp_path / f"{name}.wav") for name in ("both", "mono")]
+    scan = scan_recordings(recordings, tmp_path, "all", channel=2)
+    assert [item.path.name for item in scan.unreadable] == ["mono.wav"]
+    assert "must have the channel 2 that `channel` names, but has 1" in scan.unreadable[0].reason
+    assert scan.manifest.column("channel") == [2] * len(scan.manifest)
+    row = scan.manifest[0]
+    read = load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
+    assert np.abs(read).max() > 0.3
+    assert not scan_recordings(recordings, tmp_path, "all").manifest.has("channel")

@@ -60,7 +60,7 @@ def test_a_wrong_column_gets_a_sentence(tmp_path: Path, content: str, columns: d
     [
         ("path,text\n", "`table` must list audio, but .* has no rows"),
         ("path,text\na.wav,A,B\n", "must have 2 fields in each row, but row 2 of .* has 3"),
-        ('path,text\na.wav,"open\n', "must be a CSV or TSV file in UTF-8, but .* is not"),
+        ('path,text\na.wav,"open\n', "must be a CSV or TSV file in UTF-8, but is not .unexpected end"),
         ("path,text, text\na.wav,A,B\n", r"`table` must have each column once, but .*meta\.csv has text 2 times"),
         ("path,split\na.wav,../up\n", r"`columns\.split` must hold names .* but one is '\.\./up'"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from speechssl.data.audio_files import find_audio
+from speechssl.data.audio_files import find_audio, make_ids, walk_once
 from speechssl.errors import DataError
 
 
@@ -62,3 +62,32 @@ def test_a_folder_that_cannot_be_read_is_named(
     assert caplog.messages == [told]
     with pytest.raises(DataError, match=r"/closed must be readable, but is not: Permission denied$"):
         find_audio(tmp_path / "closed")
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["a.wav", "a.mp3", "a.wav.mp3"], ["a.wav", "a.mp3", "a.wav.mp3"]),
+        (["a.wav.mp3", "a.mp3.wav", "b.wav"], ["a.wav", "a.mp3", "b"]),
+        (["a.wav", "a.wav/x.mp3", "a.wav/x.wav"], ["a", "a.wav/x.mp3", "a.wav/x.wav"]),
+        (["a", "a.wav", "a.wav.flac"], ["a", "a.wav", "a.wav.flac"]),
+        (["a", "a.b.c", "d/a.b"], ["a", "a.b", "d/a"]),
+        (["A.wav", "a.WAV", "a.wav"], ["A", "a.WAV", "a.wav"]),
+        (["x.wav.wav", "x.wav", "x.flac.wav", "x.flac"], ["x.wav.wav", "x.wav", "x.flac.wav", "x.flac"]),
+        (["only/deep/a.wav", "only/deep/b.wav"], ["a", "b"]),
+    ],
+)
+def test_no_two_files_have_one_id_whatever_their_order(names: list[str], ids: list[str]) -> None:
+    files = [Path("/data") / name for name in names]
+    assert make_ids(files) == ids
+    assert make_ids(files[::-1]) == ids[::-1]
+    assert len(set(ids)) == len(ids)
+
+
+def test_links_that_go_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.wav").touch()
+    for link, target in (("b.wav", "b.wav"), ("c.wav", "d.wav"), ("d.wav", "c.wav"), ("deep/up", ".."), ("e", "e")):
+        (tmp_path / link).symlink_to(target)
+    assert [path.name for path in find_audio(tmp_path)[0]] == ["a.wav", "b.wav", "c.wav", "d.wav"]
+    assert [place for place, _ in walk_once(tmp_path, [])] == [str(tmp_path), str(tmp_path / "deep")]

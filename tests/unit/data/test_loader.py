@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ import soundfile
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from speechssl import audio
+from speechssl import waveform
 from speechssl.data.dataset import Example, ReadOptions
 from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
-from speechssl.errors import DataError
+from speechssl.errors import ConfigError
 
 
 def prepare(examples: list[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
@@ -103,6 +105,24 @@ def test_the_cache_gives_the_same_samples_each_time(manifest: Manifest, tmp_path
         torch.testing.assert_close(one[0].waveforms, three[0].waveforms, atol=1e-4, rtol=0)
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_an_utterance(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(ConfigError, match="`data.cache_dir` must be a place that can be written, but is not"):
+        read(manifest, 1, 1, 0, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_a_damaged_file_of_the_cache_is_named(manifest: Manifest, tmp_path: Path, size: int) -> None:
+    cache = str(tmp_path / "cache")
+    read(manifest, 1, 6, 0, cache_dir=cache)
+    damaged = sorted((tmp_path / "cache").rglob("*.wav"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:size])
+    again = read(manifest, 1, 6, 0, cache_dir=cache)
+    reasons = {each.reason for batches in again for batch in batches for each in batch.left_out}
+    assert len(reasons) == 1
+    assert str(damaged) in reasons.pop()
+
+
 def test_a_crop_at_another_rate_is_a_stretch_of_the_whole(manifest: Manifest) -> None:
     """Up to the resampling filter's reach at the two ends."""
     whole = {
@@ -111,7 +131,7 @@ def test_a_crop_at_another_rate_is_a_stretch_of_the_whole(manifest: Manifest) ->
         for b in u
         for n, row in zip(b.ids, b.waveforms, strict=True)
     }
-    for batch in (b for u in read(manifest, 1, 4, 0) for b in u):
+    for batch in (b for u in read(manifest, 1, 1, 0) for b in u):
         for name, row in zip(batch.ids, batch.waveforms.numpy(), strict=True):
             inner = row[1_000:-1_000]
             full = whole[name].numpy()
@@ -160,7 +180,7 @@ def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
     soundfile.write(tmp_path / "a.wav", np.zeros((16_000, 2), dtype=np.float32), 8_000)
     soundfile.write(tmp_path / "b.wav", np.zeros(96_000, dtype=np.float32), 48_000)
     rows = [Utterance("a", tmp_path / "a.wav", 8_000, 16_000), Utterance("b", tmp_path / "b.wav", 48_000, 96_000)]
-    monkeypatch.setattr(audio, "_noted", mmap.mmap(-1, 4096))
+    monkeypatch.setattr(waveform, "_noted", mmap.mmap(-1, 4096))
     caplog.set_level(logging.INFO, "speechssl")
     logger, handler = logging.getLogger("speechssl"), logging.FileHandler(tmp_path / "log")
     logger.addHandler(handler)
@@ -176,11 +196,38 @@ def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_file_is_one_sentence_from_a_worker_too(manifest: Manifest, tmp_path: Path, workers: int) -> None:
+def test_a_damaged_file_is_left_out_and_named(manifest: Manifest, tmp_path: Path, workers: int) -> None:
     soundfile.write(tmp_path / "short.flac", np.zeros(8_000, dtype=np.float32), 16_000)
-    damaged = build_manifest([Utterance("7", tmp_path / "short.flac", 16_000, 20_000)], tmp_path)
-    with pytest.raises(DataError) as caught:
-        read(damaged, 1, 1, workers)
-    assert "short.flac" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "Traceback" not in str(caught.value)
+    rows = [manifest[row] for row in range(11)] + [Utterance("damaged", tmp_path / "short.flac", 16_000, 20_000)]
+    whole, less = read(manifest, 1, 6, workers), read(build_manifest(rows, tmp_path), 1, 6, workers)
+    found = {each.id: each for batches in less for batch in batches for each in batch.left_out}
+    assert list(found) == ["damaged"]
+    assert found["damaged"].path == str(tmp_path / "short.flac")
+    assert "short.flac must hold the samples" in found["damaged"].reason
+    assert "\n" not in found["damaged"].reason
+    assert [len(batches) for batches in less] == [len(batches) for batches in whole], "as many forwards"
+    assert not any("damaged" in batch.ids for batches in less for batch in batches if batch.plan.is_counted)
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_forward_of_which_nothing_can_be_read_is_silent_and_not_counted(tmp_path: Path, crop: bool) -> None:
+    rows = [Utterance(f"u{number}", tmp_path / "gone.flac", 16_000, 20_000 + number) for number in range(6)]
+    for batches in read(build_manifest(rows, tmp_path), 1, 3, 0, crop):
+        for batch in batches:
+            assert not batch.plan.is_counted
+            assert batch.valid_samples == 0
+            assert len(batch.ids) == len(batch.sizes) == len(batch.plan.sub_batches) == 1
+            assert float(batch.waveforms.abs().sum()) == 0.0
+            assert batch.waveforms.shape[1] >= (12_000 if crop else 20_000)
+            assert batch.left_out
+
+
+def test_what_the_system_refuses_is_not_the_fault_of_a_file(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match=r"must let it open audio, but do not .*Too many open files.* ulimit -n"):
+        read(manifest, 1, 1, 0)

@@ -1,4 +1,7 @@
+import math
+import os
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,9 @@ import pytest
 
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, load_manifests, save_manifest
 from speechssl.errors import ConfigError, DataError
+
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+"""Text that says it is UTF-8 and is not, as a flipped bit leaves it."""
 
 HEADER = "id\tpath\tsample_rate\tnum_samples\n"
 AWKWARD = [
@@ -75,16 +81,19 @@ def test_paths_start_from_the_root_line_or_the_manifests_folder(tmp_path: Path, 
         ("a sentence\n", "has no header line"),
         ("id\tpath\tnum_samples\na\tb\t5\n", "must have the columns .* but .* has id, path, num_samples"),
         (HEADER, "must hold utterances, but .* has no rows"),
-        (HEADER + "a\tb\t16000\n", "must be a whole manifest, but .* is damaged"),
+        (HEADER + "a\tb\t16000\n", "must be a whole manifest, but is not .CSV parse error: Expected 4"),
         (HEADER + "a\tb\t16000\tlong\n", "must have whole numbers in its column num_samples"),
-        (HEADER + "a\tb\t16000\t0\n", "must have numbers from 1 in its column num_samples, but .* has 0"),
+        (
+            HEADER + "a\tb\t16000\t0\n",
+            "must have numbers from 1 to 68719476735 in its column num_samples, but .* has 0",
+        ),
         (HEADER + "a\tb\t\t7\n", "must have a value in its column sample_rate in every row"),
         ("text\t" + HEADER.strip() + "\ttext\nA\ta\tb\t16000\t7\tB\n", "must have each column once, .* 'text' 2 times"),
     ],
 )
 def test_a_manifest_that_is_none_gets_a_sentence_with_its_key(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "m.tsv").write_text(content)
-    with pytest.raises(DataError, match=f"`data.valid` must.*{sentence}|`data.valid` {sentence}"):
+    with pytest.raises(DataError, match=f"^`data.valid` (must|.*m.tsv.).*{sentence}|^`data.valid` {sentence}"):
         load_manifest(tmp_path / "m.tsv", "data.valid")
 
 
@@ -96,7 +105,7 @@ def test_a_manifest_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="`data.train` must be a manifest or a list of manifests, but is not given"):
         load_manifests([], "data.train")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=r"bad\.parquet\) must be a whole manifest, but is not"):
         load_manifest(tmp_path / "bad.parquet")
 
 
@@ -120,6 +129,17 @@ def test_several_manifests_become_one_with_absolute_paths(tmp_path: Path) -> Non
         ("speaker", [{"id": 1}], "must have text in its column speaker, but .*struct"),
         ("text", [b"\xff"], "must have text in its column text, but .*UTF8"),
         ("num_samples", [[5]], "must have whole numbers in its column num_samples, but .*list"),
+        ("num_samples", [Decimal("5.5")], "must have whole numbers in its column num_samples, but .*data loss"),
+        ("num_samples", [2**62], "must have numbers from 1 to .* num_samples, but .* has 4611686018427387904"),
+        ("num_samples", [-1], "must have numbers from 1 to .* num_samples, but .* has -1"),
+        ("sample_rate", [2**40], "must have numbers from 2000 to 768000 in its column sample_rate, but .* has 1099"),
+        ("num_samples", [math.nan], "must have whole numbers in its column num_samples"),
+        ("offset", [-1], "must have numbers from 0 to .* offset, but .* has -1"),
+        ("id", [b"\xff"], "must have text in its column id, but .*UTF8"),
+        ("id", [""], "must have a value in its column id in every row"),
+        ("path", ["a\0.wav"], "must have names without NUL bytes in its column path"),
+        ("text", NOT_UTF8, ".*must be a whole manifest, but is not .*UTF8"),
+        ("accent", NOT_UTF8, ".*must be a whole manifest, but is not .*UTF8"),
     ],
 )
 def test_a_column_of_another_kind_gets_a_sentence(tmp_path: Path, name: str, values: object, sentence: str) -> None:
@@ -127,6 +147,76 @@ def test_a_column_of_another_kind_gets_a_sentence(tmp_path: Path, name: str, val
     pq.write_table(pa.table({**row, name: values}), tmp_path / "m.parquet")
     with pytest.raises(DataError, match=rf"`data\.test` {sentence}"):
         load_manifest(tmp_path / "m.parquet", "data.test")
+
+
+def test_columns_that_hold_the_same_in_another_kind_are_taken(tmp_path: Path) -> None:
+    row = {"id": [7], "path": pa.array([b"a.wav"]), "sample_rate": [Decimal("16000")], "num_samples": [5.0]}
+    pq.write_table(pa.table({**row, "text": pa.array(["A"]).dictionary_encode()}), tmp_path / "m.parquet")
+    assert load_manifest(tmp_path / "m.parquet")[0] == Utterance("7", tmp_path / "a.wav", 16_000, 5, 0, None, "A")
+
+
+@pytest.mark.parametrize("values", [pa.array([b"\xff"]), pa.array([["F"]]), pa.array([{"a": 1}])])
+def test_a_further_column_without_single_values_gets_a_sentence_where_it_is_used(
+    tmp_path: Path, values: pa.Array
+) -> None:
+    row = {"id": ["a"], "path": ["a.wav"], "sample_rate": [16_000], "num_samples": [50_000], "sex": values}
+    pq.write_table(pa.table(row), tmp_path / "m.parquet")
+    manifest = load_manifest(tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=r"^`data\.where` \(sex of .* must be a column of single values"):
+        manifest.filter_where("sex=F")
+    with pytest.raises(DataError, match=r"^the column sex of .* must be text or single values, but is not"):
+        manifest.limit_to(1.0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+def test_a_named_pipe_is_no_manifest(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"m.{suffix}")
+    with pytest.raises(DataError, match=rf"m\.{suffix} is no regular file"):
+        load_manifest(tmp_path / f"m.{suffix}")
+
+
+def test_a_text_as_long_as_a_day_is_read(tmp_path: Path) -> None:
+    text = "word " * 500_000
+    (tmp_path / "m.tsv").write_text(f"{HEADER.strip()}\ttext\na\ta\t16000\t5\t{text}\nb\tb\t16000\t5\tB\n")
+    assert load_manifest(tmp_path / "m.tsv").column("text") == [text, "B"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (HEADER + "a\ta\t16000\t5\n" * 2, "must name each utterance once, but a is 2 times in"),
+        (HEADER.replace("id", "\t".join(map(str, range(1001)))), "must have at most 1000 columns, but .* has 1004"),
+        ("# root=a\0\n" + HEADER + "a\ta\t16000\t5\n", r".*m\.tsv\) must be a whole manifest, but is not .*null byte"),
+        ("# root=" + "/a" * 3000 + "\n" + HEADER + "a\ta\t16000\t5\n", "must have a root of at most 4096 characters"),
+        (HEADER + "a\ta\udcff\t16000\t5\n", r".*must be a whole manifest, but is not .*UTF8"),
+    ],
+    ids=["twice", "columns", "root with NUL", "long root", "no UTF-8"],
+)
+def test_a_hostile_manifest_gets_a_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "m.tsv").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=f"^`data.test` {sentence}"):
+        load_manifest(tmp_path / "m.tsv", "data.test")
+
+
+def test_parquet_that_unpacks_to_much_more_than_it_is_gets_a_sentence(tmp_path: Path) -> None:
+    num_rows, zeros = 4_000, pa.array(np.zeros(4_000, np.int32))
+    ids = pa.array([str(n) for n in range(num_rows)])
+    row = {"id": ids, "path": ids, "sample_rate": np.full(num_rows, 16_000), "num_samples": np.full(num_rows, 5)}
+    text = pa.DictionaryArray.from_arrays(zeros, pa.array(["x" * 100_000]))
+    pq.write_table(pa.table({**row, "text": text}), tmp_path / "m.parquet", compression="zstd", store_schema=False)
+    with pytest.raises(DataError, match="takes more than 134217728 bytes of memory"):
+        load_manifest(tmp_path / "m.parquet")
+    same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int32)), pa.array(["x"]))
+    pq.write_table(pa.table({"id": same, "path": same}), tmp_path / "m.parquet", store_schema=False)
+    with pytest.raises(DataError, match="announces 1000000 rows in"):
+        load_manifest(tmp_path / "m.parquet")
+
+
+def test_a_root_in_another_encoding_survives(tmp_path: Path) -> None:
+    root = Path(os.fsdecode(b"/corpus\xff"))
+    for suffix in ("tsv", "parquet"):
+        save_manifest(Manifest(make_manifest().table, root, ""), tmp_path / f"m.{suffix}")
+        assert load_manifest(tmp_path / f"m.{suffix}").root == root
 
 
 def test_a_further_column_that_is_text_in_one_manifest_and_numbers_in_another_is_text(tmp_path: Path) -> None:

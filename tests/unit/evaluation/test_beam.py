@@ -15,6 +15,7 @@ from speechssl.config import DecodingConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.evaluation.beam import BeamSearch, build_decoder
 from speechssl.evaluation.decoding import collapse, greedy_decode
+from speechssl.evaluation.lm_fit import Beginnings
 from speechssl.evaluation.ngram import Ngram, save_arpa
 from speechssl.evaluation.ngram_training import train_ngram
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary
@@ -152,10 +153,91 @@ def test_words_are_asked_for_as_texts_are_spelt() -> None:
     assert BeamSearch(typographic, EXACT, lm).search(log_probs) == (text.replace("'", "\u2019"), pytest.approx(score))
 
 
-def test_an_ngram_in_another_case_is_refused(tmp_path: Path) -> None:
-    save_arpa(train_ngram(["a quick fox"], 2), tmp_path / "lower.arpa")
-    with pytest.raises(DataError, match=r"`decoding.lm` must have words that the recogniser can write \(case: upper\)"):
-        build_decoder(DecodingConfig(name="beam", lm=str(tmp_path / "lower.arpa")), FAIRSEQ)
+def say(text: str, vocabulary: Vocabulary) -> torch.Tensor:
+    """Make sure frames that say a text, letter by letter with pauses between."""
+    ids = [0]
+    for letter in text.replace(" ", "|"):
+        ids += [vocabulary.symbols.index(letter), 0]
+    logits = torch.zeros(1, len(ids), len(vocabulary))
+    logits[0, range(len(ids)), ids] = 6.0
+    return logits
+
+
+def write_unigrams(path: Path, words: list[str]) -> str:
+    """Write a model by hand: what others make has not been through our folding."""
+    lines = ["-2\t<unk>", "-99\t<s>", "-1\t</s>", *(f"-1\t{word}" for word in words)]
+    path.write_text(
+        f"\\data\\\nngram 1={len(lines)}\n\n\\1-grams:\n" + "\n".join(lines) + "\n\n\\end\\\n", encoding="utf-8"
+    )
+    return str(path)
+
+
+FRENCH = Vocabulary(("<pad>", "|", *"abcdefghijklmnopqrstuvwxyzé\u2019"), "lower")
+GERMAN = Vocabulary(("<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZß"), "upper")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words", "text"),
+    [
+        (FAIRSEQ, ["the", "cat", "sat", "I"], "THE CAT SAT"),
+        (FAIRSEQ, ["The", "Cat,", "sat", "'"], "THE CAT SAT"),
+        (FAIRSEQ, ["don\u2019t", "it\u00b4s"], "DON'T IT'S"),
+        (FRENCH, ["c\u2019est", "l'eau", "Bonne"], "c\u2019est l\u2019eau bonne"),
+        (FRENCH, ["e\u0301te\u0301", "bonne\u00ad"], "été été bonne"),
+        (GERMAN, ["Straße", "grau"], "STRAßE GRAU"),
+    ],
+    ids=("case", "capitals and commas", "apostrophes", "the recogniser's apostrophes", "NFD", "sharp s"),
+)
+def test_an_ngram_is_brought_to_the_recognisers_spelling(
+    vocabulary: Vocabulary, words: list[str], text: str, tmp_path: Path
+) -> None:
+    config = DecodingConfig(name="beam", lm=write_unigrams(tmp_path / "lm.arpa", words))
+    decoder = build_decoder(config, vocabulary)
+    logits = say(text, vocabulary)
+    assert decoder.decode(logits, torch.tensor([logits.shape[1]])) == [text]
+    beam = decoder.describe()["beam"]
+    assert beam["output_words"] == beam["output_words_known"] == len(text.split())
+    assert beam["lm_words"] == len(words)
+
+
+def test_an_ngram_of_other_letters_is_refused(tmp_path: Path) -> None:
+    path = write_unigrams(tmp_path / "lm.arpa", ["кот", "x" * 300 + "é"])
+    told = (
+        r"`decoding.lm` must have words that the recogniser can write \(case: upper\), but the words of .* are КОТ, X"
+    )
+    with pytest.raises(DataError, match=told) as caught:
+        build_decoder(DecodingConfig(name="beam", lm=path), FAIRSEQ)
+    assert len(str(caught.value)) < 400
+
+
+def test_how_well_an_ngram_fits_stands_in_the_result_and_below_half_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = say("THE CAT", FAIRSEQ)
+    frames = torch.tensor([logits.shape[1]])
+    half = DecodingConfig(name="beam", lm=write_unigrams(tmp_path / "half.arpa", ["THE", "кот"]), unknown_penalty=0.0)
+    decoder = build_decoder(half, FAIRSEQ)
+    assert decoder.decode(logits, frames) == ["THE CAT"]
+    found = {"lm_words": 2, "lm_words_writable": 1, "output_words": 2, "output_words_known": 1}
+    assert decoder.describe()["beam"].items() >= found.items()
+    assert not caplog.records
+    path = write_unigrams(tmp_path / "few.arpa", ["T", "H", "кот", "пёс", "мышь", "ёж", "well-known"])
+    decoder = build_decoder(DecodingConfig(name="beam", lm=path, unknown_penalty=0.0), FAIRSEQ)
+    assert "of the 7 words of decoding.lm the recogniser can write only 2; it cannot write КОТ" in caplog.text
+    decoder.decode(logits, frames)
+    decoder.describe()
+    assert "decoding.lm knows only 0 of the 1 words that were recognised" in caplog.text
+
+
+def test_beginnings_are_those_of_the_words() -> None:
+    lm = train_ngram(["ABA AB B", "AB ABAB BA", "é AB"], 1)
+    begun = Beginnings(lm, SMALL)
+    assert begun.words == ["AB", "ABA", "ABAB", "B", "BA"]
+    for beginning in ("A", "AB", "ABA", "ABAB", "B", "BB", "ABABA"):
+        expected = [lm.log_probs[word] for word in begun.words if word.startswith(beginning)]
+        assert begun.get(beginning) == (max(expected) if expected else None)
+        expected_next = {letter: begun.get(beginning + letter) for letter in "AB" if begun.get(beginning + letter)}
+        assert begun.get_next(beginning) == expected_next
 
 
 def test_an_ngram_is_for_a_beam() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
@@ -18,7 +20,6 @@ from speechssl.data.manifest import Manifest
 from speechssl.errors import ConfigError, DataError
 from speechssl.evaluation.embedding_files import write_embeddings
 from speechssl.evaluation.embeddings import Embedder, choose_layers, embed, iterate_tables
-from speechssl.evaluation.recognition import Source
 from speechssl.model.speech_model import SpeechModel
 
 Speech = Callable[..., np.ndarray]
@@ -99,11 +100,10 @@ def test_long_audio_goes_in_windows_whose_result_does_not_depend_on_the_batch(
 
 def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp_path: Path) -> None:
     embedder = Embedder(model, choose_layers([0, 2], 2))
-    rows = embedder.count_rows(Source.from_manifest(manifest))
     for suffix in (".parquet", ".npy", ".safetensors"):
-        write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, manifest), rows, embedder.dim)
+        assert write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, manifest), embedder.dim) == 10
     expected = np.stack(pq.read_table(tmp_path / "out.parquet").column("embedding").to_pylist())
-    assert expected.shape == (rows, model.dim)
+    assert expected.shape == (10, model.dim)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
     np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "out.safetensors")["embeddings"], expected)
     lines = (tmp_path / "out.index.tsv").read_text().splitlines()
@@ -116,24 +116,56 @@ def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy", ".safetensors"])
-def test_an_interruption_leaves_nothing_behind(
-    model: SpeechModel, manifest: Manifest, tmp_path: Path, suffix: str
+def test_an_interruption_keeps_what_is_done_under_another_name(
+    model: SpeechModel, manifest: Manifest, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    embedder = Embedder(model, choose_layers("last", 2))
+    embedder = Embedder(model, choose_layers([0, 2], 2))
+    out, part = tmp_path / f"out{suffix}", tmp_path / f".out{suffix}.part"
 
-    def broken() -> object:
-        yield next(iterate_tables(embedder, manifest))
+    def break_off(after: int) -> Iterator[pa.Table]:
+        yield from islice(iterate_tables(embedder, manifest), after)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_embeddings(tmp_path / f"out{suffix}", broken(), 5, embedder.dim)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
+        write_embeddings(out, break_off(2), embedder.dim)
+    assert not out.exists()
+    assert f"broken off: the first 4 rows are in {part}" in caplog.text
+    whole = tmp_path / f"whole{suffix}"
+    write_embeddings(whole, iterate_tables(embedder, manifest), embedder.dim)
+    np.testing.assert_array_equal(read_file(part, suffix), read_file(whole, suffix)[:4])
+    if suffix != ".parquet":
+        lines = (tmp_path / "whole.index.tsv").read_text().splitlines()[:5]
+        assert (tmp_path / ".out.index.tsv.part").read_text().splitlines() == lines
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, break_off(0), embedder.dim)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name], "a part of nothing is none"
 
 
-@pytest.mark.parametrize("layer", [3, -1, [0, 9], "first", "3"])
+def read_file(path: Path, suffix: str) -> np.ndarray:
+    """Read the vectors of a file, by a suffix that its name may not have."""
+    if suffix == ".parquet":
+        return vectors(pq.read_table(path))
+    return np.load(path) if suffix == ".npy" else safetensors.numpy.load_file(path)["embeddings"]
+
+
+@pytest.mark.parametrize(
+    "layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)], ids=repr
+)
 def test_a_layer_that_is_not_there(layer: object) -> None:
     with pytest.raises(ConfigError, match="`layer` must be 0 to 2"):
         choose_layers(layer, 2)
+
+
+@pytest.mark.parametrize("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)], ids=repr)
+def test_a_layer_may_be_any_whole_number(layer: object) -> None:
+    assert choose_layers(layer, 2).names == ("1",)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
+def test_a_damaged_probe_gets_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ConfigError, match="must be"):
+        choose_layers(tmp_path, 2)
 
 
 def test_a_probes_folder_may_be_a_path(tmp_path: Path) -> None:

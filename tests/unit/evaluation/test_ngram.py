@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import math
+import time
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +104,17 @@ def test_compressed_files_and_files_with_spaces_read_alike(tmp_path: Path) -> No
         (("-0.4\tA B", "x\tA B"), "line 16 has no number where one must be: 'x A B'"),
         (("-0.4\tA B", "0.4\tA B"), "line 16 has a probability above 1"),
         (("\\end\\", ""), "it ends in its 3-grams, without \\end\\"),
+        (("ngram 2=3", "ngram 2=2"), "its head announces 2 2-grams, and it has more"),
+        (("ngram 3=1\n", ""), "line 18 must be \\end\\, and is '\\\\3-grams:'"),
+        (("-0.3\tB </s>", "-0.3\tB </s>\tinf"), "line 17 has a probability above 1"),
+        (("-0.3\tB </s>", "-0.3\tB " + 20_000 * "x"), "it has a line of more than 16384 bytes"),
     ],
 )
 def test_a_damaged_file_is_told_in_one_sentence(change: tuple[str, str], told: str, tmp_path: Path) -> None:
     path = write(tmp_path, ARPA.replace(*change, 1))
     with pytest.raises(DataError) as caught:
         load_arpa(path)
-    assert str(caught.value).startswith(f"`decoding.lm` must be an ARPA file, but {path} is none: ")
+    assert str(caught.value).startswith(f"`decoding.lm` ({path}) must be an ARPA file, but is not (")
     assert told in str(caught.value)
 
 
@@ -118,9 +125,103 @@ def test_what_is_no_file_or_no_text_is_told(tmp_path: Path) -> None:
         load_arpa(tmp_path)
     (tmp_path / "lm.gz").write_bytes(b"\\data\\")
     (tmp_path / "lm.bin").write_bytes(bytes(range(256)))
-    for name in ("lm.gz", "lm.bin"):
-        with pytest.raises(DataError, match="is none:"):
+    (tmp_path / "lm.txt").write_text(ARPA, encoding="utf-16")
+    (tmp_path / "lm.mmap").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0" + bytes(range(256)))
+    for name, told in (
+        ("lm.gz", "it ends in its head"),
+        ("lm.bin", r"it has no line \\data\\"),
+        ("lm.txt", "it is in UTF-16, not in UTF-8"),
+        ("lm.mmap", r"lm.mmap is a binary of KenLM: give the ARPA file that it was built from"),
+    ):
+        with pytest.raises(DataError, match=told):
             load_arpa(tmp_path / name)
+
+
+def test_what_other_toolkits_leave_in_a_file_is_read(tmp_path: Path) -> None:
+    plain = load_arpa(write(tmp_path, ARPA))
+    recipe = ARPA.replace("-99\t<s>\t-0.30\n", "-99\t<s>\t-0.30\n0\t</s>\t-0.30\n").replace("1=5", "1=6")
+    for name, text in (
+        ("the recipe of Hugging Face, a second end", recipe),
+        ("a byte-order mark", "\ufeff" + ARPA.lstrip()),
+        ("spaces in the head", ARPA.replace("ngram 1=5", "ngram  1 =        5")),
+        ("Windows", ARPA.replace("\n", "\r\n")),
+        ("comments", "made by hand\n" + ARPA + "\nand so on\n"),
+    ):
+        read = load_arpa(write(tmp_path, text))
+        assert (read.log_probs, read.backoffs) == (plain.log_probs, plain.backoffs), name
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2003", "\u2028", "\x85", "\x1c"])
+def test_words_end_at_plain_spaces_only(space: str, tmp_path: Path) -> None:
+    model = load_arpa(write(tmp_path, ARPA.replace("\tA\t", f"\tNEW{space}YORK\t").replace("A B", f"NEW{space}YORK B")))
+    assert model.words == [f"NEW{space}YORK", "B"]
+    assert model.log_probs[f"NEW{space}YORK B"] == -0.4
+
+
+def test_words_are_spelt_otherwise_when_they_are_read(tmp_path: Path) -> None:
+    text = (
+        ARPA.replace("1=5", "1=7")
+        .replace("2=3", "2=5")
+        .replace("-0.7\tB", "-0.4\ta\t-0.6\n-0.9\tb\n-0.7\tB")
+        .replace("-0.4\tA B", "-0.4\tA B\n-0.1\ta b\n-0.6\ta B")
+    )
+    model = load_arpa(write(tmp_path, text), spell=str.upper)
+    assert model.words == ["A", "B"]
+    assert (model.log_probs["A"], model.backoffs["A"]) == (-0.4, -0.6), "the likeliest, with its own back-off"
+    assert model.log_probs["B"] == -0.7
+    assert model.log_probs["A B"] == -0.1
+    assert END in model.log_probs, "signs are not spelt"
+    assert model.counts == [7, 5, 1], "as the file has it"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["\\data\\\n", "ngram 1=1\n\n", "\\1-grams:\n-1\t", *["A" * 10**6] * 60], "a line of more than"),
+        (["\\data\\\n", "ngram 1=1\n\n", "\\1-grams:\n", *["\n" * 10**6] * 60], "more than 1000 empty lines"),
+        (["\n" * 10**6] * 60, "more than 1000 lines before"),
+        (["\\data\\\nngram 1=9999999999\n\\1-grams:\n", *["-1\tA\n" * 10**5] * 100], "n-grams that stand twice"),
+        (["\\data\\\n", *[f"ngram {n}=1\n" for n in range(1, 20)]], "line 18 of its head is 'ngram 17=1'"),
+        (
+            ["\\data\\\nngram 1=7000\n\\1-grams:\n", *[f"-1\t{'A' * 9000}{n}\n" for n in range(7000)]],
+            "more than 30 times its size comes out of it",
+        ),
+    ],
+    ids=("line", "empty", "before", "twice", "order", "long words"),
+)
+def test_a_small_file_never_takes_much(lines: list[str], told: str, tmp_path: Path) -> None:
+    path = tmp_path / "lm.arpa.gz"
+    with gzip.open(path, "wt", compresslevel=9) as file:
+        file.writelines(lines)
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(DataError, match=told):
+        load_arpa(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.process_time() - start < 5
+    assert peak < 60e6
+
+
+@pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
+def test_damage_is_told_and_never_a_traceback(name: str, tmp_path: Path) -> None:
+    model = train_ngram(make_texts(20, 1), 2)
+    save_arpa(model, tmp_path / name)
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(1)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        place, kind = int(rng.integers(len(whole))), int(rng.integers(3))
+        if kind == 0:
+            damaged[place] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del damaged[place:]
+        else:
+            damaged[place : place + int(rng.integers(9))] = rng.bytes(int(rng.integers(9)))
+        (tmp_path / name).write_bytes(damaged)
+        with suppress(DataError):
+            read = load_arpa(tmp_path / name)
+            assert name == "lm.arpa" or read.log_probs.keys() == model.log_probs.keys(), "gzip has a checksum"
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config import DecodingConfig, ModelConfig
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
-from speechssl.errors import CheckpointError, DataError
+from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.evaluation import recognition
 from speechssl.evaluation.beam import build_decoder
 from speechssl.evaluation.recognition import (
@@ -135,9 +136,44 @@ def test_texts_keep_coming(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", 1)
     model = EchoModel()
     texts = iterate_texts(model, Source.from_manifest(manifest), batch_s=0.1)
-    assert next(texts) == TEXTS[0]
+    assert next(texts) == (0, TEXTS[0])
     assert len(model.calls) < len(TEXTS)
     texts.close()
+
+
+def test_what_cannot_be_read_is_left_out_and_the_others_stay_in_order(tmp_path: Path) -> None:
+    """A missing file, a damaged one, one of another rate, a long one: each in a batch with others, or alone."""
+    long = "A LONG TEXT THAT TAKES WINDOWS " * 8
+    waveforms = {name: say(name.upper()) for name in ("tea", "gone", "sea", "cut", "so", "rate")}
+    manifest = write(tmp_path, waveforms | {"long": say(long), "longcut": say(long), "it": say("IT")})
+    (tmp_path / "gone.wav").unlink()
+    for name in ("cut", "longcut"):
+        data = (tmp_path / f"{name}.wav").read_bytes()
+        (tmp_path / f"{name}.wav").write_bytes(data[: len(data) // 2])
+    soundfile.write(tmp_path / "rate.wav", waveforms["rate"], 8_000)
+    left_out = LeftOut("data.test")
+    for batch_s in (0.1, 60.0):
+        texts = recognise(EchoModel(), manifest, batch_s, 5.0, left_out=left_out)
+        assert texts == ["TEA", "SEA", "SO", long.strip(), "IT"]
+    assert [item.id for item in left_out.items] == ["cut", "gone", "longcut", "rate"]
+    assert left_out.items[1].path == str(tmp_path / "gone.wav")
+    assert "but is not: No such file" in left_out.items[1].reason
+    with pytest.raises(DataError, match="cut.wav must be whole"):
+        transcribe(EchoModel(), [tmp_path / "tea.wav", tmp_path / "cut.wav"])
+
+
+@pytest.mark.parametrize("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
+def test_what_is_neither_paths_nor_waveforms_gets_a_sentence(audio: object) -> None:
+    with pytest.raises(DataError, match="`audio` must be"):
+        transcribe(EchoModel(), audio, sample_rate=16_000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", ["16000", 16_000.5, True, 0])
+def test_a_rate_that_is_none_gets_a_sentence(rate: object) -> None:
+    with pytest.raises(DataError, match="`sample_rate` must be"):
+        transcribe(EchoModel(), say("TEA"), sample_rate=rate)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`decode` must be a function"):
+        transcribe(EchoModel(), say("TEA"), sample_rate=16_000, decode="beam")  # type: ignore[arg-type]
 
 
 def test_transcribe_takes_paths(manifest: Manifest, tmp_path: Path) -> None:

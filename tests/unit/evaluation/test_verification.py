@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
+from speechssl.cli.run import run_request
+from speechssl.cli.words import read_words
+from speechssl.data.manifest import load_manifest
 from speechssl.errors import DataError
 from speechssl.evaluation.verification import (
     MAX_UTTERANCES,
     Trials,
+    advise_pattern,
     compute_eer,
     compute_eer_interval,
+    describe_dispute,
+    describe_nesting,
     make_trials,
     read_trials,
     score_trials,
@@ -169,3 +177,72 @@ def test_one_speaker_of_each_sex_gives_no_trials() -> None:
     assert not make_trials(speakers, None, 10, 1).same.all()
     with pytest.raises(DataError, match="gives only one kind"):
         make_trials(["a", "a"], ["F", "F"], 10, 1)
+
+
+VOX = [f"{s}/{v}/0000{k}" for s in ("id1", "id2") for v in ("x6", "8j") for k in (1, 2)]
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}.wav", "{}.m4a", "./{}.wav", "vox/{}.wav", "/data/vox/{}.flac"])
+def test_trials_name_files_by_the_end_of_their_path(tmp_path: Path, spelling: str) -> None:
+    """As VoxCeleb's own lists do, whatever the ids are and into whatever format the files were converted."""
+    path = tmp_path / "trials.txt"
+    names = [spelling.format(VOX[k]) for k in (0, 3, 4)]
+    path.write_text(f"1 {names[0]} {names[1]}\n0 {names[0]} {names[2]}\n")
+    trials = read_trials(str(path), [f"u{k}" for k in range(8)], [f"/data/vox/{name}.flac" for name in VOX])
+    assert (trials.first.tolist(), trials.second.tolist(), trials.same.tolist()) == ([0, 0], [3, 4], [True, False])
+
+
+def test_an_id_goes_before_a_path_and_a_path_of_two_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a.wav b\n0 a.wav c\n")
+    paths = ["/m/x/b.wav", "/m/y/b.wav", "/m/a.wav", "/m/c.flac"]
+    trials = read_trials(str(path), ["a.wav", "b", "c", "d"], paths)
+    assert trials.first.tolist() == [0, 0]
+    path.write_text("1 b.wav c\n0 b.wav d\n")
+    with pytest.raises(DataError, match=r"must name one utterance .*:1 has b\.wav, which may be a\.wav or b$"):
+        read_trials(str(path), ["a.wav", "b", "c", "d"], paths)
+    path.write_text("1 x/b.wav c\n0 y/b.wav d\n")
+    assert read_trials(str(path), ["a.wav", "b", "c", "d"], paths).first.tolist() == [0, 1]
+
+
+def test_trials_of_what_is_left_out_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "trials.txt"
+    path.write_text("1 a b\n0 a c\n1 a d\n")
+    assert len(read_trials(str(path), ["a", "b", "c", "d"], unusable=[3]).same) == 2
+    assert "1 of 3 trials name an utterance that is left out" in caplog.text
+
+
+def test_a_folder_of_a_video_that_became_the_speaker_is_told() -> None:
+    paths = [f"/data/vox/{name}.wav" for name in VOX]
+    trials = Trials(np.array([0, 0, 1]), np.array([3, 4, 0]), np.array([True, False, True]))
+    speakers, videos = ([path.split("/")[part] for path in paths] for part in (-3, -2))
+    assert describe_dispute(trials, VOX, speakers, paths) == ""
+    told = describe_dispute(trials, VOX, videos, paths)
+    assert told.startswith("2 of 3 trials contradict the speakers of data.test: id1/x6/00001 and id1/8j/00002 are one")
+    assert "of x6 and 8j there" in told
+    assert told.endswith(
+        "prepare with \"speaker_pattern='([^/]+)/[^/]+/[^/]+$'\" makes the folder such as id1 the speaker"
+    )
+    # Nothing in the paths agrees with these.
+    odd = Trials(np.array([0, 0]), np.array([1, 4]), np.array([False, True]))
+    assert "prepare" not in describe_dispute(odd, VOX, videos, paths)
+
+
+def test_without_trials_folders_in_folders_are_told() -> None:
+    paths = [f"/data/vox/{name}.wav" for name in VOX]
+    told = describe_nesting([path.split("/")[-2] for path in paths], paths)
+    assert "4 in 2 outer folders" in told
+    assert "such as id1 the speaker" in told
+    assert describe_nesting([path.split("/")[-3] for path in paths], paths) == ""
+    flat = [f"/data/{speaker}/{k}.wav" for speaker in "ab" for k in range(2)]
+    assert describe_nesting(["a", "a", "b", "b"], flat) == "", "speakers in one folder"
+
+
+def test_the_advice_does_what_it_says_when_it_is_typed(tmp_path: Path) -> None:
+    for name in VOX:
+        (tmp_path / f"vox/{name}.wav").parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / f"vox/{name}.wav", np.zeros(800), 16_000)
+    word = shlex.split(advise_pattern("id1", 2).split("prepare with ")[1].split(" makes ")[0])[0]
+    (request,) = read_words("prepare", [str(tmp_path / "vox"), "corpus=folder", f"out={tmp_path / 'm'}", word])
+    run_request(request)
+    assert load_manifest(tmp_path / "m" / "all.tsv").column("speaker") == ["id1"] * 4 + ["id2"] * 4

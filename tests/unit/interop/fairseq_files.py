@@ -6,7 +6,7 @@ import argparse
 import enum
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -18,8 +18,13 @@ from torch import Tensor
 
 from speechssl.interop.fairseq import write_fairseq
 from speechssl.model.speech_model import SpeechModel
+from speechssl.text import FAIRSEQ_SYMBOLS
 
 LAYOUTS = ("plain", "namespace", "namespace inside", "untyped DictConfig", "structured DictConfig", "stand-in classes")
+
+
+LIBRISPEECH = "/checkpoint/data/speech/libri/960h/raw"
+"""Where the data of the published models lay; it says which 32 letters their outputs are."""
 
 
 def export(model: SpeechModel, folder: Path) -> dict[str, Any]:
@@ -30,6 +35,7 @@ def export(model: SpeechModel, folder: Path) -> dict[str, Any]:
     stored: dict[str, Any] = torch.load(folder / "export.pt", weights_only=True)
     (folder / "export.pt").unlink()
     del stored["speechssl"]
+    stored["cfg"]["task"]["data"] = LIBRISPEECH
     return stored
 
 
@@ -96,15 +102,15 @@ def structure(part: dict[str, Any], classes: types.ModuleType) -> Any:
 
 
 @contextmanager
-def stand_ins() -> Iterator[types.ModuleType]:
-    """A module as fairseq's would be, which is gone when the file is read."""
+def stand_ins(symbols: Sequence[str] = FAIRSEQ_SYMBOLS) -> Iterator[types.ModuleType]:
+    """A module as fairseq's would be, with a dictionary of symbols, which is gone when the file is read."""
     module = types.ModuleType("fairseq_stand_in")
     choice = enum.Enum("Choice", {"default": "default", "layer_norm": "layer_norm"}, module=module.__name__)
 
     @dataclass
     class Dictionary:
-        symbols: list[str] = field(default_factory=lambda: ["<s>", "<pad>"])
-        indices: dict[str, int] = field(default_factory=lambda: {"<s>": 0})
+        symbols: list[str] = field(default_factory=lambda: list(symbols))
+        indices: dict[str, int] = field(default_factory=lambda: {s: n for n, s in enumerate(symbols)})
 
     Dictionary.__module__, Dictionary.__qualname__ = module.__name__, "Dictionary"
     module.Choice, module.Dictionary = choice, Dictionary  # type: ignore[attr-defined]

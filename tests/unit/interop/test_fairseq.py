@@ -20,7 +20,7 @@ from speechssl.interop.huggingface import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
-from tests.unit.interop.fairseq_files import LAYOUTS, assert_same_weights, export, write
+from tests.unit.interop.fairseq_files import LAYOUTS, LIBRISPEECH, assert_same_weights, export, stand_ins, write
 
 NORMS = (
     {"conv_norm": "group", "norm_first": False, "conv_bias": False},
@@ -169,11 +169,72 @@ def test_the_dictionary_beside_a_file(recogniser: SpeechModel, tmp_path: Path) -
     for text, sentence in (
         ("| 1\ne 1\n", "a label for each of the 8 outputs of its head, but .* makes 6"),
         ("|\ne\n", "a dictionary of `symbol count` lines"),
-        ("a 1\nb 1\nc 1\nd 1\n", "labels of words"),
+        ("a 1\nb 1\nc 1\nd 1\n", "the word boundary '|' among its labels, but .*dict.ltr.txt has 8 labels without"),
     ):
         (tmp_path / DICTIONARY).write_text(text)
         with pytest.raises(CheckpointError, match=sentence):
             read_fairseq(tmp_path / "a.pt", "init")
+
+
+ITALIAN = ("<s>", "<pad>", "</s>", "<unk>", "|", *"eaionltrscdupmgvhzbfq'èùòéì")
+
+
+def name_data(stored: dict[str, Any], data: object, labels: object = "ltr") -> dict[str, Any]:
+    return {**stored, "cfg": {**stored["cfg"], "task": {**stored["cfg"]["task"], "data": data, "labels": labels}}}
+
+
+@pytest.mark.parametrize(
+    ("data", "labels"),
+    [
+        (".", "ltr"),
+        (None, "ltr"),
+        (["libri"], 3),
+        ("/data/voxpopuli/it", "ltr"),
+        ("/data/equilibrium", "ltr"),
+        (LIBRISPEECH, "phn"),
+    ],
+)
+def test_labels_are_not_guessed(data: object, labels: object, recogniser: SpeechModel, tmp_path: Path) -> None:
+    """32 outputs may be the letters of any language."""
+    write(name_data(export(recogniser, tmp_path), data, labels), "plain", tmp_path / "it.pt")
+    sentence = (
+        r"must have dict\.ltr\.txt beside it, with the labels of its 32 outputs, but .*it\.pt has none, and .*https"
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+        read_fairseq(tmp_path / "it.pt")
+
+
+@pytest.mark.parametrize("data", [LIBRISPEECH, "/data/LibriSpeech/raw", "s3://x/libri-light", "libri960"])
+def test_letters_of_librispeech_are_taken_with_a_warning(
+    data: str, recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(name_data(export(recogniser, tmp_path), data), "plain", tmp_path / "en.pt")
+    assert read_fairseq(tmp_path / "en.pt").card.vocabulary == Vocabulary(FAIRSEQ_SYMBOLS)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    for part in (str(tmp_path / "en.pt"), DICTIONARY, "the letters of LibriSpeech", data):
+        assert part in record.getMessage()
+
+
+def test_the_dictionary_in_a_file_comes_first(
+    recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """fairseq keeps it in what its task remembers, and reads it from there too."""
+    stored = export(recogniser, tmp_path)
+    with stand_ins(ITALIAN) as classes:
+        torch.save({**stored, "task_state": {"target_dictionary": classes.Dictionary()}}, tmp_path / "it.pt")
+    (tmp_path / DICTIONARY).write_text("| 1\ne 1\n")
+    assert read_fairseq(tmp_path / "it.pt").card.vocabulary == Vocabulary(ITALIAN, "lower")
+    assert "WARNING" not in [record.levelname for record in caplog.records]
+
+
+@pytest.mark.parametrize("name", ["hubert", "hubert_ctc", "data2vec_audio", "wav2vec2-conformer"])
+def test_another_family_is_named(name: str, pretrained: SpeechModel, tmp_path: Path) -> None:
+    save = change(export(pretrained, tmp_path), "_name", name)
+    write(save, "plain", tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"must be a wav2vec 2\.0 model, but .*a\.pt describes .*does not load yet"
+    ):
+        read_fairseq(tmp_path / "a.pt")
 
 
 def test_a_dictionary_is_written_for_fairseq(recogniser: SpeechModel, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from speechssl.config import MaskConfig, ModelConfig, TextConfig
 from speechssl.errors import CheckpointError
+from speechssl.interop.families import FAMILIES
 from speechssl.interop.foreign import build_model
 from speechssl.interop.huggingface import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
@@ -200,15 +202,21 @@ def write_module(folder: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Change, str]] = {
-    "truncated weights": (truncate, r"must be a whole file of tensors, but .*model\.safetensors does not load"),
+    "truncated weights": (truncate, r"must be a whole file of tensors, but .*model\.safetensors is not \("),
     "a pickle with more than tensors": (write_module, "holds more, which is never unpickled"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"must have model\.safetensors or pytorch_model\.bin"),
     "another architecture": (
         lambda f: edit(f, "config.json", model_type="hubert"),
-        "must be a wav2vec 2.0 model, but model_type in .*config.json is 'hubert'",
+        "must be a wav2vec 2.0 model, but .*config.json describes HuBERT, which does not load yet",
     ),
-    "an adapter": (lambda f: edit(f, "config.json", add_adapter=True), "without adapters, but add_adapter"),
-    "an attention adapter": (lambda f: edit(f, "config.json", adapter_attn_dim=16), "but adapter_attn_dim in .* is 16"),
+    "an adapter": (
+        lambda f: edit(f, "config.json", add_adapter=True),
+        "has convolutions after the transformer .add_adapter=True",
+    ),
+    "an attention adapter": (
+        lambda f: edit(f, "config.json", adapter_attn_dim=16),
+        "adapters of a language, as MMS .adapter_attn_dim=16",
+    ),
     "another activation": (lambda f: edit(f, "config.json", hidden_act="relu"), "hidden_act=gelu .* but has 'relu'"),
     "another epsilon": (lambda f: edit(f, "config.json", layer_norm_eps=1e-3), "layer_norm_eps=1e-05"),
     "a value of another type": (
@@ -240,7 +248,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         r"backbone.transformer.blocks.0.inner.weight \(64, 32\) for \(80, 32\)",
     ),
     "a fused positional convolution": (fuse, "fused as encoder.pos_conv_embed.conv.weight"),
-    "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "vocab.json is missing"),
+    "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "vocab.json cannot be read .No such file"),
     "a vocabulary that does not fit the head": (
         take_letters,
         "a token for each of the 32 outputs of its head, but .*vocab.json has 20 tokens from 0 to 19",
@@ -261,7 +269,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         lambda f: edit(f, "preprocessor_config.json", sampling_rate=8000),
         "must take audio at 16000 Hz, but .* says 8000",
     ),
-    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not \(Expecting"),
     "neither theirs nor ours": (lambda f: edit(f, "config.json", model_type=None), "neither version nor model_type"),
 }
 
@@ -284,3 +292,101 @@ def test_labels_without_specials_are_exported_without(tmp_path: Path, tiny_model
     stored = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert [stored[name] for name in ("pad_token", "bos_token", "eos_token", "unk_token")] == ["-", None, None, None]
     assert read_huggingface(tmp_path).card.vocabulary == model.vocabulary
+
+
+def split(folder: Path, name: str, num_shards: int = 2) -> dict[str, str]:
+    """Write the weights of a folder in shards, safetensors or torch files; give where each weight is."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, _, suffix = name.rpartition(".")
+    places = {}
+    for number in range(num_shards):
+        shard = f"{stem}-{number + 1:05}-of-{num_shards:05}.{suffix}"
+        part = {weight: weights[weight] for weight in sorted(weights)[number::num_shards]}
+        if suffix == "bin":
+            torch.save(part, folder / shard)
+        else:
+            save_file(part, folder / shard)
+        places |= dict.fromkeys(part, shard)
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return places
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_of_either_kind_load(name: str, folder: Path) -> None:
+    whole = read_huggingface(folder).weights
+    split(folder, name, 3)
+    found = read_huggingface(folder).weights
+    assert all(torch.equal(found[weight], value) for weight, value in whole.items())
+
+
+@pytest.mark.parametrize("place", ["../evil.bin", "/etc/passwd", "..", "a/b.bin", "", 3, None, ["a"], "config.json"])
+def test_shards_lie_beside_their_list(place: Any, folder: Path) -> None:
+    places = split(folder, "pytorch_model.bin")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {**places, "x": place}}))
+    with pytest.raises(CheckpointError, match=r"^`checkpoint` must .*(index\.json does not|config\.json is not)"):
+        read_huggingface(folder)
+
+
+def test_a_weight_in_two_shards_is_refused(folder: Path) -> None:
+    places = split(folder, "pytorch_model.bin")
+    (folder / "again.bin").write_bytes((folder / min(places.values())).read_bytes())
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {**places, "x": "again.bin"}}))
+    with pytest.raises(CheckpointError, match="each weight once, but .* repeats"):
+        read_huggingface(folder)
+
+
+HEADS = {
+    "Wav2Vec2ForSequenceClassification": ("classifier.weight", "projector.weight"),
+    "Wav2Vec2ForAudioFrameClassification": ("classifier.bias", "layer_weights"),
+    "Wav2Vec2ForXVector": ("feature_extractor.weight", "objective.weight", "tdnn.0.kernel.weight"),
+    "Wav2Vec2ForSpeechClassification": ("classifier.dense.weight", "classifier.out_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_there_is_none_of_here_is_left_behind_and_named(name: str, folder: Path) -> None:
+    def put_on(weights: dict[str, torch.Tensor]) -> None:
+        weights.update({weight: torch.ones(2) for weight in HEADS[name]})
+        del weights["lm_head.weight"], weights["lm_head.bias"]
+
+    backbone = {weight: value for weight, value in read_huggingface(folder).weights.items() if "head" not in weight}
+    edit(folder, "config.json", architectures=[name])
+    edit_weights(folder, put_on)
+    foreign = read_huggingface(folder)
+    assert foreign.card.kind == "backbone"
+    assert foreign.weights.keys() == backbone.keys()
+    parts = sorted({weight.partition(".")[0] for weight in HEADS[name]})
+    assert foreign.dropped == (f"the head of {name} ({', '.join(parts)})",)
+    edit(folder, "config.json", architectures=["Wav2Vec2Model"])
+    with pytest.raises(CheckpointError, match="has the unknown"):
+        read_huggingface(folder)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_that_does_not_load_is_named(name: str, folder: Path) -> None:
+    edit(folder, "config.json", model_type=name)
+    with pytest.raises(CheckpointError, match=f"describes {re.escape(FAMILIES[name])}, which does not load yet"):
+        read_huggingface(folder)
+
+
+@pytest.mark.parametrize("num_labels", [30, 3500])
+def test_labels_without_a_word_boundary_are_one_short_sentence(num_labels: int, folder: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", *map(chr, range(0x4E00, 0x4E00 + num_labels))]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    edit(folder, "tokenizer_config.json", pad_token="[PAD]", unk_token="[UNK]")
+    head = {"lm_head.weight": torch.zeros(len(tokens), 32), "lm_head.bias": torch.zeros(len(tokens))}
+    edit_weights(folder, lambda weights: weights.update(head))
+    sentence = rf"the word boundary '\|' among its labels, but .*vocab.json has {len(tokens):,} labels without it"
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        read_huggingface(folder)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_long_name_stays_out_of_a_sentence(folder: Path) -> None:
+    edit_weights(folder, lambda weights: weights.update({"x" * 100_000: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="has the unknown x{100}…") as caught:
+        read_huggingface(folder)
+    assert len(str(caught.value)) < 400

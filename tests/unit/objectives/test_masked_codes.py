@@ -272,7 +272,10 @@ def test_k_means_is_the_same_every_time_and_finds_clusters() -> None:
     ("keys", "sentence"),
     [
         ({"targets": "vq"}, "`objective.targets` must be one of random_projection, kmeans, but is 'vq'"),
-        ({"num_codes": 1}, "`objective.num_codes` must be at least 2, or 0 for the published number, but is 1"),
+        (
+            {"num_codes": 1},
+            "`objective.num_codes` must be between 2 and 65536, or 0 for .*, but is 1",
+        ),
         ({"intermediate_layer": 2}, r"`objective.intermediate_layer` must be 0 \(none\) to 1, but is 2"),
         ({"targets": "kmeans", "teacher": "missing"}, "`objective.teacher` must be a run folder .* does not exist"),
         ({"targets": "kmeans", "teacher": "own", "teacher_layer": 3}, "`objective.teacher_layer` must be between 0"),

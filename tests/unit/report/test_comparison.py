@@ -72,3 +72,21 @@ def test_runs_with_nothing_in_common_have_only_their_cards(make: SimpleNamespace
     page = make_comparison(runs, ["a", "b"], ["", ""])
     assert "<svg" not in page
     assert "Side by side" not in page
+
+
+def test_accuracies_of_two_tasks_are_not_compared(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [load_run(make.pretrain(tmp_path / name)) for name in "abc"]
+    runs[2].config["objective"]["name"] = "masked_codes"
+    page = make_comparison(runs, ["a", "b", "codes"], ["", "", ""])
+    chart = page.split("<figcaption>Accuracy, held out")[1].split("</figure>")[0]
+    assert "&quot;label&quot;:&quot;b&quot;" in chart and "&quot;label&quot;:&quot;codes&quot;" not in chart
+    assert "Accuracy of codes, held out" not in page, "one run is no comparison"
+    row = page.split("<tr><td>codes</td>")[1].split("</tr>")[0]
+    assert row.count(">–<") == 1
+
+
+def test_the_best_value_is_not_that_of_the_state_before_training(make: SimpleNamespace, tmp_path: Path) -> None:
+    runs = [load_run(make.finetune(tmp_path / name, pace=pace)) for name, pace in (("a", 5.0), ("b", 1.0))]
+    runs[1].metrics.insert(0, {"update": 0, "split": "valid", "wer": 1.0, "cer": 1.0, "loss": 1.0, "hours_seen": 0.0})
+    page = make_comparison(runs, ["ours", "gone on"], ["", ""])
+    assert page.count("The best value is that of ours.") == 3 and "that of gone on" not in page

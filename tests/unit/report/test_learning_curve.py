@@ -136,3 +136,16 @@ def test_several_runs_share_the_chart_of_the_page(make: SimpleNamespace, tmp_pat
     overview = page.split('<article id="run-1">')[0]
     charts = [chart for chart in read_charts(overview) if chart.get("log")]
     assert [[curve["label"] for curve in chart["curves"]] for chart in charts] == [["a", "b"]]
+
+
+def test_published_points_stand_beside_runs_of_their_task_alone(make: SimpleNamespace, tmp_path: Path) -> None:
+    """Naming codes is another task than choosing among frames, and its accuracy another figure."""
+    runs = [(load_run(make.pretrain(tmp_path / name)), name) for name in "ab"]
+    runs[1][0].config["objective"]["name"] = "masked_codes"
+    alone = make_learning_curve([runs[1]], [])
+    assert "BASE" not in alone and "mark ref" not in alone
+    assert "Accuracy of codes" in alone and "Contrastive accuracy" not in alone
+    contrastive, codes = read_charts(make_learning_curve(runs, []))
+    assert [curve["label"] for curve in contrastive["curves"]] == ["a"]
+    assert [curve["label"] for curve in codes["curves"]] == ["b"]
+    assert contrastive["x"][1] > 640_000 > codes["x"][1]

@@ -4,9 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from speechssl.config import PretrainConfig
 from speechssl.errors import ConfigError, DataError
+from speechssl.report.health import make_health
 from speechssl.report.run_folder import load_run
+from speechssl.training.run_folder import claim_run
 
 
 def test_each_kind_is_told_from_its_files(make: SimpleNamespace, tmp_path: Path) -> None:
@@ -34,11 +38,14 @@ def test_a_line_that_is_still_being_written_is_left_out(make: SimpleNamespace, t
     assert len(load_run(folder).metrics) == before
 
 
-def test_a_damaged_line_is_named(make: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_log_is_read_up_to_its_damage(make: SimpleNamespace, tmp_path: Path) -> None:
     folder = make.pretrain(tmp_path / "run", num_updates=60)
-    (folder / "metrics.jsonl").write_text('{"update": 1}\nnonsense\n')
-    with pytest.raises(DataError, match="line 2 is damaged"):
-        load_run(folder)
+    (folder / "metrics.jsonl").write_text(
+        '{"update": 1, "split": "train"}\nnonsense\n{"update": 2, "split": "train"}\n'
+    )
+    run = load_run(folder)
+    assert [row["update"] for row in run.select("train")] == [1]
+    assert "metrics.jsonl is damaged, and left out from there on: line 2 is damaged" in make_health(run)
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
@@ -48,4 +55,61 @@ def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a file"):
         load_run(tmp_path / "file")
     with pytest.raises(DataError, match="none of these"):
+        load_run(tmp_path)
+
+
+def test_every_utterance_is_there_whatever_its_id(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.evaluate(tmp_path / "run")
+    lines = (folder / "utterances.tsv").read_text().splitlines()
+    ids = ["# 1", "#", "# root=/x", '"quoted', "a\\tb", "  ", "\u2028", "\x85", "\x0c"]
+    lines += [f"{name}\ts\t1\t1\t1\t1\tA\tB" for name in ids]
+    (folder / "utterances.tsv").write_text("\n".join(lines) + "\n")
+    assert [row["id"] for row in load_run(folder).utterances[4:]] == ids
+
+
+def test_a_transcript_of_hours_is_read(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.evaluate(tmp_path / "run")
+    words = "WORD " * 40_000
+    with (folder / "utterances.tsv").open("a") as file:
+        file.write(f"long\ts\t0\t40000\t0\t199999\t{words}\t{words}\n")
+    assert load_run(folder).utterances[-1]["hypothesis"] == words
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("a\tb", "must have 8 fields a line, but line 6 has 2"),
+        ("a\ts\tx\t1\t1\t1\tA\tB", "whole number as word_errors"),
+    ],
+)
+def test_a_damaged_table_is_named(make: SimpleNamespace, tmp_path: Path, line: str, problem: str) -> None:
+    folder = make.evaluate(tmp_path / "run")
+    with (folder / "utterances.tsv").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=problem):
+        load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", "one"), ("training.lr", [1.0]), ("training.ema_decay", True), ("data.valid", [1]), ("out", 3)],
+)
+def test_a_configuration_with_a_value_of_another_kind_is_named(
+    make: SimpleNamespace, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = make.pretrain(tmp_path / "run", num_updates=12)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match=f"must have a value of type .* as {key}, but has"):
+        load_run(folder)
+
+
+def test_a_configuration_that_was_changed_is_named(make: SimpleNamespace, tmp_path: Path) -> None:
+    claim_run(tmp_path, PretrainConfig(out="x"))
+    assert load_run(tmp_path).kind == "pretrain"
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("seed: 1", "seed: 3"))
+    with pytest.raises(DataError, match="is not what was written, its SHA-256 differs"):
         load_run(tmp_path)

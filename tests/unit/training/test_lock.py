@@ -74,3 +74,33 @@ def test_without_locks_there_is_a_warning(
     with hold_folder(tmp_path):
         assert (tmp_path / LOCK).exists()
     assert "cannot be locked here (No locks available)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe"])
+def test_a_lock_that_leads_elsewhere_is_refused_and_nothing_there_changes(tmp_path: Path, kind: str) -> None:
+    victim, lock = tmp_path / "victim", tmp_path / LOCK
+    victim.write_text("precious")
+    match kind:
+        case "link":
+            lock.symlink_to(victim)
+        case "dangling link":
+            lock.symlink_to("none")
+        case "second name":
+            lock.hardlink_to(victim)
+        case _:
+            os.mkfifo(lock)
+    with pytest.raises(ConfigError, match=r"`out` must be a place that can be written, but .*\.lock could not be"):
+        hold_folder(tmp_path).__enter__()
+    assert victim.read_text() == "precious" and not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(ConfigError, match=r"\.lock could not be \(No space left on device\)"), hold_folder(tmp_path):
+        pass
+    monkeypatch.undo()
+    with hold_folder(tmp_path):
+        pass

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speechssl.training.metrics import JsonLinesWriter, find_last_metrics, read_metrics
+import pytest
+
+from speechssl.errors import ConfigError
+from speechssl.training.metrics import NAME, JsonLinesWriter, TensorBoardWriter, find_last_metrics, read_metrics
+from speechssl.training.records import read_log
 
 
 def write(folder: Path, *records: tuple[int, str]) -> None:
@@ -34,3 +38,73 @@ def test_the_last_metrics_of_a_split_are_found(tmp_path: Path) -> None:
     write(tmp_path, (1, "train"), (2, "valid"), (2, "train"))
     assert find_last_metrics(tmp_path, "train") == {"loss": 2.0}
     assert find_last_metrics(tmp_path, "test") is None
+
+
+def test_a_damaged_log_is_cut_there_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, *((update, "train") for update in range(1, 7)))
+    before = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(before.replace(b"4.0", b"9.0"))
+    writer = JsonLinesWriter(tmp_path, 6)
+    assert "line 4 is not what was written (its CRC-32 differs); it is cut there" in caplog.text
+    assert "has no line of the updates 4 to 6" in caplog.text
+    writer.write({"update": 7, "split": "train", "loss": 7.0})
+    writer.close()
+    assert [update for update, _ in read(tmp_path)] == [1, 2, 3, 7]
+    assert (tmp_path / "damaged-metrics.jsonl").read_bytes() == before.replace(b"4.0", b"9.0")
+    assert read_log(tmp_path / NAME).problem == ""
+
+
+def test_a_log_that_is_gone_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, *((update, "train") for update in range(1, 4)))
+    (tmp_path / NAME).unlink()
+    JsonLinesWriter(tmp_path, 2).close()
+    assert "has no line of the updates 1 to 2: they are lost" in caplog.text
+    write(tmp_path, (3, "train"))
+    assert read_log(tmp_path / NAME).problem == ""
+
+
+@pytest.mark.parametrize("cut", [NAME, "metrics.crc32"])
+def test_a_kill_between_the_two_files_is_no_damage(tmp_path: Path, cut: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Either may be the older one, when the log was cut back and when it grew."""
+    write(tmp_path, *((update, "train") for update in range(1, 6)))
+    lines = (tmp_path / cut).read_bytes().splitlines(keepends=True)
+    (tmp_path / cut).write_bytes(b"".join(lines[:3]))
+    JsonLinesWriter(tmp_path, 2).close()
+    write(tmp_path, (3, "train"))
+    assert [update for update, _ in read(tmp_path)] == [1, 2, 3]
+    assert "damaged" not in caplog.text and read_log(tmp_path / NAME).problem == ""
+
+
+def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    for name in (NAME, "metrics.crc32", ".metrics.jsonl.part"):
+        run = tmp_path / f"run {name}"
+        run.mkdir()
+        (run / name).symlink_to(victim)
+        write(run, (1, "train"))
+        assert [update for update, _ in read(run)] == [1]
+    assert victim.read_text() == "precious\n"
+
+
+def test_tensorboard_reads_the_curves_and_hides_what_was_made_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for update, last in ((0, 5), (3, 6)):
+        writer = TensorBoardWriter(tmp_path, update)
+        for made in range(update + 1, last + 1):
+            writer.write({"update": made, "split": "train", "loss": made + last / 10, "hard_perplexity": [2.0, 3.0]})
+        writer.close()
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    points = [(point.step, round(point.value, 3)) for point in curves.Scalars("train/loss")]
+    assert points == [(1, 1.5), (2, 2.5), (3, 3.5), (4, 4.6), (5, 5.6), (6, 6.6)]
+    assert "train/hard_perplexity_1" in curves.Tags()["scalars"]
+
+
+def test_a_tensorboard_folder_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tensorboard").symlink_to("elsewhere")
+    with pytest.raises(ConfigError, match=r"tensorboard could not be \(it is a link\)"):
+        TensorBoardWriter(tmp_path, 0)
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from speechssl.config import PretrainConfig, TrainingConfig
 from speechssl.errors import ConfigError
-from speechssl.training.run_folder import CONFIG, RESULT, claim_run, open_run
+from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT, claim_run, open_run
 
 
 def make_config(**changes: object) -> PretrainConfig:
@@ -55,3 +56,66 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path: Path) -> None:
     changed.model.waveform_epsilon = 1e-7
     with pytest.raises(ConfigError, match="`model.waveform_epsilon` must stay 1e-05"):
         open_run(tmp_path, changed)
+
+
+def test_every_flipped_bit_of_a_configuration_is_refused(tmp_path: Path) -> None:
+    claim_run(tmp_path, make_config())
+    path = tmp_path / CONFIG
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(ConfigError, match=r"config\.yaml must be .*, but is not"):
+            open_run(tmp_path, make_config())
+    path.write_bytes(whole)
+    assert open_run(tmp_path, make_config()) is None
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "folder", "pipe", "loop", "list", "alias", "words"])
+def test_a_configuration_that_cannot_be_read_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    claim_run(tmp_path, make_config())
+    path = tmp_path / CONFIG
+    whole = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(CONFIG)
+        case _:
+            path.write_bytes(
+                {
+                    "empty": b"", "cut": whole[:-9], "zeros": bytes(99), "list": b"- 1\n", "alias": b"a: &a 1\nb: *a\n",
+                    "words": b"training:\n  max_updates: many\n",
+                }[kind]
+            )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"config\.yaml must (be|have) "):
+        open_run(tmp_path, make_config())
+
+
+@pytest.mark.parametrize("name", ["update-0000005", "damaged-update-0000005"])
+def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"`out` must hold the config\.yaml of its run, but .* has checkpoints"):
+        open_run(tmp_path, make_config())
+
+
+@pytest.mark.parametrize("content", ["", '{"updates": 5', "[5]", "\0\0", '{"updates": "5"}'])
+def test_a_damaged_result_is_made_again(tmp_path: Path, content: str) -> None:
+    claim_run(tmp_path, make_config())
+    (tmp_path / RESULT).write_text(content)
+    assert open_run(tmp_path, make_config()) is None
+    (tmp_path / CONFIG).unlink()
+    with pytest.raises(ConfigError, match="holds a finished result"):
+        open_run(tmp_path, make_config())
+
+
+def test_what_is_linked_elsewhere_stays_as_it_is(tmp_path: Path) -> None:
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    run.mkdir()
+    for name in (CONFIG, ENVIRONMENT, ".config.yaml.part", ".environment.json.part"):
+        (run / name).symlink_to(victim)
+    claim_run(run, make_config())
+    assert victim.read_text() == "precious" and not (run / CONFIG).is_symlink()

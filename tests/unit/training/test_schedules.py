@@ -6,7 +6,7 @@ import pytest
 
 from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.schedules import compute_frozen_updates, compute_lr
+from speechssl.training.schedules import compute_frozen_updates, compute_lr, describe_schedule
 
 TAU = {1: 2.0, 32_001: 1.704, 100_001: 1.213, 200_001: 0.736, 250_001: 0.573, 277_260: 0.5, 400_000: 0.5}
 
@@ -38,3 +38,31 @@ def test_gumbel_temperature_scales_with_the_run(tiny_model_config: ModelConfig) 
     assert objective.temperature(1) == 2.0
     assert objective.temperature(501) == pytest.approx(1.213, abs=1e-3)
     assert objective.temperature(2_000) == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["polynomial", "tri_stage"])
+def test_a_longer_run_keeps_the_shape_of_its_schedule(schedule: str) -> None:
+    short = TrainingConfig(schedule=schedule, max_updates=100, freeze_share=0.5)
+    longer = TrainingConfig(schedule=schedule, max_updates=200, schedule_updates=100, freeze_share=0.5)
+    assert [compute_lr(longer, n) for n in range(1, 101)] == [compute_lr(short, n) for n in range(1, 101)]
+    end = 0.0 if schedule == "polynomial" else longer.lr * longer.final_lr_scale
+    assert [compute_lr(longer, n) for n in range(102, 201)] == pytest.approx([end] * 99)
+    assert compute_frozen_updates(longer) == 50
+
+
+def test_an_encoder_that_stays_frozen_stays_so_in_a_longer_run() -> None:
+    assert compute_frozen_updates(TrainingConfig(max_updates=200, schedule_updates=100, freeze_share=1.0)) == 200
+
+
+def test_a_jump_and_an_end_of_the_schedule_are_said() -> None:
+    assert describe_schedule(TrainingConfig(max_updates=100), before=100, done=50) == []
+    (jump,) = describe_schedule(TrainingConfig(max_updates=200, schedule_updates=200), before=100, done=100)
+    assert "training.schedule_updates is 200 where the run had 100 so far" in jump
+    assert "the learning rate of update 101 is 0.000269 instead of 0" in jump
+    (end,) = describe_schedule(TrainingConfig(max_updates=200, schedule_updates=100), before=100, done=100)
+    assert "the schedule ends at update 100" in end
+    assert "is 0, so that nothing is learned" in end
+    (end,) = describe_schedule(
+        TrainingConfig(max_updates=200, schedule_updates=100, schedule="tri_stage", lr=1.0), before=100, done=100
+    )
+    assert "the learning rate stays 0.05" in end

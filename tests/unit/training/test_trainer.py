@@ -14,8 +14,9 @@ from speechssl.objectives.ctc import CTCObjective
 from speechssl.objectives.protocol import LossTerms, Metrics
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
 from speechssl.training.distributed import Ranks
+from speechssl.training.setup import Setup
 from speechssl.training.state import Progress
-from speechssl.training.trainer import Setup, Trainer
+from speechssl.training.trainer import Trainer
 
 NAN = float("nan")
 

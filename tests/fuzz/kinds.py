@@ -1,0 +1,256 @@
+"""The kinds of files that are damaged: how a whole one is made, and what reads it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+
+from speechssl.audio import load_audio, read_info
+from speechssl.cli.report import run as report
+from speechssl.config import (
+    ContrastiveConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    QuantizerConfig,
+    ReportConfig,
+    TrainingConfig,
+)
+from speechssl.corpora.folder import read_sidecar
+from speechssl.corpora.librispeech import read_sexes, read_transcripts
+from speechssl.corpora.table import read_table
+from speechssl.data.inputs import find_files
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
+from speechssl.errors import CheckpointError, DataError
+from speechssl.evaluation.ngram import load_arpa
+from speechssl.interop.checkpoint import save_model
+from speechssl.interop.load import load_model, write_model
+from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.text import Vocabulary
+from speechssl.training.checkpoint import CheckpointStore
+from speechssl.training.metrics import NAME as METRICS
+from speechssl.training.metrics import JsonLinesWriter, read_metrics
+from speechssl.training.optim import build_optimizer
+from speechssl.training.run_folder import claim_run, open_run
+from speechssl.training.state import Progress, TrainingState
+from speechssl.training.validity import FILES, find_problem
+from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of files.
+
+    Attributes:
+        make: writes whole files into an empty folder.
+        use: reads one of them, in a copy of that folder, as a verb would; it may write there.
+        targets: patterns of the files that are damaged.
+        covered: names of files that a checksum covers: any change in them must be refused.
+    """
+
+    make: Callable[[Path], object]
+    use: Callable[[Path, Path], object]
+    targets: Sequence[str] = ("*",)
+    covered: Sequence[str] = field(default=())
+
+
+SMALL = ModelConfig(
+    conv_channels=[4] * 7, num_layers=1, model_dim=8, ffn_dim=8, num_heads=1, position_groups=2, target_dim=4,
+    quantizer=QuantizerConfig(num_codes=4, codevector_dim=4),
+)  # fmt: skip
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=3
+
+\\1-grams:
+-99\t<s>\t-0.5
+-0.7\t</s>
+-1.2\t<unk>
+-0.9\tone\t-0.3
+-0.8\ttwo\t-0.25
+
+\\2-grams:
+-0.2\t<s> one
+-0.1\tone two
+-0.4\ttwo </s>
+
+\\end\\
+"""
+
+
+def make_audio(folder: Path) -> None:
+    sound = 0.1 * np.random.default_rng(0).standard_normal(2400)
+    for suffix in ("wav", "flac", "ogg", "mp3", "aiff", "au", "caf", "w64"):
+        soundfile.write(folder / f"a.{suffix}", sound, 16_000)
+    soundfile.write(folder / "stereo.wav", np.stack([sound, sound], 1), 44_100, subtype="FLOAT")
+
+
+def use_audio(_: Path, file: Path) -> None:
+    read_info(file)
+    load_audio(file)
+
+
+def make_manifest() -> Manifest:
+    rows = [
+        Utterance(f"u{n}", Path(f"/c/{n % 7}/{n}.flac"), 16_000, 16_000 + n, 5 * n, f"s{n % 5}", f"HELLO {n} \\ \t")
+        for n in range(40)
+    ]
+    manifest = build_manifest(rows, Path("/c"))
+    table = manifest.table.append_column("sex", pa.array(["F", "M"] * 20))
+    return Manifest(table.append_column("age", pa.array(range(40))), manifest.root, "m")
+
+
+def make_parquet(folder: Path) -> None:
+    save_manifest(make_manifest(), folder / "m.parquet")
+    for codec in ("zstd", "gzip", "none"):
+        pq.write_table(
+            make_manifest().table, folder / f"{codec}.parquet", compression=codec, use_dictionary=codec != "none"
+        )
+
+
+def use_manifest(folder: Path, file: Path) -> None:
+    manifest = load_manifests([str(file)], "data.train")
+    for name in manifest.table.column_names:
+        if manifest.has(name):
+            manifest.column(name)
+    assert len(manifest.digest) > 0 and manifest.total_s > 0 and manifest[len(manifest) - 1].duration_s > 0
+    manifest.limit_to(5.0, 1)
+    save_manifest(manifest, folder / "again.tsv")
+
+
+def make_texts(folder: Path) -> None:
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerows([["path", "sentence", "client_id"], *([f"{n}.wav", f'Oh, "{n}"', "ab"] for n in range(9))])
+    (folder / "t.csv").write_text(text.getvalue())
+    (folder / "t.tsv").write_text("path\ttext\tspeaker\n" + "".join(f"{n}.wav\tOH {n}\tx\n" for n in range(9)))
+    (folder / "m.json").write_text('{"audio_filepath": "1.wav", "text": "x"}\n')
+    (folder / "1-2.trans.txt").write_text("1-2-0000 HELLO\n1-2-0001 YOU\n")
+    (folder / "SPEAKERS.txt").write_text("; ID | SEX\n1 | F | x | 2 | Ann\n2 | M | y | 3 | Bob\n")
+    (folder / "a.txt").write_text("Hello there,\n you.")
+
+
+def use_texts(_: Path, file: Path) -> None:
+    if file.suffix == ".json":
+        with suppress(DataError):
+            read_table(file, None, {"path": "path"})
+        return
+    if file.suffix != ".txt":
+        read_table(file, None, {"path": "path", "text": "text", "speaker": "speaker"})
+        return
+    for read in (read_transcripts, read_sexes, read_sidecar):
+        read(file)
+    find_files(str(file), "audio")
+
+
+def make_arpa(folder: Path) -> None:
+    (folder / "a.arpa").write_text(ARPA)
+    (folder / "a.arpa.gz").write_bytes(gzip.compress(ARPA.encode()))
+
+
+def use_arpa(_: Path, file: Path) -> None:
+    load_arpa(file).compute_perplexity(["one two", "three"])
+
+
+def make_recogniser() -> SpeechModel:
+    torch.manual_seed(0)
+    return SpeechModel(SMALL, Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE'")), pretraining=False)
+
+
+def write_formats(*formats: str) -> Callable[[Path], None]:
+    """Write a recogniser and a pretrained model in some formats, one folder each."""
+
+    def make(folder: Path) -> None:
+        models = {"ctc": make_recogniser(), "pretrained": SpeechModel(SMALL, pretraining=True)}
+        for name, model in models.items():
+            for form in formats:
+                if form == "speechssl":
+                    save_model(model, folder / f"{name}-{form}")
+                else:
+                    suffix = "" if form == "huggingface" else ".pt"
+                    write_model(model, folder / f"{name}-{form}{suffix}", form)
+
+    return make
+
+
+def use_model(folder: Path, file: Path) -> None:
+    load_model(str(file if file.suffix == ".pt" else file.parent))
+
+
+def make_checkpoint(folder: Path) -> None:
+    objective = ContrastiveObjective(SMALL, ContrastiveConfig(), 1, 10)
+    state = TrainingState(objective, build_optimizer(objective.module, TrainingConfig()))
+    for parameter in objective.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    snapshot = replace(state.take_snapshot(), progress=Progress(1, best_value=1.0, best_update=1))
+    CheckpointStore(folder, 2).save(snapshot, is_best=True)
+
+
+def use_checkpoint(_: Path, file: Path) -> None:
+    """Load it for use where inference reads the file, and ask as a run that goes on would."""
+    problem = find_problem(file.parent)
+    if file.name in ("model.safetensors", "config.json"):
+        load_model(str(file.parent))
+    if problem:
+        raise CheckpointError(problem)
+
+
+CONFIGS = {"base": PretrainConfig(out="base", model=SMALL), "asr": FinetuneConfig(out="asr", init="base", model=SMALL)}
+
+
+def make_runs(folder: Path) -> None:
+    make_pretrain(folder / "base", num_updates=12)
+    make_finetune(folder / "asr")
+    make_evaluate(folder / "evaluated")
+    for name, config in CONFIGS.items():
+        records = read_metrics(folder / name)
+        (folder / name / METRICS).unlink()
+        writer = JsonLinesWriter(folder / name, 0)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        claim_run(folder / name, config)
+        shutil.copy(folder / name / METRICS, folder / f"{name}.log")
+
+
+def use_run(folder: Path, file: Path) -> None:
+    """Report a run, and go on with it as training does; a logged number that was changed must not stay."""
+    run = folder / "copy"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(file.parent, run)
+    report(ReportConfig(run=[str(run)], out=str(folder / "page.html"), overwrite=True))
+    name = file.parent.name
+    if name in CONFIGS:
+        open_run(run, replace(CONFIGS[name], out=str(run)))
+        JsonLinesWriter(run, 10**6).close()
+        kept = (run / METRICS).read_bytes() if (run / METRICS).exists() else b""
+        assert (folder / f"{name}.log").read_bytes().startswith(kept), "a changed log was taken without a word"
+
+
+KINDS: dict[str, Kind] = {
+    "audio": Kind(make_audio, use_audio),
+    "tsv": Kind(lambda folder: save_manifest(make_manifest(), folder / "m.tsv"), use_manifest),
+    "parquet": Kind(make_parquet, use_manifest),
+    "texts": Kind(make_texts, use_texts),
+    "arpa": Kind(make_arpa, use_arpa),
+    "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
+    "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
+    "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
+    "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
+    "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
+    "runs": Kind(make_runs, use_run, ("*/*.*",)),
+}
