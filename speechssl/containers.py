@@ -148,7 +148,8 @@ def _find_span(raw: BinaryIO, head: bytes, size: int) -> Span | None:
 def _walk_chunks(raw: BinaryIO, chunks: Chunks, size: int) -> Span | None:
     head_bytes = struct.calcsize(chunks.head)
     at, long, samples = chunks.first, None, None
-    while True:
+    # A length that leads out of the file may be more than any file has.
+    while at <= size:
         raw.seek(at)
         head = raw.read(head_bytes)
         if len(head) < head_bytes:
@@ -167,7 +168,7 @@ def _walk_chunks(raw: BinaryIO, chunks: Chunks, size: int) -> Span | None:
             samples = (at + head_bytes, body)
             if body is None or at + head_bytes + body > size:
                 break
-        elif body < 0 or at > size:
+        elif body < 0:
             break
         at += head_bytes + body
         # Some writers leave out the byte that makes a length even.

@@ -6,6 +6,7 @@ import gzip
 import io
 import math
 import re
+import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,10 @@ class Ngram:
             total += self.score_sentence(words)
             num_words, num_ends = num_words + len(words), num_ends + 1
             num_unknown += sum(word not in self for word in words)
-        return Perplexity(10 ** (-total / max(num_words + num_ends, 1)), num_words, num_unknown)
+        exponent = -total / max(num_words + num_ends, 1)
+        # A model may give a word any small probability, and no number is greater than 1.8e308.
+        perplexity = 10**exponent if exponent < sys.float_info.max_10_exp else math.inf
+        return Perplexity(perplexity, num_words, num_unknown)
 
 
 def load_arpa(path: str | Path, key: str = "decoding.lm", spell: Spell | None = None) -> Ngram:

@@ -22,7 +22,6 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from speechssl.data.manifest import load_manifests
 from speechssl.interop.checkpoint import AVERAGED
 from speechssl.training.metrics import MEASURED
 
@@ -241,7 +240,7 @@ def _read_last(out: Path) -> int:
 def main() -> None:
     """Run the nightly sizes on manifests that are there, and print a table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("train", help="manifest of FLAC files to learn from; one of them is damaged for a moment")
+    parser.add_argument("train", help="manifest to learn from")
     parser.add_argument("out", type=Path, help="folder for the runs")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--faults", type=int, default=10)
@@ -252,16 +251,6 @@ def main() -> None:
     if given.faults:
         measure_faults("kill -9 one of two", kill, 5.0, given.faults, words, given.out / "kill")
         measure_faults("SIGSTOP one of two", freeze, TIMEOUT_S + 5.0, given.faults, words, given.out / "stop")
-        damaged = load_manifests([given.train], "data.train")[0].path
-        sound = damaged.read_bytes()
-
-        def mend() -> None:
-            damaged.write_bytes(sound)
-
-        def damage(_: int) -> None:
-            damaged.write_bytes(b"")
-
-        measure_faults("raise on one of two", damage, 10.0, given.faults, words, given.out / "raise", mend)
     if given.signals:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             measure_stops(number, given.signals, words, given.out / signal.Signals(number).name)
@@ -276,14 +265,12 @@ def measure_faults(
     runs: int,
     words: Sequence[str],
     out: Path,
-    mend: Callable[[], None] = lambda: None,
 ) -> None:
-    """D1: strike one rank of so many jobs, mend what that broke, and print a row."""
+    """D1: strike one rank of so many jobs, and print a row."""
     faults = []
     for number in range(runs):
         with launch(words, out / str(number)) as job:
             faults.append(hit(job, strike, rank=number % 2, update=3 + number))
-        mend()
     worst = max(fault.gone_s for fault in faults)
     named = sum(len(fault.causes) == 1 and "rank " in fault.causes[0] for fault in faults)
     bad = sum(fault.exit_code != 0 for fault in faults)

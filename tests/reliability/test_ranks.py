@@ -368,17 +368,18 @@ def test_a_rank_that_hangs_is_named_and_killed(manifests: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_on_one_rank_is_said_once_with_rank_and_file(tmp_path: Path, workers: int) -> None:
-    """D1: one rank meets a damaged file."""
+    """D1: ranks meet damaged files, one of them first."""
     folder = write_manifests(tmp_path)
-    damaged = next((folder / "LibriSpeech" / "train").rglob("*.flac"))
+    files = list((folder / "LibriSpeech" / "train").rglob("*.flac"))
     words = make_words(str(folder / "train.tsv"), updates=1000, **{"data.num_workers": workers})
     with launch(words, tmp_path / "run") as job:
-        fault = hit(job, lambda pid: damaged.write_bytes(b"fLaC"), rank=1, update=3)
+        fault = hit(job, lambda pid: [path.write_bytes(b"fLaC") for path in files], rank=1, update=3)
     assert fault.gone_s < 10.0
     assert fault.exit_code != 0
     assert len(fault.causes) == 1
     assert fault.causes[0].startswith(("speechssl: rank 0: ", "speechssl: rank 1: "))
-    assert f"{damaged} must be audio" in fault.causes[0]
+    assert "`data.train` must hold audio that can be read" in fault.causes[0]
+    assert any(f"{path} must be audio" in fault.causes[0] for path in files)
 
 
 @pytest.mark.slow

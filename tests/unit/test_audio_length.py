@@ -303,3 +303,18 @@ def test_a_rate_at_which_nothing_is_speech_costs_nothing(tmp_path: Path, rate: i
     assert time.process_time() - start < 1.0
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, -(2**63), -2, 2**40])
+@pytest.mark.parametrize("kind", ["CAF", "W64"])
+def test_a_chunk_that_leads_out_of_the_file_is_a_sentence_or_no_fault(
+    tmp_path: Path, speech: Speech, kind: str, length: int
+) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, speech(1.0, 1), 16_000, format=kind)
+    data = bytearray(path.read_bytes())
+    at, order = (12, ">q") if kind == "CAF" else (56, "<q")
+    data[at : at + 8] = struct.pack(order, length)
+    path.write_bytes(data)
+    with suppress(DataError):
+        read_info(path)

@@ -304,3 +304,8 @@ def test_an_empty_context_is_that_of_a_unigram() -> None:
     model = Ngram(1, {"A": math.log10(0.5), END: math.log10(0.5)}, {}, [2])
     assert model.start() == ""
     assert model.score_sentence(["A"]) == pytest.approx(math.log10(0.25))
+
+
+def test_a_perplexity_that_no_number_holds_is_infinite() -> None:
+    model = Ngram(1, {"<s>": -99.0, "</s>": -400.0, "A": -400.0}, {}, [3])
+    assert model.compute_perplexity(["A A"]).perplexity == math.inf
