@@ -21,9 +21,6 @@ SAMPLE_RATE = 16_000
 MAX_CHANNELS = 64
 """An array with more columns than this, and fewer rows, has its channels first, as torchaudio gives them."""
 
-ENDLESS = 0x7F000000
-"""Programs that do not know yet how long a file will be write a length from here on into its header (SoX this one)."""
-
 MIN_RATE, MAX_RATE = 2_000, 768_000
 """Sample rates that are read, Hz: below, there is no speech, and a small file would become gigabytes at 16 kHz."""
 

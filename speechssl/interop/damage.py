@@ -6,9 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from speechssl.errors import CheckpointError
-from speechssl.parsing import parsing, shorten
-
-first_line = shorten
+from speechssl.parsing import parsing
 
 
 def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractContextManager[None]:

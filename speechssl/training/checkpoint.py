@@ -16,7 +16,7 @@ from torch import Tensor
 from speechssl.errors import CheckpointError
 from speechssl.interop.checkpoint import AVERAGED, load_weights, write_model_files
 from speechssl.interop.checksums import CHECKSUMS, write_checksums
-from speechssl.interop.damage import first_line
+from speechssl.parsing import shorten
 from speechssl.training.crash_point import crash_point
 from speechssl.training.durable import flush, flush_files, remove, writing
 from speechssl.training.header import Header, read_header, write_header
@@ -108,7 +108,7 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointError(
-                f"`out` must be a place that can be written, but {target} could not be ({first_line(error)}); the "
+                f"`out` must be a place that can be written, but {target} could not be ({shorten(error)}); the "
                 "checkpoints before it are whole"
             ) from error
         crash_point("end")
@@ -262,7 +262,7 @@ def _keep_precision(now: Provenance, stored: Provenance) -> Provenance:
 
 
 def _refuse(folder: Path, error: Exception) -> CheckpointError:
-    problem = f"{folder} does not load ({first_line(error)})"
+    problem = f"{folder} does not load ({shorten(error)})"
     return CheckpointError(f"`out` must hold a whole checkpoint, but {problem}")
 
 

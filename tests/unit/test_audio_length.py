@@ -317,4 +317,4 @@ def test_a_chunk_that_leads_out_of_the_file_is_a_sentence_or_no_fault(
     data[at : at + 8] = struct.pack(order, length)
     path.write_bytes(data)
     with suppress(DataError):
-        read_info(path)
+        assert read_info(path).num_samples == 16_000
