@@ -34,8 +34,10 @@ from tests.parity.ladder import (
     silence,
 )
 
-BAR, LARGE_BAR = 1e-5, 3e-5
-"""Largest difference of a value in float32: everywhere, and inside LARGE before the final norm."""
+BAR, DEEP_BAR, EXACT_BAR = 1e-5, 3e-5, 1e-12
+"""Largest difference of a value: in float32, there inside networks of published depth, and in float64.
+
+Rounding alone brings layer 1 of BASE to 1.1e-5 on some processors; float64 shows that it is rounding."""
 
 NORM_BAR = 3e-5
 """The same for the features after their norm at full size, where 512 quiet channels are brought to a variance of 1."""
@@ -165,10 +167,23 @@ def test_a_wrong_gelu_is_found_in_the_convolutions(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["base", "large", "large_lv60k"])
+def test_every_rung_at_the_published_sizes_in_float64(preset: str) -> None:
+    config = silence(compose("pretrain", [f"model={preset}", "out=x"]).model)
+    ours, theirs = build_ctc_pair(replace(config, normalize_waveform=False))
+    ours, theirs = ours.double(), theirs.double()
+    batch = draw_inputs(config, [8_000, 5_500])
+    batch = replace(batch, waveforms=batch.waveforms.double())
+    mine = record_ours(ours.backbone, batch, head=ours.head)
+    assert mine["logits"].dtype == torch.float64
+    assert find_first(measure(mine, record_transformers(theirs, batch), batch.num_frames), EXACT_BAR) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["base", "large", "large_lv60k"])
 def test_every_rung_at_the_published_sizes(preset: str) -> None:
     config = silence(compose("pretrain", [f"model={preset}", "out=x"]).model)
     ours, theirs = build_ctc_pair(replace(config, normalize_waveform=False))
-    wider = {"feature": NORM_BAR, "layer": BAR if preset == "base" else LARGE_BAR}
+    wider = {"feature": NORM_BAR, "layer": DEEP_BAR}
     for lengths in ([16_000], [16_000, 11_000]):
         batch = draw_inputs(config, lengths)
         mine = record_ours(ours.backbone, batch, head=ours.head)

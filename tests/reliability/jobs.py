@@ -140,6 +140,8 @@ def send_signals(
             run = Run(server, manifests, out / f"{number.name}-{turn}", keys)
             pid = run.start()
             if turn % 4 == 1:
+                # Before its first line the process is one that has not begun: nothing hears a signal yet.
+                wait_for(lambda run=run: run.log.exists())  # type: ignore[misc]
                 time.sleep(0.05 + rng.random())
             else:
                 run.wait_for_update(pid, rng.randint(0, updates - 2))
