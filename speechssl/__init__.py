@@ -21,31 +21,31 @@ from typing import TYPE_CHECKING, Any
 from speechssl.printable import OneLine
 
 if TYPE_CHECKING:
-    from speechssl import losses as losses
+    from speechssl.api import bench as bench
+    from speechssl.api import convert as convert
+    from speechssl.api import demo as demo
+    from speechssl.api import doctor as doctor
+    from speechssl.api import embed as embed
+    from speechssl.api import evaluate as evaluate
+    from speechssl.api import finetune as finetune
+    from speechssl.api import load as load
+    from speechssl.api import prepare as prepare
+    from speechssl.api import pretrain as pretrain
+    from speechssl.api import pretraining_forward as pretraining_forward
+    from speechssl.api import probe as probe
+    from speechssl.api import report as report
+    from speechssl.api import save as save
+    from speechssl.api import transcribe as transcribe
     from speechssl.errors import CheckpointError as CheckpointError
     from speechssl.errors import ConfigError as ConfigError
     from speechssl.errors import DataError as DataError
     from speechssl.errors import SpeechSSLError as SpeechSSLError
-    from speechssl.evaluation.decoding import greedy_decode as greedy_decode
     from speechssl.evaluation.wer import compute_error_rates as compute_error_rates
     from speechssl.evaluation.wer import score as score
-    from speechssl.functions import bench as bench
-    from speechssl.functions import convert as convert
-    from speechssl.functions import demo as demo
-    from speechssl.functions import doctor as doctor
-    from speechssl.functions import embed as embed
-    from speechssl.functions import evaluate as evaluate
-    from speechssl.functions import finetune as finetune
-    from speechssl.functions import load as load
-    from speechssl.functions import prepare as prepare
-    from speechssl.functions import pretrain as pretrain
-    from speechssl.functions import pretraining_forward as pretraining_forward
-    from speechssl.functions import probe as probe
-    from speechssl.functions import report as report
-    from speechssl.functions import save as save
-    from speechssl.functions import transcribe as transcribe
-    from speechssl.text import Vocabulary as Vocabulary
-    from speechssl.text import build_vocabulary as build_vocabulary
+    from speechssl.inference.decoding.greedy import greedy_decode as greedy_decode
+    from speechssl.objectives import losses as losses
+    from speechssl.text.vocabulary import Vocabulary as Vocabulary
+    from speechssl.text.vocabulary import build_vocabulary as build_vocabulary
 
 __version__ = "0.1.0.dev0"
 
@@ -53,20 +53,21 @@ logging.getLogger("speechssl").addFilter(OneLine())
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "demo", "prepare", "pretrain", "finetune", "evaluate", "probe", "convert", "bench", "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "probe", "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {
-    **{name: "speechssl.functions" for name in _FUNCTIONS},
+    **{name: "speechssl.api" for name in _FUNCTIONS},
     **{name: "speechssl.errors" for name in ("SpeechSSLError", "ConfigError", "DataError", "CheckpointError")},
-    "Vocabulary": "speechssl.text",
-    "build_vocabulary": "speechssl.text",
-    "greedy_decode": "speechssl.evaluation.decoding",
+    "Vocabulary": "speechssl.text.vocabulary",
+    "build_vocabulary": "speechssl.text.vocabulary",
+    "greedy_decode": "speechssl.inference.decoding.greedy",
     "score": "speechssl.evaluation.wer",
     "compute_error_rates": "speechssl.evaluation.wer",
 }
 
-_SUBMODULES = ("losses", "report")
+_ROOMS = ("bench", "demo", "report")
+_SUBMODULES = {"losses": "speechssl.objectives.losses", **{name: f"speechssl.{name}" for name in _ROOMS}}
 
 __all__ = ["__version__", *_SUBMODULES, *_HOMES]
 
@@ -74,7 +75,7 @@ __all__ = ["__version__", *_SUBMODULES, *_HOMES]
 def __getattr__(name: str) -> Any:
     """Import a public name from its home when it is first used (PEP 562)."""
     if name in _SUBMODULES:
-        return import_module(f"speechssl.{name}")
+        return import_module(_SUBMODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'speechssl' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -87,19 +88,20 @@ def __dir__() -> list[str]:
 
 
 class _CallableModule(ModuleType):
-    """The room `speechssl.report`, which is called like the verb `report`."""
+    """A room that is named like a verb: `speechssl.report(run="runs/a")` calls the verb."""
 
     def __call__(self, **keys: Any) -> dict[str, Any]:
-        """Run the verb; see `speechssl.functions.report`."""
-        result: dict[str, Any] = import_module("speechssl.functions").report(**keys)
+        """Run the verb of this name; see `speechssl.api`."""
+        verb = self.__name__.rpartition(".")[2]
+        result: dict[str, Any] = getattr(import_module("speechssl.api"), verb)(**keys)
         return result
 
 
 class _Package(ModuleType):
-    """The package. Importing the room `report` puts a module where users call a function, so it is made callable."""
+    """The package. Importing a room puts a module where users call a function, so it is made callable."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "report" and isinstance(value, ModuleType):
+        if name in _ROOMS and isinstance(value, ModuleType):
             value.__class__ = _CallableModule
         super().__setattr__(name, value)
 

@@ -12,6 +12,9 @@ DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u
 """Marks that turn the direction of what follows, and so can make a line read as another one."""
 
 
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
 def make_printable(text: str) -> str:
     r"""Spell what could move the cursor, end the line or turn its direction as an escape (`\n`, `\x1b`, `\u202e`).
 
@@ -24,6 +27,11 @@ def make_printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escape(c) if _is_unsafe(c) else c for c in text)
+
+
+def escape_field(text: str) -> str:
+    """Write a text so that it can stand in a field of a tab-separated file, as manifests do, with backslashes."""
+    return text.translate(_ESCAPES)
 
 
 def make_json_printable(text: str) -> str:

@@ -14,13 +14,13 @@ from jaxtyping import install_import_hook
 # Shapes in annotations are executed: a shape comment that lies fails a test. Before anything imports the modules.
 # Not where a graph is traced (tests/unhooked.py): the checks are Python between the tensors.
 if os.environ.get("JAXTYPING_DISABLE") != "1":
-    install_import_hook(["speechssl.model", "speechssl.losses"], "beartype.beartype")
+    install_import_hook(["speechssl.model", "speechssl.objectives.losses"], "beartype.beartype")
 
 import numpy as np
 import pytest
 import soundfile
 
-from speechssl.config import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 
 SAMPLE_RATE = 16_000
 

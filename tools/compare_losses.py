@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.cli.bench_jobs import TrainingJob, build_job
-from speechssl.cli.bench_meter import Stopwatch
+from speechssl.bench.jobs import TrainingJob, build_job
+from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
-from speechssl.model import cpu_products, transformer
-from speechssl.model.dropout import Dropout, draw_kept
+from speechssl.model import transformer
+from speechssl.model.cpu import products as cpu_products
+from speechssl.model.cpu.dropout import Dropout, draw_kept
 from speechssl.model.feature_encoder import FeatureEncoder
 
 TOLERANCES = {"float32": 1e-5, "bf16": 2e-2}

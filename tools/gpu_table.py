@@ -24,9 +24,9 @@ import soundfile
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from speechssl.cli.bench_batches import make_noise
-from speechssl.cli.bench_jobs import build_job
-from speechssl.cli.bench_meter import Stopwatch, read_device_name
+from speechssl.bench.batches import make_noise
+from speechssl.bench.jobs import build_job
+from speechssl.bench.meter import Stopwatch, read_device_name
 from speechssl.cli.compose import compose
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import save_manifest

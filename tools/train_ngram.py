@@ -25,13 +25,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechssl.cli.output import resolve_out
-from speechssl.config import TextConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.data.manifest import load_manifests
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
-from speechssl.evaluation.ngram import save_arpa
-from speechssl.evaluation.ngram_training import train_ngram
-from speechssl.text import Vocabulary, build_vocabulary, is_silent
+from speechssl.inference.decoding.ngram import save_arpa
+from speechssl.inference.decoding.ngram_training import train_ngram
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary, is_silent
+from speechssl.verbs.output import resolve_out
 
 KEYS = {"out": "", "order": "4", "vocabulary": "", "case": "upper", "keep": "", "test": ""}
 CHOICES = {"vocabulary": ("fairseq", "data"), "case": ("upper", "lower", "keep")}

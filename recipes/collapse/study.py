@@ -13,8 +13,8 @@ from typing import Any
 
 import speechssl
 from recipes.librispeech_mini.study import digits
+from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechSSLError
-from speechssl.interop.checkpoint import build_untrained
 from speechssl.objectives.protocol import make_torch_seed
 
 USAGE = """usage: recipes/collapse/run train=<manifest>[,<manifest>] valid=<manifest> digits=<manifest> out=<folder>

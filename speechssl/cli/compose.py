@@ -17,9 +17,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
+from speechssl.config.knobs import MISSING, check, check_finite, list_keys
+from speechssl.config.model import SET_ANEW
 from speechssl.errors import ConfigError
-from speechssl.knobs import MISSING, check, check_finite, list_keys
-from speechssl.model_config import SET_ANEW
 from speechssl.parsing import parsing
 from speechssl.printable import abbreviate, is_storable
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from speechssl.cli.verbs import VERBS, Verb
 from speechssl.cli.words import find_groups
-from speechssl.config import CommonConfig, Key, list_keys
+from speechssl.config.knobs import Key, list_keys
+from speechssl.config.verbs import CommonConfig
 
 _WIDTH = 100
 _INDENT = 38

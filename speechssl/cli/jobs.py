@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import clean
 from speechssl.cli.run import run_request
 from speechssl.cli.words import Request
+from speechssl.durable import clean, write_in_one_step, writing
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
-from speechssl.training.durable import write_in_one_step, writing
 
 OPTION = "--job"
 """The word that starts a job from its file: `speechssl --job out/jobs/3.json`."""

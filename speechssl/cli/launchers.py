@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from speechssl.cli.jobs import Job
+from speechssl.durable import writing
 from speechssl.errors import ConfigError
-from speechssl.training.durable import writing
 
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 

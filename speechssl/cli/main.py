@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 from speechssl.cli.help import format_help, format_verb_help
-from speechssl.cli.output import format_line, print_line
 from speechssl.cli.overrides import is_assignment
 from speechssl.cli.run import TRAINING_VERBS, build_config, find_rank, run_request
 from speechssl.cli.sweep_plan import Plan, take_plan
@@ -21,6 +20,7 @@ from speechssl.cli.verbs import find_verb
 from speechssl.cli.words import Request, read_words
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
 from speechssl.printable import abbreviate, make_printable
+from speechssl.verbs.output import format_line, print_line
 
 FAILED = 1
 """Exit code of what nobody planned; other exceptions than those of `errors` end with it, too."""
@@ -191,7 +191,7 @@ def _print_cause(error: Exception) -> None:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         _say(str(error))
         return
-    from speechssl.training.roll_call import name_cause
+    from speechssl.training.distributed.roll_call import name_cause
 
     if name_cause(str(error)):
         _say(f"rank {find_rank()}: {error}")

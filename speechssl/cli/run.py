@@ -11,11 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.output import check_writable, removing_unused
 from speechssl.cli.words import Request
+from speechssl.durable import REFUSALS, writing
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.training.durable import REFUSALS, writing
 from speechssl.training.lock import hold_folder, remove_unused
+from speechssl.verbs.output import check_writable, removing_unused
 
 _logger = logging.getLogger("speechssl")
 
@@ -38,7 +38,7 @@ def _run(request: Request, config: Any) -> dict[str, Any]:
     # Held before torch is imported, which takes seconds: a second run in the folder is refused at once.
     is_run = request.verb in TRAINING_VERBS and find_rank() == 0
     with removing_unused(), hold_out(config.out) if is_run else nullcontext():
-        module = import_module(f"speechssl.cli.{request.verb}")
+        module = import_module(f"speechssl.verbs.{request.verb}")
         result: dict[str, Any] = module.run(config)
     return result
 
@@ -94,8 +94,8 @@ def _read_stored_model(verb: str, init: str, tree: Mapping[str, Any]) -> tuple[d
     """
     from omegaconf import OmegaConf
 
+    from speechssl.config.model import SET_ANEW
     from speechssl.interop.load import read_stored_card
-    from speechssl.model_config import SET_ANEW
     from speechssl.training.run_folder import read_stored
 
     try:

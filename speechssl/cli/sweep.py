@@ -11,12 +11,12 @@ from typing import Any
 from speechssl.cli.compose import compose_tree
 from speechssl.cli.jobs import CRASHED, USER_MISTAKE, Job
 from speechssl.cli.launchers import choose_launcher
-from speechssl.cli.output import resolve_out
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape
+from speechssl.config.knobs import list_keys
 from speechssl.errors import ConfigError
-from speechssl.knobs import list_keys
 from speechssl.printable import make_printable
+from speechssl.verbs.output import resolve_out
 
 _logger = logging.getLogger("speechssl")
 

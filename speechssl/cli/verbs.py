@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from speechssl import config as schemas
+from speechssl.config import verbs as schemas
 from speechssl.errors import ConfigError
 
 

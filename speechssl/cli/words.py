@@ -15,7 +15,7 @@ from typing import Any
 from speechssl.advice import escape_interpolations
 from speechssl.cli.overrides import MAX_JOBS, is_assignment, list_sweep, parse_override, read_searchpath
 from speechssl.cli.verbs import VERBS
-from speechssl.config import Key, list_keys
+from speechssl.config.knobs import Key, list_keys
 from speechssl.errors import ConfigError
 from speechssl.printable import abbreviate
 

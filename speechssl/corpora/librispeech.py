@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from speechssl.audio import AUDIO_SUFFIXES
+from speechssl.audio.reading import AUDIO_SUFFIXES
 from speechssl.corpora.scan import Recording
 from speechssl.data.audio_files import find_audio, make_ids, name_foreign, refuse_folder
 from speechssl.errors import DataError

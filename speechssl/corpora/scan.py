@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from speechssl.audio import AudioFile, AudioInfo, check_channel, mix_down, read_info
+from speechssl.audio.reading import AudioFile, AudioInfo, check_channel, mix_down, read_info
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.progress import track

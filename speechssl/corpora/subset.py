@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechssl.audio import SAMPLE_RATE
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Manifest
 from speechssl.errors import ConfigError, DataError
 

@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 
 from speechssl.advice import quote_for_shell, spell
-from speechssl.audio import AUDIO_SUFFIXES
+from speechssl.audio.reading import AUDIO_SUFFIXES
 from speechssl.data.manifest_reading import MAX_HEADER, name_columns
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, parsing

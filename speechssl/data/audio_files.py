@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from speechssl.audio import AUDIO_SUFFIXES, suggest_ffmpeg
+from speechssl.audio.reading import AUDIO_SUFFIXES, suggest_ffmpeg
 from speechssl.errors import DataError
 
 _logger = logging.getLogger("speechssl")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from speechssl.audio import SAMPLE_RATE
+from speechssl.audio.reading import SAMPLE_RATE
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from speechssl.audio import AudioInfo, check_channel, read_info
+from speechssl.audio.reading import AudioInfo, check_channel, read_info
 from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest

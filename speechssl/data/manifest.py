@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechssl.audio import SAMPLE_RATE
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest_reading import COUNTS, ESCAPES, REQUIRED, ROOT_KEY, ROOT_LINE, name_columns, read_columns
-from speechssl.data.turns import take_turns
+from speechssl.data.sampler import take_turns
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import parsing
 

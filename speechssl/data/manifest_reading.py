@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from speechssl.audio import MAX_SAMPLES
+from speechssl.audio.reading import MAX_SAMPLES
+from speechssl.audio.waveform import MAX_RATE, MIN_RATE
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, shorten
-from speechssl.waveform import MAX_RATE, MIN_RATE
 
 REQUIRED = ("id", "path", "sample_rate", "num_samples")
 TEXTS = ("id", "path", "speaker", "text")

@@ -7,19 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from speechssl.evaluation.wer import Edit, Scores, SpeakerScore
-from speechssl.printable import make_printable
-from speechssl.text import is_silent
+from speechssl.printable import escape_field, make_printable
+from speechssl.text.vocabulary import is_silent
 
 UTTERANCES_NAME, CONFUSIONS_NAME = "utterances.tsv", "confusions.tsv"
 
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _SPACE, _NOTHING = "␣", "∅"
 _LONGEST = 160
-
-
-def escape_field(text: str) -> str:
-    """Write a text so that it can stand in a field of a tab-separated file, as manifests do, with backslashes."""
-    return text.translate(_ESCAPES)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

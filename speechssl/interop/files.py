@@ -11,9 +11,8 @@ import safetensors.torch
 from torch import Tensor
 
 from speechssl.errors import CheckpointError
-from speechssl.interop.damage import reading
 from speechssl.interop.inert_pickle import StoredTensor
-from speechssl.interop.torch_file import look_into
+from speechssl.interop.torch_file import look_into, reading
 from speechssl.parsing import parse_json, read_bytes
 
 MAX_JSON, MAX_HEADER = 4 << 20, 4 << 20

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.config import ModelConfig
+from speechssl.checkpoints.model_folder import MAX_UPDATE, ModelCard
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import MAX_UPDATE, ModelCard
 from speechssl.interop.names import PROJECTION, SHARED, check_names, check_shapes, join, rename
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import show

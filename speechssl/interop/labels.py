@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from speechssl.config.model import MAX_WIDTH
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.model_config import MAX_WIDTH
 from speechssl.parsing import shorten, show
-from speechssl.text import WORD_BOUNDARY, Vocabulary, find_case
+from speechssl.text.vocabulary import WORD_BOUNDARY, Vocabulary, find_case
 
 
 def make_vocabulary(symbols: Sequence[str], where: str, key: str) -> Vocabulary:

@@ -9,9 +9,8 @@ import torch
 from safetensors import safe_open
 
 from speechssl.advice import spell
-from speechssl.config import check_choice
-from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import (
+from speechssl.checkpoints.checksums import CHECKSUMS, check_whole
+from speechssl.checkpoints.model_folder import (
     AVERAGED,
     CONFIG,
     WEIGHT_FILES,
@@ -23,19 +22,19 @@ from speechssl.interop.checkpoint import (
     read_card,
     save_model,
 )
-from speechssl.interop.checksums import CHECKSUMS, check_whole
-from speechssl.interop.damage import reading
-from speechssl.interop.fairseq import read_fairseq, write_fairseq
+from speechssl.config.knobs import check_choice
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
 from speechssl.interop.files import check_header, is_safetensors, read_json
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.hub import fetch_from_hub, is_hub_id
-from speechssl.interop.huggingface import read_huggingface, write_huggingface
-from speechssl.interop.huggingface_processor import EPSILON
+from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
+from speechssl.interop.huggingface.processor import EPSILON
+from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
 from speechssl.interop.inert_pickle import StoredTensor
 from speechssl.interop.names import join
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
-from speechssl.interop.torch_file import look_into
+from speechssl.interop.torch_file import look_into, reading
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.speech_model import SpeechModel
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.config import ModelConfig
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import OURS, find_kind, make_extra
 from speechssl.model.lengths import HOP_SAMPLES, compute_receptive_field, make_valid_mask

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.config import ModelConfig
+from speechssl.checkpoints.model_folder import ModelCard, build_config
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import ModelCard, build_config
 from speechssl.interop.files import detach, read_json, read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import (
     OURS,
@@ -38,7 +38,7 @@ from speechssl.interop.labels import make_vocabulary, restore_vocabulary
 from speechssl.interop.names import MASK, check_names, list_names, rename, strip_all
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import parsing
-from speechssl.text import Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 PREFIX = "torchaudio:"
 """What a `checkpoint=` value begins with that names one of torchaudio's bundles."""

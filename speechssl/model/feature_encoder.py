@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.config import ModelConfig
-from speechssl.model import cpu_products
-from speechssl.model.cpu_products import WindowProduct
+from speechssl.config.model import ModelConfig
+from speechssl.model.cpu import products as cpu_products
+from speechssl.model.cpu.packing import pad_rows
+from speechssl.model.cpu.products import WindowProduct
 from speechssl.model.lengths import compute_num_frames, make_valid_mask
-from speechssl.model.packing import pad_rows
 
 _ROW_STEP_SAMPLES = 3_200
 """On the CPU a padded row is computed up to a multiple of this: kernels are prepared for every new shape (a few ms)."""

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from speechssl.config.model import MEL_GRID_KERNELS, MEL_GRID_STRIDES
 from speechssl.errors import DataError
-from speechssl.model_config import MEL_GRID_KERNELS, MEL_GRID_STRIDES
 
 HOP_SAMPLES = 320
 """Samples from one frame to the next: 20 ms at 16 kHz. Every model of the package has this hop."""

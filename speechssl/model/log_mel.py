@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.config import ModelConfig
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.model import ModelConfig
 from speechssl.model.feature_encoder import scale_gradient
 from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, compute_num_frames, make_valid_mask
 

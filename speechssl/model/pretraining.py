@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.config import ModelConfig
-from speechssl.model.dropout import Dropout
+from speechssl.config.model import ModelConfig
+from speechssl.model.cpu.dropout import Dropout
 from speechssl.model.lengths import make_valid_mask
 from speechssl.model.quantizer import GumbelQuantizer
 from speechssl.model.wav2vec2 import Features, Wav2Vec2

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.config import QuantizerConfig
+from speechssl.config.model import QuantizerConfig
 
 
 @dataclass

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.heads import CTCHead
 from speechssl.model.lengths import check_num_samples, check_waveforms, compute_num_frames, compute_receptive_field
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
-from speechssl.text import Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 
 @dataclass

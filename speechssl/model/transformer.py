@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from speechssl.config import ModelConfig
-from speechssl.model import cpu_products
-from speechssl.model.cpu_attention import attend
-from speechssl.model.dropout import Dropout
+from speechssl.config.model import ModelConfig
+from speechssl.model.cpu import products as cpu_products
+from speechssl.model.cpu.attention import attend
+from speechssl.model.cpu.dropout import Dropout
+from speechssl.model.cpu.packing import Packing
 from speechssl.model.lengths import make_valid_mask
 from speechssl.model.norm import LayerNorm
-from speechssl.model.packing import Packing
 
 FEWEST_BF16_CHANNELS = 16
 """oneDNN 3.12 convolves bf16 wrongly on CPUs with AMX where a group has 2 to 15 channels and many an even kernel: the

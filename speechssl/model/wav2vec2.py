@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import ConfigError
-from speechssl.model.dropout import Dropout
+from speechssl.model.cpu.dropout import Dropout
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
 from speechssl.model.log_mel import LogMelEncoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from speechssl.losses import compute_perplexity
+from speechssl.objectives.losses import compute_perplexity
 from speechssl.objectives.protocol import Health
 
 HELD_UPDATES = 250

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
-from speechssl.evaluation.decoding import greedy_decode
 from speechssl.evaluation.wer import compare
-from speechssl.losses import compute_ctc_loss
+from speechssl.inference.decoding.greedy import greedy_decode
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import sample_channel_masks, sample_masks
 from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives.losses import compute_ctc_loss
 from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers, make_rng
-from speechssl.text import Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from speechssl.config import ModelConfig, ObjectiveConfig, check
+from speechssl.config.knobs import check
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import ObjectiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
-from speechssl.losses import NATS_TO_BITS, compute_feature_penalty
 from speechssl.model.lengths import compute_num_frames, compute_receptive_field, make_valid_mask
 from speechssl.model.masking import sample_masks
 from speechssl.model.pretraining import find_masked, gather_frames, measure_features
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives import targets
+from speechssl.objectives import codes as targets
+from speechssl.objectives.losses import NATS_TO_BITS, compute_feature_penalty
 from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng
 
 HELD_UPDATES, FRAMES = 300, 10_000

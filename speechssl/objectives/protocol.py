@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.data.loader import Batch
 
 Metrics = dict[str, float | list[float]]

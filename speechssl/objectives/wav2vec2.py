@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
+from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
-from speechssl.losses import (
+from speechssl.model.lengths import compute_num_frames
+from speechssl.model.masking import sample_masks, sample_negatives
+from speechssl.model.pretraining import PretrainingOutput
+from speechssl.model.quantizer import sample_gumbel_noise
+from speechssl.model.speech_model import SpeechModel
+from speechssl.objectives.collapse import CollapseWatch
+from speechssl.objectives.losses import (
     NATS_TO_BITS,
     average_by_sub_batch,
     compute_contrastive_loss,
@@ -22,12 +29,6 @@ from speechssl.losses import (
     compute_feature_penalty,
     compute_perplexity,
 )
-from speechssl.model.lengths import compute_num_frames
-from speechssl.model.masking import sample_masks, sample_negatives
-from speechssl.model.pretraining import PretrainingOutput
-from speechssl.model.quantizer import sample_gumbel_noise
-from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.collapse import CollapseWatch
 from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from speechssl.config import list_keys
+from speechssl.config.knobs import list_keys
 from speechssl.report.html import escape, format_value, make_table
 from speechssl.report.run_folder import SCHEMAS, RunFolder
 

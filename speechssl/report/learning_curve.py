@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.checkpoints.layout import RESULT
 from speechssl.errors import DataError
 from speechssl.parsing import read_json
 from speechssl.report.curves import Curve, Mark, draw_curves, make_curve
@@ -19,7 +20,6 @@ from speechssl.report.pretraining import predicts_codes
 from speechssl.report.probe import find_measure, list_baselines
 from speechssl.report.run_folder import Row, RunFolder, load_run
 from speechssl.report.svg import Level
-from speechssl.training.run_folder import RESULT
 
 _logger = logging.getLogger("speechssl")
 

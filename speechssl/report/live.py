@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from speechssl.audio import SAMPLE_RATE, load_audio
+from speechssl.audio.reading import SAMPLE_RATE, load_audio
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_receptive_field

@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
+from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
 from speechssl.report.comparison import make_comparison
@@ -25,7 +26,6 @@ from speechssl.report.quantizer import make_quantizer
 from speechssl.report.recognition import describe_recogniser, make_recogniser
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
 from speechssl.report.speakers import make_speakers
-from speechssl.training.durable import write_in_one_step, writing
 
 _logger = logging.getLogger("speechssl")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.evaluation.recognition import recognise
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.inference.recognise import recognise
 from speechssl.report.curves import draw_curves, make_curve
 from speechssl.report.html import (
     Stat,

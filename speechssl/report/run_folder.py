@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechssl.config import FinetuneConfig, PretrainConfig, list_keys
+from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, METRICS, RESULT, SKIPPED
+from speechssl.config.knobs import list_keys
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_json, read_text, read_yaml
-from speechssl.training.metrics import NAME, SKIPPED
 from speechssl.training.records import MAX_INTEGER, MAX_LOG_BYTES, Log, read_log
-from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT, check_sum, flatten
+from speechssl.training.run_folder import check_sum, flatten
 
 _logger = logging.getLogger("speechssl")
 
@@ -106,13 +107,13 @@ def load_run(path: Path) -> RunFolder:
     kind = _find_kind(path, config, result)
     _check_kinds(config, kind, path / CONFIG)
     tables = path if kind == "evaluate" else path / "evaluation"
-    logs = {name: read_log(path / name) for name in (NAME, SKIPPED)}
+    logs = {name: read_log(path / name) for name in (METRICS, SKIPPED)}
     return RunFolder(
         path=path,
         kind=kind,
         config=config,
         environment=_load_json(path / ENVIRONMENT),
-        metrics=logs[NAME].records,
+        metrics=logs[METRICS].records,
         skipped=logs[SKIPPED].records,
         problems=_tell_problems(logs),
         result=result,

@@ -21,13 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from speechssl.checkpoints.layout import DATA
 from speechssl.data.manifest import Manifest
+from speechssl.durable import flush, remove
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes
 from speechssl.printable import make_printable
-from speechssl.training.durable import flush, remove
-
-NAME = "data.parquet"
 
 NAMED = 5
 """How many utterances a message names of each kind of change."""
@@ -92,10 +91,10 @@ def digest_texts(manifest: Manifest) -> str:
 
 def write_record(folder: Path, table: pa.Table) -> None:
     """Write the record of a run in one step, unless it has one: it says what the run began with."""
-    path = folder / NAME
+    path = folder / DATA
     if path.exists():
         return
-    scratch = path.with_name(f".{NAME}.part")
+    scratch = path.with_name(f".{DATA}.part")
     # It may be a link, which would be followed.
     remove(scratch)
     pq.write_table(table, scratch, compression="zstd", write_page_checksum=True)
@@ -114,11 +113,11 @@ def check_record(folder: Path, table: pa.Table, left_out: Mapping[str, object]) 
     Raises:
         DataError: other utterances, lengths or transcripts, or files of another size; some are named.
     """
-    if not (folder / NAME).exists():
+    if not (folder / DATA).exists():
         return
     try:
-        with parsing(str(folder / NAME), "a whole record of the data"):
-            content = pa.BufferReader(read_bytes(folder / NAME, LIMIT))
+        with parsing(str(folder / DATA), "a whole record of the data"):
+            content = pa.BufferReader(read_bytes(folder / DATA, LIMIT))
             stored = pq.read_table(content, page_checksum_verification=True).select(table.column_names)
             stored = stored.cast(table.schema)
     except DataError as error:

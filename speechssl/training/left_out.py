@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from speechssl.checkpoints.layout import LEFT_OUT
 from speechssl.data.dataset import LeftOut
+from speechssl.durable import write_in_one_step
 from speechssl.errors import DataError
 from speechssl.printable import make_printable
-from speechssl.training.durable import write_in_one_step
 
-NAME, HEADER = "left_out.tsv", "id\tpath\treason"
+HEADER = "id\tpath\treason"
 
 FEW, SHARE = 5, 0.01
 """So many utterances, or this share of them, may be unreadable: more is no damaged file but a missing folder."""
@@ -30,7 +31,7 @@ class LeftOutTable:
     """
 
     def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
-        self.path, self.sizes = folder / NAME, sizes
+        self.path, self.sizes = folder / LEFT_OUT, sizes
         self.rows = read_left_out(folder)
         # Counts anew in each process: files may have come back since.
         self.missed: set[str] = set()
@@ -48,7 +49,7 @@ class LeftOutTable:
             write_in_one_step(self.path, "\n".join([HEADER, *self.rows.values()]) + "\n")
             count = "1 utterance that cannot be read is" if len(new) == 1 else f"{len(new)} that cannot be read are"
             reason = rows[new[0]].split("\t")[-1]
-            _logger.warning("%s: %s left out, listed in %s: %s: %s", key, count, NAME, new[0], reason)
+            _logger.warning("%s: %s left out, listed in %s: %s: %s", key, count, LEFT_OUT, new[0], reason)
         self.missed |= rows.keys()
         self._check(key, len(self.missed), sum(self.sizes.values()), found)
         if is_pass:
@@ -64,13 +65,13 @@ def refuse(key: str, what: str, found: Sequence[LeftOut]) -> DataError:
     name, _, reason = _format(found[-1])
     return DataError(
         f"`{key}` must hold audio that can be read, but {what} cannot, the last of them {name}: {reason} "
-        f"({NAME} has all; with the files back in their places the same command goes on)"
+        f"({LEFT_OUT} has all; with the files back in their places the same command goes on)"
     )
 
 
 def read_left_out(folder: Path) -> dict[str, str]:
     """Read which utterances a run has left out: their whole lines by id; none without the table."""
-    path = folder / NAME
+    path = folder / LEFT_OUT
     if not path.exists():
         return {}
     # Whatever became of the table on disk, it is no reason to stop: it is for people.

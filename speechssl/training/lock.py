@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from speechssl.durable import open_own, writing
 from speechssl.errors import ConfigError
-from speechssl.training.durable import open_own, writing
 
 LOCK = ".lock"
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import math
 import os
+import resource
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from speechssl.training.durable import Appender, remove, write_in_one_step, writing
-from speechssl.training.records import Log, add_sum, name_sums, read_log
+import torch
 
-NAME, SKIPPED = "metrics.jsonl", "skipped.jsonl"
-
-DAMAGED = "damaged-"
-"""Before the name of a log that was cut at its damage: as it was found, for a look at it."""
-
-LOGS = tuple(name for log in (NAME, SKIPPED) for name in (log, name_sums(Path(log)).name, DAMAGED + log))
-"""Files of a run folder that hold its logs, or belong to them."""
+from speechssl.checkpoints.layout import DAMAGED, METRICS, name_sums
+from speechssl.durable import Appender, remove, write_in_one_step, writing
+from speechssl.objectives.protocol import Metrics
+from speechssl.training.records import Log, add_sum, read_log
 
 _logger = logging.getLogger("speechssl")
 
@@ -57,7 +56,7 @@ class JsonLinesWriter:
         DataError: it cannot be read.
     """
 
-    def __init__(self, folder: Path, update: int, validated_update: int | None = None, name: str = NAME) -> None:
+    def __init__(self, folder: Path, update: int, validated_update: int | None = None, name: str = METRICS) -> None:
         self.path, self.total = folder / name, 0
         self.files: tuple[Appender, Appender] | None = None
         found = read_log(self.path)
@@ -104,7 +103,7 @@ class JsonLinesWriter:
                 remove(aside)
                 shutil.copyfile(self.path, aside)
             _logger.warning("%s: %s; it is cut there, and lies whole in %s", self.path, found.problem, aside.name)
-        if self.path.name == NAME and last < update:
+        if self.path.name == METRICS and last < update:
             _logger.warning("%s has no line of the updates %d to %d: they are lost", self.path, last + 1, update)
 
 
@@ -170,7 +169,7 @@ def name_numbers(record: dict[str, Any]) -> dict[str, float]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the records of a run folder, up to where its log is damaged."""
-    return read_log(folder / NAME).records
+    return read_log(folder / METRICS).records
 
 
 def find_last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
@@ -187,3 +186,46 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     return value
+
+
+MIB = 2**20
+_STATM = Path("/proc/self/statm")
+
+
+def measure_system(device: torch.device) -> Metrics:
+    """Measure what costs nothing to know: some microseconds, and no wait for the GPU.
+
+    Args:
+        device: that the run computes on.
+
+    Returns:
+        `memory_mib`: resident memory of this process, loader workers apart (where there is no /proc, its peak). On a
+        GPU also `gpu_memory_mib`, the peak of its tensors, and `gpu_use`, the share of the last moments in which it
+        worked, where the driver's Python package (nvidia-ml-py) is installed.
+    """
+    found: Metrics = {"memory_mib": read_resident_bytes() / MIB}
+    if device.type == "cuda":
+        found["gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+        use = _read_gpu_use(device)
+        found |= {} if use is None else {"gpu_use": use}
+    return found
+
+
+def _read_gpu_use(device: torch.device) -> float | None:
+    """Read the share of the last moments in which a GPU worked; None where nobody says, as of a part of one (MIG)."""
+    try:
+        driver = importlib.import_module("pynvml")
+    except ModuleNotFoundError:
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (driver.NVMLError, RuntimeError):
+        return None
+
+
+def read_resident_bytes() -> int:
+    """Read how much memory this process holds."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

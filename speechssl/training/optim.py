@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import TrainingConfig
+from speechssl.config.training import TrainingConfig
 from speechssl.model.sharding import is_spread, spread_like
 
 FIELDS = ("step", "exp_avg", "exp_avg_sq")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speechssl.checkpoints.layout import name_sums
 from speechssl.parsing import parsing, read_bytes, shorten
 
 MAX_LOG_BYTES = 2**30
@@ -45,11 +46,6 @@ class Log:
     records: list[dict[str, Any]]
     lines: list[bytes]
     problem: str = ""
-
-
-def name_sums(path: Path) -> Path:
-    """Name the list of checksums that lies beside a log."""
-    return path.with_suffix(".crc32")
 
 
 def add_sum(total: int, line: bytes) -> tuple[int, bytes]:

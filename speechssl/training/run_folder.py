@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
+from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
-from speechssl.training.durable import write_in_one_step, writing
 
 _logger = logging.getLogger("speechssl")
 
-CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
 FREE_KEYS = frozenset(
     {
@@ -70,7 +70,7 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
             configuration that its checkpoints were made with is damaged or gone.
     """
     # Here, since it brings torch along, which takes seconds: other verbs ask this module for names alone.
-    from speechssl.training.rotation import list_damaged, list_published
+    from speechssl.checkpoints.rotation import list_damaged, list_published
 
     stored = read_stored(folder)
     checkpoints = folder / "checkpoints"

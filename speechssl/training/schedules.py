@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from speechssl.config import TrainingConfig
+from speechssl.config.training import TrainingConfig
 
 
 def compute_lr(config: TrainingConfig, update: int) -> float:

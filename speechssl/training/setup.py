@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from speechssl.config import TrainingConfig
+from speechssl.checkpoints.state import Progress
+from speechssl.checkpoints.store import CheckpointStore
+from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.objectives.protocol import Objective
-from speechssl.training.checkpoint import CheckpointStore
-from speechssl.training.distributed import Ranks
+from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.left_out import LeftOutTable
 from speechssl.training.metrics import MetricsWriter
-from speechssl.training.state import Progress
 from speechssl.training.stop import StopFlag
 
 UpdateSource = Callable[[int, int], Iterator[list[Batch]]]

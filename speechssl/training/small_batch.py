@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from speechssl.config import ModelConfig, TrainingConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.training import TrainingConfig
 
 PEAK_LR = 5e-4
 FLAT_FROM_S = 40 * 60.0

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.config import SelectionConfig, TrainingConfig
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import PretrainConfig, SelectionConfig
+from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import Batch, Prepare, iterate_plans, iterate_updates
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
 from speechssl.errors import DataError
-from speechssl.training.distributed import Ranks
+from speechssl.model.lengths import compute_num_frames
+from speechssl.model.masking import compute_min_frames
+from speechssl.training.distributed.ranks import Ranks
 
 _logger = logging.getLogger("speechssl")
 
@@ -162,3 +166,19 @@ def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -
         f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update{shared}, "
         f"{planner.updates_per_epoch:.1f} updates an epoch, {training.max_updates} updates are {epochs:.1f} epochs"
     )
+
+
+def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> Manifest:
+    """Leave out utterances shorter than `data.min_s`, or with too few frames for the mask's least spans.
+
+    In training there must be frames enough at the fastest speed; `data.min_s` is the length at speed 1.
+
+    Raises:
+        DataError: none is long enough.
+    """
+    samples = manifest.num_samples_16k
+    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
+    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
+    keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
+    reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
+    return leave_out(manifest, np.asarray(keep), key, reason)

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from speechssl.config import LoggingConfig
+from speechssl.checkpoints.layout import TRACKERS
+from speechssl.checkpoints.state import Progress
+from speechssl.config.training import LoggingConfig
+from speechssl.durable import write_in_one_step
 from speechssl.errors import ConfigError
 from speechssl.parsing import parsing, read_json
-from speechssl.training.durable import write_in_one_step
 from speechssl.training.metrics import JsonLinesWriter, MetricsWriter, TensorBoardWriter, name_numbers, read_metrics
 from speechssl.training.run_folder import flatten
-from speechssl.training.state import Progress
 
-TRACKERS = "trackers.json"
 """File of a run folder: the id that the run has with each tracker, and what has been sent to them."""
 
 TRACKER_KEYS = {"wandb": "logging.wandb_project", "mlflow": "logging.mlflow_experiment"}

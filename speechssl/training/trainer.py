@@ -12,24 +12,23 @@ from typing import Any
 
 import torch
 
-from speechssl.audio import SAMPLE_RATE
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.checkpoints.saver import Saver
+from speechssl.checkpoints.state import Progress, TrainingState
 from speechssl.data.dataset import LeftOut
 from speechssl.data.loader import Batch
+from speechssl.devices import autocast
 from speechssl.errors import CollapseError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms, Metrics, add_terms, make_torch_seed
 from speechssl.training.average import WeightAverage
-from speechssl.training.devices import autocast
+from speechssl.training.distributed.replica import build_replica
 from speechssl.training.guard import NumericalGuard, find_broken, name_utterances
 from speechssl.training.left_out import FEW, LeftOutTable, pack, refuse, unpack
 from speechssl.training.lines import format_progress
-from speechssl.training.metrics import MetricsWriter
+from speechssl.training.metrics import MetricsWriter, measure_system
 from speechssl.training.optim import build_optimizer, scale_gradients
-from speechssl.training.replica import build_replica
-from speechssl.training.saver import Saver
 from speechssl.training.schedules import compute_frozen_updates, compute_lr
 from speechssl.training.setup import Setup
-from speechssl.training.state import Progress, TrainingState
-from speechssl.training.telemetry import measure_system
 
 _logger = logging.getLogger("speechssl")
 

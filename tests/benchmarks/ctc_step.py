@@ -18,21 +18,22 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.bench_batches import NUM_BATCHES, make_noise
-from speechssl.cli.bench_flops import count_row, keep_share
-from speechssl.cli.bench_jobs import TrainingJob
-from speechssl.cli.bench_meter import Stopwatch
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.bench.batches import NUM_BATCHES, make_noise
+from speechssl.bench.flops import count_row, keep_share
+from speechssl.bench.jobs import TrainingJob
+from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
-from speechssl.cli.training_run import seed_weights
-from speechssl.config import BenchConfig, TextConfig, TrainingConfig
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import BenchConfig, TextConfig
 from speechssl.data.dataset import Example, FloatArray
 from speechssl.data.loader import Batch, collate, pad_stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.devices import autocast, resolve_device
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
-from speechssl.text import Vocabulary, build_vocabulary
-from speechssl.training.devices import autocast, resolve_device
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary
+from speechssl.training.run import seed_weights
 from tests.benchmarks.pretrain_step import make_their_config
 from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
 

@@ -25,9 +25,10 @@ import pyarrow as pa
 import soundfile
 import torch
 
-from speechssl.audio import SAMPLE_RATE, load_audio
-from speechssl.cli.bench_meter import read_device_name, read_worker_mib
-from speechssl.config import ContrastiveConfig, ModelConfig
+from speechssl.audio.reading import SAMPLE_RATE, load_audio
+from speechssl.bench.meter import read_device_name, read_worker_mib
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import iterate_updates
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, save_manifest

@@ -22,21 +22,21 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.bench_batches import make_noise
-from speechssl.cli.bench_flops import count_row
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.bench.batches import make_noise
+from speechssl.bench.flops import count_row
 from speechssl.cli.compose import compose
-from speechssl.cli.training_run import seed_weights
-from speechssl.config import BenchConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.data.loader import pad_stack
 from speechssl.data.manifest import Manifest
-from speechssl.evaluation.embedding_files import write_embeddings
-from speechssl.evaluation.embeddings import Embedder, choose_layers, iterate_tables
+from speechssl.devices import autocast, resolve_device
+from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
+from speechssl.inference.embedding_files import write_embeddings
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
-from speechssl.training.devices import autocast, resolve_device
+from speechssl.training.run import seed_weights
 from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
 
 NAMES = (

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechssl.audio import SAMPLE_RATE
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.cli.compose import compose
-from speechssl.config import BenchConfig
+from speechssl.config.verbs import BenchConfig
+from speechssl.devices import autocast, resolve_device
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.transformer import PositionalConvolution
-from speechssl.training.devices import autocast, resolve_device
 from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
 
 

@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechssl.audio import SAMPLE_RATE
-from speechssl.cli.bench_batches import NUM_BATCHES, make_noise
-from speechssl.cli.bench_flops import count_pretraining_heads, count_row, keep_share
-from speechssl.cli.bench_jobs import build_job
-from speechssl.cli.bench_meter import Stopwatch
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.bench.batches import NUM_BATCHES, make_noise
+from speechssl.bench.flops import count_pretraining_heads, count_row, keep_share
+from speechssl.bench.jobs import build_job
+from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
-from speechssl.config import BenchConfig, ModelConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import BenchConfig
+from speechssl.devices import autocast, resolve_device
 from speechssl.model.lengths import compute_num_frames
-from speechssl.training.devices import autocast, resolve_device
 from tests.benchmarks.side_by_side import COMPILED, Contest, Contestant, hold, make_parser
 
 NAMES = (

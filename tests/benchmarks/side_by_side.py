@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechssl.cli.bench_meter import MemoryMeter, measure_ceiling, read_device_name
+from speechssl.bench.meter import MemoryMeter, measure_ceiling, read_device_name
 
 ROOT = Path(__file__).parents[2]
 OURS = "ours"

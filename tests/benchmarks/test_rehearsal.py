@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechssl.cli import bench_meter
+from speechssl.bench import meter as bench_meter
 from speechssl.model.transformer import PositionalConvolution
 from tests.benchmarks import ctc_step, data_loading, extraction, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio

@@ -17,12 +17,12 @@ from statistics import median
 from typing import Any
 
 from speechssl.cli.compose import compose
-from speechssl.cli.pretrain import run
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training import trainer
 from speechssl.training.average import WeightAverage
 from speechssl.training.guard import NumericalGuard
 from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
+from speechssl.verbs.pretrain import run
 
 WARM_UP = 5
 

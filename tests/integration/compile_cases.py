@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from speechssl.config import ContrastiveConfig, ModelConfig, TextConfig
-from speechssl.losses import compute_ctc_loss
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import ContrastiveConfig, TextConfig
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import compute_logits
+from speechssl.objectives.losses import compute_ctc_loss
 from speechssl.objectives.wav2vec2 import compute_terms
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "group": {},

@@ -14,10 +14,11 @@ import yaml
 
 import speechssl
 from speechssl.cli.main import main
-from speechssl.config import MaskConfig, ModelConfig, QuantizerConfig, TextConfig
+from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.interop.onnx import export_program
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 
 LIMIT = 1e-4
 LENGTHS_S = (0.1, 0.7, 1.0, 4.3, 30.0)

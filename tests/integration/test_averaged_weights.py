@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import speechssl
+from speechssl.checkpoints.model_folder import load_weights
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import load_weights
 from speechssl.interop.load import load_model
 from speechssl.training.average import WeightAverage
 from tests.integration.test_training import (

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from speechssl.cli import demo
 from speechssl.cli.compose import compose, compose_request
-from speechssl.cli.output import write_result
 from speechssl.cli.words import Request
-from speechssl.config import DemoConfig
+from speechssl.config.verbs import DemoConfig
+from speechssl.durable import write_result
 from speechssl.errors import ConfigError
+from speechssl.verbs import demo
 
 MANIFEST = "id\tpath\tsample_rate\tnum_samples\tspeaker\n101-1-0000\ta.flac\t16000\t32000\t101\n"
 

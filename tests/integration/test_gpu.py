@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import speechssl
-from speechssl.cli.bench_jobs import TrainingJob, build_job
-from speechssl.cli.bench_meter import Stopwatch
+from speechssl.bench.jobs import TrainingJob, build_job
+from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
 from speechssl.errors import StoppedOnRequest
 from speechssl.training.metrics import MEASURED

@@ -12,11 +12,11 @@ import pytest
 import soundfile
 
 import speechssl
+from speechssl.checkpoints.model_folder import save_model
 from speechssl.cli.main import main
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import save_model
 from speechssl.model.speech_model import SpeechModel
 
 Run = Callable[..., str]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.audio import load_audio
+from speechssl.audio.reading import load_audio
 from speechssl.cli.compose import compose
 from speechssl.data.dataset import Example
 from speechssl.data.loader import collate

@@ -15,7 +15,7 @@ from torch.distributed.run import get_args_parser
 
 from speechssl.cli.run import build_config
 from speechssl.cli.words import read_words
-from speechssl.config import PretrainConfig
+from speechssl.config.verbs import PretrainConfig
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "distributed"
 OFFLINE = FOLDER.parent / "offline"

@@ -21,9 +21,9 @@ from recipes.librispeech_mini.study.cells import ALL, FEW, REHEARSAL, Cell
 from recipes.librispeech_mini.study.plan import Places
 from recipes.librispeech_mini.study.records import read_record, write_record
 from recipes.librispeech_mini.study.runner import Settings, run_cell
-from speechssl.cli.training_run import seed_weights
 from speechssl.errors import ConfigError, DataError, StoppedOnRequest
 from speechssl.model.speech_model import SpeechModel
+from speechssl.training.run import seed_weights
 from tests.conftest import write_librispeech
 
 CHAIN = Cell("wav2vec2-1", "wav2vec2", 1, (ALL,))

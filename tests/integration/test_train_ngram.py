@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from speechssl.evaluation.ngram import load_arpa
+from speechssl.inference.decoding.ngram import load_arpa
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import Wav2Vec2Config
 
-from speechssl.config import ModelConfig, QuantizerConfig
+from speechssl.config.model import ModelConfig, QuantizerConfig
 
 CONVOLUTIONS = "wav2vec2.feature_extractor.conv_layers."
 

@@ -16,12 +16,13 @@ import torchaudio
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
-from speechssl.config import ModelConfig, TextConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import Wav2Vec2
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 from tests.parity.hf_weights import GROUP, LAYER, make_config, make_hf_config, rename
 
 Rungs = dict[str, Tensor]

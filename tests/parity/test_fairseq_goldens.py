@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from speechssl.config import ContrastiveConfig, ModelConfig, QuantizerConfig
+from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.model.pretraining import PretrainingOutput, compute_logits, measure_features
 from speechssl.model.quantizer import GumbelQuantizer
 from speechssl.model.wav2vec2 import Features

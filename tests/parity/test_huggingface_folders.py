@@ -15,13 +15,13 @@ from torch.nn.utils import parametrize
 
 from speechssl import transcribe
 from speechssl.cli.compose import compose
-from speechssl.config import TextConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import build_model
-from speechssl.interop.huggingface import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import Vocabulary, build_vocabulary
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary
 from tests.parity.hf_weights import GROUP, LAYER, make_config
 
 transformers = pytest.importorskip("transformers", reason="transformers is the other side of this test")

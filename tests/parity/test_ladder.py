@@ -13,8 +13,8 @@ pytest.importorskip("transformers", reason="transformers is one of the peers")
 pytest.importorskip("torchaudio", reason="torchaudio is one of the peers")
 
 from speechssl.cli.compose import compose
-from speechssl.config import MaskConfig
-from speechssl.evaluation.decoding import greedy_decode
+from speechssl.config.model import MaskConfig
+from speechssl.inference.decoding.greedy import greedy_decode
 from speechssl.model.masking import sample_masks
 from speechssl.model.speech_model import SpeechModel
 from tests.parity.ladder import (

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is the peer of this test")
 
-from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
-from speechssl.losses import (
+from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.verbs import ContrastiveConfig
+from speechssl.model.masking import sample_masks, sample_negatives
+from speechssl.model.pretraining import PretrainingOutput, find_masked
+from speechssl.objectives.losses import (
     average_by_sub_batch,
     compute_contrastive_loss,
     compute_ctc_loss,
     compute_diversity_loss,
 )
-from speechssl.model.masking import sample_masks, sample_negatives
-from speechssl.model.pretraining import PretrainingOutput, find_masked
 from tests.parity.hf_weights import rename
 from tests.parity.ladder import (
     LENGTHS,

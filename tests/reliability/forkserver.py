@@ -22,8 +22,8 @@ import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import speechssl.cli.compose
-import speechssl.cli.finetune
-import speechssl.cli.pretrain  # noqa: F401
+import speechssl.verbs.finetune
+import speechssl.verbs.pretrain  # noqa: F401
 from speechssl.cli.main import main
 from speechssl.training.stop import StopFlag
 

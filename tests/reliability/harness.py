@@ -18,12 +18,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from speechssl.checkpoints.model_folder import AVERAGED, WEIGHTS
+from speechssl.checkpoints.rotation import list_published
+from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
 from speechssl.data.inputs import scan_files
 from speechssl.data.manifest import build_manifest, save_manifest
-from speechssl.interop.checkpoint import AVERAGED, WEIGHTS
 from speechssl.training.metrics import MEASURED
-from speechssl.training.rotation import list_published
-from speechssl.training.validity import STATE, TENSORS, find_problem
 from tests.conftest import write_librispeech
 
 ROOT = Path(__file__).parents[2]

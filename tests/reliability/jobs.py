@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from speechssl.config import ContrastiveConfig, ModelConfig, TrainingConfig
+from speechssl.checkpoints.saver import Saver
+from speechssl.checkpoints.state import Progress, TrainingState
+from speechssl.checkpoints.store import CheckpointStore
+from speechssl.config.model import ModelConfig
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.optim import build_optimizer
-from speechssl.training.saver import Saver
-from speechssl.training.state import Progress, TrainingState
 from tests.reliability.harness import (
     CRASH_POINTS,
     ROOT,

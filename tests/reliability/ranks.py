@@ -22,7 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from speechssl.interop.checkpoint import AVERAGED
+from speechssl.checkpoints.model_folder import AVERAGED
 from speechssl.training.metrics import MEASURED
 
 ROOT = Path(__file__).parents[2]

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechssl.config import ContrastiveConfig, ModelConfig, QuantizerConfig, TrainingConfig
+from speechssl.checkpoints.checksums import CHECKSUMS
+from speechssl.checkpoints.rotation import list_published
+from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
+from speechssl.checkpoints.store import MARGIN_BYTES, CheckpointStore
+from speechssl.checkpoints.validity import FILES, find_problem
+from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checksums import CHECKSUMS
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.checkpoint import MARGIN_BYTES, CheckpointStore
 from speechssl.training.optim import build_optimizer
-from speechssl.training.rotation import list_published
-from speechssl.training.state import Progress, Snapshot, TrainingState
-from speechssl.training.validity import FILES, find_problem
 from tests.reliability.harness import ForkServer, Run, list_leftovers, list_unreadable, make_random
 
 
@@ -176,7 +178,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     state: TrainingState, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CheckpointStore(small_disk, 2)
-    monkeypatch.setattr("speechssl.training.checkpoint.MARGIN_BYTES", 0)
+    monkeypatch.setattr("speechssl.checkpoints.store.MARGIN_BYTES", 0)
     folder = store.save(take(state, 1), is_best=True)
     filler = small_disk / "filler"
     # Room is there when it is looked for, and taken by others before the last file.
@@ -185,11 +187,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         store.save(take(state, 2), is_best=True)
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
     assert store.find_valid() == folder
-    monkeypatch.setattr("speechssl.training.checkpoint.MARGIN_BYTES", MARGIN_BYTES)
+    monkeypatch.setattr("speechssl.checkpoints.store.MARGIN_BYTES", MARGIN_BYTES)
     with pytest.raises(CheckpointError, match="must have room for a checkpoint"):
         store.save(take(state, 2), is_best=True)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    monkeypatch.setattr("speechssl.training.checkpoint.MARGIN_BYTES", -(2**30))
+    monkeypatch.setattr("speechssl.checkpoints.store.MARGIN_BYTES", -(2**30))
     with pytest.raises(CheckpointError, match="could not be .*Read-only"):
         store.save(take(state, 2), is_best=True)
     assert not find_problem(folder)

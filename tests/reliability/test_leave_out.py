@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from speechssl.config import ContrastiveConfig, TrainingConfig
+from speechssl.checkpoints.checksums import write_checksums
+from speechssl.checkpoints.model_folder import AVERAGED, CONFIG, WEIGHTS, read_card
+from speechssl.checkpoints.state import TrainingState
+from speechssl.checkpoints.store import CheckpointStore
+from speechssl.checkpoints.validity import STATE, TENSORS
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import SpeechSSLError
-from speechssl.interop.checkpoint import AVERAGED, CONFIG, WEIGHTS, read_card
-from speechssl.interop.checksums import write_checksums
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage
-from speechssl.training.checkpoint import CheckpointStore
 from speechssl.training.optim import FIELDS, build_optimizer
-from speechssl.training.state import TrainingState
-from speechssl.training.validity import STATE, TENSORS
 from tests.reliability.harness import KEYS, ForkServer, Run, find_differences, read_outcome
 from tests.reliability.jobs import finish
 

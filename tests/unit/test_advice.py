@@ -18,11 +18,11 @@ import speechssl
 from speechssl.advice import quote_for_shell, spell
 from speechssl.cli.compose import compose_request
 from speechssl.cli.overrides import parse_override
-from speechssl.cli.prepare import guess_corpus
 from speechssl.cli.words import read_words
-from speechssl.config import PrepareConfig
+from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.folder import read_folder
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.verbs.prepare import guess_corpus
 
 TEXTS = [
     "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"',

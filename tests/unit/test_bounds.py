@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
+from speechssl.devices import check_room
 from speechssl.errors import ConfigError
-from speechssl.training.devices import check_room
 
 MISTAKES: dict[str, str] = {
     "data.num_workers=100000": r"`data.num_workers` must be between 0 and 256, but is 100000",

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from speechssl.cli.output import format_line
 from speechssl.cli.sweep import print_table
 from speechssl.evaluation.breakdown import format_table, format_worst
 from speechssl.evaluation.wer import score
 from speechssl.printable import make_printable
+from speechssl.verbs.output import format_line
 
 NASTY = 'a\nspeechssl: all is well\x1b[2J\x9b\u202e\u2028\x7f\udcff é 日 "\\'
 """What a file name, an id or a transcript may hold."""

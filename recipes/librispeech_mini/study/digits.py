@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 import speechssl
-from speechssl.cli.output import resolve_out, write_result
+from speechssl.checkpoints.model_folder import build_untrained, save_model
 from speechssl.data.manifest import load_manifests
+from speechssl.durable import write_result
 from speechssl.errors import DataError
-from speechssl.evaluation.probing import limit_source, pool_log_mel
-from speechssl.interop.checkpoint import build_untrained, save_model
+from speechssl.evaluation.probe_features import limit_source, pool_log_mel
 from speechssl.interop.load import load_model
+from speechssl.verbs.output import resolve_out
 
 FloatArray = npt.NDArray[np.float32]
 

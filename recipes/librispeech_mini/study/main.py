@@ -13,8 +13,8 @@ from recipes.librispeech_mini.study.cells import REHEARSAL, TWO_CORES, Budget, f
 from recipes.librispeech_mini.study.plan import Places, build_steps, estimate_hours
 from recipes.librispeech_mini.study.records import find_path, read_record
 from recipes.librispeech_mini.study.runner import Settings, run_cell
-from speechssl.cli.output import format_line, print_line
 from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
+from speechssl.verbs.output import format_line, print_line
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from recipes.librispeech_mini.study.plan import Command, Places, Step
-from speechssl.cli.bench_meter import read_device_name
-from speechssl.cli.output import clean
+from speechssl.bench.meter import read_device_name
+from speechssl.durable import clean
 from speechssl.errors import ConfigError
 from speechssl.training.run_folder import describe_environment
 

@@ -29,13 +29,13 @@ from recipes.librispeech_mini.study.records import (
     trim,
     write_record,
 )
+from speechssl.api import run_verb
+from speechssl.checkpoints.header import read_header
+from speechssl.checkpoints.layout import RESULT
+from speechssl.checkpoints.validity import STATE
 from speechssl.data.manifest import load_manifests
 from speechssl.errors import SpeechSSLError, StoppedOnRequest
-from speechssl.functions import run_verb
-from speechssl.training.header import read_header
 from speechssl.training.metrics import read_metrics
-from speechssl.training.run_folder import RESULT
-from speechssl.training.validity import STATE
 
 PREPARING = ".preparing"
 """File in `out` that is locked by the one process which prepares it: cells are often started side by side."""

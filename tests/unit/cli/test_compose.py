@@ -11,16 +11,9 @@ from speechssl.cli.compose import compose, compose_request, to_yaml
 from speechssl.cli.overrides import is_assignment
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape, find_conf_folder, find_groups, read_words
-from speechssl.config import (
-    DecodingConfig,
-    DemoConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    MaskConfig,
-    ModelConfig,
-    PrepareConfig,
-    PretrainConfig,
-)
+from speechssl.config.decoding import DecodingConfig
+from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.verbs import DemoConfig, EmbedConfig, EvaluateConfig, PrepareConfig, PretrainConfig
 from speechssl.errors import ConfigError
 
 

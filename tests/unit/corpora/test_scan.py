@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.audio import load_audio, read_info
+from speechssl.audio.reading import load_audio, read_info
 from speechssl.corpora.scan import Recording, find_cuts, find_quietest, scan_recordings
 from speechssl.data.audio_files import find_audio, make_ids
 from speechssl.errors import DataError

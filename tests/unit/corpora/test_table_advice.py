@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.cli.prepare import run
 from speechssl.cli.words import read_words as parse_words
-from speechssl.config import PrepareConfig
+from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.table_advice import check_places
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
+from speechssl.verbs.prepare import run
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 COMMON_VOICE = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\nab\tc1.wav\tx\tHello “you”\t2\t\n"

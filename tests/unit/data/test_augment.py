@@ -12,16 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from speechssl.cli.finetune import select_usable
-from speechssl.cli.pretrain import select_long_enough
-from speechssl.config import (
-    FinetuneConfig,
-    FinetuneDataConfig,
-    ModelConfig,
-    PretrainConfig,
-    PretrainDataConfig,
-    TextConfig,
-)
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig, TextConfig
 from speechssl.data.augment import bound_lengths, change_speed, count_at_speed, draw_speeds
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.loader import iterate_updates
@@ -29,7 +21,9 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError, DataError
 from speechssl.model.lengths import compute_num_frames
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
+from speechssl.training.sources import select_long_enough
+from speechssl.verbs.finetune import select_usable
 
 SPEEDS = (0.9, 1.0, 1.1)
 CROPS = PlanConfig(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.audio import load_audio
-from speechssl.data.cache import AudioCache
+from speechssl.audio.reading import load_audio
+from speechssl.data.dataset import AudioCache
 from speechssl.data.manifest import Utterance
 
 

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from speechssl import waveform
+from speechssl.audio import waveform
 from speechssl.data.dataset import Example, ReadOptions
 from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest

@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from speechssl.interop.fairseq import write_fairseq
+from speechssl.interop.fairseq.weights import write_fairseq
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import FAIRSEQ_SYMBOLS
+from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS
 
 LAYOUTS = ("plain", "namespace", "namespace inside", "untyped DictConfig", "structured DictConfig", "stand-in classes")
 

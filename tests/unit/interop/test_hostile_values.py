@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechssl.config import MaskConfig, ModelConfig, QuantizerConfig, TextConfig
+from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.interop.load import load_model, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 from tests.unit.interop.fairseq_files import export
 
 MAX_SENTENCE = 600

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import speechssl
-from speechssl.config import ModelConfig, TextConfig
+from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.checkpoint import save_model
 from speechssl.interop.foreign import Foreign, build_model, wrap
 from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 
 FORMATS = {"speechssl": "folder", "huggingface": "folder", "torchaudio": "model.bin", "fairseq": "weights.whatever"}
 

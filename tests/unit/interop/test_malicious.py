@@ -25,14 +25,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from speechssl.config import ModelConfig
+from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.model import MAX_LAYERS, MAX_WIDTH, ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.checkpoint import save_model
-from speechssl.interop.huggingface import write_huggingface
+from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.interop.torch_file import MAGIC
 from speechssl.model.speech_model import SpeechModel
-from speechssl.model_config import MAX_LAYERS, MAX_WIDTH
 from tests.unit.interop.fairseq_files import export
 
 SECONDS, MEGABYTES = 5.0, 200

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.names import MASK, TABLES, list_names, rename, strip_all
 

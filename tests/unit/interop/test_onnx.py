@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import speechssl
-from speechssl.config import ModelConfig, TextConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop import onnx
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text import Vocabulary, build_vocabulary
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import DataError
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import (

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig, TextConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.evaluation.recognition import needs_equal_lengths
+from speechssl.inference.recognise import needs_equal_lengths
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import compute_num_frames, compute_receptive_field
@@ -23,7 +24,7 @@ from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import Wav2Vec2
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 
 PUBLISHED = ModelConfig()
 

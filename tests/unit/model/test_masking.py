@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speechssl.config import MaskConfig
+from speechssl.config.model import MaskConfig
 from speechssl.model.masking import (
     compute_min_frames,
     equalise_masks,

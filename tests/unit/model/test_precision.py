@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig, PretrainConfig
-from speechssl.losses import compute_contrastive_loss
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.model.norm import LayerNorm
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.transformer import PositionalConvolution
+from speechssl.objectives.losses import compute_contrastive_loss
 
 OFF = ["model.dropout=0", "model.attention_dropout=0", "model.feature_dropout=0", "model.input_dropout=0"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.model.pretraining import (
     PretrainingModel,
     compute_logits,

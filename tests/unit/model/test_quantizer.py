@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechssl.config import QuantizerConfig
+from speechssl.config.model import QuantizerConfig
 from speechssl.model.quantizer import GumbelQuantizer, sample_gumbel_noise
 
 

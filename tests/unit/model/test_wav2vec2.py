@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.errors import ConfigError
 from speechssl.model.heads import CTCHead
 from speechssl.model.pretraining import PretrainingModel

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.config import ModelConfig, ObjectiveConfig
+from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.model import ModelConfig
+from speechssl.config.verbs import ObjectiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.errors import ConfigError, SpeechSSLError
-from speechssl.interop.checkpoint import save_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives import targets
+from speechssl.objectives import codes as targets
 from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.protocol import add_terms
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.config import ContrastiveConfig, MaskConfig, ModelConfig
+from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.verbs import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch

@@ -14,14 +14,8 @@ import pytest
 import soundfile
 import yaml
 
-from speechssl.config import (
-    FinetuneConfig,
-    FinetuneDataConfig,
-    ModelConfig,
-    PretrainConfig,
-    PretrainDataConfig,
-    QuantizerConfig,
-)
+from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig
 
 NUM_UPDATES = 300
 

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechssl.config import TextConfig
+from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.verbs import TextConfig
 from speechssl.errors import ConfigError
-from speechssl.interop.checkpoint import save_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.report.page import build_report
-from speechssl.text import build_vocabulary
+from speechssl.text.vocabulary import build_vocabulary
 
 VOID = {"meta", "br", "img", "link"}
 

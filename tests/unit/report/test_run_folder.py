@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from speechssl.config import PretrainConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.report.health import make_health
 from speechssl.report.run_folder import load_run

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from speechssl.config import ModelConfig
-from speechssl.interop.checkpoint import collect_weights
+from speechssl.checkpoints.model_folder import collect_weights
+from speechssl.config.model import ModelConfig
 from speechssl.model.speech_model import SpeechModel
 from speechssl.training.average import WeightAverage
 

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from speechssl.checkpoints.layout import DATA
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
-from speechssl.training.data_record import NAME, check_record, describe_data, write_record
+from speechssl.training.data_record import check_record, describe_data, write_record
 
 
 def write_rows(folder: Path) -> list[Utterance]:
@@ -95,9 +96,9 @@ def test_a_damaged_record_is_told_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int
 ) -> None:
     rows = begin(tmp_path)
-    data = bytearray((tmp_path / NAME).read_bytes())
+    data = bytearray((tmp_path / DATA).read_bytes())
     data[place : place + 8] = bytes(8)
-    (tmp_path / NAME).write_bytes(data)
+    (tmp_path / DATA).write_bytes(data)
     caplog.set_level(logging.WARNING, "speechssl")
     check_record(tmp_path, describe(rows, tmp_path), {})
     assert "a whole record of the data" in caplog.text
@@ -106,7 +107,7 @@ def test_a_damaged_record_is_told_and_stops_nothing(
 def test_a_link_in_its_way_is_not_followed(tmp_path: Path) -> None:
     rows = write_rows(tmp_path)
     (tmp_path / "precious").write_text("mine")
-    (tmp_path / f".{NAME}.part").symlink_to("precious")
+    (tmp_path / f".{DATA}.part").symlink_to("precious")
     write_record(tmp_path, describe(rows, tmp_path))
     assert (tmp_path / "precious").read_text() == "mine"
     check_record(tmp_path, describe(rows, tmp_path), {})
@@ -114,9 +115,9 @@ def test_a_link_in_its_way_is_not_followed(tmp_path: Path) -> None:
 
 def test_the_first_record_stays(tmp_path: Path) -> None:
     rows = begin(tmp_path)
-    before = (tmp_path / NAME).read_bytes()
+    before = (tmp_path / DATA).read_bytes()
     write_record(tmp_path, describe(rows[:2], tmp_path))
-    assert (tmp_path / NAME).read_bytes() == before
+    assert (tmp_path / DATA).read_bytes() == before
 
 
 def test_many_rows_are_compared_within_seconds(tmp_path: Path) -> None:
@@ -134,4 +135,4 @@ def test_many_rows_are_compared_within_seconds(tmp_path: Path) -> None:
     check_record(tmp_path, table, {})
     seconds = time.process_time() - start
     assert seconds < 3.0
-    assert (tmp_path / NAME).stat().st_size < 4 * 2**20
+    assert (tmp_path / DATA).stat().st_size < 4 * 2**20

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from speechssl.checkpoints.layout import METRICS
 from speechssl.errors import ConfigError
-from speechssl.training.metrics import NAME, JsonLinesWriter, TensorBoardWriter, find_last_metrics, read_metrics
+from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter, find_last_metrics, read_metrics
 from speechssl.training.records import read_log
 
 
@@ -42,8 +43,8 @@ def test_the_last_metrics_of_a_split_are_found(tmp_path: Path) -> None:
 
 def test_a_damaged_log_is_cut_there_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, *((update, "train") for update in range(1, 7)))
-    before = (tmp_path / NAME).read_bytes()
-    (tmp_path / NAME).write_bytes(before.replace(b"4.0", b"9.0"))
+    before = (tmp_path / METRICS).read_bytes()
+    (tmp_path / METRICS).write_bytes(before.replace(b"4.0", b"9.0"))
     writer = JsonLinesWriter(tmp_path, 6)
     assert "line 4 is not what was written (its CRC-32 differs); it is cut there" in caplog.text
     assert "has no line of the updates 4 to 6" in caplog.text
@@ -51,19 +52,19 @@ def test_a_damaged_log_is_cut_there_and_says_so(tmp_path: Path, caplog: pytest.L
     writer.close()
     assert [update for update, _ in read(tmp_path)] == [1, 2, 3, 7]
     assert (tmp_path / "damaged-metrics.jsonl").read_bytes() == before.replace(b"4.0", b"9.0")
-    assert read_log(tmp_path / NAME).problem == ""
+    assert read_log(tmp_path / METRICS).problem == ""
 
 
 def test_a_log_that_is_gone_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, *((update, "train") for update in range(1, 4)))
-    (tmp_path / NAME).unlink()
+    (tmp_path / METRICS).unlink()
     JsonLinesWriter(tmp_path, 2).close()
     assert "has no line of the updates 1 to 2: they are lost" in caplog.text
     write(tmp_path, (3, "train"))
-    assert read_log(tmp_path / NAME).problem == ""
+    assert read_log(tmp_path / METRICS).problem == ""
 
 
-@pytest.mark.parametrize("cut", [NAME, "metrics.crc32"])
+@pytest.mark.parametrize("cut", [METRICS, "metrics.crc32"])
 def test_a_kill_between_the_two_files_is_no_damage(tmp_path: Path, cut: str, caplog: pytest.LogCaptureFixture) -> None:
     """Either may be the older one, when the log was cut back and when it grew."""
     write(tmp_path, *((update, "train") for update in range(1, 6)))
@@ -72,13 +73,13 @@ def test_a_kill_between_the_two_files_is_no_damage(tmp_path: Path, cut: str, cap
     JsonLinesWriter(tmp_path, 2).close()
     write(tmp_path, (3, "train"))
     assert [update for update, _ in read(tmp_path)] == [1, 2, 3]
-    assert "damaged" not in caplog.text and read_log(tmp_path / NAME).problem == ""
+    assert "damaged" not in caplog.text and read_log(tmp_path / METRICS).problem == ""
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
-    for name in (NAME, "metrics.crc32", ".metrics.jsonl.part"):
+    for name in (METRICS, "metrics.crc32", ".metrics.jsonl.part"):
         run = tmp_path / f"run {name}"
         run.mkdir()
         (run / name).symlink_to(victim)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from speechssl.checkpoints.layout import METRICS
 from speechssl.errors import DataError
-from speechssl.training.metrics import NAME, JsonLinesWriter
+from speechssl.training.metrics import JsonLinesWriter
 from speechssl.training.records import MAX_LINE_BYTES, name_sums, read_log, take_record
 
 
@@ -18,7 +19,7 @@ def log(tmp_path: Path) -> Path:
     for update in range(1, 6):
         writer.write({"update": update, "split": "train", "loss": 4.0 / update, "hard_perplexity": [3.0, float("nan")]})
     writer.close()
-    return tmp_path / NAME
+    return tmp_path / METRICS
 
 
 def flip(path: Path, place: int, bit: int) -> None:

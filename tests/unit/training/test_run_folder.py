@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechssl.config import PretrainConfig, TrainingConfig
+from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.config.training import TrainingConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError
-from speechssl.training.run_folder import CONFIG, ENVIRONMENT, RESULT, claim_run, open_run
+from speechssl.training.run_folder import claim_run, open_run
 
 
 def make_config(**changes: object) -> PretrainConfig:

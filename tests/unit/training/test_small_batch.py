@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from speechssl.cli.compose import compose
-from speechssl.config import ModelConfig, TrainingConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.training import TrainingConfig
 from speechssl.training.small_batch import compute_published_lr, describe_departure
 
 

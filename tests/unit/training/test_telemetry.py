@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechssl.training import telemetry
-from speechssl.training.metrics import MEASURED
-from speechssl.training.telemetry import measure_system, read_resident_bytes
+from speechssl.training import metrics as telemetry
+from speechssl.training.metrics import MEASURED, measure_system, read_resident_bytes
 
 
 def test_memory_grows_with_what_is_held() -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from speechssl.config import LoggingConfig, PretrainConfig
+from speechssl.checkpoints.layout import TRACKERS
+from speechssl.checkpoints.state import Progress
+from speechssl.config.training import LoggingConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError
 from speechssl.training.metrics import JsonLinesWriter
-from speechssl.training.state import Progress
-from speechssl.training.trackers import TRACKERS, open_writers
+from speechssl.training.trackers import open_writers
 
 WANDB = """
 calls = []

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from speechssl.config import TrainingConfig
+from speechssl.checkpoints.state import Progress
+from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.ctc import CTCObjective
 from speechssl.objectives.protocol import LossTerms, Metrics
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
-from speechssl.training.distributed import Ranks
+from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.setup import Setup
-from speechssl.training.state import Progress
 from speechssl.training.trainer import Trainer
 
 NAN = float("nan")

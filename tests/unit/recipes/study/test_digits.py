@@ -12,8 +12,8 @@ import soundfile
 import speechssl
 from recipes.librispeech_mini.study import digits
 from recipes.librispeech_mini.study.digits import classify
-from speechssl.config import ModelConfig
-from speechssl.interop.checkpoint import save_model
+from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.model import ModelConfig
 from speechssl.model.speech_model import SpeechModel
 
 

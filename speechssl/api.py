@@ -1,0 +1,320 @@
+"""The Python face: checkpoints in and out, what a model gives, and every verb as a function of its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, overload
+
+from speechssl.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+    from torch import Tensor
+
+    from speechssl.model.speech_model import SpeechModel
+
+    Audio = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[str | os.PathLike[str] | np.ndarray | Tensor]
+    Model = SpeechModel | str | os.PathLike[str]
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    weights: str = "model",
+) -> SpeechModel:
+    """Load a model, with its head and vocabulary where it has them.
+
+    Args:
+        checkpoint: any value of the key `checkpoint`: a run folder (its best checkpoint), one checkpoint, a Hugging
+            Face folder, a fairseq `.pt`, a torchaudio state dict, `torchaudio:BUNDLE` or a Hub id.
+        device: where the weights go: a value of the key `device` (`auto`, `cpu`, `cuda`, `cuda:N`), or any
+            `torch.device`.
+        trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
+        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`.
+
+    Raises:
+        CheckpointError: nothing is there, it does not load, or it has no average.
+        ConfigError: another value of `weights`, or a device that is not there.
+    """
+    from speechssl.devices import resolve_device
+    from speechssl.interop.load import load_model
+
+    where = resolve_device(device) if isinstance(device, str) else device
+    return load_model(os.fspath(checkpoint), device=where, trainable=trainable, weights=weights)
+
+
+def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:
+    """Save a model so that `load` and `checkpoint=` take it, or another toolkit does.
+
+    Args:
+        model: to save.
+        folder: the folder to write, made if it is missing; for `fairseq`, `torchaudio` and ONNX the file.
+        format: `speechssl`, `huggingface`, `fairseq` or `torchaudio`; for serving `onnx` (the logits of a recogniser,
+            else features) or `onnx_features`, which are not read back.
+
+    Raises:
+        ConfigError: another format, or its packages are not installed.
+        CheckpointError: the format has no place for this network.
+    """
+    from speechssl.interop.load import write_model
+
+    write_model(model, Path(folder), format)
+
+
+@dataclass(frozen=True)
+class PretrainingForward:
+    """One forward of the contrastive task; sums are in nats.
+
+    Attributes:
+        logits: (B, M, 1 + K) float32; class 0 is the target, removed negatives are -inf.
+        loss_sum: scalar with gradient: all parts with their weights; divided by `count` it is the loss.
+        contrastive_sum: scalar, cross entropy over masked frames.
+        diversity_sum: scalar, weighted codebook diversity times the masked frames.
+        features_sum: scalar, weighted feature penalty times the masked frames.
+        count: scalar int64, masked frames.
+    """
+
+    logits: Tensor
+    loss_sum: Tensor
+    contrastive_sum: Tensor
+    diversity_sum: Tensor
+    features_sum: Tensor
+    count: Tensor
+
+
+def pretraining_forward(
+    model: SpeechModel,
+    waveforms: Tensor,
+    num_samples: Tensor | None,
+    mask: Tensor,
+    negatives: Tensor,
+    gumbel_noise: Tensor | None,
+    temperature: float,
+) -> PretrainingForward:
+    """Compute the contrastive task with everything that is usually drawn given explicitly.
+
+    The batch counts as one sub-batch, and the loss has wav2vec 2.0's weights (§3.2, eq. 2).
+
+    Args:
+        model: with its pretraining heads.
+        waveforms: (B, N) float32 at 16 kHz.
+        num_samples: (B,) int64 valid samples, None where nothing is padded.
+        mask: (B, T) bool, True on masked frames, never on padding.
+        negatives: (B, M, K) int64, indices among the row's own M masked frames.
+        gumbel_noise: (B, M, G, V); None chooses codes without noise.
+        temperature: of the Gumbel softmax.
+
+    Raises:
+        CheckpointError: the model has no pretraining heads.
+        DataError: `num_samples` are not those of the waveforms.
+    """
+    from speechssl.config.verbs import ContrastiveConfig
+    from speechssl.model.lengths import check_num_samples
+    from speechssl.model.wav2vec2 import normalize_waveforms
+    from speechssl.objectives.wav2vec2 import compute_terms
+
+    if model.pretraining is None:
+        raise CheckpointError("`model` must have its pretraining heads, but this one has none")
+    check_num_samples(waveforms, num_samples)
+    if model.config.normalize_waveform:
+        waveforms = normalize_waveforms(waveforms, num_samples, model.config.waveform_epsilon)
+    output = model.pretraining(waveforms, num_samples, mask, negatives, gumbel_noise, temperature)
+    terms = compute_terms(output, waveforms.new_ones(1, len(waveforms)), ContrastiveConfig())
+    contrastive, diversity, features = (terms.stats[name] for name in ("contrastive", "diversity", "features"))
+    return PretrainingForward(output.logits, terms.sum, contrastive, diversity, features, terms.count)
+
+
+def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a verb with the keys of its command line.
+
+    Args:
+        verb: name of the verb.
+        keys: values by key: dotted names (`{"training.lr": 1e-3}`), nested dicts (`{"training": {"lr": 1e-3}}`), or
+            both; `model="small"` chooses a preset, as on the command line.
+
+    Returns:
+        the dict of the command's JSON line.
+
+    Raises:
+        SpeechSSLError: what the command would answer with exit code 2.
+    """
+    from speechssl.cli.run import run_request
+    from speechssl.cli.words import Request, escape
+
+    request = Request(verb)
+    for key, value in keys.items():
+        request.add(key, escape(value))
+    return run_request(request)
+
+
+@overload
+def embed(
+    model: Model,
+    audio: Audio,
+    *,
+    layer: Any = ...,
+    pooling: str = ...,
+    sample_rate: int | None = ...,
+    **keys: Any,
+) -> pa.Table: ...
+
+
+@overload
+def embed(**keys: Any) -> dict[str, Any]: ...
+
+
+def embed(model: Model | None = None, audio: Any = None, **keys: Any) -> pa.Table | dict[str, Any]:
+    """Embed audio with a model, as a table; or, with keys only, run the verb `embed`.
+
+    Args:
+        model: from `load`, or what `load` takes.
+        audio: what the key `audio` takes, or waveforms as arrays or tensors (with `sample_rate`). A file that cannot be
+            used ends it, since rows are expected for all; the verb leaves it out.
+        **keys: `layer`, `pooling`, `window_s`, `batch_s`, `precision` (here float32 unless it is given),
+            `sample_rate`; or the keys of the verb.
+
+    Returns:
+        a pyarrow table with the columns of the verb's file; or the dict of the verb's JSON line.
+    """
+    if model is None:
+        return _run_on_paths("embed", audio, keys)
+    from speechssl.inference.embed import embed as embed_audio
+
+    loaded = _take_model(model)
+    return embed_audio(loaded, audio, **_resolve_keys(embed_audio, loaded, keys))
+
+
+@overload
+def transcribe(model: Model, audio: Audio, *, sample_rate: int | None = ..., **keys: Any) -> list[str]: ...
+
+
+@overload
+def transcribe(**keys: Any) -> dict[str, Any]: ...
+
+
+def transcribe(model: Model | None = None, audio: Any = None, **keys: Any) -> list[str] | dict[str, Any]:
+    """Transcribe audio with a recogniser, in the order given; or, with keys only, run the verb `transcribe`.
+
+    Args:
+        model: from `load`, with a CTC head, or what `load` takes.
+        audio: what the key `audio` takes, or waveforms as arrays or tensors (with `sample_rate`). A file that cannot be
+            used ends it, since a text is expected for each; the verb leaves it out.
+        **keys: `window_s`, `batch_s`, `precision` (here float32 unless it is given), `sample_rate`, `decode`; or the
+            keys of the verb.
+    """
+    if model is None:
+        return _run_on_paths("transcribe", audio, keys)
+    from speechssl.inference.recognise import transcribe as transcribe_audio
+
+    loaded = _take_model(model)
+    return transcribe_audio(loaded, audio, **_resolve_keys(transcribe_audio, loaded, keys))
+
+
+def _run_on_paths(verb: str, audio: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a verb without a model at hand; waveforms are for one.
+
+    Raises:
+        DataError: `audio` has waveforms.
+    """
+    items = audio if isinstance(audio, (list, tuple)) else [audio]
+    if any(hasattr(item, "dtype") for item in items):
+        raise DataError("`audio` must be paths where no model is given (speechssl.load gives one), but has waveforms")
+    return run_verb(verb, keys if audio is None else {"audio": audio, **keys})
+
+
+def _take_model(model: object) -> SpeechModel:
+    """Load a model that is given as a value of `checkpoint`.
+
+    Raises:
+        CheckpointError: it does not load, or is no model of this package.
+    """
+    from speechssl.model.wav2vec2 import Wav2Vec2
+
+    if isinstance(model, (str, os.PathLike)):
+        return load(model)
+    # A compiled model is of a class of torch's, and answers for the one inside.
+    if not isinstance(getattr(model, "backbone", None), Wav2Vec2):
+        raise CheckpointError(f"`model` must be from speechssl.load, or what it loads, but is a {type(model).__name__}")
+    return cast("SpeechModel", model)
+
+
+def _resolve_keys(function: Callable[..., Any], model: SpeechModel, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the keys that a function shares with its verb as the verb does, and choose what `precision=auto` means.
+
+    Raises:
+        ConfigError: `batch_s`, `window_s` or `precision` has a value that it cannot have, or the function has no key
+            of a name.
+    """
+    from inspect import signature
+    from numbers import Real
+
+    from speechssl.config.verbs import InferenceConfig
+    from speechssl.devices import resolve_precision
+
+    names = [name for name in signature(function).parameters if name not in ("model", "audio")]
+    for name, value in keys.items():
+        if name not in names:
+            raise ConfigError(f"`{name}` must be one of the keys {', '.join(names)} where a model is given, but is not")
+        if name in ("batch_s", "window_s") and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ConfigError(f"`{name}` must be a number, but is {value!r}")
+    shared = ("batch_s", "window_s", "precision")
+    checked = InferenceConfig(**{name: keys[name] for name in shared if name in keys})
+    if "precision" not in keys:
+        return dict(keys)
+    return {**keys, "precision": resolve_precision(checked.precision, model.device)}
+
+
+def demo(**keys: Any) -> dict[str, Any]:
+    """Run the verb `demo`; see `run_verb`."""
+    return run_verb("demo", keys)
+
+
+def prepare(**keys: Any) -> dict[str, Any]:
+    """Run the verb `prepare`; see `run_verb`."""
+    return run_verb("prepare", keys)
+
+
+def pretrain(**keys: Any) -> dict[str, Any]:
+    """Run the verb `pretrain`; see `run_verb`."""
+    return run_verb("pretrain", keys)
+
+
+def finetune(**keys: Any) -> dict[str, Any]:
+    """Run the verb `finetune`; see `run_verb`."""
+    return run_verb("finetune", keys)
+
+
+def evaluate(**keys: Any) -> dict[str, Any]:
+    """Run the verb `evaluate`; see `run_verb`."""
+    return run_verb("evaluate", keys)
+
+
+def probe(**keys: Any) -> dict[str, Any]:
+    """Run the verb `probe`; see `run_verb`."""
+    return run_verb("probe", keys)
+
+
+def convert(**keys: Any) -> dict[str, Any]:
+    """Run the verb `convert`; see `run_verb`."""
+    return run_verb("convert", keys)
+
+
+def report(**keys: Any) -> dict[str, Any]:
+    """Run the verb `report`; see `run_verb`."""
+    return run_verb("report", keys)
+
+
+def bench(**keys: Any) -> dict[str, Any]:
+    """Run the verb `bench`; see `run_verb`."""
+    return run_verb("bench", keys)
+
+
+def doctor(**keys: Any) -> dict[str, Any]:
+    """Run the verb `doctor`; see `run_verb`."""
+    return run_verb("doctor", keys)

@@ -1,0 +1,1 @@
+"""Audio files to mono float32 at 16 kHz."""

@@ -1,0 +1,23 @@
+"""The names of the files in a run folder, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG, ENVIRONMENT, RESULT, REPORT = "config.yaml", "environment.json", "result.json", "report.html"
+
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
+DAMAGED = "damaged-"
+"""Before the name of a log that was cut at its damage: as it was found, for a look at it."""
+
+LEFT_OUT, DATA, TRACKERS = "left_out.tsv", "data.parquet", "trackers.json"
+
+
+def name_sums(path: Path) -> Path:
+    """Name the list of checksums that lies beside a log."""
+    return path.with_suffix(".crc32")
+
+
+LOGS = tuple(name for log in (METRICS, SKIPPED) for name in (log, name_sums(Path(log)).name, DAMAGED + log))
+"""Files of a run folder that hold its logs, or belong to them."""

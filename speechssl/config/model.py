@@ -1,0 +1,181 @@
+"""The network's keys: what `model.*` holds. `config.py` has all the others, and passes these on.
+
+The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration); `F:` in a source means fairseq.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from speechssl.config.knobs import check, check_choice, knob
+
+MEL_GRID_KERNELS, MEL_GRID_STRIDES = (400, 1), (160, 2)
+"""The unpadded windows that frames of log-mel input are counted by: bands of 25 ms every 10 ms, and every second one."""
+
+MAX_LAYERS, MAX_CONVOLUTIONS, MAX_WIDTH = 256, 64, 65_536
+"""Most transformer blocks and convolutions, and the most of any other size: far beyond every published network. A few
+bytes of a stranger's configuration would otherwise ask for a network without end (docs/security.md)."""
+
+MAX_MELS = 128
+"""Most bands: narrower filters would miss every one of the spectrum's 257 frequencies."""
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Span masks over time and over channels (wav2vec 2.0 §3.1, §4.2)."""
+
+    prob: float = knob(0.65, "span length × the probability that a frame starts a span (not the share masked)", "", "F: mask_prob")
+    length: int = knob(10, "length of a span", "frames", "§4.2")
+    min_spans: int = knob(2, "least number of spans in a row", "", "F: min_masks")
+    equalise: bool = knob(True, "give all rows of a sub-batch the same number of masked frames", "", "F: require_same_masks")
+    channel_prob: float = knob(0.0, "the same for spans of channels, set to zero (fine-tuning)", "", "F: mask_channel_prob")
+    channel_length: int = knob(64, "length of a span of channels", "channels", "F: mask_channel_length")
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.prob <= 1.0, "model.mask.prob", "between 0 and 1", self.prob)
+        _check_size("mask.length", self.length)
+        _check_size("mask.min_spans", self.min_spans, least=0)
+        check(0.0 <= self.channel_prob <= 1.0, "model.mask.channel_prob", "between 0 and 1", self.channel_prob)
+        _check_size("mask.channel_length", self.channel_length)
+
+
+@dataclass(kw_only=True)
+class QuantizerConfig:
+    """The Gumbel product quantizer (§3.2)."""
+
+    num_groups: int = knob(2, "codebooks G", "", "§4.2")
+    num_codes: int = knob(320, "codes V in each codebook", "", "§4.2")
+    codevector_dim: int = knob(256, "size of a code vector, all groups together", "", "F: latent_dim")
+    temperature_start: float = knob(2.0, "Gumbel temperature before the first update", "", "§4.2")
+    temperature_end: float = knob(0.5, "floor of the Gumbel temperature", "", "§4.2")
+    temperature_decay: float = knob(0.999995, "factor of the temperature an update", "", "§4.2")
+    temperature_reference_updates: int = knob(
+        0, "scale the decay as if the run had this many updates; 0: take updates as they are", "updates"
+    )
+
+    def __post_init__(self) -> None:
+        _check_size("quantizer.num_groups", self.num_groups)
+        _check_size("quantizer.num_codes", self.num_codes, least=2)
+        _check_size("quantizer.codevector_dim", self.codevector_dim)
+        divides = self.codevector_dim % self.num_groups == 0
+        check(divides, "model.quantizer.codevector_dim", f"a multiple of {self.num_groups}", self.codevector_dim)
+        check(self.temperature_start > 0, "model.quantizer.temperature_start", "positive", self.temperature_start)
+        check(self.temperature_end > 0, "model.quantizer.temperature_end", "positive", self.temperature_end)
+        check(0 < self.temperature_decay <= 1, "model.quantizer.temperature_decay", "positive and at most 1", self.temperature_decay)
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Feature encoder, context network and quantizer; the defaults are BASE."""
+
+    name: str = knob("base", "name of the preset in conf/model")
+    front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, or `log_mel` bands with convolutions over them")
+    num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
+    mel_channels: list[int] = knob([], "output channels of each convolution over mel bands; the last has stride 2; empty: twice the last of conv_channels (front_end=log_mel)", "channels")
+    mel_kernels: list[int] = knob([3, 3], "kernel of each convolution over mel bands, odd (front_end=log_mel)", "10 ms", "Whisper: §2.2")
+    conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
+    conv_kernels: list[int] = knob([10, 3, 3, 3, 3, 2, 2], "kernel of each convolution", "samples", "§4.2")
+    conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
+    conv_bias: bool = knob(False, "biases in the convolutions", "", "F: conv_bias")
+    conv_norm: str = knob("group", "`group`: per-channel norm over time after the first layer; `layer`: over channels in all", "", "F: extractor_mode")
+    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all` as the peers do")
+    feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
+    normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
+    waveform_epsilon: float = knob(1e-5, "added to the variance that normalize_waveform divides by; Hugging Face has 1e-7", "", "F: layer_norm")
+    num_layers: int = knob(12, "transformer blocks", "", "§4.2")
+    model_dim: int = knob(768, "width D of the transformer", "", "§4.2")
+    ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
+    num_heads: int = knob(12, "attention heads (the paper's text says 8, every released model has 12)", "", "F: encoder_attention_heads")
+    norm_first: bool = knob(False, "layer norm before each part (pre-norm) instead of after it", "", "F: layer_norm_first")
+    position_kernel: int = knob(128, "kernel of the positional convolution", "frames", "F: conv_pos")
+    position_groups: int = knob(16, "groups of the positional convolution", "", "F: conv_pos_groups")
+    dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
+    attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
+    activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
+    input_dropout: float = knob(0.1, "dropout on the projected features", "", "F: dropout_input")
+    feature_dropout: float = knob(0.1, "dropout on the quantizer's input", "", "F: dropout_features")
+    layer_drop_prob: float = knob(0.05, "probability that a block is skipped in an update", "", "§4.2")
+    head_dropout: float = knob(0.0, "dropout before the CTC head", "", "F: final_dropout")
+    target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
+    quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
+    mask: MaskConfig = knob(MaskConfig, "masks")
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            _check_size(name, getattr(self, name))
+        for name in _CONVOLUTIONS:
+            _check_convolutions(name, getattr(self, name))
+        _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
+        check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
+        groups = self.model_dim % self.position_groups == 0
+        check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
+        check_choice("model.front_end", self.front_end, ("convolutions", "log_mel"))
+        check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
+        check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
+        check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
+        check(self.feature_gradient_scale >= 0, "model.feature_gradient_scale", "positive, or 0 to freeze", self.feature_gradient_scale)
+        check(self.waveform_epsilon > 0, "model.waveform_epsilon", "positive", self.waveform_epsilon)
+        same = len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0
+        check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
+        check(len(self.mel_widths) == len(self.mel_kernels) > 0, "model.mel_kernels", f"as long as model.mel_channels ({len(self.mel_widths)})", self.mel_kernels)
+        check(all(kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
+        for name in _PROBABILITIES:
+            check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels C of a frame of the front-end: the quantizer's input."""
+        return self.mel_widths[-1] if self.front_end == "log_mel" else self.conv_channels[-1]
+
+    @property
+    def mel_widths(self) -> list[int]:
+        """Output channels of each convolution over mel bands."""
+        return self.mel_channels or [self.conv_channels[-1]] * 2
+
+    @property
+    def frame_kernels(self) -> list[int]:
+        """Kernels of the unpadded windows by which frames are counted (`model/lengths.py`)."""
+        return list(MEL_GRID_KERNELS) if self.front_end == "log_mel" else self.conv_kernels
+
+    @property
+    def frame_strides(self) -> list[int]:
+        """Strides of the unpadded windows by which frames are counted."""
+        return list(MEL_GRID_STRIDES) if self.front_end == "log_mel" else self.conv_strides
+
+    @property
+    def num_large_weights(self) -> int:
+        """Count the weights of the large matrices, as the configuration has them: about all there are."""
+        blocks = self.num_layers * (4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim)
+        position = self.model_dim**2 // self.position_groups * self.position_kernel
+        mels, kernels = [self.num_mels, *self.mel_widths], self.mel_kernels
+        if self.front_end == "convolutions":
+            mels, kernels = [1, *self.conv_channels], self.conv_kernels
+        front = sum(a * b * kernel for (a, b), kernel in zip(pairwise(mels), kernels, strict=True))
+        quantizer = self.quantizer
+        codes = quantizer.num_groups * quantizer.num_codes * self.feature_dim + quantizer.num_codes * quantizer.codevector_dim
+        return blocks + position + front + codes + self.model_dim * (self.feature_dim + self.target_dim)
+
+    @property
+    def has_group_norm(self) -> bool:
+        """Whether the front-end has a group norm over time, so that `group_norm_frames` means something."""
+        return self.front_end == "convolutions" and self.conv_norm == "group"
+
+
+def _check_size(name: str, value: int, least: int = 1, most: int = MAX_WIDTH) -> None:
+    is_one = isinstance(value, int) and least <= value <= most
+    check(is_one, f"model.{name}", f"a whole number between {least} and {most}", value)
+
+
+def _check_convolutions(name: str, values: list[int]) -> None:
+    check(len(values) <= MAX_CONVOLUTIONS, f"model.{name}", f"of at most {MAX_CONVOLUTIONS} convolutions", len(values))
+    for value in values:
+        _check_size(name, value)
+
+
+_SIZES = ("model_dim", "ffn_dim", "num_heads", "position_kernel", "position_groups", "target_dim")
+_CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
+_PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
+
+SET_ANEW = ("mask", "feature_gradient_scale", *_PROBABILITIES)
+"""Keys that are no part of the network: each training sets them for itself, fine-tuning otherwise than pretraining."""

@@ -1,0 +1,1 @@
+"""The corpus that the verb `demo` makes, and the story it tells."""

@@ -1,0 +1,124 @@
+"""What a probe sees: every utterance as pooled vectors, of the model's states and of log-mel statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from speechssl.audio.reading import SAMPLE_RATE, load_audio, num_samples_at_16k
+from speechssl.data.left_out import LeftOut
+from speechssl.data.manifest import Manifest
+from speechssl.inference.embed import Embedder, choose_layers
+from speechssl.inference.recognise import Source, note_rows
+from speechssl.model.speech_model import SpeechModel
+from speechssl.progress import track
+
+FloatArray = npt.NDArray[np.float32]
+
+NUM_MELS = 40
+
+
+def limit_source(manifest: Manifest, max_s: float, key: str = "audio", left_out: LeftOut | None = None) -> Source:
+    """Read the first `max_s` seconds of each utterance; errors name `key`, and `left_out` is as in `Source`."""
+    rates = np.array(manifest.table.column("sample_rate").to_pylist(), dtype=np.int64)
+    counts = np.array(manifest.table.column("num_samples").to_pylist(), dtype=np.int64)
+    taken = np.minimum(counts, np.round(max_s * rates).astype(np.int64))
+    lengths = np.array([num_samples_at_16k(int(n), int(r)) for n, r in zip(taken, rates, strict=True)])
+
+    def read(index: int) -> FloatArray:
+        utterance = manifest[index]
+        count = int(taken[index])
+        return load_audio(utterance.path, utterance.offset, count, utterance.sample_rate, utterance.channel)
+
+    return Source(manifest.column("id"), lengths, read, key, note_rows(manifest, left_out))
+
+
+def pool_states(model: SpeechModel, source: Source, batch_s: float, precision: str) -> FloatArray:
+    """Average each of the L + 1 states over the frames of each utterance: (n, L + 1, D)."""
+    embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", batch_s, 1e9, precision)
+    rows = track(embedder.iterate(source), "states", len(source.lengths), "utterances")
+    return np.stack([np.concatenate(row) for _, row in rows])
+
+
+def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
+    """Mean and standard deviation over time of 40 log-mel bands of each utterance: (n, 1, 80).
+
+    What a feature of speech must beat: it knows the recording's tone and the voice's, and nothing learned.
+
+    Args:
+        source: what it leaves out has no row.
+        shortest: samples that an utterance must have.
+    """
+    import librosa
+
+    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=400, n_mels=NUM_MELS)
+    window = np.hanning(401)[:400].astype(np.float32)
+    rows = [np.zeros((0, 1, 2 * NUM_MELS), np.float32)]
+    for index in source.list_long_enough(shortest).tolist():
+        waveform = source.try_read(index)
+        if waveform is None:
+            continue
+        padded = np.pad(waveform, (0, max(0, 400 - len(waveform))))
+        frames = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160]
+        power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
+        mel = np.log(power @ filters.T + 1e-10)
+        rows.append(np.concatenate([mel.mean(0), mel.std(0)])[None, None].astype(np.float32))
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Utterances that can be used, with their log-mel statistics, row for row."""
+
+    manifest: Manifest
+    log_mel: FloatArray
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Labelled:
+        """Take rows in the given order."""
+        return Labelled(self.manifest.select(rows), self.log_mel[rows])
+
+
+def read_usable(manifest: Manifest, max_s: float, shortest: int, left_out: LeftOut) -> Labelled:
+    """Read all audio once for its log-mel statistics; what cannot be used is left out from here on.
+
+    Raises:
+        DataError: nothing can be used.
+    """
+    log_mel = pool_log_mel(limit_source(manifest, max_s, left_out.key, left_out), shortest)
+    left_out.require_others(len(log_mel))
+    return Labelled(left_out.drop_from(manifest), log_mel)
+
+
+def standardise(train: FloatArray, test: FloatArray, alike: bool = False) -> tuple[FloatArray, FloatArray]:
+    """Give both sets zero mean and unit variance by the statistics of the first.
+
+    Args:
+        train: (n, S, D) features, whose statistics count.
+        test: (m, S, D) features.
+        alike: scale all states alike, so that a mix of them is the same mix of the states as they are.
+    """
+    mean, deviation = train.mean(0), train.std(0)
+    if alike:
+        deviation = np.sqrt(np.square(deviation).mean(0))
+    return (train - mean) / (deviation + 1e-5), (test - mean) / (deviation + 1e-5)
+
+
+def split_stratified(
+    speakers: list[str], test_share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split utterances so that each speaker with two or more has some in both parts.
+
+    Returns:
+        Rows for training and rows for the test, in order.
+    """
+    rng = np.random.default_rng([seed, 0x5917])
+    names = np.array(speakers, dtype=object)
+    test = []
+    for name in dict.fromkeys(speakers):
+        rows = rng.permutation(np.flatnonzero(names == name))
+        count = min(max(round(test_share * len(rows)), 1), len(rows) - 1)
+        test += rows[:count].tolist()
+    chosen = np.array(sorted(test), dtype=np.int64)
+    return np.setdiff1d(np.arange(len(names)), chosen), chosen

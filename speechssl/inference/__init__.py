@@ -1,0 +1,1 @@
+"""A trained model over audio: windows, batches, texts and embeddings."""

@@ -1,0 +1,1 @@
+"""From logits to words: greedy, beam search, n-gram language models."""

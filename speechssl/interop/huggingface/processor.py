@@ -1,0 +1,208 @@
+"""What a Hugging Face folder says about audio and text: feature extractor and tokenizer files of both spellings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.model import ModelConfig
+from speechssl.errors import CheckpointError
+from speechssl.interop.files import read_json, write_json
+from speechssl.interop.labels import make_vocabulary
+from speechssl.parsing import show
+from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
+
+EPSILON = 1e-7
+"""What Hugging Face's feature extractor adds to the variance."""
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+VOCABULARY, TOKENIZER, SPECIALS, ADDED = (
+    "vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+"""The tokenizer's special tokens, with the defaults of `Wav2Vec2CTCTokenizer`."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The outputs of a CTC head.
+
+    Attributes:
+        vocabulary: the blank first.
+        order: for each of our outputs the row of the file's head.
+    """
+
+    vocabulary: Vocabulary
+    order: tuple[int, ...]
+
+
+def read_audio(folder: Path, key: str) -> tuple[bool, float]:
+    """Read whether waveforms are normalised, and with which epsilon.
+
+    Version 4 of `transformers` writes preprocessor_config.json, version 5 processor_config.json with the same
+    mapping inside; where both are there and differ, version 5 takes its own and 4 the other, so neither is taken.
+
+    Raises:
+        CheckpointError: no file says so, two files contradict each other, or the model wants another sample rate.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if (folder / PROCESSOR).is_file():
+        inner = read_json(folder / PROCESSOR, key).get("feature_extractor")
+        found |= {PROCESSOR: inner} if isinstance(inner, dict) else {}
+    if (folder / PREPROCESSOR).is_file():
+        found[PREPROCESSOR] = read_json(folder / PREPROCESSOR, key)
+    if not found:
+        raise CheckpointError(
+            f"`{key}` must say in {PREPROCESSOR} whether waveforms are normalised (do_normalize), but {folder} has no "
+            "such file"
+        )
+    choices = {name: values.get("do_normalize", True) for name, values in found.items()}
+    for name, values in found.items():
+        if not isinstance(choices[name], bool):
+            raise CheckpointError(
+                f"`{key}` must have true or false as do_normalize in {folder / name}, but has {show(choices[name])}"
+            )
+        rate = values.get("sampling_rate", SAMPLE_RATE)
+        if rate != SAMPLE_RATE:
+            raise CheckpointError(f"`{key}` must take audio at {SAMPLE_RATE} Hz, but {folder / name} says {show(rate)}")
+    if len(set(choices.values())) > 1:
+        said = " and ".join(f"{value} in {name}" for name, value in choices.items())
+        raise CheckpointError(f"`{key}` must say one thing about do_normalize, but {folder} says {said}")
+    return bool(next(iter(choices.values()))), EPSILON
+
+
+def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
+    """Read the vocabulary of a CTC model.
+
+    Args:
+        folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json.
+        num_rows: outputs of the head.
+        pad_id: `pad_token_id` of config.json: the CTC blank there.
+        key: the key that errors name.
+
+    Raises:
+        CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of
+            several letters, such as phonemes.
+    """
+    tokens = _read_tokens(folder, num_rows, key)
+    special = _read_special(folder, key)
+    blank = special["pad_token"]
+    if blank not in tokens:
+        raise CheckpointError(
+            f"`{key}` must have its blank {show(blank)} in {folder / VOCABULARY}, but it is not there"
+        )
+    if pad_id is not None and (type(pad_id) is not int or tokens.index(blank) != pad_id):
+        raise CheckpointError(
+            f"`{key}` must have its blank {show(blank)} where config.json has pad_token_id={show(pad_id)}, but "
+            f"{folder / VOCABULARY} has it at {tokens.index(blank)}"
+        )
+    boundary = special["word_delimiter_token"]
+    symbols = [WORD_BOUNDARY if token == boundary else token for token in tokens]
+    known = {str(value) for value in special.values()}
+    long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not _is_bracketed(symbol)]
+    if long:
+        raise CheckpointError(
+            f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {show(long[0])}"
+        )
+    first = tokens.index(blank)
+    order = (first, *(row for row in range(num_rows) if row != first))
+    ordered = tuple(symbols[row] for row in order)
+    return Labels(make_vocabulary(ordered, str(folder / VOCABULARY), key), order)
+
+
+def export_tokens(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Name each output of a head as Hugging Face does: its blank is `<pad>`, where fairseq's is `<s>`.
+
+    Rows never move: fairseq's `<s> <pad> </s> <unk>` becomes `<pad> <s> </s> <unk>`.
+    """
+    swap = {"<s>": "<pad>", "<pad>": "<s>"} if vocabulary.symbols[BLANK] == "<s>" else {}
+    return tuple(swap.get(symbol, symbol) for symbol in vocabulary.symbols)
+
+
+def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | None) -> None:
+    """Write the files that decide the audio and the text, so that `transformers` 4 and 5 each find theirs.
+
+    `return_attention_mask` is true for layer-norm models alone, since Hugging Face's group-norm models are meant to
+    be run without a mask.
+    """
+    extractor: dict[str, Any] = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": config.normalize_waveform,
+        "return_attention_mask": config.conv_norm == "layer",
+    }
+    if vocabulary is None:
+        write_json(folder / PREPROCESSOR, extractor)
+        return
+    write_json(folder / PREPROCESSOR, {**extractor, "processor_class": "Wav2Vec2Processor"})
+    write_json(folder / PROCESSOR, {"processor_class": "Wav2Vec2Processor", "feature_extractor": extractor})
+    tokens = export_tokens(vocabulary)
+    special = find_special(tokens)
+    write_json(folder / VOCABULARY, {token: index for index, token in enumerate(tokens)})
+    write_json(folder / SPECIALS, {name: token for name, token in special.items() if token is not None})
+    tokenizer = {
+        "tokenizer_class": "Wav2Vec2CTCTokenizer",
+        "processor_class": "Wav2Vec2Processor",
+        **special,
+        "word_delimiter_token": WORD_BOUNDARY,
+        "replace_word_delimiter_char": " ",
+        "do_lower_case": False,
+        "target_lang": None,
+        "model_max_length": 10**30,
+    }
+    write_json(folder / TOKENIZER, tokenizer)
+
+
+def find_special(tokens: tuple[str, ...]) -> dict[str, str | None]:
+    """Find the tokenizer's special tokens among the labels; a special token that is no label is null.
+
+    One that is named but no label would be added by the tokenizer with an index beyond the head.
+    """
+    unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)
+    bos, eos = (token if token in tokens else None for token in ("<s>", "</s>"))
+    return {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": tokens[BLANK]}
+
+
+def _read_tokens(folder: Path, num_rows: int, key: str) -> tuple[str, ...]:
+    """Read the token of each row of the head; added tokens count where the head has rows for them."""
+    indices = read_json(folder / VOCABULARY, key)
+    if len(indices) < num_rows and (folder / ADDED).is_file():
+        indices |= read_json(folder / ADDED, key)
+    wrong = next((token for token, index in indices.items() if type(index) is not int), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"`{key}` must have one index for each token, but {folder / VOCABULARY} has {show(indices[wrong])} for "
+            f"{show(wrong)}"
+        )
+    if sorted(indices.values()) != list(range(num_rows)):
+        raise CheckpointError(
+            f"`{key}` must have a token for each of the {num_rows} outputs of its head, but {folder / VOCABULARY} has "
+            f"{len(indices)} tokens from {show(min(indices.values(), default=0))} to "
+            f"{show(max(indices.values(), default=0))}"
+        )
+    return tuple(sorted(indices, key=indices.__getitem__))
+
+
+def _read_special(folder: Path, key: str) -> dict[str, str]:
+    """Read which tokens are special, as text or as the mapping with `content` that later versions write."""
+    stored: dict[str, Any] = {}
+    for name in (SPECIALS, TOKENIZER):
+        stored |= read_json(folder / name, key) if (folder / name).is_file() else {}
+    special = {}
+    for name, default in (_TOKENS | {"word_delimiter_token": WORD_BOUNDARY}).items():
+        value = stored.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(value, str | None):
+            raise CheckpointError(f"`{key}` must have text as {name} in {folder}, but has {show(value)}")
+        special[name] = default if value is None else value
+    return special
+
+
+def _is_bracketed(symbol: str) -> bool:
+    return (symbol[0], symbol[-1]) in (("<", ">"), ("[", "]"))

@@ -1,0 +1,222 @@
+"""Hugging Face folders of wav2vec 2.0: the backbone, the pretraining model and CTC, in and out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from speechssl.checkpoints.model_folder import ModelCard
+from speechssl.config.model import ModelConfig
+from speechssl.errors import CheckpointError
+from speechssl.interop.files import read_json, read_tensors, write_json, write_tensors
+from speechssl.interop.foreign import (
+    OURS,
+    Foreign,
+    collapse,
+    draw_mask_vector,
+    drop_identity,
+    find_kind,
+    make_extra,
+    make_identity,
+    read_extra,
+)
+from speechssl.interop.huggingface.config import ARCHITECTURES, read_config, write_config
+from speechssl.interop.huggingface.processor import Labels, export_tokens, read_audio, read_labels, write_processor
+from speechssl.interop.labels import restore_vocabulary
+from speechssl.interop.names import CODEBOOK, check_names, join, list_names, rename, strip_all
+from speechssl.model.speech_model import SpeechModel
+from speechssl.text.vocabulary import Vocabulary
+
+CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+"""What the name of the list of shards ends with, after that of the file that they stand for."""
+
+HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
+"""What stands beside the backbone and so has no prefix `wav2vec2.`."""
+
+_POSITION = "encoder.pos_conv_embed.conv."
+_SPELLINGS = {
+    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
+    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
+    "mask_time_emb_vector": "masked_spec_embed",
+}
+"""Older names of the weight norm's two parts and of the mask vector."""
+
+
+def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
+    """Read a Hugging Face folder.
+
+    Args:
+        folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
+            file of either spelling and, for CTC, vocab.json.
+        key: the key that errors name.
+
+    Returns:
+        The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
+        says so.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, another architecture, an adapter, weights missing or left over,
+            a positional convolution whose weight norm was fused, or a vocabulary that does not fit the head.
+    """
+    stored = read_json(folder / CONFIG, key)
+    # Before the weights, so that another architecture is called that.
+    read_config(stored, "backbone", str(folder / CONFIG), key)
+    source, head = _read_weights(folder, stored, key)
+    kind = _find_kind(source, stored)
+    config, dropped = read_config(stored, kind, str(folder / CONFIG), key)
+    ours = read_extra(stored, key)
+    config = _set_audio(config, folder, bool(ours), key)
+    notes: list[str] = []
+    if kind != "pretraining" and "masked_spec_embed" not in source:
+        source["masked_spec_embed"] = draw_mask_vector(config.model_dim)
+        notes.append("no mask vector in it: one was drawn")
+    weights = _take(source, config, kind, folder, key)
+    vocabulary = None
+    if kind == "ctc":
+        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
+        vocabulary = _restore_vocabulary(labels, ours, str(folder / CONFIG), key)
+        notes += _move_blank(weights, labels)
+    card = ModelCard(kind, config, vocabulary, ours.get("update", 0))
+    return Foreign("huggingface", card, weights, (*dropped, *head), tuple(notes), says_padding=bool(ours))
+
+
+def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None:
+    """Write a folder that `transformers` opens in the class of the model's head.
+
+    Args:
+        model: a backbone, a pretraining model or a recogniser.
+        folder: made if it is missing.
+        update: how far the training had come.
+
+    The weight norm of the positional convolution is written in torch's parametrised spelling. Where the feature
+    encoder is as wide as the transformer there is no projection here; Hugging Face always has one, and gets the
+    identity. What it has no field for stands in config.json under `speechssl`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    kind = find_kind(model)
+    weights = {}
+    for name, value in collapse(model).items():
+        theirs = rename(name, "huggingface")
+        assert theirs is not None, f"{name} has a name there"
+        prefix = "" if kind == "backbone" or theirs.startswith(HEADS) else "wav2vec2."
+        weights[prefix + theirs] = value.reshape(1, -1, value.shape[-1]) if name == CODEBOOK else value
+    if config.conv_channels[-1] == config.model_dim:
+        prefix = "" if kind == "backbone" else "wav2vec2."
+        weights |= {prefix + name: value for name, value in make_identity(config.model_dim, "huggingface").items()}
+    write_tensors(folder / WEIGHTS, weights)
+    tokens = export_tokens(model.vocabulary) if model.vocabulary else ()
+    bos, eos = (tokens.index(token) if token in tokens else None for token in ("<s>", "</s>"))
+    fields = write_config(config, kind, len(tokens) or 32, bos, eos)
+    write_json(folder / CONFIG, {**fields, OURS: make_extra(model, update)})
+    write_processor(folder, config, model.vocabulary)
+
+
+def _read_weights(folder: Path, stored: dict[str, Any], key: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read all weights of a folder under Hugging Face's present names, without prefixes, and what is left behind."""
+    source, head = _take_head_off(_read_files(folder, key), stored)
+    source = strip_all(source, key)
+    source = {_SPELLINGS.get(name, name): value for name, value in source.items()}
+    if f"{_POSITION}weight" in source:
+        raise CheckpointError(
+            f"`{key}` must hold the positional convolution as two parts (weight_g and weight_v), but {folder} has it "
+            f"fused as {_POSITION}weight, which transformers itself would replace by random values"
+        )
+    return source, head
+
+
+def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Leave a head behind that there is none of here, such as a classifier: all that stands outside of the backbone."""
+    others = (name for name in _list_architectures(stored) if name not in ARCHITECTURES.values())
+    name = next((name for name in others if name.startswith("Wav2Vec2For")), None)
+    backbone = {weight: value for weight, value in source.items() if "wav2vec2." in weight}
+    if name is None or not backbone:
+        return source, ()
+    parts = sorted({weight.partition(".")[0] for weight in source.keys() - backbone.keys()})
+    return backbone, (f"the head of {join([name])} ({join(parts)})",)
+
+
+def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
+    """Read the weights as they lie there: safetensors before torch's files, whole before in shards."""
+    for name in (WEIGHTS, PICKLE):
+        if (folder / name).is_file():
+            return read_tensors(folder / name, key)
+        if (folder / f"{name}{INDEX}").is_file():
+            return _read_shards(folder / f"{name}{INDEX}", key)
+    raise CheckpointError(f"`{key}` must have {WEIGHTS} or {PICKLE} (or their shards), but {folder} has neither")
+
+
+def _read_shards(index: Path, key: str) -> dict[str, Tensor]:
+    """Read the files that an index lists, each weight from one of them; they lie beside it, never elsewhere."""
+    places = read_json(index, key).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name not in ("", "..") for name in names):
+        raise CheckpointError(f"`{key}` must list the files of its weights beside it, but {index} does not")
+    source: dict[str, Tensor] = {}
+    for name in sorted(set(names)):
+        found = read_tensors(index.parent / name, key)
+        if twice := sorted(found.keys() & source.keys()):
+            raise CheckpointError(
+                f"`{key}` must have each weight once, but {index.parent / name} repeats {join(twice)}"
+            )
+        source |= found
+    return source
+
+
+def _find_kind(source: dict[str, Tensor], stored: dict[str, Any]) -> str:
+    """Find which heads there are: by the weights, or by `architectures` where no weight of a head is there."""
+    if "lm_head.weight" in source:
+        return "ctc"
+    if "quantizer.codevectors" in source:
+        return "pretraining"
+    declared = _list_architectures(stored)
+    return next((kind for kind, name in ARCHITECTURES.items() if name in declared), "backbone")
+
+
+def _list_architectures(stored: dict[str, Any]) -> list[str]:
+    declared = stored.get("architectures")
+    return [name for name in declared if isinstance(name, str)] if isinstance(declared, list) else []
+
+
+def _set_audio(config: ModelConfig, folder: Path, is_ours: bool, key: str) -> ModelConfig:
+    """Set how waveforms are prepared; one of our exports keeps its epsilon, for which Hugging Face has no field."""
+    normalize, epsilon = read_audio(folder, key)
+    keeps = is_ours and config.normalize_waveform == normalize
+    return replace(config, normalize_waveform=normalize, waveform_epsilon=config.waveform_epsilon if keeps else epsilon)
+
+
+def _take(source: dict[str, Tensor], config: ModelConfig, kind: str, folder: Path, key: str) -> dict[str, Tensor]:
+    """Take the weights under our names; none may be missing or left over."""
+    theirs = {name: str(rename(name, "huggingface")) for name in list_names(config, kind)}
+    if config.conv_channels[-1] == config.model_dim:
+        drop_identity(source, "huggingface", str(folder), key)
+    check_names(theirs.values(), source, key, str(folder))
+    weights = {name: source[there] for name, there in theirs.items()}
+    groups, codes = config.quantizer.num_groups, config.quantizer.num_codes
+    if CODEBOOK in weights and weights[CODEBOOK].shape[:2] == (1, groups * codes):
+        weights[CODEBOOK] = weights[CODEBOOK].reshape(groups, codes, -1)
+    return weights
+
+
+def _restore_vocabulary(labels: Labels, ours: dict[str, Any], where: str, key: str) -> Vocabulary:
+    """Give the vocabulary that was exported, where the file still has its tokens; else the file's."""
+    stored = ours.get("vocabulary")
+    if stored:
+        vocabulary = restore_vocabulary(stored, where, key)
+        if export_tokens(vocabulary) == labels.vocabulary.symbols:
+            return vocabulary
+    return labels.vocabulary
+
+
+def _move_blank(weights: dict[str, Tensor], labels: Labels) -> list[str]:
+    """Bring the blank's row of the head to the front, where ours is."""
+    order = list(labels.order)
+    if order == sorted(order):
+        return []
+    for name in ("head.linear.weight", "head.linear.bias"):
+        weights[name] = weights[name][order]
+    return [f"the blank {labels.vocabulary.symbols[0]!r} moved from output {order[0]} to 0"]

@@ -1,0 +1,118 @@
+"""Attention on the CPU where torch's own is slow: with dropout, and in bf16.
+
+The scores of a few heads at a time stay in the cache, in buffers that are used again: a tensor of all scores would be
+fresh memory in every block. docs/speed.md has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from speechssl.model.cpu.dropout import Kept, draw_kept
+
+_PART_BYTES = 4 << 20
+"""Memory of the scores that are made at a time, one matrix at least."""
+
+
+def attend(
+    query: Float[Tensor, "B H T d"],
+    key: Float[Tensor, "B H T d"],
+    value: Float[Tensor, "B H T d"],
+    key_mask: Bool[Tensor, "B 1 1 T"] | None,
+    dropout: float,
+) -> Float[Tensor, "B H T d"]:
+    """Compute softmax(query · key^T / √d), drop out of it and weigh the values.
+
+    Args:
+        query, key, value: (B, H, T, d).
+        key_mask: (B, 1, 1, T), True on keys that may be attended to, at least one a row; None: all.
+        dropout: probability of each weight to be dropped, after the softmax; 0 outside training.
+
+    Source: as `F.scaled_dot_product_attention`, whose mask of float32 draws takes most of its time on the CPU, and
+    which multiplies bf16 there no faster than float32.
+    """
+    batch, heads, length, dim = query.shape
+    kept = draw_kept((batch * heads, length, length), dropout) if dropout else None
+    flat = [x.reshape(batch * heads, length, dim) for x in (query, key, value)]
+    bias = None if key_mask is None else _make_bias(key_mask, heads)
+    out: Tensor = _Attention.apply(*flat, bias, kept)
+    return out.view(query.shape)
+
+
+def _make_bias(key_mask: Tensor, heads: int) -> Tensor:
+    """Make (B · H, 1, T): 0 where a key may be attended to, else -inf."""
+    bias = torch.zeros(key_mask.shape).masked_fill_(~key_mask, float("-inf"))
+    return bias.expand(-1, heads, -1, -1).reshape(-1, 1, key_mask.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What goes into attention: query (already scaled), key and value (B · H, T, d), bias and mask of dropout."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+
+    def cut(self, num_buffers: int) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield matrices that are worked on together, each time with the same buffers for (·, T, T) numbers."""
+        count, length, _ = self.query.shape
+        # A row shorter than a frame has a length of 0: no bytes, and one part for all of its empty matrices.
+        num_bytes = max(1, length * length * self.query.element_size())
+        size = max(1, min(count, _PART_BYTES // num_bytes))
+        buffers = [self.query.new_empty(size, length, length) for _ in range(num_buffers)]
+        for first in range(0, count, size):
+            part = slice(first, min(first + size, count))
+            yield part, [buffer[: part.stop - first] for buffer in buffers]
+
+    def weigh(self, part: slice, scores: Tensor, weights: Tensor) -> None:
+        """Write softmax of the scores to `weights`; it is computed in float32 whatever their precision."""
+        torch.bmm(self.query[part], self.key[part].transpose(1, 2), out=scores)
+        if self.bias is not None:
+            scores += self.bias[part]
+        torch.softmax(scores, -1, out=weights)
+
+    def drop(self, part: slice, x: Tensor) -> Tensor:
+        """Zero in place what dropout drops."""
+        return x if self.mask is None else x.mul_(self.mask[part])
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what went in, and one byte a weight for dropout; the weights are computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, kept: Kept | None) -> Tensor:
+        mask, ctx.scale = (None, 1.0) if kept is None else (kept.mask, kept.scale)
+        inputs = _Inputs(query * (1.0 / math.sqrt(query.shape[-1])), key, value, bias, mask)
+        ctx.save_for_backward(inputs.query, key, value, bias, mask)
+        out = torch.empty_like(value)
+        for part, (scores, weights) in inputs.cut(2):
+            inputs.weigh(part, scores, weights)
+            torch.bmm(inputs.drop(part, weights), value[part], out=out[part])
+        return out if kept is None else out.mul_(kept.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = _Inputs(*ctx.saved_tensors)
+        query, key, value = inputs.query, inputs.key, inputs.value
+        grad = (grads[0] if ctx.scale == 1.0 else grads[0] * ctx.scale).contiguous()
+        to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        for part, (scores, weights, kept) in inputs.cut(3):
+            inputs.weigh(part, scores, weights)
+            torch.bmm(inputs.drop(part, kept.copy_(weights)).transpose(1, 2), grad[part], out=to_value[part])
+            torch.bmm(grad[part], value[part].transpose(1, 2), out=kept)
+            inputs.drop(part, kept)
+            torch.ops.aten._softmax_backward_data.out(kept, weights, -1, weights.dtype, grad_input=scores)
+            torch.bmm(scores, key[part], out=to_query[part])
+            torch.bmm(scores.transpose(1, 2), query[part], out=to_key[part])
+        return to_query.mul_(1.0 / math.sqrt(query.shape[-1])), to_key, to_value, None, None

@@ -1,0 +1,1 @@
+"""One file a verb: a typed configuration in, the dict of its result out."""

@@ -1,0 +1,91 @@
+"""`speechssl convert`: between our checkpoints, Hugging Face folders, fairseq `.pt`, torchaudio files; ONNX out."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from speechssl.config.verbs import ConvertConfig
+from speechssl.durable import write_result, writing
+from speechssl.errors import ConfigError
+from speechssl.interop.foreign import Foreign, build_model, describe
+from speechssl.interop.load import list_choices, open_checkpoint, write_model
+from speechssl.verbs.output import replacing_result, resolve_out
+
+FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", "onnx_features": "model.onnx"}
+"""The formats that are one file, and its name where `out` is a folder."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: ConvertConfig) -> dict[str, Any]:
+    """Read one checkpoint, write it in another format, and return what was read, chosen, written and left behind.
+
+    `out` with a suffix is a file; without one it is a folder and gets `result.json` as well.
+
+    Raises:
+        CheckpointError: the checkpoint does not load, or the format has no place for its network.
+        ConfigError: `out` cannot be written or holds a finished result, or the format's packages are not installed.
+    """
+    foreign = open_checkpoint(config.checkpoint, weights=config.weights)
+    model = build_model(foreign)
+    choices = list_choices(foreign)
+    _logger.info("; ".join([describe(foreign), *choices]))
+    is_file = config.to in FILES and bool(Path(config.out).suffix) and not Path(config.out).is_dir()
+    out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
+    target = out / FILES[config.to] if config.to in FILES and not is_file else out
+    _check_free(target, config)
+    # That is what safetensors and torch say of a full disk; an export to ONNX has other reasons to fail.
+    also = (SafetensorError,) if config.to.startswith("onnx") else (SafetensorError, RuntimeError)
+    with nullcontext() if is_file else replacing_result(out), writing(target, also=also):
+        dropped = write_model(model, target, config.to, foreign.card.update)
+    result = _summarise(config, foreign) | {
+        "out": str(target),
+        "left_behind": [*foreign.dropped, *dropped],
+        "notes": [*foreign.notes, *choices],
+    }
+    if not is_file:
+        write_result(out, result)
+    return result
+
+
+def _check_free(target: Path, config: ConvertConfig) -> None:
+    """Make sure that what is written beside the weights is not somebody else's.
+
+    Raises:
+        ConfigError: files are there and `overwrite` is false, or they belong to other weights.
+    """
+    written: list[Path] = []
+    if config.to not in FILES:
+        written = [target / name for name in ("config.json", "model.safetensors")]
+    elif config.to == "torchaudio":
+        written = [target.with_suffix(".json")]
+    taken = next((path for path in written if path.exists()), None)
+    if taken is None:
+        return
+    if not config.overwrite:
+        raise ConfigError(f"`out` must be a new place, but {taken} is there (overwrite=true replaces it)")
+    owners = [path for path in (taken.with_suffix(s) for s in (".pt", ".safetensors")) if path.exists()]
+    if config.to == "torchaudio" and owners and not target.exists():
+        raise ConfigError(f"`out` must have a name of its own, but {taken} tells of {owners[0]}")
+
+
+def _summarise(config: ConvertConfig, foreign: Foreign) -> dict[str, Any]:
+    """Say what was read: family, kind, size, vocabulary, and what decides the audio that enters."""
+    card = foreign.card
+    return {
+        "checkpoint": config.checkpoint,
+        "from": foreign.family,
+        "to": config.to,
+        "kind": card.kind,
+        "model": card.model.name,
+        "parameters": sum(value.numel() for value in foreign.weights.values()),
+        "num_symbols": len(card.vocabulary) if card.vocabulary else None,
+        "normalize_waveform": card.model.normalize_waveform,
+        "waveform_epsilon": card.model.waveform_epsilon,
+        "group_norm_frames": card.model.group_norm_frames if card.model.has_group_norm else None,
+    }

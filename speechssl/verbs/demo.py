@@ -1,0 +1,259 @@
+"""`speechssl demo`: the whole story on speech made on the spot, each step a command that a user could type."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechssl.advice import spell
+from speechssl.api import run_verb
+from speechssl.checkpoints.layout import RESULT
+from speechssl.config.verbs import DemoConfig
+from speechssl.demo.corpus import build_demo_corpus
+from speechssl.demo.espeak import require_espeak
+from speechssl.demo.plan import Plan, choose_splits, plan_finetuning, plan_pretraining
+from speechssl.demo.table import format_table, make_rows
+from speechssl.devices import resolve_device
+from speechssl.durable import write_result
+from speechssl.errors import ConfigError
+from speechssl.printable import log_lines
+from speechssl.verbs.output import check_writable
+
+PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
+TIMING_UPDATES = {"pretrain": 40, "finetune": 24}
+"""Updates of the two short runs that measure this machine's speed: shared machines have slow seconds and fast ones."""
+
+_PARTS = (
+    "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
+    "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME, RESULT,
+)  # fmt: skip
+"""What the demo writes into its folder, and so what `overwrite` removes."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Tell the whole story, or go on where an earlier run of the same command stopped.
+
+    Raises:
+        ConfigError: the extra `demo` is not installed, or `out` cannot be written or holds another demo.
+    """
+    out = Path(config.out)
+    resolve_device(config.device)
+    if config.overwrite:
+        # What would be refused later must not cost the demo that is there.
+        require_espeak()
+        check_writable(out)
+        _remove(out)
+    check_writable(out)
+    demo = Demo(out, config)
+    demo.check_same()
+    finished = read_finished(out)
+    if finished is not None:
+        _logger.info("%s is finished", out)
+        log_lines(format_table(finished))
+        return finished
+    try:
+        result = demo.summarise(demo.run_steps())
+    finally:
+        demo.save_elapsed()
+    write_result(out, result)
+    log_lines(f"\n{format_table(result)}")
+    return result
+
+
+def read_finished(folder: Path) -> dict[str, Any] | None:
+    """Read the result of a step that is finished; None where it is not."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _remove(out: Path) -> None:
+    """Remove what an earlier demo wrote, and nothing else that lies in its folder."""
+    for name in _PARTS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Demo:
+    """One demo: where it writes, and what it was asked for."""
+
+    out: Path
+    config: DemoConfig
+
+    def __post_init__(self) -> None:
+        self.start, self.earlier_s = time.monotonic(), 0.0
+        if (self.out / ELAPSED_NAME).is_file():
+            self.earlier_s = json.loads((self.out / ELAPSED_NAME).read_text(encoding="utf-8"))["seconds"]
+
+    @property
+    def spent_s(self) -> float:
+        """Time that the demo has taken, earlier starts included."""
+        return self.earlier_s + time.monotonic() - self.start
+
+    @property
+    def _total_s(self) -> float:
+        """Time that the demo may take."""
+        return 60 * self.config.minutes
+
+    def save_elapsed(self) -> None:
+        """Note the time for a later start, however this one ends."""
+        (self.out / ELAPSED_NAME).write_text(json.dumps({"seconds": round(self.spent_s, 1)}) + "\n", encoding="utf-8")
+
+    def check_same(self) -> None:
+        """Make sure that `out` is new or holds this same demo.
+
+        Raises:
+            ConfigError: it was begun with another length or seed.
+        """
+        plan = Plan.load(self.out / PLAN_NAME)
+        for name in ("minutes", "seed") if plan else ():
+            stored, wanted = getattr(plan, name), getattr(self.config, name)
+            if stored != wanted:
+                raise ConfigError(
+                    f"`{name}` must be {stored:g}, as in the demo that {self.out} holds, but is {wanted:g} "
+                    "(overwrite=true starts afresh)"
+                )
+
+    def run_steps(self) -> dict[str, dict[str, Any]]:
+        """Run every step that is not finished, in order, and return the result of each."""
+        results = {"prepare": self._prepare()}
+        plan = self._plan()
+        results |= self._train(plan)
+        for name in ("finetuned", "from_scratch"):
+            keys = {"checkpoint": self._path(name), "data.test": [self._manifest("test")]}
+            results[f"wer_{name}"] = self._step("evaluate", keys, f"wer_{name}")
+        self._embed()
+        results["probe"] = self._probe()
+        results["report"] = self._report()
+        return results
+
+    def summarise(self, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Collect the figures of the JSON line and of the table."""
+        from speechssl.training.metrics import read_metrics
+
+        first = next(record for record in read_metrics(self.out / "pretrained") if record["split"] == "valid")
+        rows = make_rows(results, first)
+        return {
+            "out": str(self.out),
+            "minutes": round(self.spent_s / 60, 2),
+            "rows": rows,
+            "as_hoped": all(row["verdict"] != "not better" for row in rows),
+            "report": self._path("report.html"),
+        }
+
+    def _prepare(self) -> dict[str, Any]:
+        speech = self.out / "speech"
+        log_lines("\nspeech by eSpeak NG: many voices, and no recording of anyone")
+        build_demo_corpus(speech, self.config.seed, choose_splits(self.config.minutes))
+        return self._step("prepare", {"root": str(speech), "corpus": "demo"}, "manifests")
+
+    def _plan(self) -> Plan:
+        """Measure how fast this machine pretrains, and decide for how long; once for each demo."""
+        plan = Plan.load(self.out / PLAN_NAME)
+        if plan is not None:
+            return plan
+        plan = plan_pretraining(self.config, self.spent_s, self._time("pretrain"))
+        plan.save(self.out / PLAN_NAME)
+        log_lines(f"\n{self._say_time()}: {plan.pretrain_updates} updates")
+        return plan
+
+    def _plan_finetuning(self, plan: Plan) -> int:
+        """Measure how fast this machine fine-tunes, and decide for how long; once for each demo."""
+        if plan.finetune_updates is None:
+            plan = plan_finetuning(plan, self.spent_s, self._time("finetune"))
+            plan.save(self.out / PLAN_NAME)
+            log_lines(f"\n{self._say_time()}: {plan.finetune_updates} updates of fine-tuning, and as many from scratch")
+        assert plan.finetune_updates is not None
+        return plan.finetune_updates
+
+    def _say_time(self) -> str:
+        return f"{self.spent_s:.0f} s of {self._total_s:.0f} s are gone"
+
+    def _time(self, verb: str) -> Path:
+        """Train for a few updates, and return the folder with their speeds."""
+        keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES[verb]}
+        self._step(verb, keys, f"timing/{verb}")
+        return self.out / "timing" / verb
+
+    def _train(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        """Pretrain; then fine-tune, and train from scratch on the same labels for as many updates."""
+        valid = {"data.valid": [self._manifest("dev")]}
+        pretrain = {**self._training_keys("pretrain"), **valid, "training.max_updates": plan.pretrain_updates}
+        pretrained = self._step("pretrain", pretrain, "pretrained")
+        updates = self._plan_finetuning(plan)
+        scratch = {**self._training_keys("finetune"), **valid, "training.max_updates": updates}
+        finetune = {"init": self._path("pretrained"), **scratch}
+        # The network comes with the checkpoint.
+        del finetune["model"]
+        return {
+            "pretrained": pretrained,
+            "finetuned": self._step("finetune", finetune, "finetuned"),
+            "from_scratch": self._step("finetune", scratch, "from_scratch"),
+        }
+
+    def _embed(self) -> None:
+        """Embed the test split. The file is its own sign that the step is finished: it is written in one piece."""
+        name = "embeddings.parquet"
+        if not (self.out / name).exists():
+            keys = {"checkpoint": self._path("pretrained"), "audio": [self._manifest("test")], "layer": "mean"}
+            self._step("embed", keys, name)
+
+    def _probe(self) -> dict[str, Any]:
+        """Identify the speakers of training in sessions of their own: within one, its sound gives them away."""
+        keys = {
+            "checkpoint": self._path("pretrained"),
+            "data.train": [self._manifest("train")],
+            "data.test": [self._manifest("session")],
+        }
+        return self._step("probe", keys, "probe")
+
+    def _report(self) -> dict[str, Any]:
+        runs = ("pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch", "probe")
+        return self._run("report", {"run": [self._path(name) for name in runs], "out": self._path("report.html")})
+
+    def _training_keys(self, verb: str) -> dict[str, Any]:
+        return {"model": "small", "training": f"{verb}_demo", "data.train": [self._manifest("train")]}
+
+    def _step(self, verb: str, keys: dict[str, Any], name: str) -> dict[str, Any]:
+        """Run one verb into a place of its own, unless it is finished there; training verbs see to that themselves."""
+        finished = None if verb in ("pretrain", "finetune") else read_finished(self.out / name)
+        if finished is not None:
+            _logger.info("")
+            _logger.info("%s is finished", self.out / name)
+            return finished
+        device = {} if verb == "prepare" else {"device": self.config.device}
+        return self._run(verb, {**keys, "out": self._path(name), "seed": self.config.seed, **device})
+
+    def _run(self, verb: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """Run one command, and say it first as a user would type it."""
+        log_lines(f"\n$ speechssl {verb} {' '.join(_format_word(*item) for item in keys.items())}")
+        start = time.monotonic()
+        result = run_verb(verb, keys)
+        _logger.info("%s took %.0f s", verb, time.monotonic() - start)
+        return result
+
+    def _manifest(self, split: str) -> str:
+        return self._path(f"manifests/{split}.tsv")
+
+    def _path(self, name: str) -> str:
+        return str(self.out / name)
+
+
+def _format_word(key: str, value: Any) -> str:
+    """Write `key=value` for a shell."""
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else value
+    return spell(key, value)

@@ -1,0 +1,98 @@
+"""`speechssl transcribe`: a recogniser and audio → `id<TAB>text` lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from speechssl.config.verbs import TranscribeConfig
+from speechssl.data.inputs import expand_audio
+from speechssl.data.left_out import LeftOut
+from speechssl.devices import resolve_device, resolve_precision
+from speechssl.durable import remove, write_result
+from speechssl.inference.decoding.beam import build_decoder
+from speechssl.inference.recognise import Source, iterate_texts, require_recogniser
+from speechssl.interop.load import load_model
+from speechssl.printable import escape_field, make_printable
+from speechssl.progress import track
+from speechssl.verbs.output import print_line, resolve_out
+
+TEXTS_NAME = "texts.tsv"
+"""The file of `id<TAB>text` lines, where `out` is a folder."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def run(config: TranscribeConfig) -> dict[str, Any]:
+    """Recognise every utterance in the order given, write one line each, and return the result.
+
+    What cannot be used is left out and listed in `left_out.tsv` (`<name>.left_out.tsv` beside a file).
+    `out` with a suffix is a file and gets the lines; without one it is a folder and gets `texts.tsv` and
+    `result.json`. The lines go to stdout as well, ahead of the JSON line.
+
+    Raises:
+        CheckpointError: the checkpoint is no recogniser.
+        DataError: nothing to transcribe, no file can be used, or `decoding.lm` is no ARPA file.
+    """
+    left_out = LeftOut("audio")
+    manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
+    device = resolve_device(config.device)
+    model = load_model(config.checkpoint, device, weights=config.weights)
+    decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))
+    is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
+    out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)
+    target = out if is_file else out / TEXTS_NAME
+    precision = resolve_precision(config.precision, device)
+    source = Source.from_manifest(manifest, left_out)
+    texts = iterate_texts(model, source, config.batch_s, config.window_s, precision, decoder.decode)
+    num_empty = _write_lines(source.ids, texts, target, left_out)
+    left_out.save(out)
+    used = left_out.drop_from(manifest)
+    if num_empty:
+        _logger.warning("nothing was recognised in %d of %d utterances", num_empty, len(used))
+    result: dict[str, Any] = {
+        "num_utterances": len(used),
+        "num_left_out": len(left_out),
+        "num_empty": num_empty,
+        "audio_s": used.total_s,
+        "checkpoint": config.checkpoint,
+        **decoder.describe(),
+        "texts": str(target),
+        "out": str(out),
+    }
+    if not is_file:
+        write_result(out, result)
+    return result
+
+
+def _write_lines(ids: Sequence[str], texts: Iterable[tuple[int, str]], target: Path, left_out: LeftOut) -> int:
+    """Write and print a line an utterance; count the empty texts. The file gets its name when it is whole.
+
+    Raises:
+        DataError: nothing could be used.
+    """
+    partial = target.with_name(f".{target.name}.part")
+    # It may be a link, which would be followed.
+    remove(partial)
+    num_lines = num_empty = 0
+    is_whole = False
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            for index, text in track(texts, "transcribe", len(ids), "utterances"):
+                line = f"{make_printable(escape_field(ids[index]))}\t{make_printable(text)}"
+                print(line, file=file, flush=True)
+                print_line(line)
+                num_lines += 1
+                num_empty += not text
+        left_out.require_others(num_lines)
+        partial.replace(target)
+        is_whole = True
+    finally:
+        if num_lines and not is_whole:
+            _logger.warning("broken off: the first %d texts are in %s", num_lines, partial)
+        elif not is_whole:
+            partial.unlink(missing_ok=True)
+    return num_empty

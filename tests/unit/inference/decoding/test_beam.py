@@ -1,0 +1,272 @@
+"""Beam search: against all paths of small inputs, with and without an n-gram."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speechssl.config.decoding import DecodingConfig
+from speechssl.errors import ConfigError, DataError
+from speechssl.inference.decoding.beam import BeamSearch, build_decoder
+from speechssl.inference.decoding.greedy import collapse, greedy_decode
+from speechssl.inference.decoding.lm_fit import Beginnings
+from speechssl.inference.decoding.ngram import Ngram, save_arpa
+from speechssl.inference.decoding.ngram_training import train_ngram
+from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+
+SMALL = Vocabulary(("<s>", "<pad>", "|", "A", "B"))
+FAIRSEQ = Vocabulary(FAIRSEQ_SYMBOLS)
+EXACT = DecodingConfig(name="beam", beam_width=10_000, beam_threshold=1e9, symbol_min_prob=0.0, lm_weight=0.7)
+
+
+def draw(num_frames: int, seed: int, vocabulary: Vocabulary = SMALL, sharpness: float = 2.0) -> np.ndarray:
+    """Draw ln of symbols' probabilities, (T, V)."""
+    logits = sharpness * np.random.default_rng(seed).standard_normal((num_frames, len(vocabulary)))
+    return torch.from_numpy(logits).log_softmax(-1).numpy()
+
+
+def sum_over_paths(log_probs: np.ndarray, vocabulary: Vocabulary = SMALL) -> dict[str, float]:
+    """Give ln P of every text: its paths one by one."""
+    texts: dict[str, float] = defaultdict(float)
+    for path in itertools.product(range(len(vocabulary)), repeat=len(log_probs)):
+        prob = math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
+        texts[vocabulary.decode(collapse(path))] += prob
+    return {text: math.log(prob) for text, prob in texts.items()}
+
+
+def make_lm() -> Ngram:
+    return train_ngram(["A B", "AB A", "A BA A", "B A", "BB AB"], order=3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wide_beam_finds_the_best_of_all_texts(seed: int) -> None:
+    log_probs = draw(6, seed)
+    texts = sum_over_paths(log_probs)
+    assert math.fsum(map(math.exp, texts.values())) == pytest.approx(1.0)
+    best = max(texts, key=texts.__getitem__)
+    assert BeamSearch(SMALL, EXACT).search(log_probs) == (best, pytest.approx(texts[best]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weight", [0.3, 1.5])
+def test_a_wide_beam_with_an_ngram_finds_the_best_of_all_texts(seed: int, weight: float) -> None:
+    log_probs, lm = draw(6, seed, sharpness=1.0), make_lm()
+    config = DecodingConfig(
+        name="beam", lm="x", beam_width=10_000, beam_threshold=1e9, symbol_min_prob=0.0, lm_weight=weight,
+        word_bonus=0.4, unknown_penalty=-1.3,
+    )  # fmt: skip
+    search = BeamSearch(SMALL, config, lm)
+
+    def score(text: str) -> float:
+        words = text.split()
+        unknown = sum(word not in lm for word in words)
+        return weight * math.log(10) * lm.score_sentence(words) + 0.4 * len(words) - 1.3 * unknown
+
+    totals = {text: found + score(text) for text, found in sum_over_paths(log_probs).items()}
+    best = max(totals, key=totals.__getitem__)
+    assert search.search(log_probs) == (best, pytest.approx(totals[best]))
+    assert search.score_text(best) == pytest.approx(score(best))
+
+
+def test_the_ngram_decides_between_texts_that_sound_alike() -> None:
+    log_probs = draw(30, 1, FAIRSEQ, sharpness=0.0)
+    said = [0, *FAIRSEQ.encode("SEE THE SEA"), 0, 0]
+    log_probs = np.full((len(said) * 2, 32), math.log(1e-3))
+    for k, symbol in enumerate(said):
+        log_probs[2 * k, symbol] = math.log(0.96)
+        log_probs[2 * k + 1, 0] = math.log(0.96)
+    letters = FAIRSEQ.symbols.index
+    last = 2 * (1 + len("SEE THE SE"))
+    log_probs[last, letters("A")] = log_probs[last, letters("E")] = math.log(0.48)
+    log_probs[last, letters("E")] += 0.05
+    log_probs = torch.from_numpy(log_probs).log_softmax(-1).numpy()
+    config = DecodingConfig(name="beam")
+    assert BeamSearch(FAIRSEQ, config).search(log_probs)[0] == "SEE THE SEE"
+    lm = train_ngram(["SEE THE SEA", "SEE ME", "I SEE"], order=3)
+    assert BeamSearch(FAIRSEQ, config, lm).search(log_probs)[0] == "SEE THE SEA"
+
+
+def test_the_penalty_of_unknown_words_keeps_them_out_and_is_not_needed_to_write_one() -> None:
+    said = FAIRSEQ.encode("QUIXOTIC")
+    log_probs = np.full((len(said), 32), math.log(1e-3))
+    log_probs[range(len(said)), said] = math.log(0.96)
+    log_probs = torch.from_numpy(log_probs).log_softmax(-1).numpy()
+    lm = train_ngram(["A QUICK FOX"], order=2)
+    mild, hard = (DecodingConfig(name="beam", unknown_penalty=penalty) for penalty in (-1.0, -500.0))
+    assert BeamSearch(FAIRSEQ, mild, lm).search(log_probs)[0] == "QUIXOTIC"
+    assert BeamSearch(FAIRSEQ, hard, lm).search(log_probs)[0] != "QUIXOTIC"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wider_beam_never_scores_worse_than_the_best_path(seed: int) -> None:
+    log_probs = draw(40, seed, FAIRSEQ, sharpness=3.0)
+    texts = [BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=k)).search(log_probs) for k in (1, 8, 64)]
+    scores = [score for _, score in texts]
+    assert scores[2] >= scores[1] - 1e-9
+    assert scores[2] > log_probs.max(1).sum()
+
+
+def test_a_beam_of_one_is_the_best_path_where_frames_are_certain() -> None:
+    logits = torch.from_numpy(draw(200, 0, FAIRSEQ, sharpness=30.0))[None]
+    narrow = build_decoder(DecodingConfig(name="beam", beam_width=1), FAIRSEQ)
+    greedy = greedy_decode(logits, torch.tensor([200]), FAIRSEQ)
+    assert len(greedy[0]) > 50
+    assert narrow.decode(logits, torch.tensor([200])) == greedy
+
+
+def test_rows_are_read_to_their_lengths_and_scale_does_not_matter() -> None:
+    rows = torch.stack([torch.from_numpy(draw(12, seed, FAIRSEQ)) for seed in (1, 2)])
+    decoder = build_decoder(DecodingConfig(name="beam"), FAIRSEQ)
+    first = decoder.decode(rows, torch.tensor([12, 5]))
+    changed = rows.clone()
+    changed[1, 5:] = 9.0
+    assert decoder.decode(changed + 3.0, torch.tensor([12, 5])) == first
+    assert decoder.decode(rows, torch.tensor([0, 0])) == ["", ""]
+
+
+def test_greedy_is_a_decoder_too_and_facts_tell_them_apart(tmp_path: Path) -> None:
+    rows = torch.from_numpy(draw(12, 3, FAIRSEQ))[None]
+    greedy = build_decoder(DecodingConfig(), FAIRSEQ)
+    assert greedy.decode(rows, torch.tensor([12])) == greedy_decode(rows, torch.tensor([12]), FAIRSEQ)
+    assert greedy.facts == {"decoding": "greedy"}
+    keys = {"beam_width": 50, "beam_threshold": 25.0, "symbol_min_prob": 1e-4}
+    assert build_decoder(DecodingConfig(name="beam"), FAIRSEQ).facts == {"decoding": "beam", "beam": keys}
+    lm = make_lm()
+    save_arpa(lm, tmp_path / "lm.arpa")
+    facts = build_decoder(DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa")), FAIRSEQ).facts["beam"]
+    assert (facts["lm"], facts["lm_ngrams"], facts["lm_weight"]) == (str(tmp_path / "lm.arpa"), lm.counts, 0.87)
+
+
+def test_words_are_asked_for_as_texts_are_spelt() -> None:
+    """An imported vocabulary may have a typographic apostrophe, which no language model's text has."""
+    plain, typographic = (Vocabulary(("<s>", "<pad>", "|", "L", "A", mark)) for mark in ("'", "\u2019"))
+    lm = train_ngram(["L'A L'A A", "A L'A", "L'A"], 2)
+    log_probs = draw(6, 3, plain, sharpness=1.0)
+    text, score = BeamSearch(plain, EXACT, lm).search(log_probs)
+    assert "'" in text
+    assert BeamSearch(typographic, EXACT, lm).search(log_probs) == (text.replace("'", "\u2019"), pytest.approx(score))
+
+
+def say(text: str, vocabulary: Vocabulary) -> torch.Tensor:
+    """Make sure frames that say a text, letter by letter with pauses between."""
+    ids = [0]
+    for letter in text.replace(" ", "|"):
+        ids += [vocabulary.symbols.index(letter), 0]
+    logits = torch.zeros(1, len(ids), len(vocabulary))
+    logits[0, range(len(ids)), ids] = 6.0
+    return logits
+
+
+def write_unigrams(path: Path, words: list[str]) -> str:
+    """Write a model by hand: what others make has not been through our folding."""
+    lines = ["-2\t<unk>", "-99\t<s>", "-1\t</s>", *(f"-1\t{word}" for word in words)]
+    path.write_text(
+        f"\\data\\\nngram 1={len(lines)}\n\n\\1-grams:\n" + "\n".join(lines) + "\n\n\\end\\\n", encoding="utf-8"
+    )
+    return str(path)
+
+
+FRENCH = Vocabulary(("<pad>", "|", *"abcdefghijklmnopqrstuvwxyzé\u2019"), "lower")
+GERMAN = Vocabulary(("<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZß"), "upper")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "words", "text"),
+    [
+        (FAIRSEQ, ["the", "cat", "sat", "I"], "THE CAT SAT"),
+        (FAIRSEQ, ["The", "Cat,", "sat", "'"], "THE CAT SAT"),
+        (FAIRSEQ, ["don\u2019t", "it\u00b4s"], "DON'T IT'S"),
+        (FRENCH, ["c\u2019est", "l'eau", "Bonne"], "c\u2019est l\u2019eau bonne"),
+        (FRENCH, ["e\u0301te\u0301", "bonne\u00ad"], "été été bonne"),
+        (GERMAN, ["Straße", "grau"], "STRAßE GRAU"),
+    ],
+    ids=("case", "capitals and commas", "apostrophes", "the recogniser's apostrophes", "NFD", "sharp s"),
+)
+def test_an_ngram_is_brought_to_the_recognisers_spelling(
+    vocabulary: Vocabulary, words: list[str], text: str, tmp_path: Path
+) -> None:
+    config = DecodingConfig(name="beam", lm=write_unigrams(tmp_path / "lm.arpa", words))
+    decoder = build_decoder(config, vocabulary)
+    logits = say(text, vocabulary)
+    assert decoder.decode(logits, torch.tensor([logits.shape[1]])) == [text]
+    beam = decoder.describe()["beam"]
+    assert beam["output_words"] == beam["output_words_known"] == len(text.split())
+    assert beam["lm_words"] == len(words)
+
+
+def test_an_ngram_of_other_letters_is_refused(tmp_path: Path) -> None:
+    path = write_unigrams(tmp_path / "lm.arpa", ["кот", "x" * 300 + "é"])
+    told = (
+        r"`decoding.lm` must have words that the recogniser can write \(case: upper\), but the words of .* are КОТ, X"
+    )
+    with pytest.raises(DataError, match=told) as caught:
+        build_decoder(DecodingConfig(name="beam", lm=path), FAIRSEQ)
+    assert len(str(caught.value)) < 400
+
+
+def test_how_well_an_ngram_fits_stands_in_the_result_and_below_half_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = say("THE CAT", FAIRSEQ)
+    frames = torch.tensor([logits.shape[1]])
+    half = DecodingConfig(name="beam", lm=write_unigrams(tmp_path / "half.arpa", ["THE", "кот"]), unknown_penalty=0.0)
+    decoder = build_decoder(half, FAIRSEQ)
+    assert decoder.decode(logits, frames) == ["THE CAT"]
+    found = {"lm_words": 2, "lm_words_writable": 1, "output_words": 2, "output_words_known": 1}
+    assert decoder.describe()["beam"].items() >= found.items()
+    assert not caplog.records
+    path = write_unigrams(tmp_path / "few.arpa", ["T", "H", "кот", "пёс", "мышь", "ёж", "well-known"])
+    decoder = build_decoder(DecodingConfig(name="beam", lm=path, unknown_penalty=0.0), FAIRSEQ)
+    assert "of the 7 words of decoding.lm the recogniser can write only 2; it cannot write КОТ" in caplog.text
+    decoder.decode(logits, frames)
+    decoder.describe()
+    assert "decoding.lm knows only 0 of the 1 words that were recognised" in caplog.text
+
+
+def test_beginnings_are_those_of_the_words() -> None:
+    lm = train_ngram(["ABA AB B", "AB ABAB BA", "é AB"], 1)
+    begun = Beginnings(lm, SMALL)
+    assert begun.words == ["AB", "ABA", "ABAB", "B", "BA"]
+    for beginning in ("A", "AB", "ABA", "ABAB", "B", "BB", "ABABA"):
+        expected = [lm.log_probs[word] for word in begun.words if word.startswith(beginning)]
+        assert begun.get(beginning) == (max(expected) if expected else None)
+        expected_next = {letter: begun.get(beginning + letter) for letter in "AB" if begun.get(beginning + letter)}
+        assert begun.get_next(beginning) == expected_next
+
+
+def test_an_ngram_is_for_a_beam() -> None:
+    with pytest.raises(ConfigError, match=r"`decoding.lm` must be left out with decoding=greedy"):
+        DecodingConfig(lm="lm.arpa")
+    with pytest.raises(ConfigError, match=r"`decoding.beam_width` must be at least 1"):
+        DecodingConfig(name="beam", beam_width=0)
+
+
+def make_noisy_speech(seed: int) -> tuple[str, np.ndarray, Ngram]:
+    """Make words that a small language model knows, and noisy frames that say them."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list("ETAONIHS"), rng.integers(2, 8))) for _ in range(4000)]
+    said = " ".join(rng.choice(words, 30))
+    labels = FAIRSEQ.encode(said)
+    logits = rng.standard_normal((500, 32))
+    places = np.sort(rng.choice(np.arange(0, 500, 2), len(labels), replace=False))
+    logits[:, 0] += 8.0
+    logits[places, 0] -= 8.0
+    logits[places, labels] += rng.uniform(3.0, 9.0, len(labels))
+    return said, torch.from_numpy(logits).log_softmax(-1).numpy(), train_ngram([*words, said], 2)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_texts_that_put_off_their_boundaries_do_not_crowd_out_what_was_said(seed: int) -> None:
+    said, log_probs, lm = make_noisy_speech(seed)
+    search = BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=50), lm)
+    labels = torch.tensor([FAIRSEQ.encode(said)])
+    frames = torch.from_numpy(log_probs)[:, None]
+    sizes = torch.tensor([len(log_probs)]), torch.tensor([labels.shape[1]])
+    heard = -float(torch.nn.functional.ctc_loss(frames, labels, *sizes, reduction="sum"))
+    assert search.search(log_probs)[1] >= heard + search.score_text(said)
