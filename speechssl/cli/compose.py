@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as compose_overrides
@@ -15,16 +20,52 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from speechssl.cli.verbs import VERBS
+from speechssl.cli.verbs import VERBS, map_keys
 from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
-from speechssl.config.knobs import MISSING, check, check_finite, list_keys
+from speechssl.config.knobs import MISSING, check, check_finite
 from speechssl.config.model import SET_ANEW
-from speechssl.errors import ConfigError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.parsing import parsing
 from speechssl.printable import abbreviate, is_storable
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
+
+_logger = logging.getLogger("speechssl")
+
+
+def build_config(request: Request) -> Any:
+    """Compose a request's configuration; with `init`, around the network that the checkpoint stores.
+
+    Returns:
+        the verb's dataclass of `speechssl.config`.
+
+    Raises:
+        ConfigError: one sentence about the first word that is wrong.
+        CheckpointError: `init` does not load, or has gone and no run began with it.
+    """
+    tree, left = build_tree(request)
+    config = _convert(request, tree)
+    stored, used = (_flatten(each) for each in (left, asdict(config.model) if left else {}))
+    others = [f"model.{key}={value}" for key, value in stored.items() if used[key] != value]
+    if others:
+        _logger.info("init=%s is a recogniser: not taken from its fine-tuning: %s", config.init, ", ".join(others))
+    if request.verb == "bench" and config.job == "ctc":
+        return replace(config, model=_tune(request).model)
+    return config
+
+
+def build_tree(request: Request) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose as `build_config`, as a tree that may still have keys missing.
+
+    Returns:
+        The tree, and the keys of the stored network that are not taken: see `_read_stored_model`.
+    """
+    tree = compose_tree(request)
+    if not tree.get("init"):
+        return tree, {}
+    stored, left = _read_stored_model(request.verb, str(tree["init"]), tree)
+    return compose_tree(request, stored), left
 
 
 def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | None = None) -> Any:
@@ -35,12 +76,6 @@ def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | N
         words: main inputs and key=value overrides, as typed.
         stored_model: keys of `model` from a checkpoint; they take the place of the preset that `model=` names. What
             is not among them is that of the preset of the checkpoint's name, where there is one, or the schema's.
-
-    Returns:
-        the verb's dataclass of `speechssl.config`.
-
-    Raises:
-        ConfigError: one sentence about the first word that is wrong.
     """
     requests = read_words(verb, words)
     if len(requests) > 1:
@@ -57,20 +92,41 @@ def compose_request(request: Request, stored_model: Mapping[str, Any] | None = N
 
 def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None) -> DictConfig:
     """Compose the configuration of one request as a tree that may still have keys missing."""
-    with _open_conf():
+    if stored_model is None and not request.hydra:
+        # Hydra takes a tenth of a second, and the files of the package are always the same.
+        tree = deepcopy(_compose_package_files(request.verb, tuple(request.choices.items())))
+    else:
+        tree = _compose_files(request, stored_model)
+    for key, value in request.values.items():
+        declared = find_key(request.verb, key)
+        must = describe_type(declared)
+        # A mapping may get names that its default does not have, at once or one by one.
+        is_open = declared.type_name == "dict" or declared.default == ""
+        with parsing(f"`{key}`", must, ConfigError):
+            try:
+                OmegaConf.update(tree, key, value, merge=True, force_add=is_open)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"`{key}` must be {must}, but is {abbreviate(repr(value))}") from error
+    with parsing("the configuration", "one that its schema fits", ConfigError):
+        OmegaConf.to_container(tree, resolve=True)
+    return tree
+
+
+@cache
+def _compose_package_files(verb: str, choices: tuple[tuple[str, str], ...]) -> DictConfig:
+    return _compose_files(Request(verb, dict(choices)), None)
+
+
+def _compose_files(request: Request, stored_model: Mapping[str, Any] | None) -> DictConfig:
+    """Compose the files that a request chooses; no value of its own is set yet."""
+    with _open_conf(request.verb):
         overrides = _build_overrides(request, stored_model)
         try:
-            tree = compose_overrides(config_name=request.verb, overrides=overrides)
+            return compose_overrides(config_name=request.verb, overrides=overrides)
         except MissingConfigException as error:
             raise ConfigError(_explain_missing_file(request.verb, error)) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"the configuration must compose, but {_first_line(error)}") from error
-    for key, value in request.values.items():
-        with parsing(f"`{key}`", describe_type(find_key(request.verb, key)), ConfigError):
-            _set_value(request.verb, tree, key, value)
-    with parsing("the configuration", "one that its schema fits", ConfigError):
-        OmegaConf.to_container(tree, resolve=True)
-    return tree
 
 
 def to_yaml(config: Any) -> str:
@@ -79,11 +135,11 @@ def to_yaml(config: Any) -> str:
 
 
 @contextmanager
-def _open_conf() -> Iterator[None]:
+def _open_conf(verb: str) -> Iterator[None]:
     """Open `conf/` for hydra: the package's own, never another `conf` that happens to be importable."""
     store = ConfigStore.instance()
-    for name, verb in VERBS.items():
-        store.store(name=f"{name}_schema", node=verb.schema)
+    if f"{verb}_schema.yaml" not in store.repo:
+        store.store(name=f"{verb}_schema", node=VERBS[verb].schema)
     if find_spec("speechssl.conf") is not None:
         with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
             yield
@@ -123,22 +179,43 @@ def _list_default_groups(verb: str) -> set[str]:
     return {str(name) for entry in primary.defaults if not isinstance(entry, str) for name in entry}
 
 
-def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
-    """Set one key, or say what its value must be."""
-    declared = find_key(verb, key)
+def _read_stored_model(verb: str, init: str, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
+
+    Returns:
+        The keys that are taken, and those that are left: pretraining from a recogniser takes its network, and not the
+        masks, dropouts and frozen convolutions of its fine-tuning, with which little would be learned.
+
+    Raises:
+        CheckpointError: it does not load, or has gone and no run began with it.
+    """
+    from speechssl.interop.load import read_stored_card
+    from speechssl.training.run_folder import read_stored
+
     try:
-        # A mapping may get names that its default does not have, at once or one by one.
-        OmegaConf.update(tree, key, value, merge=True, force_add=declared.type_name == "dict" or declared.default == "")
-    except OmegaConfBaseException as error:
-        must = describe_type(declared)
-        raise ConfigError(f"`{key}` must be {must}, but is {abbreviate(repr(value))}") from error
+        card = read_stored_card(init)
+    except CheckpointError:
+        has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
+        stored = read_stored(Path(str(tree["out"]))) if has_run else None
+        if stored is None or stored.get("init") != init:
+            raise
+        return stored["model"], {}
+    model = asdict(card.model)
+    left = set(SET_ANEW) if verb == "pretrain" and card.kind == "ctc" else set()
+    return {key: model[key] for key in model if key not in left}, {key: model[key] for key in model if key in left}
+
+
+def _tune(request: Request) -> Any:
+    """Compose the fine-tuning of a bench's network: the masks, dropout and frozen convolutions of its preset."""
+    given = {key: value for key, value in request.values.items() if key.startswith("model.")}
+    return compose_request(Request("finetune", dict(request.choices), {"out": "unused", **given}, request.hydra))
 
 
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
     values: Any = OmegaConf.to_container(tree, resolve=True)
     _check_values(values)
-    for declared in list_keys(VERBS[request.verb].schema):
+    for declared in map_keys(request.verb).values():
         if declared.default == MISSING:
             check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:
@@ -177,3 +254,12 @@ def _explain_missing_file(verb: str, error: MissingConfigException) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keys of sections their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = isinstance(value, dict)
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
+    return flat

@@ -28,6 +28,7 @@ from speechssl.training.distributed.ranks import Ranks, join_ranks
 from speechssl.training.run import choose_precision, goes_on, open_folder, seed_weights, train
 from speechssl.training.schedules import compute_frozen_updates
 from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
+from speechssl.verbs.frame import verb
 
 MAX_KEPT = 40
 """More characters than these nobody types after `text.keep=`."""
@@ -35,7 +36,8 @@ MAX_KEPT = 40
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: FinetuneConfig) -> dict[str, Any]:
+@verb
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, or go on where an earlier run of the same command stopped."""
     with join_ranks(config.device) as ranks:
         return _run(config, ranks)

@@ -27,13 +27,15 @@ from speechssl.training.sources import (
     select_long_enough,
     select_utterances,
 )
+from speechssl.verbs.frame import verb
 
 _logger = logging.getLogger("speechssl")
 
 PretrainObjective = ContrastiveObjective | MaskedCodesObjective
 
 
-def run(config: PretrainConfig) -> dict[str, Any]:
+@verb
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain, or go on where an earlier run of the same command stopped."""
     with join_ranks(config.device) as ranks:
         return _run(config, ranks)

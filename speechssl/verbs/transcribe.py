@@ -18,6 +18,7 @@ from speechssl.inference.recognise import Source, iterate_texts, require_recogni
 from speechssl.interop.load import load_model
 from speechssl.printable import escape_field, make_printable
 from speechssl.progress import track
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import print_line, resolve_out
 
 TEXTS_NAME = "texts.tsv"
@@ -26,7 +27,8 @@ TEXTS_NAME = "texts.tsv"
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: TranscribeConfig) -> dict[str, Any]:
+@verb
+def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     """Recognise every utterance in the order given, write one line each, and return the result.
 
     What cannot be used is left out and listed in `left_out.tsv` (`<name>.left_out.tsv` beside a file).

@@ -22,7 +22,7 @@ from speechssl.training import trainer
 from speechssl.training.average import WeightAverage
 from speechssl.training.guard import NumericalGuard
 from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
-from speechssl.verbs.pretrain import run
+from speechssl.verbs import pretrain as run
 
 WARM_UP = 5
 

@@ -18,7 +18,7 @@ from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.table_advice import check_places
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
-from speechssl.verbs.prepare import run
+from speechssl.verbs import prepare as run
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 COMMON_VOICE = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\nab\tc1.wav\tx\tHello “you”\t2\t\n"

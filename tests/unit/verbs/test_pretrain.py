@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,8 @@ import soundfile
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.cli.compose import build_config
 from speechssl.cli.main import main
-from speechssl.cli.run import build_config
 from speechssl.cli.words import read_words
 from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.config.verbs import TextConfig
@@ -26,7 +27,8 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training import stop
 from speechssl.training.distributed import ranks as distributed
-from speechssl.verbs import pretrain
+
+pretrain = import_module("speechssl.verbs.pretrain")
 
 
 @pytest.fixture
