@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import torch
 
+from speechssl.config.data import FinetuneDataConfig, PretrainDataConfig, TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig, TextConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.augment import bound_lengths, change_speed, count_at_speed, draw_speeds
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.loader import iterate_updates

@@ -16,7 +16,7 @@ import torch
 
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ObjectiveConfig
+from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
@@ -33,7 +33,7 @@ def build(config: ModelConfig, seed: int = 1, **keys: Any) -> MaskedCodesObjecti
     for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
         setattr(config, name, 0.0)
     torch.manual_seed(0)
-    return MaskedCodesObjective(config, ObjectiveConfig(name="masked_codes", **({"num_codes": 64} | keys)), seed)
+    return MaskedCodesObjective(config, MaskedCodesConfig(**({"num_codes": 64} | keys)), seed)
 
 
 @pytest.fixture
