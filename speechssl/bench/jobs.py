@@ -22,8 +22,9 @@ from speechssl.devices import autocast
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
-from speechssl.objectives.protocol import Metrics, Objective, make_torch_seed
+from speechssl.objectives.protocol import Metrics, Objective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.seeds import make_torch_seed
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.run import seed_weights, set_up_blocks

@@ -14,6 +14,7 @@ from speechssl.inference.embed import Embedder, choose_layers
 from speechssl.inference.recognise import Source, note_rows
 from speechssl.model.speech_model import SpeechModel
 from speechssl.progress import track
+from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -113,7 +114,7 @@ def split_stratified(
     Returns:
         Rows for training and rows for the test, in order.
     """
-    rng = np.random.default_rng([seed, 0x5917])
+    rng = make_rng(seed, "probe split")
     names = np.array(speakers, dtype=object)
     test = []
     for name in dict.fromkeys(speakers):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from speechssl.errors import ConfigError
 from speechssl.model.lengths import HOP_SAMPLES
-from speechssl.objectives.protocol import make_rng
+from speechssl.seeds import make_rng
 
 WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
 

@@ -26,7 +26,8 @@ from speechssl.model.pretraining import find_masked, gather_frames, measure_feat
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives import codes as targets
 from speechssl.objectives.losses import NATS_TO_BITS, compute_feature_penalty
-from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng
+from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers
+from speechssl.seeds import make_rng
 
 HELD_UPDATES, FRAMES = 300, 10_000
 CONSTANT, FEW_CODES, LEAST_MASKED = 1.5, 0.01, 0.2

@@ -29,7 +29,8 @@ from speechssl.objectives.losses import (
     compute_feature_penalty,
     compute_perplexity,
 )
-from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
+from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers
+from speechssl.seeds import make_rng, make_torch_seed
 
 
 @dataclass(frozen=True)
