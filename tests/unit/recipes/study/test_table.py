@@ -20,6 +20,7 @@ from recipes.librispeech_mini.study.table import (
     update_page,
 )
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 SUMMARY = f"{SUMMARY_BEGIN}\n{SUMMARY_END}"
 SPEAKERS = {"test": ("61", "121"), "test-other": ("367",)}
@@ -265,7 +266,7 @@ def test_without_cells_the_page_says_so_and_keeps_the_anchors(tmp_path: Path) ->
     assert EMPTY in page.read_text() and "Kaldi" in page.read_text()
 
 
-@pytest.mark.parametrize("text", ["nothing\n", f"{BEGIN}\n{END}\n"])
+@each_case("text", ["nothing\n", f"{BEGIN}\n{END}\n"])
 def test_a_page_without_the_lines_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(text)
     with pytest.raises(DataError, match="`page` must have the lines"):
