@@ -15,7 +15,7 @@ from speechssl.cli.compose import compose
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.inference.recognise import needs_equal_lengths
+from speechssl.inference.batches import needs_equal_lengths
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.lengths import compute_num_frames, compute_receptive_field
