@@ -81,7 +81,7 @@ class TrainingState:
     """What changes while a run trains.
 
     Attributes:
-        objective: with its module and what its health check remembers.
+        objective: with its module and what its watch remembers.
         optimizer: of the module.
         progress: counters.
         guard: what it has seen of losses and gradient norms.
@@ -108,7 +108,7 @@ class TrainingState:
         """
         parts = {
             "optimizer": export_state(self.optimizer, self.model),
-            "objective": self.objective.state(),
+            "objective": {} if self.objective.watch is None else self.objective.watch.state(),
             "guard": self.guard.state(),
             "average": {} if self.average is None else self.average.state(),
         }
@@ -127,7 +127,8 @@ class TrainingState:
             ValueError, LookupError: something is missing, or belongs to nothing.
         """
         import_state(self.optimizer, self.model, _strip(tensors, "optimizer/"))
-        self.objective.load_state(_strip(tensors, "objective/"))
+        if self.objective.watch is not None:
+            self.objective.watch.load_state(_strip(tensors, "objective/"))
         self.guard.load_state(_strip(tensors, "guard/"))
         if self.average is not None:
             self.average.load_state(_strip(tensors, "average/"), averaged)

@@ -272,8 +272,8 @@ def migrate(tensors: dict[str, Tensor], version: int, state: TrainingState) -> d
         return tensors
     migrated = {**{f"guard/{name}": value for name, value in state.guard.state().items()}, **tensors}
     numbers = "objective/collapse.numbers"
-    if numbers in tensors:
-        begun = state.objective.state()["collapse.numbers"]
+    if numbers in tensors and state.objective.watch is not None:
+        begun = state.objective.watch.state()["collapse.numbers"]
         migrated[numbers] = torch.cat([tensors[numbers], begun[len(tensors[numbers]) :]])
     return migrated
 

@@ -182,7 +182,10 @@ def train(
     if record is not None and goes_on(config, folder):
         check_record(folder, record, read_left_out(folder))
     # Several processes agree to stop between updates, and none ends alone.
-    source, *rest = (replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested) for each in sets.values())
+    source, *rest = (
+        replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested, make_collate=objective.make_collate)
+        for each in sets.values()
+    )
     validate: Callable[[], Iterator[Batch]] | None = rest[0].validate if rest else None
     setup = Setup(
         objective=objective,

@@ -57,8 +57,8 @@ def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
         start_from(model, config)
     frozen = count_frozen_updates(config)
     objective = CTCObjective(model, config.seed, frozen)
-    source = _build_source(config, objective, train_set, "data.train", ranks)
-    valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
+    source = _build_source(config, vocabulary, train_set, "data.train", ranks)
+    valid = _build_source(config, vocabulary, valid_set, "data.valid", ranks) if valid_set else None
     _logger.info(describe_plan(source, config.training, "data.train"))
     return train(config, folder, objective, source, valid, ranks, precision)
 
@@ -193,7 +193,7 @@ def _advise_labels(spoken: Mapping[str, int]) -> str:
 
 
 def _build_source(
-    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, ranks: Ranks
+    config: FinetuneConfig, vocabulary: Vocabulary, manifest: Manifest, key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
     network = config.model
@@ -201,8 +201,7 @@ def _build_source(
         config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
     )
     return build_source(
-        select_usable(manifest, objective.vocabulary, config, key),
-        objective.make_prepare(),
+        select_usable(manifest, vocabulary, config, key),
         options,
         config.training,
         config.data,
