@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.data import PretrainDataConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, PretrainConfig, PretrainDataConfig
+from speechssl.config.verbs import BenchConfig, PretrainConfig
 from speechssl.data.dataset import Example, FloatArray, ReadOptions, normalize
 from speechssl.data.loader import Batch, Prepare, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch

@@ -13,8 +13,10 @@ from torch import nn
 from speechssl.bench.batches import make_batches, open_manifest
 from speechssl.bench.flops import count_pretraining_heads, count_row, keep_share
 from speechssl.bench.meter import Stopwatch, read_worker_mib
+from speechssl.config.data import TextConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, ContrastiveConfig, TextConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch
 from speechssl.devices import autocast
 from speechssl.model.lengths import compute_num_frames

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError

@@ -114,10 +114,7 @@ def _find_result(config: PretrainConfig | FinetuneConfig, folder: Path) -> dict[
             # Killed, or a disk was full, after the result was written.
             build_report([folder], folder / REPORT)
         return result
-    sources = {"init": config.init}
-    if isinstance(config, PretrainConfig):
-        sources["objective.teacher"] = config.objective.teacher
-    for key, value in sources.items():
+    for key, value in config.checkpoints_read.items():
         path = Path(value).resolve()
         is_ours = path == folder.resolve() or path.is_relative_to((folder / CHECKPOINTS).resolve())
         if value and is_ours and Path(value).exists():

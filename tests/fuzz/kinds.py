@@ -23,8 +23,9 @@ from speechssl.checkpoints.model_folder import save_model
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig, FinetuneConfig, PretrainConfig, ReportConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig, ReportConfig
 from speechssl.corpora.folder import read_sidecar
 from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table

@@ -17,8 +17,8 @@ from speechssl.checkpoints.layout import list_published
 from speechssl.checkpoints.snapshot import Progress, Snapshot
 from speechssl.checkpoints.store import FILES, MARGIN_BYTES, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective

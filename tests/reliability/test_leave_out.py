@@ -15,8 +15,8 @@ from speechssl.checkpoints.checksums import write_checksums
 from speechssl.checkpoints.model_folder import AVERAGED, CONFIG, WEIGHTS, read_card
 from speechssl.checkpoints.snapshot import STATE
 from speechssl.checkpoints.store import TENSORS, CheckpointStore
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage

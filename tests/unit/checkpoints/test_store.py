@@ -21,8 +21,8 @@ from speechssl.checkpoints.replacement import ASIDE
 from speechssl.checkpoints.snapshot import STATE, Progress, Provenance, Snapshot
 from speechssl.checkpoints.store import TENSORS, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective

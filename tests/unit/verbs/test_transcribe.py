@@ -18,7 +18,7 @@ from speechssl.config.verbs import TranscribeConfig
 from speechssl.data.inputs import expand_audio
 from speechssl.data.manifest import save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.inference.recognise import Source
+from speechssl.inference.source import Source
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import transcribe
 
