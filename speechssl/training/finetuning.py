@@ -37,12 +37,13 @@ def build_task(config: FinetuneConfig, ranks: Ranks, goes_on: bool) -> Task:
     """Build what a fine-tuning learns, and from what."""
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
-    model = SpeechModel(config.model, make_vocabulary(config, train_set, valid_set))
+    vocabulary = make_vocabulary(config, train_set, valid_set)
+    model = SpeechModel(config.model, vocabulary)
     if config.init and not goes_on:
         start_from(model, config)
     objective = CTCObjective(model, config.seed, count_frozen_updates(config))
-    source = _build_source(config, objective, train_set, "data.train", ranks)
-    valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
+    source = _build_source(config, vocabulary, train_set, "data.train", ranks)
+    valid = _build_source(config, vocabulary, valid_set, "data.valid", ranks) if valid_set else None
     return Task(objective, source, valid, learns_texts=True)
 
 
@@ -176,7 +177,7 @@ def _advise_labels(spoken: Mapping[str, int]) -> str:
 
 
 def _build_source(
-    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, ranks: Ranks
+    config: FinetuneConfig, vocabulary: Vocabulary, manifest: Manifest, key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
     network = config.model
@@ -184,8 +185,7 @@ def _build_source(
         config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
     )
     return build_source(
-        select_usable(manifest, objective.vocabulary, config, key),
-        objective.make_prepare(),
+        select_usable(manifest, vocabulary, config, key),
         options,
         config.training,
         config.data,

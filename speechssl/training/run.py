@@ -204,7 +204,8 @@ def train(
         check_record(folder, record, read_left_out(folder))
     stop = StopFlag(training.max_hours, since=ranks.began)
     # Several processes agree to stop between updates, and none ends alone.
-    sources = [replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested) for each in task.sources.values()]
+    hooks: dict[str, Any] = {"must_stop": lambda: ranks.is_alone and stop.is_requested}
+    sources = [replace(each, make_collate=objective.make_collate, **hooks) for each in task.sources.values()]
     sizes = {key: len(manifest) for key, manifest in task.manifests.items()}
     trainer = Trainer(
         objective=objective,

@@ -22,7 +22,7 @@ class TrainingState:
     """What changes while a run trains.
 
     Attributes:
-        objective: with its module and what its health check remembers.
+        objective: with its module and what its watch remembers.
         optimizer: of the module.
         progress: counters.
         guard: what it has seen of losses and gradient norms.
@@ -54,7 +54,7 @@ class TrainingState:
         """
         parts = {
             "optimizer": export_state(self.optimizer, self.model),
-            "objective": self.objective.state(),
+            "objective": {} if self.objective.watch is None else self.objective.watch.state(),
             "guard": self.guard.state(),
             "average": {} if self.average is None else self.average.state(),
         }
@@ -77,7 +77,8 @@ class TrainingState:
             return {name[len(part) :]: value for name, value in tensors.items() if name.startswith(part)}
 
         import_state(self.optimizer, self.model, find("optimizer/"))
-        self.objective.load_state(find("objective/"))
+        if self.objective.watch is not None:
+            self.objective.watch.load_state(find("objective/"))
         self.guard.load_state(find("guard/"))
         if self.average is not None:
             self.average.load_state(find("average/"), averaged)

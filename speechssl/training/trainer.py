@@ -230,9 +230,9 @@ class Trainer:
         self.logs.write_skipped({"update": update, "reason": reason, **values, "ids": ids})
 
     def _check_health(self, update: int, terms: LossTerms, metrics: Metrics) -> None:
-        health = self.objective.check_health(terms, metrics, update)
-        if health is None:
+        if self.objective.watch is None:
             return
+        health = self.objective.watch.observe(terms, metrics, update)
         metrics["collapse_warning"] = int(bool(health.warning))
         if health.problem and self.config.on_collapse == "stop":
             raise CollapseError(health.problem)
@@ -299,14 +299,15 @@ class Trainer:
 
     def _note_best(self, metrics: Metrics) -> bool:
         """Say whether these validation metrics are the best so far, and remember them if so."""
-        progress, names = self.progress, (self.objective.best_metric, self.objective.tie_metric)
+        progress, watch = self.progress, self.objective.watch
+        names = (self.objective.best_metric, self.objective.tie_metric or self.objective.best_metric)
         value, tie = (metrics[name] for name in names)
         assert isinstance(value, float) and isinstance(tie, float), f"{names} must be numbers"
         before, before_tie = progress.best_value, progress.best_tie
         is_worse = before is not None and before_tie is not None and (value, tie) >= (before, before_tie)
         # NaN compares with nothing, so that it would be best until the next validation; a recogniser's WER hides it.
         is_finite = all(math.isfinite(number) for number in metrics.values() if isinstance(number, float))
-        if is_worse or not is_finite or not self.objective.is_candidate(metrics):
+        if is_worse or not is_finite or not (watch is None or watch.is_candidate(metrics)):
             return False
         progress.best_value, progress.best_tie, progress.best_update = value, tie, progress.update
         return True

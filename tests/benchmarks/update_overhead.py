@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from speechssl.cli.compose import compose
-from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.objectives.collapse import CollapseWatch
 from speechssl.training import trainer
 from speechssl.training.average import WeightAverage
 from speechssl.training.guard import NumericalGuard
@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     """Run, and print the table."""
     clock(NumericalGuard, "judge", "guard")
     clock(WeightAverage, "update", "moving average")
-    clock(ContrastiveObjective, "check_health", "collapse watch")
+    clock(CollapseWatch, "observe", "collapse watch")
     clock(trainer, "measure_system", "system figures")
     clock(JsonLinesWriter, "write", "metrics.jsonl")
     clock(TensorBoardWriter, "write", "TensorBoard")

@@ -124,7 +124,7 @@ def save_some(
     """Save updates 1, 2 and 3, each with its own number in a weight; `best` is the best so far from then on."""
     folders = []
     for update in (1, 2, 3):
-        objective.speech_model.backbone.mask_embedding.data.fill_(float(update))
+        objective.module.backbone.mask_embedding.data.fill_(float(update))
         progress = Progress(update, best_value=1.0, best_update=min(update, best))
         folders.append(store.save(take(objective, optimizer, progress), is_best=update <= best))
     return folders
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_counted_and_passed_over(
     store.load(found, state)
     assert state.progress.update == 2
     assert state.progress.damaged_checkpoints == 1
-    assert float(objective.speech_model.backbone.mask_embedding[0].detach()) == 2.0
+    assert float(objective.module.backbone.mask_embedding[0].detach()) == 2.0
     names = {path.name: path.resolve().name for path in (tmp_path / "checkpoints").iterdir() if path.is_symlink()}
     assert names == {"best": "update-0000002", "last": "update-0000002"}
     # The damaged one stays for a look until the next one is whole.
