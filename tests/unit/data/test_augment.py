@@ -23,8 +23,8 @@ from speechssl.data.sampler import PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError, DataError
 from speechssl.model.lengths import compute_num_frames
 from speechssl.text.vocabulary import build_vocabulary
+from speechssl.training.finetuning import select_usable
 from speechssl.training.sources import select_long_enough
-from speechssl.verbs.finetune import select_usable
 from tests.cases import each_case
 
 SPEEDS = (0.9, 1.0, 1.1)

@@ -21,7 +21,7 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
-from speechssl.verbs.finetune import check_letters, count_frozen_updates, make_vocabulary, start_from
+from speechssl.training.finetuning import check_letters, count_frozen_updates, make_vocabulary, start_from
 
 
 @pytest.mark.parametrize(

@@ -2,78 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from speechssl.checkpoints.model_folder import collect_weights, describe_model
+from speechssl.checkpoints.snapshot import Progress, Snapshot
 from speechssl.model.sharding import gather_whole
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.average import WeightAverage
 from speechssl.training.guard import NumericalGuard
 from speechssl.training.optim import export_state, import_state
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        update: completed updates.
-        audio_s: seconds of audio seen.
-        best_value: lowest validation metric so far; None before the first.
-        best_update: the update it was reached at.
-        best_tie: the metric that decided between equal ones there; None where it is unknown.
-        validated_update: the update of the last complete validation; -1 before the first. A run that was stopped
-            inside a validation makes it first when it goes on.
-        damaged_checkpoints: how many were found damaged when the run went on, and passed over.
-    """
-
-    update: int = 0
-    audio_s: float = 0.0
-    best_value: float | None = None
-    best_update: int = 0
-    best_tie: float | None = None
-    validated_update: int = -1
-    damaged_checkpoints: int = 0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a checkpoint holds.
-
-    Attributes:
-        weights: of the model, by name.
-        tensors: all else that changes: `optimizer/…`, `objective/…`, `guard/…`, `average/…`.
-        description: of the model, to build it again.
-        progress: counters.
-        averaged: the moving average of the weights, by the same names; empty without one.
-    """
-
-    weights: dict[str, Tensor]
-    tensors: dict[str, Tensor]
-    description: dict[str, Any]
-    progress: Progress
-    averaged: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all tensors."""
-        parts = (self.weights, self.tensors, self.averaged)
-        return sum(value.nbytes for held in parts for value in held.values())
-
-    def copy(self) -> Snapshot:
-        """Copy everything to CPU memory of its own, which later updates do not touch."""
-        return replace(
-            self,
-            weights=_copy(self.weights),
-            tensors=_copy(self.tensors),
-            averaged=_copy(self.averaged),
-            progress=replace(self.progress),
-        )
 
 
 @dataclass
@@ -101,6 +42,11 @@ class TrainingState:
         assert isinstance(module, SpeechModel), f"a checkpoint holds a SpeechModel, not {type(module)}"
         return module
 
+    @property
+    def has_average(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.average is not None
+
     def take_snapshot(self) -> Snapshot:
         """Gather everything; the tensors are the live ones, not copies.
 
@@ -126,18 +72,14 @@ class TrainingState:
         Raises:
             ValueError, LookupError: something is missing, or belongs to nothing.
         """
-        import_state(self.optimizer, self.model, _strip(tensors, "optimizer/"))
+
+        def find(part: str) -> dict[str, Tensor]:
+            return {name[len(part) :]: value for name, value in tensors.items() if name.startswith(part)}
+
+        import_state(self.optimizer, self.model, find("optimizer/"))
         if self.objective.watch is not None:
-            self.objective.watch.load_state(_strip(tensors, "objective/"))
-        self.guard.load_state(_strip(tensors, "guard/"))
+            self.objective.watch.load_state(find("objective/"))
+        self.guard.load_state(find("guard/"))
         if self.average is not None:
-            self.average.load_state(_strip(tensors, "average/"), averaged)
+            self.average.load_state(find("average/"), averaged)
         self.progress = progress
-
-
-def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-
-
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
