@@ -30,9 +30,8 @@ from speechssl.inference.recognise import (
     stack_waveforms,
 )
 from speechssl.inference.windows import plan_windows
-from speechssl.model.evaluating import as_evaluating
-from speechssl.model.lengths import HOP_SAMPLES, compute_receptive_field
-from speechssl.model.speech_model import Frames, SpeechModel
+from speechssl.model.lengths import HOP_SAMPLES
+from speechssl.model.speech_model import Frames, SpeechModel, as_evaluating
 from speechssl.parsing import parsing, read_json
 
 FloatArray = npt.NDArray[np.float32]
@@ -177,7 +176,7 @@ class Embedder:
     @property
     def receptive_samples(self) -> int:
         """Samples that one frame sees."""
-        return compute_receptive_field(self.model.config.frame_kernels, self.model.config.frame_strides)
+        return self.model.config.receptive_field
 
     def iterate(self, source: Source) -> Iterator[tuple[int, list[FloatArray]]]:
         """Yield, in order, number and one array (rows, dim) a layer of each utterance that the source keeps.

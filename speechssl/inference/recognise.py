@@ -24,9 +24,7 @@ from speechssl.data.sampler import round_up
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference.decoding.beam import Decode, build_decoder
 from speechssl.inference.windows import plan_windows
-from speechssl.model.evaluating import as_evaluating
-from speechssl.model.lengths import compute_receptive_field
-from speechssl.model.speech_model import SpeechModel
+from speechssl.model.speech_model import SpeechModel, as_evaluating
 from speechssl.text.vocabulary import Vocabulary
 
 FloatArray = npt.NDArray[np.float32]
@@ -253,7 +251,7 @@ def iterate_texts(
     vocabulary, lengths, model = require_recogniser(model), source.lengths, as_evaluating(model)
     decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
     batch_samples, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
-    shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
+    shortest = model.config.receptive_field
     _name_too_short(source, np.flatnonzero(lengths < shortest))
     for chunk in cut_chunks(lengths, _BATCHES_A_CHUNK * batch_samples):
         texts = dict.fromkeys(chunk[lengths[chunk] < shortest].tolist(), "")
@@ -284,7 +282,7 @@ def compute_long_logits(
     Returns:
         (T, V) float32, T as many frames as a single pass would give.
     """
-    field = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
+    field = model.config.receptive_field
     windows = plan_windows(len(waveform), window_samples, field)
     rows = max(1, batch_samples // window_samples)
     parts: list[Tensor] = []

@@ -16,7 +16,6 @@ from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.evaluation.wer import compare
 from speechssl.inference.decoding.greedy import greedy_decode
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import sample_channel_masks, sample_masks
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.losses import compute_ctc_loss
@@ -49,8 +48,7 @@ class CTCPrepare:
         return made
 
     def _count_frames(self, examples: Sequence[Example]) -> list[int]:
-        kernels, strides = self.config.frame_kernels, self.config.frame_strides
-        return [compute_num_frames(len(example.waveform), kernels, strides) for example in examples]
+        return [self.config.count_frames(len(example.waveform)) for example in examples]
 
 
 class CTCObjective:

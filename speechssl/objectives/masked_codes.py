@@ -20,7 +20,7 @@ from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import compute_num_frames, compute_receptive_field, make_valid_mask
+from speechssl.model.lengths import make_valid_mask
 from speechssl.model.masking import sample_masks
 from speechssl.model.pretraining import find_masked, gather_frames, measure_features
 from speechssl.model.speech_model import SpeechModel
@@ -78,7 +78,7 @@ class CodesPrepare:
 
         Predicted are the masked frames, or all of them where `unmasked_weight` is above 0.
         """
-        num_frames = [_count_frames(len(example.waveform), self.config) for example in examples]
+        num_frames = [self.config.count_frames(len(example.waveform)) for example in examples]
         masks = sample_masks(num_frames, self.config.mask, make_rng(seed, "mask", number))
         takes_all = self.task.unmasked_weight > 0
         codes = [self._find_codes(e.waveform, mask | takes_all) for e, mask in zip(examples, masks, strict=True)]
@@ -90,14 +90,16 @@ class CodesPrepare:
         if self.projection is None:
             x = self.compute_mfcc(waveform)[wanted]
         else:
-            x = targets.stack_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
+            x = targets.stack_log_mel(waveform, len(wanted), self.config.receptive_field, self.task.stack_frames)[
+                wanted
+            ]
             x = x @ torch.from_numpy(self.projection).double()
         return targets.find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
     def compute_mfcc(self, waveform: np.ndarray) -> Tensor:
         """Compute what k-means clusters where there is no teacher: (T, 39)."""
-        num_frames = _count_frames(len(waveform), self.config)
-        return targets.compute_mfcc(waveform, num_frames, _find_field(self.config), self.task.subtract_mean)
+        num_frames = self.config.count_frames(len(waveform))
+        return targets.compute_mfcc(waveform, num_frames, self.config.receptive_field, self.task.subtract_mean)
 
 
 class MaskedCodesObjective:
@@ -294,20 +296,12 @@ class MaskedCodesObjective:
         return pad_sequence(rows, batch_first=True).gather(1, positions)
 
 
-def _count_frames(num_samples: int, config: ModelConfig) -> int:
-    return compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
-
-
-def _find_field(config: ModelConfig) -> int:
-    return compute_receptive_field(config.frame_kernels, config.frame_strides)
-
-
 def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:
     """Load the teacher and check that its frames are the student's."""
     teacher = load_model(task.teacher, key="objective.teacher")
     layer, last, own = task.teacher_layer, teacher.num_layers, teacher.config
     check(0 <= layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", layer)
-    shape, wanted = (own.frame_kernels, own.frame_strides), (config.frame_kernels, config.frame_strides)
+    shape, wanted = own.frame_windows, config.frame_windows
     check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
     knows_level = own.normalize_waveform or not config.normalize_waveform
     check(knows_level, "objective.teacher", "a model that takes normalised waveforms, as `model` does", task.teacher)

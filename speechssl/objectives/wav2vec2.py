@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.pretraining import PretrainingOutput
 from speechssl.model.quantizer import sample_gumbel_noise
@@ -37,21 +36,18 @@ class ContrastivePrepare:
     """Draws masks and negatives in the loader's workers; a function of (seed, sub-batch).
 
     Attributes:
-        mask: of the model.
+        config: of the model, which counts frames and has the masks' keys.
         num_negatives: K.
-        kernels, strides: of the feature encoder, to count frames.
     """
 
-    mask: MaskConfig
+    config: ModelConfig
     num_negatives: int
-    kernels: tuple[int, ...]
-    strides: tuple[int, ...]
 
     def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
         """Return for each row `mask` (T,) bool and `negatives` (M, K) int64."""
         rng = make_rng(seed, "mask", number)
-        num_frames = [compute_num_frames(len(e.waveform), self.kernels, self.strides) for e in examples]
-        masks = sample_masks(num_frames, self.mask, rng)
+        num_frames = [self.config.count_frames(len(e.waveform)) for e in examples]
+        masks = sample_masks(num_frames, self.config.mask, rng)
         negatives = [sample_negatives(int(mask.sum()), self.num_negatives, rng) for mask in masks]
         return {"mask": masks, "negatives": negatives}
 
@@ -95,8 +91,7 @@ class ContrastiveObjective:
 
     def make_prepare(self) -> ContrastivePrepare:
         """Make the part of the work that loader workers do."""
-        kernels, strides = tuple(self.config.frame_kernels), tuple(self.config.frame_strides)
-        return ContrastivePrepare(self.config.mask, self.task.num_negatives, kernels, strides)
+        return ContrastivePrepare(self.config, self.task.num_negatives)
 
     def temperature(self, update: int) -> float:
         """Gumbel temperature of update `update` (from 1): a function of the completed updates.

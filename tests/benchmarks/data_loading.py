@@ -99,10 +99,7 @@ def make_planner(manifest: Manifest) -> UpdatePlanner:
 
 def make_prepare() -> ContrastivePrepare:
     """Make masks and negatives as pretraining of BASE does."""
-    network, task = ModelConfig(), ContrastiveConfig()
-    return ContrastivePrepare(
-        network.mask, task.num_negatives, tuple(network.conv_kernels), tuple(network.conv_strides)
-    )
+    return ContrastivePrepare(ModelConfig(), ContrastiveConfig().num_negatives)
 
 
 def time_epoch(manifest: Manifest, num_workers: int) -> float:
