@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from speechssl.advice import spell
+from speechssl.checkpoints.checks import join, read_json, reading
 from speechssl.checkpoints.checksums import CHECKSUMS, check_whole
 from speechssl.checkpoints.model_folder import (
     AVERAGED,
@@ -25,16 +25,13 @@ from speechssl.checkpoints.model_folder import (
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
-from speechssl.interop.files import check_header, is_safetensors, read_json
+from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
-from speechssl.interop.inert_pickle import StoredTensor
-from speechssl.interop.names import join
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
-from speechssl.interop.torch_file import look_into, reading
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -236,7 +233,7 @@ def list_choices(foreign: Foreign) -> tuple[str, ...]:
 
 def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
-    names = _list_tensors(path, key)
+    names = list_tensors(path, key)
     if names is None:
         return read_fairseq(path, key)
     if is_torchaudio(names):
@@ -248,15 +245,3 @@ def _read_file(path: Path, key: str) -> Foreign:
         f"`{key}` must be a checkpoint of fairseq or torchaudio where it is a file, but {path} has the weights "
         f"{join(sorted(names))}"
     )
-
-
-def _list_tensors(path: Path, key: str) -> set[str] | None:
-    """List the names in a file of tensors; None for a file that holds more, as fairseq's do. Nothing is run."""
-    with reading(path, key):
-        if is_safetensors(path):
-            check_header(path)
-            with safe_open(path, framework="pt") as file:
-                return set(file.keys())
-    content = look_into(path, key).content
-    is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
-    return {str(name) for name in content} if is_flat and content else None

@@ -9,16 +9,14 @@ from __future__ import annotations
 import mmap
 import struct
 import zipfile
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speechssl.errors import CheckpointError
+from speechssl.checkpoints.checks import reading
 from speechssl.interop.inert_pickle import Placeholder, Storage, StoredTensor, unpickle
-from speechssl.parsing import parsing
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """First number in torch's old container, which was the only one before torch 1.6."""
@@ -206,14 +204,3 @@ class _Window:
         if end < 0:
             raise ValueError("a line without an end")
         return self._view.read(end + 1 - start)
-
-
-def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractContextManager[None]:
-    """Turn whatever goes wrong while a file is read into a `CheckpointError`: "`key` must be …, but <path> is not".
-
-    Args:
-        path: of the file or folder.
-        key: the key that the error names.
-        must: what the value of the key must be.
-    """
-    return parsing(f"`{key}`", must, CheckpointError, str(path))

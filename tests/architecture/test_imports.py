@@ -17,7 +17,8 @@ LAYERS = (
     "advice config devices durable errors parsing printable processes progress seeds",
     "audio text evaluation.statistics evaluation.wer",
     "corpora data model",
-    "checkpoints inference interop objectives",
+    "checkpoints inference",
+    "interop objectives",
     "checkpoints.header checkpoints.replacement checkpoints.rotation checkpoints.saver checkpoints.state "
     "checkpoints.store checkpoints.validity evaluation report training",
     "bench demo",

@@ -14,8 +14,7 @@ from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
-from speechssl.interop.families import FAMILIES, refuse_family
-from speechssl.interop.foreign import name_size
+from speechssl.interop.foreign import FAMILIES, name_size, refuse_family
 from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.checkpoints.checks import read_json
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.files import read_json, write_json
-from speechssl.interop.labels import make_vocabulary
+from speechssl.interop.files import write_json
+from speechssl.interop.foreign import make_vocabulary
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 

@@ -16,9 +16,10 @@ from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.fairseq.weights import DICTIONARY, read_fairseq, write_fairseq
-from speechssl.interop.foreign import build_model, collapse
+from speechssl.interop.foreign import build_model
 from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
+from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
 from tests.unit.interop.fairseq_files import LAYOUTS, LIBRISPEECH, assert_same_weights, export, stand_ins, write
@@ -60,7 +61,7 @@ def test_every_layout_is_read(
     write(export(model, tmp_path), layout, tmp_path / "theirs.pt", is_zip)
     foreign = read_fairseq(tmp_path / "theirs.pt")
     assert (foreign.family, foreign.card.kind, foreign.card.update) == ("fairseq", kind, 7)
-    assert_same_weights(foreign.weights, collapse(model))
+    assert_same_weights(foreign.weights, list_weights(model))
     config = model.config
     assert replace(foreign.card.model, name=config.name, quantizer=config.quantizer, target_dim=16) == replace(
         config, feature_dropout=foreign.card.model.feature_dropout
@@ -93,7 +94,7 @@ def test_float16_becomes_float32(pretrained: SpeechModel, tmp_path: Path) -> Non
         write(export(pretrained, tmp_path), "namespace", tmp_path / "half.pt", is_zip, half=True)
         weights = read_fairseq(tmp_path / "half.pt").weights
         assert {value.dtype for value in weights.values()} == {torch.float32}
-        assert_same_weights(weights, {name: value.half().float() for name, value in collapse(pretrained).items()})
+        assert_same_weights(weights, {name: value.half().float() for name, value in list_weights(pretrained).items()})
 
 
 @pytest.mark.parametrize("changes", NORMS, ids=["group post", "layer pre", "layer post", "group pre"])
@@ -104,7 +105,7 @@ def test_what_is_written_comes_back_bitwise(
     model = make(kind, replace(tiny_model_config, waveform_epsilon=1e-7, **changes))
     write_fairseq(model, tmp_path / "a.pt", update=12)
     foreign = read_fairseq(tmp_path / "a.pt")
-    assert_same_weights(foreign.weights, collapse(model))
+    assert_same_weights(foreign.weights, list_weights(model))
     assert (foreign.card.model, foreign.card.vocabulary) == (model.config, model.vocabulary)
     assert (foreign.card.update, foreign.dropped, foreign.says_padding) == (12, (), True)
 
@@ -334,7 +335,7 @@ def test_wrappers_prefixes_are_taken_away(prefix: str, recogniser: SpeechModel, 
     stored = export(recogniser, tmp_path)
     stored["model"] = {prefix + name: value for name, value in stored["model"].items()}
     write(stored, "plain", tmp_path / "a.pt")
-    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, collapse(recogniser))
+    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, list_weights(recogniser))
 
 
 def test_weights_are_missing_or_too_many(pretrained: SpeechModel, tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_the_new_spelling_of_weight_norm_and_a_fused_weight(pretrained: SpeechMo
     magnitude, direction = (stored["model"].pop(f"encoder.pos_conv.0.weight_{x}") for x in "gv")
     new = {f"encoder.pos_conv.0.parametrizations.weight.original{n}": v for n, v in enumerate((magnitude, direction))}
     write({**stored, "model": stored["model"] | new}, "plain", tmp_path / "a.pt")
-    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, collapse(pretrained))
+    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, list_weights(pretrained))
     fused = {"encoder.pos_conv.0.weight": direction}
     write({**stored, "model": stored["model"] | fused}, "plain", tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="has it fused as encoder.pos_conv.0.weight"):

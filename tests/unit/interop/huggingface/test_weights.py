@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.families import FAMILIES
-from speechssl.interop.foreign import build_model
+from speechssl.interop.foreign import FAMILIES, build_model
 from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
