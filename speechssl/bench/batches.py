@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.data import PretrainDataConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, PretrainConfig, PretrainDataConfig
+from speechssl.config.verbs import BenchConfig, PretrainConfig
 from speechssl.data.dataset import Example, FloatArray, ReadOptions, normalize
 from speechssl.data.loader import Batch, Prepare, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
-from speechssl.objectives.protocol import make_rng
+from speechssl.seeds import make_rng
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.sources import ManifestSource, build_source, select_long_enough, select_utterances
 

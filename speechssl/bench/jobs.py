@@ -13,15 +13,18 @@ from torch import nn
 from speechssl.bench.batches import make_batches, open_manifest
 from speechssl.bench.flops import count_pretraining_heads, count_row, keep_share
 from speechssl.bench.meter import Stopwatch, read_worker_mib
+from speechssl.config.data import TextConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, ContrastiveConfig, TextConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch
 from speechssl.devices import autocast
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
-from speechssl.objectives.protocol import Metrics, Objective, make_torch_seed
+from speechssl.objectives.protocol import Metrics, Objective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.seeds import make_torch_seed
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.run import seed_weights, set_up_blocks

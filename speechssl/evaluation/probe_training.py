@@ -11,8 +11,8 @@ import torch
 from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
-from speechssl.objectives.protocol import make_torch_seed
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
+from speechssl.seeds import make_torch_seed
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.setup import Setup
 from speechssl.training.trainer import Trainer

@@ -20,7 +20,8 @@ from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import sample_channel_masks, sample_masks
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.losses import compute_ctc_loss
-from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers, make_rng
+from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers
+from speechssl.seeds import make_rng
 from speechssl.text.vocabulary import Vocabulary
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.config.knobs import check
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ObjectiveConfig
+from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
@@ -26,7 +26,8 @@ from speechssl.model.pretraining import find_masked, gather_frames, measure_feat
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives import codes as targets
 from speechssl.objectives.losses import NATS_TO_BITS, compute_feature_penalty
-from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng
+from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers
+from speechssl.seeds import make_rng
 
 HELD_UPDATES, FRAMES = 300, 10_000
 CONSTANT, FEW_CODES, LEAST_MASKED = 1.5, 0.01, 0.2
@@ -69,7 +70,7 @@ class CodesPrepare:
     """
 
     config: ModelConfig
-    task: ObjectiveConfig
+    task: MaskedCodesConfig
     codes: np.ndarray
     projection: np.ndarray | None
 
@@ -90,7 +91,7 @@ class CodesPrepare:
         if self.projection is None:
             x = self.compute_mfcc(waveform)[wanted]
         else:
-            x = targets.compute_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
+            x = targets.stack_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return targets.find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
@@ -119,7 +120,7 @@ class MaskedCodesObjective:
 
     best_metric = tie_metric = "loss_codes"
 
-    def __init__(self, config: ModelConfig, task: ObjectiveConfig, seed: int, warmup_updates: int = 0) -> None:
+    def __init__(self, config: ModelConfig, task: MaskedCodesConfig, seed: int, warmup_updates: int = 0) -> None:
         check(config.mask.min_spans >= 1, "model.mask.min_spans", "at least 1 for pretraining", config.mask.min_spans)
         inner, layers = task.intermediate_layer, config.num_layers
         check(0 <= inner < layers, "objective.intermediate_layer", f"0 (none) to {layers - 1}", inner)
@@ -302,7 +303,7 @@ def _find_field(config: ModelConfig) -> int:
     return compute_receptive_field(config.frame_kernels, config.frame_strides)
 
 
-def _load_teacher(config: ModelConfig, task: ObjectiveConfig) -> SpeechModel:
+def _load_teacher(config: ModelConfig, task: MaskedCodesConfig) -> SpeechModel:
     """Load the teacher and check that its frames are the student's."""
     teacher = load_model(task.teacher, key="objective.teacher")
     layer, last, own = task.teacher_layer, teacher.num_layers, teacher.config

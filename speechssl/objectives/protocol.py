@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from speechssl.config.model import ModelConfig
 from speechssl.data.loader import Batch
+from speechssl.seeds import make_rng
 
 Metrics = dict[str, float | list[float]]
 
@@ -107,22 +107,6 @@ class Objective(Protocol):
     def is_candidate(self, metrics: Metrics) -> bool:
         """Say whether a checkpoint with these validation metrics may become the best one."""
         ...
-
-
-def make_rng(seed: int, stream: str, *numbers: int) -> np.random.Generator:
-    """Make the generator of one purpose at one place of the run.
-
-    Args:
-        seed: of the run.
-        stream: purpose, such as `mask`.
-        numbers: what it applies to, such as the number of a sub-batch.
-    """
-    return np.random.default_rng([seed, int.from_bytes(stream.encode(), "little"), *numbers])
-
-
-def make_torch_seed(seed: int, stream: str, *numbers: int) -> int:
-    """Derive a 63-bit seed for torch in the same way."""
-    return int(make_rng(seed, stream, *numbers).integers(0, 2**63 - 1))
 
 
 def draw_kept_layers(config: ModelConfig, seed: int, update: int) -> Tensor | None:

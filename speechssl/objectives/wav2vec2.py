@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
@@ -29,7 +29,8 @@ from speechssl.objectives.losses import (
     compute_feature_penalty,
     compute_perplexity,
 )
-from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
+from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers
+from speechssl.seeds import make_rng, make_torch_seed
 
 
 @dataclass(frozen=True)

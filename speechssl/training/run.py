@@ -23,8 +23,9 @@ from speechssl.devices import resolve_precision, use_deterministic_algorithms
 from speechssl.durable import write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.model.transformer import Transformer
-from speechssl.objectives.protocol import Objective, make_torch_seed
+from speechssl.objectives.protocol import Objective
 from speechssl.report.page import build_report
+from speechssl.seeds import make_torch_seed
 from speechssl.training.data_record import check_record, describe_data, digest_texts, write_record
 from speechssl.training.distributed.ranks import Ranks, check_division
 from speechssl.training.left_out import LeftOutTable, read_left_out
@@ -90,10 +91,7 @@ def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
             # Killed, or a disk was full, after the result was written.
             build_report([folder], folder / REPORT)
         return result
-    sources = {"init": config.init}
-    if isinstance(config, PretrainConfig):
-        sources["objective.teacher"] = config.objective.teacher
-    for key, value in sources.items():
+    for key, value in config.checkpoints_read.items():
         path = Path(value).resolve()
         is_ours = path == folder.resolve() or path.is_relative_to((folder / "checkpoints").resolve())
         if value and is_ours and Path(value).exists():

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.config.objective import drop_other_objectives
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
@@ -117,7 +118,7 @@ def read_stored(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     check_sum(path, ConfigError)
-    return read_yaml(path, ConfigError)
+    return drop_other_objectives(read_yaml(path, ConfigError))
 
 
 def check_sum(path: Path, error: type[SpeechSSLError]) -> None:
@@ -165,12 +166,15 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _fill(stored: dict[str, Any], config: Any) -> dict[str, Any]:
     """Give the keys that a stored configuration lacks their defaults; flat."""
-    return {**flatten(asdict(type(config)())), **flatten(stored)}
+    sections = {item.name: type(getattr(config, item.name))() for item in fields(config)}
+    defaults = asdict(replace(type(config)(), **{name: made for name, made in sections.items() if is_dataclass(made)}))
+    return {**flatten(defaults), **flatten(stored)}
 
 
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     before, after = stored, flatten(wanted)
-    for key in sorted(before.keys() | after.keys()):
+    # What was chosen comes before the keys that the choice brings.
+    for key in sorted(before.keys() | after.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if key not in FREE_KEYS and before.get(key) != after.get(key):
             raise ConfigError(
                 f"`{key}` must stay {before.get(key)!r} for the run in {folder} to go on, but is {after.get(key)!r} "

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.data import SelectionConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import PretrainConfig, SelectionConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import Batch, Prepare, iterate_plans, iterate_updates

@@ -19,7 +19,8 @@ from speechssl.data.dataset import LeftOut
 from speechssl.data.loader import Batch
 from speechssl.devices import autocast
 from speechssl.errors import CollapseError, StoppedOnRequest
-from speechssl.objectives.protocol import LossTerms, Metrics, add_terms, make_torch_seed
+from speechssl.objectives.protocol import LossTerms, Metrics, add_terms
+from speechssl.seeds import make_torch_seed
 from speechssl.training.average import WeightAverage
 from speechssl.training.distributed.replica import build_replica
 from speechssl.training.guard import NumericalGuard, find_broken, name_utterances

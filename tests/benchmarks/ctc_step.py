@@ -24,8 +24,9 @@ from speechssl.bench.flops import count_row, keep_share
 from speechssl.bench.jobs import TrainingJob
 from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
+from speechssl.config.data import TextConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, TextConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.dataset import Example, FloatArray
 from speechssl.data.loader import Batch, collate, pad_stack
 from speechssl.data.sampler import ForwardPlan, SubBatch

@@ -28,7 +28,7 @@ import torch
 from speechssl.audio.reading import SAMPLE_RATE, load_audio
 from speechssl.bench.meter import read_device_name, read_worker_mib
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import iterate_updates
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, save_manifest

@@ -24,8 +24,9 @@ from speechssl.checkpoints.state import Progress, TrainingState
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.checkpoints.validity import FILES, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig, FinetuneConfig, PretrainConfig, ReportConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig, ReportConfig
 from speechssl.corpora.folder import read_sidecar
 from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table

@@ -18,8 +18,8 @@ from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
 from speechssl.checkpoints.store import MARGIN_BYTES, CheckpointStore
 from speechssl.checkpoints.validity import FILES, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective

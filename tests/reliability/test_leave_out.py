@@ -16,8 +16,8 @@ from speechssl.checkpoints.model_folder import AVERAGED, CONFIG, WEIGHTS, read_c
 from speechssl.checkpoints.state import TrainingState
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.checkpoints.validity import STATE, TENSORS
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage

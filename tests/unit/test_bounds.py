@@ -11,6 +11,7 @@ from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.devices import check_room
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 MISTAKES: dict[str, str] = {
     "data.num_workers=100000": r"`data.num_workers` must be between 0 and 256, but is 100000",
@@ -32,14 +33,14 @@ MISTAKES: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("word", MISTAKES)
+@each_case("word", MISTAKES)
 def test_a_size_that_nothing_holds_is_one_sentence(word: str) -> None:
     with pytest.raises(ConfigError, match=MISTAKES[word]) as caught:
         compose("pretrain", ["out=x", word])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "sizes",
     [
         {"model_dim": 65_536, "num_heads": 16, "num_layers": 256},

@@ -23,8 +23,8 @@ from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
 from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective

@@ -16,7 +16,7 @@ import torch
 
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ObjectiveConfig
+from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch
@@ -33,7 +33,7 @@ def build(config: ModelConfig, seed: int = 1, **keys: Any) -> MaskedCodesObjecti
     for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
         setattr(config, name, 0.0)
     torch.manual_seed(0)
-    return MaskedCodesObjective(config, ObjectiveConfig(name="masked_codes", **({"num_codes": 64} | keys)), seed)
+    return MaskedCodesObjective(config, MaskedCodesConfig(**({"num_codes": 64} | keys)), seed)
 
 
 @pytest.fixture
@@ -162,9 +162,9 @@ def test_with_subtract_mean_codes_do_not_depend_on_loudness(tiny_model_config: M
 def test_codes_have_the_middle_of_the_encoders_frames(kernels: list[int], field: int, speech: Speech) -> None:
     """With a wider receptive field the same windows come later: they lie around its middle."""
     waveform = speech(2.0, 1)
-    expected = targets.compute_log_mel(waveform[(field - 400) // 2 :], 80, 400, 1)
+    expected = targets.stack_log_mel(waveform[(field - 400) // 2 :], 80, 400, 1)
     # The statistics are those of slightly different stretches: compare after taking them out again.
-    x = targets.compute_log_mel(waveform, 80, field, 1)
+    x = targets.stack_log_mel(waveform, 80, field, 1)
     assert float(torch.corrcoef(torch.stack([x.flatten(), expected.flatten()]))[0, 1]) > 0.99
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, collate
 from speechssl.data.sampler import ForwardPlan, SubBatch

@@ -18,8 +18,8 @@ from speechssl.checkpoints.model_folder import save_model
 from speechssl.cli.main import main
 from speechssl.cli.run import build_config
 from speechssl.cli.words import read_words
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
 from speechssl.errors import StoppedOnRequest
 from speechssl.model.speech_model import SpeechModel

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from speechssl.bench.batches import make_batches
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import BenchConfig, ContrastiveConfig, TextConfig
+from speechssl.config.objective import ContrastiveConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import RanksError
 from speechssl.model.speech_model import SpeechModel
