@@ -10,11 +10,12 @@ import torch
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.names import MASK, TABLES, list_names, rename, respell
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize("family", TABLES)
-@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
-@pytest.mark.parametrize("norm", ["group", "layer"])
+@each_case("family", TABLES)
+@each_case("kind", ["backbone", "pretraining", "ctc"])
+@each_case("norm", ["group", "layer"])
 def test_every_weight_has_one_name(family: str, kind: str, norm: str, tiny_model_config: ModelConfig) -> None:
     # As many blocks as two digits, so that 1 and 10 are told apart.
     config = replace(tiny_model_config, num_layers=12, conv_norm=norm, conv_bias=norm == "layer")

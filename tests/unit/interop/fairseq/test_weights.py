@@ -22,6 +22,7 @@ from speechssl.interop.load import load_model
 from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
+from tests.cases import each_case
 from tests.unit.interop.fairseq_files import LAYOUTS, LIBRISPEECH, assert_same_weights, export, stand_ins, write
 
 NORMS = (
@@ -51,9 +52,9 @@ def make(kind: str, config: ModelConfig) -> SpeechModel:
     return SpeechModel(config, build_vocabulary(TextConfig(), [])).eval()
 
 
-@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["pretraining", "ctc"])
+@each_case("is_zip", [True, False])
+@each_case("layout", LAYOUTS)
+@each_case("kind", ["pretraining", "ctc"])
 def test_every_layout_is_read(
     kind: str, layout: str, is_zip: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -97,8 +98,8 @@ def test_float16_becomes_float32(pretrained: SpeechModel, tmp_path: Path) -> Non
         assert_same_weights(weights, {name: value.half().float() for name, value in list_weights(pretrained).items()})
 
 
-@pytest.mark.parametrize("changes", NORMS, ids=["group post", "layer pre", "layer post", "group pre"])
-@pytest.mark.parametrize("kind", ["pretraining", "ctc"])
+@each_case("changes", NORMS)
+@each_case("kind", ["pretraining", "ctc"])
 def test_what_is_written_comes_back_bitwise(
     kind: str, changes: dict[str, Any], tiny_model_config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -185,8 +186,8 @@ def name_data(stored: dict[str, Any], data: object, labels: object = "ltr") -> d
     return {**stored, "cfg": {**stored["cfg"], "task": {**stored["cfg"]["task"], "data": data, "labels": labels}}}
 
 
-@pytest.mark.parametrize(
-    ("data", "labels"),
+@each_case(
+    "data, labels",
     [
         (".", "ltr"),
         (None, "ltr"),
@@ -206,7 +207,7 @@ def test_labels_are_not_guessed(data: object, labels: object, recogniser: Speech
         read_fairseq(tmp_path / "it.pt")
 
 
-@pytest.mark.parametrize("data", [LIBRISPEECH, "/data/LibriSpeech/raw", "s3://x/libri-light", "libri960"])
+@each_case("data", [LIBRISPEECH, "/data/LibriSpeech/raw", "s3://x/libri-light", "libri960"])
 def test_letters_of_librispeech_are_taken_with_a_warning(
     data: str, recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,7 +230,7 @@ def test_the_dictionary_in_a_file_comes_first(
     assert "WARNING" not in [record.levelname for record in caplog.records]
 
 
-@pytest.mark.parametrize("name", ["hubert", "hubert_ctc", "data2vec_audio", "wav2vec2-conformer"])
+@each_case("name", ["hubert", "hubert_ctc", "data2vec_audio", "wav2vec2-conformer"])
 def test_another_family_is_named(name: str, pretrained: SpeechModel, tmp_path: Path) -> None:
     save = change(export(pretrained, tmp_path), "_name", name)
     write(save, "plain", tmp_path / "a.pt")
@@ -251,8 +252,8 @@ def change(stored: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     return {**stored, "cfg": {**stored["cfg"], "model": model}}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
+@each_case(
+    "name, value",
     [
         ("quantize_targets", False),
         ("quantize_input", True),
@@ -330,7 +331,7 @@ def test_dropouts_and_masks_of_a_fine_tuned_model_are_its_own(recogniser: Speech
     assert foreign.dropped == ("heads of pretraining",)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+@each_case("prefix", ["module.", "_orig_mod.module."])
 def test_wrappers_prefixes_are_taken_away(prefix: str, recogniser: SpeechModel, tmp_path: Path) -> None:
     stored = export(recogniser, tmp_path)
     stored["model"] = {prefix + name: value for name, value in stored["model"].items()}
@@ -367,7 +368,7 @@ def test_what_fairseq_has_no_model_for_is_not_written(tiny_model_config: ModelCo
     assert not (tmp_path / "a.pt").exists()
 
 
-@pytest.mark.parametrize("is_resaved", [False, True], ids=["as written", "without our facts"])
+@each_case("is_resaved", [False, True])
 def test_a_recogniser_of_hugging_face_goes_there_and_back(
     is_resaved: bool, recogniser: SpeechModel, tmp_path: Path
 ) -> None:
