@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from speechssl.audio.reading import AudioInfo, check_channel, read_info
+from speechssl.audio.reading import AudioInfo, read_info
 from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
@@ -170,11 +170,9 @@ def _examine(file: Path, key: str, channel: int) -> AudioInfo | DataError:
     if not _is_utf8(file):
         return DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     try:
-        info = read_info(file)
-        check_channel(file, info.num_channels, channel)
+        return read_info(file, channel)
     except DataError as error:
         return error
-    return info
 
 
 def _is_utf8(path: Path) -> bool:
