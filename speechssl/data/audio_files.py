@@ -39,7 +39,12 @@ def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
         suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
         found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
         foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
-    _name_closed(closed, folder)
+    if closed:
+        first = closed[0]
+        if first.filename == os.fspath(folder):
+            refuse_folder(first)
+        message = "left out: %d folders that cannot be read, such as %s (%s)"
+        _logger.warning(message, len(closed), first.filename, first.strerror)
     return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
 
 
@@ -60,17 +65,6 @@ def walk_once(folder: str | os.PathLike[str], closed: list[OSError]) -> Iterator
             continue
         seen.add(real)
         yield os.fspath(place), files
-
-
-def _name_closed(errors: Sequence[OSError], folder: Path) -> None:
-    if not errors:
-        return
-    first = errors[0]
-    if first.filename == os.fspath(folder):
-        refuse_folder(first)
-    _logger.warning(
-        "left out: %d folders that cannot be read, such as %s (%s)", len(errors), first.filename, first.strerror
-    )
 
 
 def refuse_folder(error: OSError) -> NoReturn:

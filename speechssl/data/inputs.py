@@ -5,20 +5,18 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from speechssl.audio.reading import AudioInfo, read_info
 from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
 from speechssl.data.left_out import LeftOut
-from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, check_unique, join_manifests, load_manifest
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes
+from speechssl.printable import is_storable
 
 MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
 
@@ -52,7 +50,9 @@ def expand_audio(
     """
     if not audio:
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
-    found = [_look_up(item, key) for item in audio]
+    found = [
+        load_manifest(item, key) if Path(item).suffix in MANIFEST_SUFFIXES else find_files(item, key) for item in audio
+    ]
     manifests = [item for item in found if isinstance(item, Manifest)]
     if channel and manifests:
         raise DataError(f"`channel` must be left out where `{key}` is a manifest, whose column channel says it")
@@ -67,22 +67,11 @@ def expand_audio(
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
     if left_out is not None:
         left_out.require_others(len(joined))
-    _check_unique(joined, key)
+    check_unique(joined, key)
     order = _order_rows(found, places)
     if not keep_repeats:
         order = list(dict.fromkeys(order))
     return joined if order == list(range(len(joined))) else joined.select(order)
-
-
-def _check_unique(joined: Manifest, key: str) -> None:
-    """Make sure that no id is there twice, since results could not be told by it."""
-    if pc.count_distinct(joined.table.column("id")).as_py() < len(joined):
-        name, times = Counter(joined.column("id")).most_common(1)[0]
-        raise DataError(f"`{key}` must name each utterance once, but {name} is {times} times in {joined.source}")
-
-
-def _look_up(item: str, key: str) -> Manifest | list[Path]:
-    return load_manifest(item, key) if Path(item).suffix in MANIFEST_SUFFIXES else find_files(item, key)
 
 
 def _order_rows(found: Sequence[Manifest | list[Path]], places: Mapping[Path, int]) -> list[int]:
@@ -115,13 +104,10 @@ def find_files(item: str, key: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(item):
-        return _require_some(_match(item), f"`{key}` must match files, but the glob {item} matches none")
+        # Links that lead nowhere too, so that they are named.
+        files = [Path(name) for name in sorted(_expand(item)) if not os.path.isdir(name)]
+        return _require_some(files, f"`{key}` must match files, but the glob {item} matches none")
     raise DataError(f"`{key}` must name audio that is there, but {item} does not exist")
-
-
-def _match(pattern: str) -> list[Path]:
-    """Find the files that a glob matches, sorted; links that lead nowhere too, so that they are named."""
-    return [Path(name) for name in sorted(_expand(pattern)) if not os.path.isdir(name)]
 
 
 def _expand(pattern: str) -> set[str]:
@@ -167,21 +153,12 @@ def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None,
 
 def _examine(file: Path, key: str, channel: int) -> AudioInfo | DataError:
     """Count the samples of a file, or give the error that says why it cannot be used."""
-    if not _is_utf8(file):
+    if not is_storable(os.fspath(file)):
         return DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     try:
         return read_info(file, channel)
     except DataError as error:
         return error
-
-
-def _is_utf8(path: Path) -> bool:
-    """Say whether a manifest, which is in UTF-8, can hold a path."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_list(path: Path, key: str) -> list[Path]:
