@@ -19,6 +19,7 @@ from speechssl.data.augment import change_speed, count_at_speed
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.sampler import SubBatch
 from speechssl.errors import ConfigError, DataError
+from speechssl.seeds import make_rng
 
 NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Why the system opens no file at all: that says nothing about this one."""
@@ -139,7 +140,7 @@ def read_example(
     if crop:
         length = min(total, math.ceil(crop * speed))
         room = total - length
-        rng = np.random.default_rng([options.seed, 0xC209, sub_batch.epoch, index])
+        rng = make_rng(options.seed, "crop", sub_batch.epoch, index)
         start = int(rng.integers(0, room + 1)) if options.random_crops else room // 2
         # Of so many samples at 16 kHz one falls on a sample of the file: a crop that starts there needs no shift.
         start -= start % (SAMPLE_RATE // math.gcd(SAMPLE_RATE, utterance.sample_rate))

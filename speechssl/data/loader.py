@@ -20,8 +20,13 @@ from speechssl.data.workers import describe_no_room, receive
 from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.processes import signal_at_parents_end
 
-Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
-"""`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
+Collate = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
+"""`collate(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
+
+
+def collate_nothing(examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
+    """Draw nothing, for what takes audio alone."""
+    return {}
 
 
 @dataclass
@@ -34,7 +39,7 @@ class Batch:
         ids: utterance of each row.
         plan: which sub-batches of which update these are.
         membership: (S, B) float32, 1 where a row belongs to a sub-batch.
-        inputs: what the objective's `prepare` made, padded and stacked: (B, …) each.
+        inputs: what the objective's collate made, padded and stacked: (B, …) each.
         sizes: for each sub-batch its `first` row, its `rows`, and the longest of each of the objective's arrays.
         left_out: utterances of the plan that cannot be read, and so are no rows.
     """
@@ -92,15 +97,15 @@ def pad_stack(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 Part = tuple[list[Example], dict[str, list[np.ndarray]]]
-"""The examples of a sub-batch, and what the objective prepared for them."""
+"""The examples of a sub-batch, and what the objective drew for them."""
 
 
-def collate(plan: ForwardPlan, parts: Sequence[Part]) -> Batch:
+def stack(plan: ForwardPlan, parts: Sequence[Part]) -> Batch:
     """Stack sub-batches into one batch.
 
     Args:
         plan: of the forward.
-        parts: for each sub-batch its examples and what the objective prepared for them.
+        parts: for each sub-batch its examples and what the objective drew for them.
     """
     examples = [example for rows, _ in parts for example in rows]
     lengths = np.array([len(example.waveform) for example in examples], dtype=np.int64)
@@ -134,8 +139,8 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
     rather than raised: the loader would wrap what a worker raises into a traceback, and lose its one sentence.
     """
 
-    def __init__(self, manifest: Manifest, options: ReadOptions, prepare: Prepare) -> None:
-        self.manifest, self.options, self.prepare = manifest, options, prepare
+    def __init__(self, manifest: Manifest, options: ReadOptions, collate: Collate) -> None:
+        self.manifest, self.options, self.collate = manifest, options, collate
 
     def __getitem__(self, plan: ForwardPlan) -> Batch | SpeechSSLError:
         try:
@@ -163,8 +168,8 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
             # The forward is made all the same, since other ranks may wait for it, and adds nothing.
             plan = replace(plan, sub_batches=plan.sub_batches[:1], is_counted=False)
             kept = [(plan.sub_batches[0], [make_stand_in(self.manifest, plan.sub_batches[0])])]
-        made = [(examples, self.prepare(examples, self.options.seed, part.number)) for part, examples in kept]
-        return replace(collate(plan, made), left_out=left_out)
+        made = [(examples, self.collate(examples, self.options.seed, part.number)) for part, examples in kept]
+        return replace(stack(plan, made), left_out=left_out)
 
 
 def _set_up_worker(_: int) -> None:
@@ -184,7 +189,7 @@ def iterate_updates(
     manifest: Manifest,
     planner: UpdatePlanner,
     options: ReadOptions,
-    prepare: Prepare,
+    collate: Collate,
     updates: tuple[int, int],
     num_workers: int,
     pin_memory: bool = False,
@@ -198,7 +203,7 @@ def iterate_updates(
         manifest: utterances.
         planner: which sub-batches each update holds.
         options: how utterances are read.
-        prepare: the objective's part of the work.
+        collate: the objective's part of the work.
         updates: first and last update.
         num_workers: loader processes; 0 works in this one.
         pin_memory: for copies to a GPU.
@@ -206,7 +211,7 @@ def iterate_updates(
     """
     plans = (plan for update in range(updates[0], updates[1] + 1) for plan in planner.plan_update(update))
     batches: list[Batch] = []
-    for batch in iterate_plans(manifest, plans, options, prepare, num_workers, pin_memory, must_stop):
+    for batch in iterate_plans(manifest, plans, options, collate, num_workers, pin_memory, must_stop):
         batches.append(batch)
         if batch.plan.is_last:
             yield batches
@@ -217,7 +222,7 @@ def iterate_plans(
     manifest: Manifest,
     plans: Iterable[ForwardPlan],
     options: ReadOptions,
-    prepare: Prepare,
+    collate: Collate,
     num_workers: int,
     pin_memory: bool = False,
     must_stop: Callable[[], bool] = lambda: False,
@@ -230,7 +235,7 @@ def iterate_plans(
     # Workers inherit this process, with what Arrow keeps of tables that are gone.
     pa.default_memory_pool().release_unused()
     loader = DataLoader(
-        _ForwardDataset(manifest, options, prepare),
+        _ForwardDataset(manifest, options, collate),
         batch_size=None,
         sampler=plans,
         num_workers=num_workers,

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.data.augment import bound_lengths, count_at_speed, draw_speeds
+from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -160,13 +161,13 @@ class UpdatePlanner:
 
     def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray, FloatArray | None]:
         """Order the utterances by falling length with random ties, shuffle the sub-batches, and draw speeds."""
-        rng = np.random.default_rng([self.config.seed, 0x0DE2, epoch])
+        rng = make_rng(self.config.seed, "order", epoch)
         num = self.sub_batches_per_epoch
         if not self.config.shuffled:
             return np.argsort(-self.lengths, kind="stable"), np.arange(num), None
         speeds, lengths = None, self.lengths
         if self.config.speeds:
-            own = np.random.default_rng([self.config.seed, 0x5BEED, epoch])
+            own = make_rng(self.config.seed, "speed", epoch)
             speeds = draw_speeds(self._falling, self.config.speeds, own)
             lengths = self._limit(count_at_speed(self.samples, speeds))
         ties = rng.permutation(len(lengths))
@@ -274,7 +275,7 @@ Queue = tuple[int, int, list[int]]
 
 def _make_queues(speakers: Sequence[str], sexes: Sequence[str], seed: int) -> dict[str, list[Queue]]:
     """Make a heap of speakers for each sex."""
-    rng = np.random.default_rng([seed, 0x5B5E7])
+    rng = make_rng(seed, "limit")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in rng.permutation(len(speakers)).tolist():
         rows.setdefault((sexes[row], speakers[row]), []).append(row)

@@ -45,7 +45,7 @@ def find_differences(run: RunFolder) -> list[tuple[str, Any, Any, str]]:
     values = flatten(run.config)
     return [
         (key.path, values[key.path], key.default, key.unit)
-        for key in list_keys(schema)
+        for key in list_keys(schema, with_alternatives=True)
         if key.path in values and values[key.path] != key.default
     ]
 

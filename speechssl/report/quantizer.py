@@ -14,6 +14,7 @@ from speechssl.report.marks import draw_use
 from speechssl.report.run_folder import RunFolder
 from speechssl.report.spectrogram import compute_log_mel, draw_spectrogram
 from speechssl.report.strip import Strip, count_seconds
+from speechssl.seeds import make_rng
 
 EXAMPLE_S = 6.0
 USE_UTTERANCES, USE_S = 30, 5.0
@@ -45,7 +46,7 @@ def solve_masked(live: Live, waveform: FloatArray, num_negatives: int, seed: int
         Mask (T,), and for each masked frame in order of time whether the target got the highest score (M,).
     """
     assert live.model.pretraining is not None, "only a pretrained model has targets"
-    rng = np.random.default_rng(seed)
+    rng = make_rng(seed, "picture")
     batch = torch.from_numpy(waveform)[None]
     num_frames = int(live.model.count_frames(batch, None)[0])
     mask = sample_masks([num_frames], live.model.config.mask, rng)[0]

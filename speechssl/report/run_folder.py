@@ -10,6 +10,7 @@ from typing import Any
 
 from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, METRICS, RESULT, SKIPPED
 from speechssl.config.knobs import list_keys
+from speechssl.config.objective import drop_other_objectives
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_json, read_text, read_yaml
@@ -161,7 +162,7 @@ def _load_config(path: Path) -> Row:
     if not os.path.lexists(path):
         return {}
     check_sum(path, DataError)
-    return read_yaml(path, limit=MAX_CONFIG_BYTES)
+    return drop_other_objectives(read_yaml(path, limit=MAX_CONFIG_BYTES))
 
 
 def _load_json(path: Path) -> Row:
@@ -171,7 +172,7 @@ def _load_json(path: Path) -> Row:
 def _check_kinds(config: Row, kind: str, path: Path) -> None:
     """Make sure that the keys of a training run have values of the kinds that they have by default."""
     flat = flatten(config)
-    for key in list_keys(SCHEMAS[kind]) if kind in SCHEMAS else ():
+    for key in list_keys(SCHEMAS[kind], with_alternatives=True) if kind in SCHEMAS else ():
         value = flat.get(key.path, key.default)
         items = value if key.type_name == "list" and isinstance(value, list) else [value]
         kind = key.item_type_name if items is value else key.type_name

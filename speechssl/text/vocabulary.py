@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from speechssl.advice import spell
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.text.spelling import JOINERS, find_own, fold, has_dotless_i, is_dotless_alphabet, spell_symbol
 

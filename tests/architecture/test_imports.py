@@ -16,8 +16,7 @@ LAYERS = (
     "audio text evaluation.statistics evaluation.wer",
     "corpora data model",
     "checkpoints inference interop objectives",
-    "checkpoints.header checkpoints.replacement checkpoints.rotation checkpoints.saver checkpoints.state "
-    "checkpoints.store checkpoints.validity evaluation report training",
+    "evaluation report training",
     "bench demo",
     "verbs",
     "cli",

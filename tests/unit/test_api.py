@@ -11,8 +11,8 @@ import torch
 
 import speechssl
 from speechssl import devices
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.inference import recognise as recognition
 from speechssl.model.lengths import check_waveforms
 from speechssl.model.masking import sample_masks, sample_negatives

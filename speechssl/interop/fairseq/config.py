@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
 from speechssl.interop.families import FAMILIES, refuse_family

@@ -7,7 +7,7 @@ from typing import Any
 
 from speechssl.checkpoints.model_folder import TYPES, build_config
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.families import refuse_family
 from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra

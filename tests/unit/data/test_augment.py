@@ -12,8 +12,9 @@ import pytest
 import soundfile
 import torch
 
+from speechssl.config.data import FinetuneDataConfig, PretrainDataConfig, TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig, TextConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.augment import bound_lengths, change_speed, count_at_speed, draw_speeds
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.loader import iterate_updates
@@ -22,8 +23,8 @@ from speechssl.data.sampler import PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError, DataError
 from speechssl.model.lengths import compute_num_frames
 from speechssl.text.vocabulary import build_vocabulary
+from speechssl.training.finetuning import select_usable
 from speechssl.training.sources import select_long_enough
-from speechssl.verbs.finetune import select_usable
 from tests.cases import each_case
 
 SPEEDS = (0.9, 1.0, 1.1)

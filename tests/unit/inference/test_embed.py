@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from speechssl.config.model import ModelConfig
-from speechssl.data.inputs import expand_audio
-from speechssl.data.manifest import Manifest
+from speechssl.data.files import expand_audio
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.embed import Embedder, choose_layers, embed, iterate_tables
 from speechssl.inference.embedding_files import write_embeddings
+from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
 
 Speech = Callable[..., np.ndarray]
@@ -41,8 +41,8 @@ def model(tiny_model_config: ModelConfig) -> SpeechModel:
 
 
 @pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    return expand_audio([str(folder)])
+def source(folder: Path) -> Source:
+    return Source.from_manifest(expand_audio([str(folder)]))
 
 
 def vectors(table: object) -> np.ndarray:
@@ -98,10 +98,10 @@ def test_long_audio_goes_in_windows_whose_result_does_not_depend_on_the_batch(
     np.testing.assert_allclose(pooled, vectors(windowed).mean(0), atol=1e-5)
 
 
-def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp_path: Path) -> None:
+def test_every_format_holds_the_same(model: SpeechModel, source: Source, tmp_path: Path) -> None:
     embedder = Embedder(model, choose_layers([0, 2], 2))
     for suffix in (".parquet", ".npy", ".safetensors"):
-        assert write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, manifest), embedder.dim) == 10
+        assert write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, source), embedder.dim) == 10
     expected = np.stack(pq.read_table(tmp_path / "out.parquet").column("embedding").to_pylist())
     assert expected.shape == (10, model.dim)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
@@ -117,13 +117,13 @@ def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy", ".safetensors"])
 def test_an_interruption_keeps_what_is_done_under_another_name(
-    model: SpeechModel, manifest: Manifest, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+    model: SpeechModel, source: Source, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     embedder = Embedder(model, choose_layers([0, 2], 2))
     out, part = tmp_path / f"out{suffix}", tmp_path / f".out{suffix}.part"
 
     def break_off(after: int) -> Iterator[pa.Table]:
-        yield from islice(iterate_tables(embedder, manifest), after)
+        yield from islice(iterate_tables(embedder, source), after)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +131,7 @@ def test_an_interruption_keeps_what_is_done_under_another_name(
     assert not out.exists()
     assert f"broken off: the first 4 rows are in {part}" in caplog.text
     whole = tmp_path / f"whole{suffix}"
-    write_embeddings(whole, iterate_tables(embedder, manifest), embedder.dim)
+    write_embeddings(whole, iterate_tables(embedder, source), embedder.dim)
     np.testing.assert_array_equal(read_file(part, suffix), read_file(whole, suffix)[:4])
     if suffix != ".parquet":
         lines = (tmp_path / "whole.index.tsv").read_text().splitlines()[:5]

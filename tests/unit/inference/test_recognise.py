@@ -17,8 +17,10 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
+from speechssl.inference.batches import plan_batches
 from speechssl.inference.decoding.beam import build_decoder
-from speechssl.inference.recognise import Source, iterate_texts, plan_batches, recognise, require_recogniser, transcribe
+from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
+from speechssl.inference.source import Source
 from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
@@ -72,7 +74,7 @@ def manifest(tmp_path: Path) -> Manifest:
 def test_texts_come_in_the_manifests_order(
     manifest: Manifest, batch_s: float, batches_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", batches_a_chunk)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", batches_a_chunk)
     assert recognise(EchoModel(), manifest, batch_s=batch_s) == TEXTS
 
 
@@ -127,7 +129,7 @@ def test_a_model_in_training_mode_recognises_in_evaluation_mode(manifest: Manife
 
 
 def test_texts_keep_coming(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", 1)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", 1)
     model = EchoModel()
     texts = iterate_texts(model, Source.from_manifest(manifest), batch_s=0.1)
     assert next(texts) == (0, TEXTS[0])

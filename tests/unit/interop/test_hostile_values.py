@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.interop.load import load_model, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel

@@ -13,8 +13,8 @@ import torch
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import Foreign, build_model, wrap
 from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_card, write_model

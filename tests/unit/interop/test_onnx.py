@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import speechssl
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop import onnx
 from speechssl.model.speech_model import SpeechModel

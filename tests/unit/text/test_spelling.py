@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.text.spelling import fold, has_dotless_i, is_dotless_alphabet
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, find_case
 from tests.cases import each_case

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError, SpeechSSLError
 from speechssl.text.spelling import fold
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, is_silent

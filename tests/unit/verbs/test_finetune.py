@@ -13,14 +13,15 @@ import torch
 import yaml
 
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import FinetuneConfig, TextConfig
+from speechssl.config.verbs import FinetuneConfig
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
-from speechssl.verbs.finetune import check_letters, count_frozen_updates, make_vocabulary, start_from
+from speechssl.training.finetuning import check_letters, count_frozen_updates, make_vocabulary, start_from
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.fairseq.weights import DICTIONARY, read_fairseq, write_fairseq
 from speechssl.interop.foreign import build_model, collapse

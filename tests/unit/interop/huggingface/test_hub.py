@@ -15,8 +15,8 @@ from threading import Thread
 
 import pytest
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop import load as entrance
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
