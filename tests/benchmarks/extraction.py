@@ -27,7 +27,7 @@ from speechssl.bench.batches import make_noise
 from speechssl.bench.flops import count_row
 from speechssl.cli.compose import compose
 from speechssl.config.verbs import BenchConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.loader import pad_stack
 from speechssl.data.manifest import Manifest
 from speechssl.devices import autocast, resolve_device
