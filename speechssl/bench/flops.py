@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from speechssl.config.model import ModelConfig
 from speechssl.model.lengths import compute_num_frames
-from speechssl.model.log_mel import NUM_BINS
+from speechssl.model.log_mel import FFT_SAMPLES
 
 BACKWARD = 2.0
 """Backward costs twice its forward: one product for the gradient of the input, one for that of the weight (in
@@ -37,7 +37,7 @@ def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
 
 def _count_log_mel(config: ModelConfig, num_samples: int) -> list[float]:
     num_bands = compute_num_frames(num_samples, config.frame_kernels[:1], config.frame_strides[:1])
-    counts, width = [2.0 * num_bands * NUM_BINS * config.num_mels], config.num_mels
+    counts, width = [2.0 * num_bands * (FFT_SAMPLES // 2 + 1) * config.num_mels], config.num_mels
     for place, (channels, kernel) in enumerate(zip(config.mel_widths, config.mel_kernels, strict=True), 1):
         is_last = place == len(config.mel_widths)
         length = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides) if is_last else num_bands

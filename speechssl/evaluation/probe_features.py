@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from speechssl.audio.reading import SAMPLE_RATE, load_audio, num_samples_at_16k
+from speechssl.audio.reading import load_audio, num_samples_at_16k
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.inference.embed import Embedder, choose_layers
 from speechssl.inference.recognise import Source, note_rows
+from speechssl.model.lengths import MEL_WINDOW_SAMPLES
+from speechssl.model.log_mel import compute_mel_power, make_mel_filters, make_window
 from speechssl.model.speech_model import SpeechModel
 from speechssl.progress import track
 
@@ -51,19 +54,16 @@ def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
         source: what it leaves out has no row.
         shortest: samples that an utterance must have.
     """
-    import librosa
-
-    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=400, n_mels=NUM_MELS)
-    window = np.hanning(401)[:400].astype(np.float32)
+    filters, window = make_mel_filters(NUM_MELS, MEL_WINDOW_SAMPLES), make_window()
     rows = [np.zeros((0, 1, 2 * NUM_MELS), np.float32)]
     for index in source.list_long_enough(shortest).tolist():
         waveform = source.try_read(index)
         if waveform is None:
             continue
-        padded = np.pad(waveform, (0, max(0, 400 - len(waveform))))
-        frames = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160]
-        power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
-        mel = np.log(power @ filters.T + 1e-10)
+        padded = np.pad(waveform, (0, max(0, MEL_WINDOW_SAMPLES - len(waveform))))
+        power = compute_mel_power(torch.from_numpy(padded), filters, window)
+        # (S, F) as it lies in memory: the order of these sums is part of published figures.
+        mel = np.log(power.numpy().T.copy() + 1e-10)
         rows.append(np.concatenate([mel.mean(0), mel.std(0)])[None, None].astype(np.float32))
     return np.concatenate(rows)
 

@@ -19,7 +19,7 @@ WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
 FloatArray = npt.NDArray[np.float32]
 
 
-def compute_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int) -> Tensor:
+def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int) -> Tensor:
     """Stack normalised log-mel around the middle of each of the encoder's frames: (T, stack · 80) float64.
 
     BEST-RQ stacks four frames for an encoder frame of 40 ms; here it is two for one of 20 ms. They reach 5 ms beyond

@@ -90,7 +90,7 @@ class CodesPrepare:
         if self.projection is None:
             x = self.compute_mfcc(waveform)[wanted]
         else:
-            x = targets.compute_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
+            x = targets.stack_log_mel(waveform, len(wanted), _find_field(self.config), self.task.stack_frames)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return targets.find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
