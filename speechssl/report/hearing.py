@@ -14,7 +14,6 @@ from speechssl.report.content import Figure, Section, format_number, format_perc
 from speechssl.report.live import Live, choose_evenly, choose_example, list_long_enough
 from speechssl.report.pretraining import find_chance
 from speechssl.report.run_folder import RunFolder
-from speechssl.report.spectrogram import compute_log_mel, draw_spectrogram
 from speechssl.report.strip import Strip, count_seconds
 from speechssl.seeds import make_rng
 from speechssl.report.sounds import Sounds, read_waveform
