@@ -14,8 +14,6 @@ from speechssl.report.content import Figure, Section, format_number, format_perc
 from speechssl.report.live import Live, choose_evenly, choose_example, list_long_enough
 from speechssl.report.pretraining import find_chance
 from speechssl.report.run_folder import RunFolder
-from speechssl.report.strip import Strip, count_seconds
-from speechssl.seeds import make_rng
 from speechssl.report.sounds import Sounds, read_waveform
 from speechssl.report.strip import FRAME_S, Strip, draw_spectrogram, find_spans, find_stretches
 
@@ -50,7 +48,7 @@ def solve_masked(live: Live, waveform: FloatArray, num_negatives: int, seed: int
         Mask (T,), and for each masked frame in order of time whether the target got the highest score (M,).
     """
     assert live.model.pretraining is not None, "only a pretrained model has targets"
-    rng = make_rng(seed, "picture")
+    rng = np.random.default_rng(seed)
     batch = torch.from_numpy(waveform)[None]
     num_frames = int(live.model.count_frames(batch, None)[0])
     mask = sample_masks([num_frames], live.model.config.mask, rng)[0]
@@ -90,7 +88,10 @@ def _draw_example(run: RunFolder, live: Live, index: int, sounds: Sounds) -> Fig
         mask, right = solve_masked(live, waveform, num_negatives, int(run.get_config("seed", 1)))
         with torch.inference_mode():
             codes = live.model.codes(torch.from_numpy(waveform)[None], None)[0][0].numpy()
-        strip.masked, strip.found = find_spans(mask), list(zip(np.flatnonzero(mask).tolist(), right.tolist(), strict=True))
+        strip.masked, strip.found = (
+            find_spans(mask),
+            list(zip(np.flatnonzero(mask).tolist(), right.tolist(), strict=True)),
+        )
         strip.codes = [find_stretches(codes[:, group].tolist()) for group in range(codes.shape[1])]
         strip.num_codes = live.model.config.quantizer.num_codes
         note = _explain(run, live, mask, right, codes)
