@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, fields, make_dataclass, replace
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as compose_overrides
@@ -22,16 +20,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speechssl.cli.verbs import VERBS, map_keys
 from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
-from speechssl.config.knobs import MISSING, check, check_finite
+from speechssl.config.knobs import MISSING, check, check_choice, check_finite
 from speechssl.config.model import SET_ANEW
-from speechssl.errors import CheckpointError, ConfigError
+from speechssl.config.objective import keep_own_keys, list_objectives
+from speechssl.errors import ConfigError
 from speechssl.parsing import parsing
 from speechssl.printable import abbreviate, is_storable
 
+OBJECTIVE = "objective"
+"""The section whose keys depend on what is chosen for it."""
+
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
-
-_logger = logging.getLogger("speechssl")
 
 
 def build_config(request: Request) -> Any:
@@ -46,10 +46,10 @@ def build_config(request: Request) -> Any:
     """
     tree, left = build_tree(request)
     config = _convert(request, tree)
-    stored, used = (_flatten(each) for each in (left, asdict(config.model) if left else {}))
-    others = [f"model.{key}={value}" for key, value in stored.items() if used[key] != value]
-    if others:
-        _logger.info("init=%s is a recogniser: not taken from its fine-tuning: %s", config.init, ", ".join(others))
+    if left:
+        from speechssl.training.network import tell_left
+
+        tell_left(config.init, config.model, left)
     if request.verb == "bench" and config.job == "ctc":
         return replace(config, model=_tune(request).model)
     return config
@@ -59,12 +59,15 @@ def build_tree(request: Request) -> tuple[DictConfig, dict[str, Any]]:
     """Compose as `build_config`, as a tree that may still have keys missing.
 
     Returns:
-        The tree, and the keys of the stored network that are not taken: see `_read_stored_model`.
+        The tree, and the keys of the stored network that are not taken: see `read_network`.
     """
     tree = compose_tree(request)
     if not tree.get("init"):
         return tree, {}
-    stored, left = _read_stored_model(request.verb, str(tree["init"]), tree)
+    from speechssl.training.network import read_network
+
+    out = "" if OmegaConf.is_missing(tree, "out") else str(tree["out"])
+    stored, left = read_network(str(tree["init"]), out, bool(tree["overwrite"]), request.verb == "pretrain")
     return compose_tree(request, stored), left
 
 
@@ -99,6 +102,7 @@ def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None
         tree = _compose_files(request, stored_model)
     for key, value in request.values.items():
         declared = find_key(request.verb, key)
+        _check_owner(key, tree)
         must = describe_type(declared)
         # A mapping may get names that its default does not have, at once or one by one.
         is_open = declared.type_name == "dict" or declared.default == ""
@@ -122,7 +126,10 @@ def _compose_files(request: Request, stored_model: Mapping[str, Any] | None) -> 
     with _open_conf(request.verb):
         overrides = _build_overrides(request, stored_model)
         try:
-            return compose_overrides(config_name=request.verb, overrides=overrides)
+            tree = compose_overrides(config_name=request.verb, overrides=overrides)
+            if OBJECTIVE in tree:
+                _choose_objective(tree)
+            return tree
         except MissingConfigException as error:
             raise ConfigError(_explain_missing_file(request.verb, error)) from error
         except (HydraException, OmegaConfBaseException) as error:
@@ -131,7 +138,7 @@ def _compose_files(request: Request, stored_model: Mapping[str, Any] | None) -> 
 
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML, as `--cfg` prints it and `config.yaml` holds it."""
-    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return str(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 @contextmanager
@@ -139,13 +146,45 @@ def _open_conf(verb: str) -> Iterator[None]:
     """Open `conf/` for hydra: the package's own, never another `conf` that happens to be importable."""
     store = ConfigStore.instance()
     if f"{verb}_schema.yaml" not in store.repo:
-        store.store(name=f"{verb}_schema", node=VERBS[verb].schema)
+        store.store(name=f"{verb}_schema", node=_open_objective(VERBS[verb].schema))
     if find_spec("speechssl.conf") is not None:
         with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
             yield
     else:
         with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
             yield
+
+
+def _open_objective(schema: type) -> type:
+    """Let hydra compose the section `objective`, for which a schema has several dataclasses, as a plain mapping."""
+    if all(item.name != OBJECTIVE for item in fields(schema)):
+        return schema
+    return make_dataclass(
+        schema.__name__, [(OBJECTIVE, Any, field(default_factory=dict))], bases=(schema,), kw_only=True
+    )
+
+
+def _choose_objective(tree: DictConfig) -> None:
+    """Give the section `objective` the schema of its name, without what presets say of other objectives.
+
+    Raises:
+        ConfigError: there is no objective of that name.
+    """
+    section, schemas = keep_own_keys(tree[OBJECTIVE]), list_objectives()
+    name = str(section.get("name", ""))
+    check_choice(f"{OBJECTIVE}.name", name, tuple(schemas))
+    tree[OBJECTIVE] = OmegaConf.merge(OmegaConf.structured(schemas[name]), section)
+
+
+def _check_owner(key: str, tree: DictConfig) -> None:
+    """Refuse a key that only objectives have which were not chosen."""
+    parent, _, last = key.rpartition(".")
+    if parent == OBJECTIVE and last not in tree[OBJECTIVE]:
+        schemas = list_objectives().items()
+        owners = [other for other, schema in schemas if any(item.name == last for item in fields(schema))]
+        belongs = " and ".join(f"{OBJECTIVE}={other}" for other in owners)
+        chosen = f"{OBJECTIVE}={tree[OBJECTIVE].name}"
+        raise ConfigError(f"`{key}` must be a key of {chosen}, but belongs to {belongs}")
 
 
 def _build_overrides(request: Request, stored_model: Mapping[str, Any] | None) -> list[str]:
@@ -179,32 +218,6 @@ def _list_default_groups(verb: str) -> set[str]:
     return {str(name) for entry in primary.defaults if not isinstance(entry, str) for name in entry}
 
 
-def _read_stored_model(verb: str, init: str, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
-
-    Returns:
-        The keys that are taken, and those that are left: pretraining from a recogniser takes its network, and not the
-        masks, dropouts and frozen convolutions of its fine-tuning, with which little would be learned.
-
-    Raises:
-        CheckpointError: it does not load, or has gone and no run began with it.
-    """
-    from speechssl.interop.load import read_stored_card
-    from speechssl.training.run_folder import read_stored
-
-    try:
-        card = read_stored_card(init)
-    except CheckpointError:
-        has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
-        stored = read_stored(Path(str(tree["out"]))) if has_run else None
-        if stored is None or stored.get("init") != init:
-            raise
-        return stored["model"], {}
-    model = asdict(card.model)
-    left = set(SET_ANEW) if verb == "pretrain" and card.kind == "ctc" else set()
-    return {key: model[key] for key in model if key not in left}, {key: model[key] for key in model if key in left}
-
-
 def _tune(request: Request) -> Any:
     """Compose the fine-tuning of a bench's network: the masks, dropout and frozen convolutions of its preset."""
     given = {key: value for key, value in request.values.items() if key.startswith("model.")}
@@ -219,7 +232,9 @@ def _convert(request: Request, tree: DictConfig) -> Any:
         if declared.default == MISSING:
             check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:
-        return OmegaConf.to_object(tree)
+        made, schema = OmegaConf.to_object(tree), VERBS[request.verb].schema
+        # Not the schema that `_open_objective` made of it, which only hydra needs.
+        return schema(**{item.name: getattr(made, item.name) for item in fields(schema)})
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(f"`{key}` must be given ({find_key(request.verb, key).meaning}), but is missing") from error
@@ -254,12 +269,3 @@ def _explain_missing_file(verb: str, error: MissingConfigException) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the keys of sections their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_section = isinstance(value, dict)
-        flat |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
-    return flat

@@ -18,6 +18,7 @@ from speechssl.cli.words import Request, is_assignment, read_words
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
 from speechssl.printable import abbreviate, make_printable
 from speechssl.progress import show_logs
+from speechssl.training.lock import find_rank
 from speechssl.verbs.output import STDOUT, format_line, print_line
 
 FAILED = 1
@@ -147,11 +148,6 @@ def _check_single_process(verb: str, is_sweep: bool) -> None:
             f"{what} must run in one process, without torchrun, but `WORLD_SIZE` is {world_size} "
             f"(several processes share {' and '.join(TRAINING_VERBS)})"
         )
-
-
-def find_rank() -> int:
-    """Find which of several processes this is, as torchrun says; 0 of one."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _print_cause(error: Exception) -> None:

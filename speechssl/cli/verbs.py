@@ -142,5 +142,5 @@ def find_verb(name: str) -> Verb:
 
 @cache
 def map_keys(verb: str) -> dict[str, Key]:
-    """Map the name of every key of a verb to its declaration, in the order in which they are declared."""
-    return {key.path: key for key in list_keys(VERBS[verb].schema)}
+    """Map the name of every key of a verb to its declaration, those of all objectives included."""
+    return {key.path: key for key in list_keys(VERBS[verb].schema, with_alternatives=True)}

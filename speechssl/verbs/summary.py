@@ -11,20 +11,19 @@ from speechssl.checkpoints.layout import REPORT
 from speechssl.demo.table import format_table as format_demo
 from speechssl.evaluation.statistics import Interval
 from speechssl.printable import format_columns
+from speechssl.verbs.output import STDOUT
 
 HELD_OUT = {
-    "wer": ("WER", 1.0, "%"),
-    "cer": ("CER", 1.0, "%"),
-    "loss": ("loss", 1.0, ""),
-    "accuracy": ("accuracy", 100.0, "%"),
+    "wer": ("WER, held out", 1.0, " %"),
+    "cer": ("CER, held out", 1.0, " %"),
+    "loss": ("loss, held out", 1.0, ""),
+    "accuracy": ("accuracy, held out", 100.0, " %"),
 }
-"""Figures of a validation that a training's table shows: what they are called, and from which factor and unit."""
-
-Row = tuple[str, str, str]
+"""Figures of a validation that a training's table shows: what they are called, their factor and unit."""
 
 
 def format_summary(verb: str, result: Mapping[str, Any]) -> str:
-    """Lay out the main figures of a result, the path of its report or file last.
+    """Lay out the main figures of a result, and where its files are; empty for `doctor`, whose log is a table already.
 
     Args:
         verb: name of the verb.
@@ -35,72 +34,70 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             return format_bench(result)
         case "demo":
             return format_demo(result)
-        case "doctor":  # its log is a table already
+        case "doctor":
             return ""
         case "pretrain" | "finetune":
             rows = _list_training(result)
         case "prepare":
             rows = _list_manifests(result)
         case "evaluate":
-            rows = [_make_rate(name.upper(), name, result) for name in ("wer", "cer")]
-            rows += [("utterances", str(result["num_utterances"]), ""), ("out", result["out"], "")]
+            rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+            rows |= {"utterances": result["num_utterances"], "out": result["out"]}
         case "probe":
             rows = _list_probe(result)
         case "transcribe":
-            rows = [("utterances", str(result["num_utterances"]), _count_left_out(result))]
-            rows += [("texts", result["texts"], "")] if result["texts"] else []
+            rows = {"utterances": _count_used(result), "texts": result["texts"]}
+            rows = rows if result["texts"] != STDOUT else {"utterances": rows["utterances"]}
         case "embed":
-            rows = [("utterances", str(result["num_utterances"]), _count_left_out(result))]
-            rows += [("embeddings", f"{result['num_rows']} × {result['dim']}", f"layers {', '.join(result['layers'])}")]
-            rows += [("out", result["out"], "")]
+            shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
+            rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
         case "convert":
-            rows = [
-                (result["kind"], result["model"], f"{result['parameters']:,} parameters"),
-                ("out", result["out"], ""),
-            ]
+            size = f"{result['parameters']:,} parameters"
+            rows = {result["kind"]: f"{result['model']}, {size}", result["to"]: result["out"]}
         case _:
-            rows = [("page", result["out"], "open it in a browser")]
-    return format_columns(rows)
+            rows = {"report": f"{result['out']} (open it in a browser)"}
+    return format_columns([(label, str(value)) for label, value in rows.items()])
 
 
-def _list_training(result: Mapping[str, Any]) -> list[Row]:
+def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
     valid = result["valid"] or {}
-    report = Path(result["out"]) / REPORT
-    return [
-        ("updates", str(result["updates"]), f"best: {result['best_update']}"),
-        ("speech seen", f"{result['hours_seen']:.2f} h", ""),
-        *(
-            (f"{label}, held out", f"{factor * valid[name]:.4g} {unit}".strip(), "")
+    return {
+        "updates": f"{result['updates']} (best: {result['best_update']})",
+        "speech seen": f"{result['hours_seen']:.2f} h",
+        **{
+            label: f"{factor * valid[name]:.4g}{unit}"
             for name, (label, factor, unit) in HELD_OUT.items()
             if valid.get(name) is not None
-        ),
-        ("report", str(report), "open it in a browser"),
-    ]
+        },
+        "report": f"{Path(result['out']) / REPORT} (open it in a browser)",
+    }
 
 
-def _list_manifests(result: Mapping[str, Any]) -> list[Row]:
-    rows = []
+def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {}
     for name, part in result["manifests"].items():
-        what = f"{part['num_utterances']} utterances, {part['num_speakers']} speakers, {part['num_transcribed']} texts"
-        rows.append((name, f"{part['hours']:.2f} h", f"{what}: {part['path']}"))
+        counts = (
+            f"{part['num_utterances']} utterances, {part['num_speakers']} speakers, {part['num_transcribed']} texts"
+        )
+        rows[name] = f"{part['hours']:.2f} h, {counts}: {part['path']}"
     left_out = result["num_unreadable"]
-    return [*rows, *([("left out", str(left_out), "files that cannot be used")] if left_out else [])]
+    return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
 
 
-def _list_probe(result: Mapping[str, Any]) -> list[Row]:
-    name = "accuracy" if result["task"] == "identification" else "eer"
-    label = "speaker accuracy" if name == "accuracy" else "EER"
-    rows = [_make_rate(f"{label}, this model", name, result)]
+def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
+    name, label = ("accuracy", "speaker accuracy") if result["task"] == "identification" else ("eer", "EER")
+    rows = {f"{label}, this model": _format_rate(name, result)}
     for key, baseline in result["baselines"].items():
-        rows.append(_make_rate(f"{label}, {key.replace('_', '-')}", name, baseline, key in result["saturated"]))
-    return [*rows, ("out", result["out"], "")]
+        note = ", saturated" if key in result["saturated"] else ""
+        rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
+    return rows | {"out": result["out"]}
 
 
-def _make_rate(label: str, name: str, figures: Mapping[str, Any], is_saturated: bool = False) -> Row:
-    """Make the row of a rate in percent and its interval."""
-    note = f"95 %: {Interval(**figures[f'{name}_interval'])}{' (saturated)' if is_saturated else ''}"
-    return label, f"{figures[name]:.2f} %", note
+def _format_rate(name: str, figures: Mapping[str, Any]) -> str:
+    """Write a rate in percent and its interval."""
+    return f"{figures[name]:.2f} % (95 %: {Interval(**figures[f'{name}_interval'])})"
 
 
-def _count_left_out(result: Mapping[str, Any]) -> str:
-    return f"{result['num_left_out']} left out" if result["num_left_out"] else ""
+def _count_used(result: Mapping[str, Any]) -> str:
+    left_out = f", {result['num_left_out']} left out" if result["num_left_out"] else ""
+    return f"{result['num_utterances']}{left_out}"

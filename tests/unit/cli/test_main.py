@@ -80,6 +80,10 @@ def test_help_has_ten_keys_at_first_and_then_all(capsys: pytest.CaptureFixture[s
         rows = [line for line in few.splitlines() if re.match(r"  [\w.]+=", line)]
         assert len(rows) == len(row.inputs) + len(row.first) <= 10
         missing = [key for key in map_keys(verb) if f"  {key}=" not in all_of_them]
+        if verb == "pretrain":
+            assert missing, "the keys of an objective that was not chosen"
+            _, others, _ = run_main([verb, "objective=masked_codes", "--help", "all"], capsys)
+            missing = [key for key in missing if f"  {key}=" not in others]
         assert not missing, (verb, missing)
         assert all_of_them.count(f"\n  speechssl {verb}") == len(row.examples)
 

@@ -88,7 +88,7 @@ def test_figures_are_corpus_sums_and_stored(manifest: Path, tmp_path: Path) -> N
 def test_tables_go_to_the_log(manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "speechssl"):
         evaluate(make_config(manifest, tmp_path / "out"))
-    for words in ("U+00C9", "s3", "SAT → SAD ×1", "said   SO", "WER 33.33 %", "over 3 speakers, unreliable"):
+    for words in ("U+00C9", "s3", "SAT → SAD ×1", "said   SO", "33.33 % (95 %: ", "over 3 speakers, unreliable"):
         assert words in caplog.text
 
 
