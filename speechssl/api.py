@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from speechssl.cli.run import run_verb
+from speechssl.cli.run import run_verb as run_verb
 from speechssl.cli.verbs import VERBS
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.progress import show_logs

@@ -83,13 +83,12 @@ def _read_values(name: str, words: Sequence[str]) -> Mapping[str, Any]:
 
     request = read_words(name, words)[0]
     tree = build_tree(request)[0]
-    values = OmegaConf.to_container(tree, resolve=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(tree, resolve=True)
     chosen = {group: _find(values, f"{group}.name") for group in find_groups(name)}
     preset = f"{name}_{chosen.get('model')}"
     is_stored = bool(values.get("init")) and preset not in find_groups(name).get("training", ())
     training = request.choices.get("training", f"{name}_base" if is_stored else preset)
-    return {**{str(key): value for key, value in values.items()}, "choices": chosen | {"training": training}}
+    return {**values, "choices": chosen | {"training": training}}
 
 
 def _list_all(name: str, first: Sequence[str], values: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ def verb(function: Callable[Concatenate[C, P], dict[str, Any]]) -> Callable[Conc
     """
 
     @wraps(function)
-    def run(config: C, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+    def run(config: C, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         show_logs()
         for key in list_keys(type(config)):
             if key.default == MISSING and "." not in key.path:
