@@ -29,7 +29,7 @@ from speechssl.config.verbs import FinetuneConfig, PretrainConfig, ReportConfig
 from speechssl.corpora.folder import read_sidecar
 from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table
-from speechssl.data.inputs import find_files
+from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
