@@ -76,10 +76,9 @@ def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
 def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
     rows = {}
     for name, part in result["manifests"].items():
-        counts = (
-            f"{part['num_utterances']} utterances, {part['num_speakers']} speakers, {part['num_transcribed']} texts"
-        )
-        rows[name] = f"{part['hours']:.2f} h, {counts}: {part['path']}"
+        counts = f"{part['num_utterances']} utterances, {part['num_speakers']} speakers"
+        counts += f", {part['num_transcribed']} texts" if part["num_transcribed"] else ""
+        rows[name] = f"{_format_hours(part['hours'])}, {counts}: {part['path']}"
     left_out = result["num_unreadable"]
     return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
 

@@ -18,6 +18,7 @@ from speechssl.config.model import ModelConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
 from speechssl.errors import CheckpointError
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 Run = Callable[..., str]
 
@@ -101,7 +102,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case("case", CASES)
 def test_one_sentence_and_exit_2(fails: Run, case: str) -> None:
     words, parts = CASES[case]
     sentence = fails(*words)

@@ -16,6 +16,7 @@ from speechssl.config.model import ModelConfig
 from speechssl.model import cpu
 from speechssl.model.log_mel import LogMelEncoder
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 CROP_S = 15.625
 """The longest crop of BASE's pretraining."""
@@ -64,7 +65,7 @@ def test_frozen_convolutions_run_forward_only() -> None:
     assert learned == pytest.approx(2 * sum(front_end) - front_end[0])
 
 
-@pytest.mark.parametrize("job", ["pretrain", "ctc"])
+@each_case("job", ["pretrain", "ctc"])
 def test_bench_does_not_count_blocks_that_layer_drop_skips(job: str) -> None:
     counts = []
     for prob in (0.0, 0.2):

@@ -17,6 +17,7 @@ from speechssl.demo.plan import (
     plan_finetuning,
     plan_pretraining,
 )
+from tests.cases import each_case
 
 
 def write_timing(folder: Path, verb: str, audio_s_per_s: float, update_s: float) -> None:
@@ -66,7 +67,7 @@ def test_a_full_demo_uses_the_whole_corpus_and_a_short_one_less() -> None:
     assert all(split.num_speakers >= 4 and split.num_utterances >= 3 for split in choose_splits(0.2))
 
 
-@pytest.mark.parametrize("minutes", [0.0, -1.0])
+@each_case("minutes", [0.0, -1.0])
 def test_the_length_must_be_positive(minutes: float) -> None:
     with pytest.raises(Exception, match="minutes"):
         DemoConfig(minutes=minutes)

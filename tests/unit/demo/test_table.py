@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import pytest
-
 from speechssl.demo.table import format_table, judge, make_rows
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize(
-    ("value", "baselines", "higher", "verdict"),
+@each_case(
+    "value, baselines, higher, verdict",
     [
         (30.0, [2.0], True, "better"),
         (2.0, [2.0], True, "not better"),

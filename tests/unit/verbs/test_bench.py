@@ -21,6 +21,7 @@ from speechssl.cli.main import main
 from speechssl.config.model import ModelConfig
 from speechssl.model.transformer import Transformer
 from speechssl.verbs.bench import compute_spread
+from tests.cases import each_case
 
 SMALL = {"model": "tiny", "batch": 2, "seconds": 1.0, "steps": 2, "warmup_steps": 1, "device": "cpu"}
 KEYS = {
@@ -57,7 +58,7 @@ def run(tmp_path: Path, job: str, **keys: Any) -> dict[str, Any]:
     return speechssl.bench(job=job, out=str(tmp_path / job), **{**SMALL, **keys})
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@each_case("precision", ["float32", "bf16"])
 def test_pretraining_step(tmp_path: Path, precision: str) -> None:
     result = run(tmp_path, "pretrain", precision=precision)
     assert result.keys() >= KEYS | FIGURES | COMPUTED
@@ -83,7 +84,7 @@ def test_extraction(tmp_path: Path) -> None:
     assert list(result["parts_s"]) == ["data", "front_end", "transformer", "pooling"]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@each_case("num_workers", [0, 1])
 def test_loading(tmp_path: Path, manifest: Path, num_workers: int) -> None:
     result = run(tmp_path, "load", data={"train": [str(manifest)], "num_workers": num_workers})
     assert result.keys() >= KEYS | FIGURES
@@ -107,8 +108,8 @@ def test_the_command_ends_with_one_json_object(tmp_path: Path, capsys: pytest.Ca
     assert "share of peak" in err
 
 
-@pytest.mark.parametrize(
-    ("job", "keys", "message"),
+@each_case(
+    "job, keys, message",
     [
         ("load", {}, "`data.train` must be given for job=load"),
         ("ctc", {"data.train": ["x.tsv"]}, "`data.train` must be left out for job=ctc"),
@@ -155,7 +156,7 @@ def test_peak_memory_is_that_of_the_measured_time() -> None:
     assert 100 < float(done.stdout) < 200
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@each_case("precision", ["float32", "bf16"])
 def test_the_ceiling_is_a_rate(precision: str) -> None:
     assert 1e7 < measure_ceiling(torch.device("cpu"), precision) < 1e15
 

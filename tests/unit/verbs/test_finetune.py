@@ -22,11 +22,10 @@ from speechssl.errors import DataError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
 from speechssl.training.finetuning import check_letters, count_frozen_updates, make_vocabulary, start_from
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize(
-    ("init", "share", "frozen"), [("runs/a", 0.25, 25), ("runs/a", 1.0, 100), ("", 0.25, 0), ("", 1.0, 100)]
-)
+@each_case("init, share, frozen", [("runs/a", 0.25, 25), ("runs/a", 1.0, 100), ("", 0.25, 0), ("", 1.0, 100)])
 def test_without_init_only_a_whole_share_freezes(init: str, share: float, frozen: int) -> None:
     training = TrainingConfig(max_updates=100, freeze_share=share)
     assert count_frozen_updates(FinetuneConfig(out="a", init=init, training=training)) == frozen
@@ -55,7 +54,7 @@ def read_advice(vocabulary: Vocabulary, text: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("shell", ["bash", "sh"])
+@each_case("shell", ["bash", "sh"])
 def test_what_is_advised_can_be_typed(shell: str) -> None:
     """Through a shell, the command line and its grammar, as a user would paste it."""
     advice = read_advice(build_vocabulary(TextConfig(), []), " ".join(f"X{letter}X" for letter in ODD))
@@ -113,8 +112,8 @@ def find_row(there: Vocabulary, symbol: str) -> int:
     return next(k for k, other in enumerate(there.symbols) if other in spellings)
 
 
-@pytest.mark.parametrize(
-    ("there", "reset_layers", "said"),
+@each_case(
+    "there, reset_layers, said",
     [
         (OWN, 0, ""),
         (FROM_HUGGING_FACE, 0, ""),
@@ -125,7 +124,6 @@ def find_row(there: Vocabulary, symbol: str) -> int:
         (Vocabulary(("<s>", "|", *map(chr, range(0x4E00, 0x5000)))), 0, "'B' and 7 others"),
         (OWN, 1, "with reset_layers=1 the blocks before it do"),
     ],
-    ids=("same", "names of specials", "order", "more", "case and apostrophe", "fewer", "other script", "reset"),
 )
 def test_the_head_of_a_recogniser_goes_on_where_it_fits(
     there: Vocabulary, reset_layers: int, said: str, tiny_model_config: ModelConfig, tmp_path: Path,

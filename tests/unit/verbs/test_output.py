@@ -13,6 +13,7 @@ import pytest
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError
 from speechssl.verbs.output import format_line, print_line, replacing_result, resolve_out
+from tests.cases import each_case
 
 
 def test_a_missing_out_is_chosen_and_said(
@@ -82,7 +83,7 @@ def test_the_line_is_strict_json() -> None:
     assert "é" in line
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16-le"])
+@each_case("encoding", ["ascii", "latin-1", "cp1252", "utf-8", "utf-16-le"])
 def test_stdout_of_any_encoding_gets_what_it_can_and_json_that_is_read(
     encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

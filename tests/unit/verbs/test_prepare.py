@@ -11,6 +11,7 @@ from speechssl.config.verbs import PrepareConfig
 from speechssl.data.manifest import load_manifest
 from speechssl.errors import ConfigError, DataError
 from speechssl.verbs import prepare as run
+from tests.cases import each_case
 
 
 def prepare(out: Path, **keys: Any) -> dict[str, Any]:
@@ -123,9 +124,8 @@ def test_a_table_that_somebody_made_of_an_earlier_manifest_stays(tmp_path: Path)
     assert sorted(path.name for path in out.glob("*.tsv")) == ["all.tsv", "dev.tsv", "train.tsv"]
 
 
-@pytest.mark.parametrize(
-    ("split", "keys"),
-    [("all", {"valid_share": 0.3}), ("train-2s", {"subset": ["2s"]}), ("valid", {"valid_share": 0.3})],
+@each_case(
+    "split, keys", [("all", {"valid_share": 0.3}), ("train-2s", {"subset": ["2s"]}), ("valid", {"valid_share": 0.3})]
 )
 def test_splits_that_would_take_each_others_names_leave_an_earlier_result(
     tmp_path: Path, split: str, keys: dict[str, Any]
@@ -141,8 +141,8 @@ def test_splits_that_would_take_each_others_names_leave_an_earlier_result(
     assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("keys", "sentence"),
+@each_case(
+    "keys, sentence",
     [
         ({"corpus": "folder", "download": ["dev-clean-2"]}, r"`download` .* corpus=folder, but is \['dev-clean-2'\]"),
         ({"corpus": "folder", "table": "x.csv"}, "`table` .* corpus=folder, but is 'x.csv'"),
@@ -173,8 +173,8 @@ def test_the_demo_corpus_is_made_and_read(
     assert set(result["manifests"]) == {"train", "dev", "test"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "sentence"),
+@each_case(
+    "keys, sentence",
     [
         ({}, "`root` must be the folder that holds the corpus, but is not given"),
         ({"root": "none"}, "`root` must be the folder that holds the corpus, but .*none is not there"),
@@ -200,10 +200,9 @@ def test_a_mistake_gets_a_sentence(tmp_path: Path, keys: dict[str, Any], sentenc
     assert not (tmp_path / "m" / "result.json").exists()
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content",
     ["{", "[" * 100_000, '{"held_out_by": 1}', '{"held_out_by": 1, "manifests": {"a": 3}, "num_unreadable": 0}', "\0"],
-    ids=["cut off", "deep", "without manifests", "wrong types", "zeros"],
 )
 def test_an_earlier_result_that_is_damaged_is_replaced(tmp_path: Path, content: str) -> None:
     root = write_clips(tmp_path / "clips", ("a.wav",))

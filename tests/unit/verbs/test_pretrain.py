@@ -26,6 +26,7 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training import run, stop
 from speechssl.training.distributed import ranks as distributed
+from tests.cases import each_case
 
 RESULT = {"out": "x", "updates": 0, "best_update": 0, "hours_seen": 0.0, "valid": None}
 
@@ -41,8 +42,8 @@ def manifest(tmp_path: Path) -> str:
     return str(tmp_path / "all.tsv")
 
 
-@pytest.mark.parametrize(
-    ("keys", "times"),
+@each_case(
+    "keys, times",
     [
         ({"model": "base", "training.update_s": 87.5}, 1),
         ({"model": "base", "training": "pretrain_base_small_batch", "training.lr": 5e-4}, 1),
@@ -114,7 +115,7 @@ def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
     return SpeechModel(tuned, build_vocabulary(TextConfig(), []))
 
 
-@pytest.mark.parametrize("format", ["speechssl", "huggingface", "fairseq"])
+@each_case("format", ["speechssl", "huggingface", "fairseq"])
 def test_a_recogniser_gives_its_network_and_not_the_values_of_its_fine_tuning(
     format: str, recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
