@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,14 +11,11 @@ from torch.nn import functional as F
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
-from speechssl.model.feature_encoder import scale_gradient
-from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, compute_num_frames, make_valid_mask
+from speechssl.model.layers import scale_gradient
+from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, make_valid_mask
 
 FFT_SAMPLES = 512
 """The window is padded to this with zeros, half on each side."""
-
-NUM_BINS = FFT_SAMPLES // 2 + 1
-"""Frequencies of the spectrum, from 0 to 8 kHz."""
 
 LOG_FLOOR = 1e-10
 """Least power of a band: below that of 16-bit rounding, so that digital silence is the quietest sound, and finite."""
@@ -45,10 +44,10 @@ class LogMelEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.gradient_scale, self.is_trained = config.feature_gradient_scale, config.feature_gradient_scale > 0
-        self.kernels, self.strides = tuple(config.frame_kernels), tuple(config.frame_strides)
         # Fixed, and made from the configuration: a checkpoint has no need of them.
-        self.register_buffer("window", torch.hann_window(MEL_WINDOW_SAMPLES, device="cpu"), persistent=False)
+        self.register_buffer("window", make_window(), persistent=False)
         self.register_buffer("filters", make_mel_filters(config.num_mels), persistent=False)
         inputs = [config.num_mels, *config.mel_widths[:-1]]
         last = len(inputs) - 1
@@ -74,40 +73,83 @@ class LogMelEncoder(nn.Module):
             hold no meaning. A row's valid frames do not depend on its batch: statistics are those of its own valid
             bands, and convolutions see zeros beyond its end as if it were alone.
         """
-        num_bands = None if num_samples is None else compute_num_frames(num_samples, self.kernels[:1], self.strides[:1])
-        x = normalize_bands(self.compute_bands(waveforms), num_bands)
+        num_bands = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
+        power = compute_mel_power(waveforms, self.filters, self.window)
+        x = normalize_bands(power.clamp(min=LOG_FLOOR).log(), num_bands)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             for conv in self.convs.children():
                 x = F.gelu(conv(_silence(x, num_bands)))
-        num_frames = None if num_samples is None else compute_num_frames(num_samples, self.kernels, self.strides)
+        num_frames = None if num_samples is None else self.config.count_frames(num_samples)
         return scale_gradient(x.transpose(1, 2), self.gradient_scale), num_frames
 
-    @torch.no_grad()
-    def compute_bands(self, waveforms: Float[Tensor, "B N"]) -> Float[Tensor, "B F S"]:
-        """Compute log-mel bands, natural logarithm of the power: F bands at S times 10 ms apart, in float32.
 
-        Band s sees the samples from 160·s to 160·s + 400; nothing is padded at the ends.
-        """
-        with torch.autocast(waveforms.device.type, enabled=False):
-            margin = (FFT_SAMPLES - MEL_WINDOW_SAMPLES) // 2
-            spectrum = torch.stft(
-                F.pad(waveforms.float(), (margin, margin)),
-                n_fft=FFT_SAMPLES,
-                hop_length=MEL_HOP_SAMPLES,
-                win_length=MEL_WINDOW_SAMPLES,
-                window=self.window.float(),
-                center=False,
-                return_complex=True,
-            )
-            power = torch.view_as_real(spectrum).square().sum(-1)
-            return (self.filters.float() @ power).clamp(min=LOG_FLOOR).log()
+@torch.no_grad()
+def compute_mel_power(
+    waveforms: Float[Tensor, "*B N"],
+    filters: Float[Tensor, "F bins"],
+    window: Float[Tensor, " W"],
+    hop_samples: int = MEL_HOP_SAMPLES,
+) -> Float[Tensor, "*B F S"]:
+    """Compute the power in mel bands, in float32: every log-mel of the package is a logarithm of it.
+
+    Band s sees the samples from s · hop to s · hop + W; nothing is padded at the ends.
+
+    Args:
+        waveforms: (…, N) at 16 kHz, N ≥ W.
+        filters: (F, bins) from `make_mel_filters`, which says how long the Fourier transform is.
+        window: (W,) no longer than the transform; zeros stand on both sides of it.
+        hop_samples: from one column to the next.
+    """
+    fft_samples = 2 * (filters.shape[1] - 1)
+    margin = (fft_samples - len(window)) // 2
+    with torch.autocast(waveforms.device.type, enabled=False):
+        spectrum = torch.stft(
+            F.pad(waveforms.float(), (margin, margin)),
+            n_fft=fft_samples,
+            hop_length=hop_samples,
+            win_length=len(window),
+            window=window.float(),
+            center=False,
+            return_complex=True,
+        )
+        return filters.float() @ torch.view_as_real(spectrum).square().sum(-1)
 
 
-def make_mel_filters(num_mels: int) -> Float[Tensor, "F bins"]:
-    """Make triangular filters from 0 to 8 kHz with equal areas, on Slaney's mel scale (librosa's default)."""
+def compute_log_mel(
+    waveform: npt.NDArray[np.float32],
+    num_mels: int = 80,
+    hop_samples: int = MEL_HOP_SAMPLES,
+    fft_samples: int = FFT_SAMPLES,
+    min_hz: float = 0.0,
+) -> npt.NDArray[np.float32]:
+    """Compute log-mel bands of one waveform, for looking at: windows of 25 ms, natural logarithm of the power.
+
+    Args:
+        waveform: (N,) at 16 kHz, N ≥ 400. Column s is centred on sample s · hop + 200.
+        num_mels: bands F.
+        hop_samples: from one column to the next.
+        fft_samples: length of the Fourier transform: longer than the window, low bands look smoother.
+        min_hz: where the lowest band begins.
+
+    Returns:
+        (F, S), low frequencies first; times 10 / ln 10 it is decibels.
+    """
+    filters, window = make_mel_filters(num_mels, fft_samples, min_hz), make_window()
+    power = compute_mel_power(torch.from_numpy(waveform), filters, window, hop_samples)
+    log_mel: npt.NDArray[np.float32] = power.clamp(min=LOG_FLOOR).log().numpy()
+    return log_mel
+
+
+def make_window() -> Float[Tensor, " W"]:
+    """Make the periodic Hann window of 25 ms."""
+    return torch.hann_window(MEL_WINDOW_SAMPLES, device="cpu")
+
+
+def make_mel_filters(num_mels: int, fft_samples: int = FFT_SAMPLES, min_hz: float = 0.0) -> Float[Tensor, "F bins"]:
+    """Make triangular filters from `min_hz` to 8 kHz with equal areas, on Slaney's mel scale (librosa's default)."""
     from librosa.filters import mel
 
-    return torch.from_numpy(mel(sr=SAMPLE_RATE, n_fft=FFT_SAMPLES, n_mels=num_mels))
+    return torch.from_numpy(mel(sr=SAMPLE_RATE, n_fft=fft_samples, n_mels=num_mels, fmin=min_hz))
 
 
 def normalize_bands(bands: Float[Tensor, "B F S"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B F S"]:
