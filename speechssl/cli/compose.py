@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, field, fields, make_dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from hydra import compose as compose_overrides
-from hydra import initialize_config_dir, initialize_config_module
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
@@ -91,12 +90,8 @@ def _open_conf() -> Iterator[None]:
     store = ConfigStore.instance()
     for name, verb in VERBS.items():
         store.store(name=f"{name}_schema", node=_open_objective(verb.schema))
-    if find_spec("speechssl.conf") is not None:
-        with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
-            yield
-    else:
-        with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
-            yield
+    with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
+        yield
 
 
 def _open_objective(schema: type) -> type:
