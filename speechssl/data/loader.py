@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from speechssl.data.dataset import Example, LeftOut, ReadOptions, make_stand_in, read_sub_batch
 from speechssl.data.manifest import Manifest
@@ -172,21 +172,6 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
         return replace(stack(plan, made), left_out=left_out)
 
 
-def _plan_updates(planner: UpdatePlanner, first: int, last: int) -> Iterator[ForwardPlan]:
-    for update in range(first, last + 1):
-        yield from planner.plan_update(update)
-
-
-class _PlanSampler(Sampler[ForwardPlan]):
-    """Hands the loader one forward plan after another."""
-
-    def __init__(self, plans: Iterable[ForwardPlan]) -> None:
-        self.plans = plans
-
-    def __iter__(self) -> Iterator[ForwardPlan]:
-        return iter(self.plans)
-
-
 def _set_up_worker(_: int) -> None:
     """Give each worker one thread, since the cores belong to the model, and leave signals to the main process.
 
@@ -224,7 +209,7 @@ def iterate_updates(
         pin_memory: for copies to a GPU.
         must_stop: asked while workers are waited for; where it says so, nothing more comes.
     """
-    plans = _plan_updates(planner, *updates)
+    plans = (plan for update in range(updates[0], updates[1] + 1) for plan in planner.plan_update(update))
     batches: list[Batch] = []
     for batch in iterate_plans(manifest, plans, options, collate, num_workers, pin_memory, must_stop):
         batches.append(batch)
@@ -252,7 +237,7 @@ def iterate_plans(
     loader = DataLoader(
         _ForwardDataset(manifest, options, collate),
         batch_size=None,
-        sampler=_PlanSampler(plans),
+        sampler=plans,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker if num_workers else None,

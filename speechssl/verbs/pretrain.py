@@ -2,99 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from speechssl.checkpoints.model_folder import load_backbone_into, load_into
 from speechssl.config.verbs import PretrainConfig
-from speechssl.data.dataset import ReadOptions
-from speechssl.data.loader import Batch
-from speechssl.devices import check_room
-from speechssl.interop.load import load_model
-from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.build import build_objective
-from speechssl.objectives.protocol import Beginning, Objective
-from speechssl.training.distributed.ranks import Ranks, join_ranks
-from speechssl.training.run import choose_precision, goes_on, open_folder, seed_weights, train
-from speechssl.training.sources import (
-    ManifestSource,
-    build_source,
-    describe_plan,
-    select_long_enough,
-    select_utterances,
-)
-
-_logger = logging.getLogger("speechssl")
+from speechssl.training.lock import hold_run
 
 
-def run(config: PretrainConfig) -> dict[str, Any]:
-    """Pretrain, or go on where an earlier run of the same command stopped."""
-    with join_ranks(config.device) as ranks:
-        return _run(config, ranks)
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Pretrain, or go on where an earlier run of the same configuration stopped.
 
+    Args:
+        config: with `init` and no `model`, the network is that of the checkpoint.
 
-def _run(config: PretrainConfig, ranks: Ranks) -> dict[str, Any]:
-    folder, result = open_folder(config, ranks)
-    if result is not None:
-        _logger.info("%s is finished; raise training.max_updates to go on", folder)
-        return result
-    check_room(config.model, ranks.device)
-    precision = choose_precision(config, ranks)
-    source = _build_source(config, config.data.train, "data.train", ranks)
-    valid = _build_source(config, config.data.valid, "data.valid", ranks) if config.data.valid else None
-    _logger.info(describe_plan(source, config.training, "data.train"))
-    # One rank decides: another may see the folder of a network drive later.
-    resumes = bool(ranks.find_max(int(ranks.is_main and goes_on(config, folder))))
-    seed_weights(config.seed)
-    objective = build_objective(config, _begin(source, resumes, ranks))
-    if config.init and not resumes:
-        _start_from(objective, config)
-    return train(config, folder, objective, source, valid, ranks, precision)
-
-
-def _begin(source: ManifestSource, resumes: bool, ranks: Ranks) -> Beginning:
-    """Make what an objective may ask for before the first update."""
-
-    def share(make: Callable[[], bytes]) -> bytes:
-        return bytes.fromhex(ranks.broadcast(make().hex() if ranks.is_main else ""))
-
-    def listen(seconds: float) -> Iterator[Batch]:
-        return (batch.to(ranks.device) for batch in source.listen(seconds))
-
-    return Beginning(resumes, source.manifest.total_s, listen, share)
-
-
-def _build_source(config: PretrainConfig, paths: list[str], key: str, ranks: Ranks) -> ManifestSource:
-    is_training = key == "data.train"
-    manifest = select_long_enough(select_utterances(paths, key, config.data, config.seed, is_training), config, key)
-    network = config.model
-    options = ReadOptions(
-        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
-    )
-    return build_source(
-        manifest,
-        options,
-        config.training,
-        config.data,
-        max_s=config.data.max_s,
-        speeds=config.data.speed_perturbation,
-        is_training=is_training,
-        ranks=ranks,
-    )
-
-
-def _start_from(objective: Objective, config: PretrainConfig) -> None:
-    """Copy the weights of `init`: all of them where both have a quantizer, else its backbone.
+    Returns:
+        The result, as in `result.json`; under torchrun, on the other ranks than 0, that of a finished run is empty.
 
     Raises:
-        SpeechSSLError: they have other shapes than `model`.
+        ConfigError, DataError, CheckpointError: a mistake of the user.
+        StoppedOnRequest: a signal or `training.max_hours`; the state is saved, and the same call goes on.
+        CollapseError, NumericalError: the training has failed.
     """
-    source, module = load_model(config.init, key="init", weights=config.weights), objective.module
-    assert isinstance(module, SpeechModel), "pretraining trains a SpeechModel"
-    if source.pretraining is not None and module.pretraining is not None:
-        load_into(module, source.state_dict())
-        return
-    name = config.objective.name
-    _logger.warning("init=%s gives the backbone; what else objective=%s trains starts from scratch", config.init, name)
-    load_backbone_into(module, source)
+    # Before torch is imported, which takes seconds: a second run in the folder is refused at once.
+    with hold_run(config.out):
+        from speechssl.training.pretraining import build_task
+        from speechssl.training.run import run_training
+
+        return run_training(config, build_task)

@@ -17,11 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from speechssl.checkpoints.checksums import CHECKSUMS, write_checksums
 from speechssl.checkpoints.model_folder import build_untrained, find_checkpoint, read_card
-from speechssl.checkpoints.provenance import Provenance
 from speechssl.checkpoints.replacement import ASIDE
-from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
-from speechssl.checkpoints.store import CheckpointStore
-from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
+from speechssl.checkpoints.snapshot import STATE, Progress, Provenance, Snapshot
+from speechssl.checkpoints.store import TENSORS, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -29,6 +27,7 @@ from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
+from speechssl.training.state import TrainingState
 
 
 @pytest.fixture
