@@ -54,7 +54,7 @@ class FeatureEncoder(nn.Module):
             on its batch; with `group_norm_frames=all` padding leaks into the statistics, as in the peers.
         """
         convs = cast("list[nn.Conv1d]", list(self.convs))
-        norms = list(self.layer_norms) or [self.group_norm, *[None] * (len(convs) - 1)]
+        norms: list[nn.Module | None] = list(self.layer_norms) or [self.group_norm, *[None] * (len(convs) - 1)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             x = convolve(waveforms, num_samples, convs, norms)
         num_frames = None if num_samples is None else self.config.count_frames(num_samples)
