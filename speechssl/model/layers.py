@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,14 +59,29 @@ class TimeGroupNorm(nn.GroupNorm):
         """Normalise (B, C, 1, T); `num_samples` (B,) are those of the waveforms, None where nothing is padded."""
         if num_samples is None or self.count_valid is None:
             return super().forward(input.float()).to(input.dtype)
-        x, num_valid = input.float(), self.count_valid(num_samples)
-        valid = make_valid_mask(num_valid, x.shape[-1])[:, None, None, :]
-        count = num_valid.clamp(min=1)[:, None, None, None]
-        mean = torch.where(valid, x, 0.0).sum(-1, keepdim=True) / count
-        centred = torch.where(valid, x - mean, 0.0)
-        variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred * torch.rsqrt(variance + self.eps)
+        normed = normalize_valid(input.float(), self.count_valid(num_samples), self.eps)
         return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def normalize_valid(
+    x: Float[Tensor, "B *rest T"], num_valid: Int[Tensor, " B"] | None, epsilon: float
+) -> Float[Tensor, "B *rest T"]:
+    """Give each row zero mean and unit variance over its valid positions in the last dimension; beyond it is zero.
+
+    Args:
+        x: (B, …, T) float32.
+        num_valid: (B,) valid positions of each row; None where nothing is padded.
+        epsilon: added to the population variance before the root.
+    """
+    if num_valid is None:
+        num_valid = torch.full((len(x),), x.shape[-1], device=x.device)
+    between = (1,) * (x.ndim - 2)
+    valid = make_valid_mask(num_valid, x.shape[-1]).reshape(x.shape[0], *between, x.shape[-1])
+    count = num_valid.clamp(min=1).reshape(x.shape[0], *between, 1)
+    mean = torch.where(valid, x, 0.0).sum(-1, keepdim=True) / count
+    centred = torch.where(valid, x - mean, 0.0)
+    variance = centred.square().sum(-1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + epsilon)
 
 
 class Dropout(nn.Dropout):
