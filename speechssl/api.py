@@ -114,7 +114,7 @@ def pretraining_forward(
         CheckpointError: the model has no pretraining heads.
         DataError: `num_samples` are not those of the waveforms.
     """
-    from speechssl.config.verbs import ContrastiveConfig
+    from speechssl.config.objective import ContrastiveConfig
     from speechssl.model.lengths import check_num_samples
     from speechssl.model.wav2vec2 import normalize_waveforms
     from speechssl.objectives.wav2vec2 import compute_terms

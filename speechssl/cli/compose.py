@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, field, fields, make_dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,11 +18,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
-from speechssl.config.knobs import MISSING, check, check_finite, list_keys
+from speechssl.config.knobs import MISSING, check, check_choice, check_finite, list_keys
 from speechssl.config.model import SET_ANEW
+from speechssl.config.objective import keep_own_keys, list_objectives
 from speechssl.errors import ConfigError
 from speechssl.parsing import parsing
 from speechssl.printable import abbreviate, is_storable
+
+OBJECTIVE = "objective"
+"""The section whose keys depend on what is chosen for it."""
 
 STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
@@ -61,6 +66,8 @@ def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None
         overrides = _build_overrides(request, stored_model)
         try:
             tree = compose_overrides(config_name=request.verb, overrides=overrides)
+            if OBJECTIVE in tree:
+                _choose_objective(tree, request)
         except MissingConfigException as error:
             raise ConfigError(_explain_missing_file(request.verb, error)) from error
         except (HydraException, OmegaConfBaseException) as error:
@@ -75,7 +82,7 @@ def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None
 
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML, as `--cfg` prints it and `config.yaml` holds it."""
-    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return str(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 @contextmanager
@@ -83,13 +90,40 @@ def _open_conf() -> Iterator[None]:
     """Open `conf/` for hydra: the package's own, never another `conf` that happens to be importable."""
     store = ConfigStore.instance()
     for name, verb in VERBS.items():
-        store.store(name=f"{name}_schema", node=verb.schema)
+        store.store(name=f"{name}_schema", node=_open_objective(verb.schema))
     if find_spec("speechssl.conf") is not None:
         with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
             yield
     else:
         with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
             yield
+
+
+def _open_objective(schema: type) -> type:
+    """Let hydra compose the section `objective`, for which a schema has several dataclasses, as a plain mapping."""
+    if all(item.name != OBJECTIVE for item in fields(schema)):
+        return schema
+    return make_dataclass(
+        schema.__name__, [(OBJECTIVE, Any, field(default_factory=dict))], bases=(schema,), kw_only=True
+    )
+
+
+def _choose_objective(tree: DictConfig, request: Request) -> None:
+    """Give the section `objective` the schema of its name, without what presets say of other objectives.
+
+    Raises:
+        ConfigError: there is no objective of that name, or a key was given that only others have.
+    """
+    section, schemas = keep_own_keys(tree[OBJECTIVE]), list_objectives()
+    name = str(section.get("name", ""))
+    check_choice(f"{OBJECTIVE}.name", name, tuple(schemas))
+    tree[OBJECTIVE] = OmegaConf.merge(OmegaConf.structured(schemas[name]), section)
+    for key in request.values:
+        parent, _, last = key.rpartition(".")
+        if parent == OBJECTIVE and last not in tree[OBJECTIVE]:
+            owners = [other for other, schema in schemas.items() if any(item.name == last for item in fields(schema))]
+            belongs = " and ".join(f"{OBJECTIVE}={other}" for other in owners)
+            raise ConfigError(f"`{key}` must be a key of {OBJECTIVE}={name}, but belongs to {belongs}")
 
 
 def _build_overrides(request: Request, stored_model: Mapping[str, Any] | None) -> list[str]:
@@ -142,7 +176,9 @@ def _convert(request: Request, tree: DictConfig) -> Any:
         if declared.default == MISSING:
             check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:
-        return OmegaConf.to_object(tree)
+        made, schema = OmegaConf.to_object(tree), VERBS[request.verb].schema
+        # Not the schema that `_open_objective` made of it, which only hydra needs.
+        return schema(**{item.name: getattr(made, item.name) for item in fields(schema)})
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         raise ConfigError(f"`{key}` must be given ({find_key(request.verb, key).meaning}), but is missing") from error

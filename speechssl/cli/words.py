@@ -118,12 +118,12 @@ def find_groups(verb: str) -> dict[str, list[str]]:
 
 
 def find_key(verb: str, key: str) -> Key:
-    """Return the declaration of `key`.
+    """Return the declaration of `key`; of a key of any objective, since the one that is chosen is known later.
 
     Raises:
         ConfigError: the verb has no such key; the message names the nearest one.
     """
-    keys = {row.path: row for row in list_keys(VERBS[verb].schema)}
+    keys = {row.path: row for row in list_keys(VERBS[verb].schema, with_alternatives=True)}
     if key in keys:
         return keys[key]
     parent = key.rpartition(".")[0]
@@ -179,7 +179,8 @@ def _read_value(verb: str, key: str, override: Any) -> Any:
     """
     value = override.value()
     takes_text = any(
-        row.path == key and "str" in (row.type_name, row.item_type_name) for row in list_keys(VERBS[verb].schema)
+        row.path == key and "str" in (row.type_name, row.item_type_name)
+        for row in list_keys(VERBS[verb].schema, with_alternatives=True)
     )
     if isinstance(value, (bool, int, float)) and takes_text:
         return str(override.input_line).partition("=")[2].strip()

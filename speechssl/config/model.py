@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from speechssl.config.knobs import check, check_choice, knob
 
@@ -109,6 +109,17 @@ class ModelConfig:
     target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
     quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
     mask: MaskConfig = knob(MaskConfig, "masks")
+
+    is_chosen: ClassVar[bool] = True
+    """False where a configuration was given no network: that of `init` then takes its place."""
+
+    @classmethod
+    def leave_open(cls) -> ModelConfig:
+        """Make the network that a configuration has where none is given."""
+        network = cls()
+        # No field: two networks that are alike are equal, chosen or not.
+        network.__dict__["is_chosen"] = False
+        return network
 
     def __post_init__(self) -> None:
         for name in _SIZES:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Manifest
 from speechssl.errors import ConfigError, DataError
+from speechssl.seeds import make_rng
 
 ALL = "all"
 """Split of a corpus that has none."""
@@ -168,7 +169,7 @@ def _draw(
     totals = np.bincount(groups, weights=lengths)
     left = share * totals.sum()
     chosen = np.zeros(len(totals), dtype=bool)
-    for group in np.random.default_rng([seed, 0x4A11D]).permutation(len(totals)):
+    for group in make_rng(seed, "held out").permutation(len(totals)):
         if totals[group] <= left:
             chosen[group] = True
             left -= totals[group]

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.data.augment import bound_lengths, count_at_speed, draw_speeds
+from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -141,12 +142,10 @@ class UpdatePlanner:
         rows = order[self.bounds[place] : self.bounds[place + 1]].tolist()
         drawn = () if speeds is None else tuple(speeds[rows].tolist())
         sub_batch = SubBatch(number, epoch, tuple(rows), 0, drawn)
+        if not self.config.max_samples:
+            return sub_batch
         # Within a sub-batch lengths fall: the first row is the longest and the last one the shortest.
-        return (
-            replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
-            if self.config.max_samples
-            else sub_batch
-        )
+        return replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
 
     def _limit(self, lengths: IntArray) -> IntArray:
         """Shorten to the longest crop, or round whole utterances up."""
@@ -162,13 +161,13 @@ class UpdatePlanner:
 
     def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray, FloatArray | None]:
         """Order the utterances by falling length with random ties, shuffle the sub-batches, and draw speeds."""
-        rng = np.random.default_rng([self.config.seed, 0x0DE2, epoch])
+        rng = make_rng(self.config.seed, "order", epoch)
         num = self.sub_batches_per_epoch
         if not self.config.shuffled:
             return np.argsort(-self.lengths, kind="stable"), np.arange(num), None
         speeds, lengths = None, self.lengths
         if self.config.speeds:
-            own = np.random.default_rng([self.config.seed, 0x5BEED, epoch])
+            own = make_rng(self.config.seed, "speed", epoch)
             speeds = draw_speeds(self._falling, self.config.speeds, own)
             lengths = self._limit(count_at_speed(self.samples, speeds))
         ties = rng.permutation(len(lengths))
@@ -276,7 +275,7 @@ Queue = tuple[int, int, list[int]]
 
 def _make_queues(speakers: Sequence[str], sexes: Sequence[str], seed: int) -> dict[str, list[Queue]]:
     """Make a heap of speakers for each sex."""
-    rng = np.random.default_rng([seed, 0x5B5E7])
+    rng = make_rng(seed, "limit")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in rng.permutation(len(speakers)).tolist():
         rows.setdefault((sexes[row], speakers[row]), []).append(row)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from speechssl.audio.reading import load_audio, num_samples_at_16k
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.inference.embed import Embedder, choose_layers
-from speechssl.inference.recognise import Source, note_rows
+from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.model.lengths import MEL_WINDOW_SAMPLES
 from speechssl.model.log_mel import compute_mel_power, make_mel_filters, make_window
 from speechssl.model.speech_model import SpeechModel
-from speechssl.progress import track
-
-FloatArray = npt.NDArray[np.float32]
+from speechssl.seeds import make_rng
 
 NUM_MELS = 40
 
@@ -35,14 +32,13 @@ def limit_source(manifest: Manifest, max_s: float, key: str = "audio", left_out:
         count = int(taken[index])
         return load_audio(utterance.path, utterance.offset, count, utterance.sample_rate, utterance.channel)
 
-    return Source(manifest.column("id"), lengths, read, key, note_rows(manifest, left_out))
+    return Source(manifest.column("id"), lengths, read, manifest, left_out, key)
 
 
 def pool_states(model: SpeechModel, source: Source, batch_s: float, precision: str) -> FloatArray:
     """Average each of the L + 1 states over the frames of each utterance: (n, L + 1, D)."""
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", batch_s, 1e9, precision)
-    rows = track(embedder.iterate(source), "states", len(source.lengths), "utterances")
-    return np.stack([np.concatenate(row) for _, row in rows])
+    return np.stack([np.concatenate(row) for _, row in embedder.iterate(source, "states")])
 
 
 def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
@@ -56,7 +52,8 @@ def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
     """
     filters, window = make_mel_filters(NUM_MELS, MEL_WINDOW_SAMPLES), make_window()
     rows = [np.zeros((0, 1, 2 * NUM_MELS), np.float32)]
-    for index in source.list_long_enough(shortest).tolist():
+    source.leave_out_short(shortest)
+    for index in np.flatnonzero(source.lengths >= shortest).tolist():
         waveform = source.try_read(index)
         if waveform is None:
             continue
@@ -75,7 +72,7 @@ class Labelled:
     manifest: Manifest
     log_mel: FloatArray
 
-    def select(self, rows: npt.NDArray[np.int64]) -> Labelled:
+    def select(self, rows: IntArray) -> Labelled:
         """Take rows in the given order."""
         return Labelled(self.manifest.select(rows), self.log_mel[rows])
 
@@ -105,15 +102,13 @@ def standardise(train: FloatArray, test: FloatArray, alike: bool = False) -> tup
     return (train - mean) / (deviation + 1e-5), (test - mean) / (deviation + 1e-5)
 
 
-def split_stratified(
-    speakers: list[str], test_share: float, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def split_stratified(speakers: list[str], test_share: float, seed: int) -> tuple[IntArray, IntArray]:
     """Split utterances so that each speaker with two or more has some in both parts.
 
     Returns:
         Rows for training and rows for the test, in order.
     """
-    rng = np.random.default_rng([seed, 0x5917])
+    rng = make_rng(seed, "probe split")
     names = np.array(speakers, dtype=object)
     test = []
     for name in dict.fromkeys(speakers):

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from speechssl.seeds import make_rng
+
 RELIABLE_UNITS = 20
 """Below so many units a bootstrap interval is too narrow to be relied on."""
 
@@ -72,7 +74,7 @@ def bootstrap_ratio_interval(
     assert num_units == len(denominators) > 0, f"{num_units} numerators, {len(denominators)} denominators"
     assert num_resamples >= 1, f"{num_resamples} resamples"
     assert denominators.sum() > 0, "nothing to divide by"
-    generator = np.random.default_rng(seed)
+    generator = make_rng(seed, "bootstrap")
     ratios = np.empty(num_resamples)
     rows = max(1, _CELLS // num_units)
     for start in range(0, num_resamples, rows):

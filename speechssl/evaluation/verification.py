@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from speechssl.errors import DataError
 from speechssl.evaluation.statistics import RELIABLE_UNITS, Interval
+from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -181,7 +182,7 @@ def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num
     Raises:
         DataError: no two utterances have one speaker, or all have the same, or all of the same sex have.
     """
-    rng = np.random.default_rng([seed, 0x7217])
+    rng = make_rng(seed, "trials")
     rows = np.arange(len(speakers))
     if len(rows) > MAX_UTTERANCES:
         rows = np.sort(rng.choice(rows, MAX_UTTERANCES, replace=False))
@@ -247,7 +248,7 @@ def compute_eer_interval(
     """
     known = np.array(speakers, dtype=object).astype(str)
     names, owners = np.unique(known[np.concatenate([trials.first, trials.second])], return_inverse=True)
-    rng = np.random.default_rng([seed, 0xEE2])
+    rng = make_rng(seed, "speaker bootstrap")
     one, two = np.split(owners, 2)
     rates = []
     for _ in range(num_resamples):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from speechssl.audio.reading import SAMPLE_RATE, load_audio
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
@@ -59,13 +59,6 @@ def load_live(run: RunFolder) -> Live:
     paths, key, held_out = _choose_manifests(run)
     weights = "ema" if run.get_config("training.validate_ema") else "model"
     return Live(load_model(str(run.path), weights=weights), load_manifests(paths, key=key), held_out)
-
-
-def read_waveform(manifest: Manifest, index: int, longest_s: float) -> FloatArray:
-    """Read one utterance, or its first `longest_s` seconds: (N,) at 16 kHz."""
-    row = manifest[index]
-    num_samples = min(row.num_samples, int(longest_s * row.sample_rate))
-    return load_audio(row.path, row.offset, num_samples, row.sample_rate, row.channel)
 
 
 def choose_evenly(candidates: Sequence[int], number: int) -> list[int]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import TranscribeConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import remove, write_result
 from speechssl.inference.decoding.beam import build_decoder
-from speechssl.inference.recognise import Source, iterate_texts, require_recogniser
+from speechssl.inference.recognise import iterate_texts, require_recogniser
+from speechssl.inference.source import Source
 from speechssl.interop.load import load_model
 from speechssl.printable import escape_field, make_printable
-from speechssl.progress import track
 from speechssl.verbs.output import print_line, resolve_out
 
 TEXTS_NAME = "texts.tsv"
@@ -81,7 +81,7 @@ def _write_lines(ids: Sequence[str], texts: Iterable[tuple[int, str]], target: P
     is_whole = False
     try:
         with partial.open("x", encoding="utf-8") as file:
-            for index, text in track(texts, "transcribe", len(ids), "utterances"):
+            for index, text in texts:
                 line = f"{make_printable(escape_field(ids[index]))}\t{make_printable(text)}"
                 print(line, file=file, flush=True)
                 print_line(line)

@@ -27,12 +27,13 @@ from speechssl.bench.batches import make_noise
 from speechssl.bench.flops import count_row
 from speechssl.cli.compose import compose
 from speechssl.config.verbs import BenchConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.loader import pad_stack
 from speechssl.data.manifest import Manifest
 from speechssl.devices import autocast, resolve_device
 from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
 from speechssl.inference.embedding_files import write_embeddings
+from speechssl.inference.source import Source
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.training.run import seed_weights
@@ -140,7 +141,7 @@ def build_ours(task: Task, precision: str, out: Path) -> Callable[[], None]:
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", task.batch_s, precision=precision)
 
     def run() -> None:
-        write_embeddings(out, iterate_tables(embedder, task.manifest), embedder.dim)
+        write_embeddings(out, iterate_tables(embedder, Source.from_manifest(task.manifest)), embedder.dim)
 
     return run
 

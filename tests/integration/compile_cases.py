@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ContrastiveConfig, TextConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import compute_logits
 from speechssl.objectives.losses import compute_ctc_loss

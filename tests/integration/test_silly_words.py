@@ -15,6 +15,7 @@ from speechssl.cli.main import main
 from speechssl.cli.overrides import MAX_JOBS
 from speechssl.errors import ConfigError
 from speechssl.printable import make_printable
+from tests.cases import each_case
 
 TRAIN = ("pretrain", "model=tiny", "device=cpu", "data.train=x.tsv", "out=r")
 BARE = ("pretrain", "model=tiny", "device=cpu")
@@ -108,7 +109,7 @@ SILLY: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), SILLY, ids=range(len(SILLY)))
+@each_case("words, sentence", SILLY)
 def test_silly_words_get_one_sentence_and_leave_nothing(
     words: tuple[str, ...],
     sentence: str,

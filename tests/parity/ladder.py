@@ -16,8 +16,8 @@ import torchaudio
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import Wav2Vec2

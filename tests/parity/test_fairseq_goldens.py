@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config.model import ModelConfig, QuantizerConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.model.pretraining import PretrainingOutput, compute_logits, measure_features
 from speechssl.model.quantizer import GumbelQuantizer
 from speechssl.model.wav2vec2 import Features

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from speechssl import transcribe
 from speechssl.cli.compose import compose
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import build_model
 from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface

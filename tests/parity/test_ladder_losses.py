@@ -15,7 +15,7 @@ from torch import Tensor, nn
 pytest.importorskip("transformers", reason="transformers is the peer of this test")
 
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.pretraining import PretrainingOutput, find_masked
 from speechssl.objectives.losses import (

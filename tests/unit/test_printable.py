@@ -9,13 +9,14 @@ from speechssl.evaluation.breakdown import format_table, format_worst
 from speechssl.evaluation.wer import score
 from speechssl.printable import make_printable
 from speechssl.verbs.output import format_line
+from tests.cases import each_case
 
 NASTY = 'a\nspeechssl: all is well\x1b[2J\x9b\u202e\u2028\x7f\udcff é 日 "\\'
 """What a file name, an id or a transcript may hold."""
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
+@each_case(
+    "text, line",
     [
         ("plain", "plain"),
         ("grün 日 é", "grün 日 é"),

@@ -16,8 +16,8 @@ from speechssl.checkpoints.model_folder import (
     read_card,
     save_model,
 )
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, SpeechSSLError
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel

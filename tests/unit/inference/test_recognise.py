@@ -17,10 +17,13 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
+from speechssl.inference.batches import plan_batches
 from speechssl.inference.decoding.beam import build_decoder
-from speechssl.inference.recognise import Source, iterate_texts, plan_batches, recognise, require_recogniser, transcribe
+from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
+from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from tests.cases import each_case
 
 VOCABULARY = Vocabulary(FAIRSEQ_SYMBOLS)
 
@@ -66,12 +69,12 @@ def manifest(tmp_path: Path) -> Manifest:
     return write(tmp_path, {f"u{k}": say(text) for k, text in enumerate(TEXTS)})
 
 
-@pytest.mark.parametrize("batch_s", [0.1, 1.0, 3.0, 60.0])
-@pytest.mark.parametrize("batches_a_chunk", [1, 32])
+@each_case("batch_s", [0.1, 1.0, 3.0, 60.0])
+@each_case("batches_a_chunk", [1, 32])
 def test_texts_come_in_the_manifests_order(
     manifest: Manifest, batch_s: float, batches_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", batches_a_chunk)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", batches_a_chunk)
     assert recognise(EchoModel(), manifest, batch_s=batch_s) == TEXTS
 
 
@@ -126,7 +129,7 @@ def test_a_model_in_training_mode_recognises_in_evaluation_mode(manifest: Manife
 
 
 def test_texts_keep_coming(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", 1)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", 1)
     model = EchoModel()
     texts = iterate_texts(model, Source.from_manifest(manifest), batch_s=0.1)
     assert next(texts) == (0, TEXTS[0])
@@ -155,13 +158,13 @@ def test_what_cannot_be_read_is_left_out_and_the_others_stay_in_order(tmp_path: 
         transcribe(EchoModel(), [tmp_path / "tea.wav", tmp_path / "cut.wav"])
 
 
-@pytest.mark.parametrize("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
+@each_case("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
 def test_what_is_neither_paths_nor_waveforms_gets_a_sentence(audio: object) -> None:
     with pytest.raises(DataError, match="`audio` must be"):
         transcribe(EchoModel(), audio, sample_rate=16_000)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", ["16000", 16_000.5, True, 0])
+@each_case("rate", ["16000", 16_000.5, True, 0])
 def test_a_rate_that_is_none_gets_a_sentence(rate: object) -> None:
     with pytest.raises(DataError, match="`sample_rate` must be"):
         transcribe(EchoModel(), say("TEA"), sample_rate=rate)  # type: ignore[arg-type]

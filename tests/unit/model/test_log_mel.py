@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from speechssl.cli.compose import compose
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.inference.recognise import needs_equal_lengths
+from speechssl.inference.batches import needs_equal_lengths
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.layers import normalize_valid
 from speechssl.model.log_mel import (

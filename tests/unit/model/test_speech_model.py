@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import speechssl
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.model.speech_model import SpeechModel, as_evaluating
 
 

@@ -14,8 +14,9 @@ import pytest
 import soundfile
 import yaml
 
+from speechssl.config.data import FinetuneDataConfig, PretrainDataConfig
 from speechssl.config.model import ModelConfig, QuantizerConfig
-from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 
 NUM_UPDATES = 300
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from speechssl.checkpoints.model_folder import save_model
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.errors import ConfigError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.report.page import build_report

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.schedules import compute_frozen_updates, compute_lr, describe_schedule
 

@@ -15,10 +15,10 @@ import soundfile
 from torch import nn
 
 from speechssl.config.verbs import TranscribeConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.manifest import save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.inference.recognise import Source
+from speechssl.inference.source import Source
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import transcribe
 

@@ -8,10 +8,11 @@ import pytest
 import soundfile
 
 import speechssl
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import save_manifest
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ def test_an_existing_name_with_brackets_is_no_glob(clips: Path) -> None:
     assert list_ids(clips / "b [1].wav") == ["b [1]"]
 
 
-@pytest.mark.parametrize(
-    ("audio", "sentence"),
+@each_case(
+    "audio, sentence",
     [
         ([], "`audio` must be files, folders, globs or a manifest, but is not given"),
         (["none.wav"], "`audio` must name audio that is there, but .*none.wav does not exist"),
@@ -122,7 +123,7 @@ def test_an_existing_name_with_brackets_is_no_glob(clips: Path) -> None:
     ],
 )
 def test_what_names_no_audio_gets_a_sentence(clips: Path, audio: list[str], sentence: str) -> None:
-    (clips / "empty").mkdir()
+    (clips / "empty").mkdir(exist_ok=True)
     (clips / "list.txt").write_text("\n")
     with pytest.raises(DataError, match=sentence):
         expand_audio([str(clips / item) for item in audio])
