@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from speechssl.model.cpu import dropout as cpu_dropout
 from speechssl.model.cpu import on_cpu, precision
+from speechssl.model.cpu.precision import widen
 from speechssl.model.lengths import make_valid_mask
 
 
@@ -26,7 +27,7 @@ class LayerNorm(nn.LayerNorm):
 @on_cpu(precision.layer_norm, when_compiled=True)
 def layer_norm(x: Float[Tensor, "*rest D"], norm: nn.LayerNorm) -> Float[Tensor, "*rest D"]:
     """Normalise vectors; the result stays in float32, as autocast leaves it."""
-    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(widen(x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -38,7 +39,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def normalize_last(self, x: Tensor) -> Tensor:
         """Normalise (…, C) over its last dimension."""
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(widen(x)).to(x.dtype)
 
 
 class TimeGroupNorm(nn.GroupNorm):
@@ -58,8 +59,8 @@ class TimeGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """Normalise (B, C, 1, T); `num_samples` (B,) are those of the waveforms, None where nothing is padded."""
         if num_samples is None or self.count_valid is None:
-            return super().forward(input.float()).to(input.dtype)
-        normed = normalize_valid(input.float(), self.count_valid(num_samples), self.eps)
+            return super().forward(widen(input)).to(input.dtype)
+        normed = normalize_valid(widen(input), self.count_valid(num_samples), self.eps)
         return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
