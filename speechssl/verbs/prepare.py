@@ -23,6 +23,7 @@ from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import parsing, read_json
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
 UNREADABLE_NAME = "unreadable.tsv"
@@ -48,7 +49,8 @@ Splits = Mapping[str, Sequence[Recording]]
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: PrepareConfig) -> dict[str, Any]:
+@verb
+def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Find the recordings of a corpus, read their headers, and write a manifest for each split and subset.
 
     Raises:

@@ -18,7 +18,7 @@ from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.table_advice import check_places
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
-from speechssl.verbs.prepare import run
+from speechssl.verbs import prepare as run
 from tests.cases import each_case
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
