@@ -60,17 +60,14 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
         return _choose_mix(Path(layer), num_layers)
     several = isinstance(layer, Iterable) and not isinstance(layer, (str, bytes, Mapping))
     numbers: list[Any] = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
-    if not numbers or not all(_is_number(n) and 0 <= n <= num_layers for n in numbers):
+    # To Python True is a number.
+    are_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in numbers)
+    if not numbers or not are_whole or not all(0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )
     chosen = tuple(int(n) for n in numbers)
     return LayerChoice(tuple(str(n) for n in chosen), lambda frames: [frames.layers[n] for n in chosen])
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a value is a whole number; to Python True is one."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _choose_mix(folder: Path, num_layers: int) -> LayerChoice:
