@@ -13,7 +13,7 @@ from typing import Any
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
+from speechssl.interop.fairseq.literals import MAX_NUMBER, read_conv_layers, read_temperature
 from speechssl.interop.foreign import FAMILIES, name_size, refuse_family
 from speechssl.parsing import show
 
