@@ -34,7 +34,6 @@ GSM_FRAME = 33
 SMALL = 2**16
 """Files up to so many bytes are looked at whole."""
 
-CUT_OR_JOINED = "it was cut off, streams were joined, or its header is wrong"
 JOINED = "streams were joined, of which only one can be read"
 
 LONGEST_PACKET = 8192
@@ -238,7 +237,8 @@ def _check_flac(data: bytes | mmap.mmap, size: int) -> Verdict:
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     last = max((end for start, end in spans if start in ends), default=total)
     if total and (last != total or total in starts):
-        return Verdict(f"ends at sample {last} where its header says {total}: {CUT_OR_JOINED}")
+        why = "it was cut off, streams were joined, or its header is wrong"
+        return Verdict(f"ends at sample {last} where its header says {total}: {why}")
     return Verdict(is_counted=total in ends)
 
 

@@ -25,9 +25,9 @@ from speechssl.checkpoints.checks import (
     reading,
     restore_vocabulary,
 )
+from speechssl.checkpoints.sharding import gather_whole, spread_like
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
-from speechssl.model.sharding import gather_whole, spread_like
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import show
 from speechssl.text.vocabulary import Vocabulary

@@ -14,12 +14,13 @@ from typing import Any
 
 from speechssl.cli.help import format_help, format_verb_help
 from speechssl.cli.overrides import is_assignment
-from speechssl.cli.run import TRAINING_VERBS, build_config, find_rank, run_request
+from speechssl.cli.run import TRAINING_VERBS, build_config, run_request
 from speechssl.cli.sweep_plan import Plan, take_plan
 from speechssl.cli.verbs import find_verb
 from speechssl.cli.words import Request, read_words
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
 from speechssl.printable import abbreviate, make_printable
+from speechssl.training.lock import find_rank
 from speechssl.verbs.output import format_line, print_line
 
 FAILED = 1

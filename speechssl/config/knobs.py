@@ -33,7 +33,7 @@ def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
     metadata = {"meaning": meaning, "unit": unit, "source": source}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
-    if isinstance(default, type):
+    if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 

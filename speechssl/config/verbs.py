@@ -49,7 +49,7 @@ class PretrainConfig(CommonConfig):
     init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
-    model: ModelConfig = knob(ModelConfig, "the network")
+    model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     objective: ObjectiveConfig = knob(ContrastiveConfig, "what is learned")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
@@ -74,7 +74,7 @@ class FinetuneConfig(CommonConfig):
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
-    model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
+    model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 

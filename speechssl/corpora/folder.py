@@ -10,7 +10,7 @@ from pathlib import Path
 
 from speechssl.advice import spell
 from speechssl.corpora.scan import Recording
-from speechssl.data.audio_files import find_audio, make_ids, name_foreign
+from speechssl.data.files import find_audio, make_ids, name_foreign
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from speechssl.audio.reading import AUDIO_SUFFIXES
 from speechssl.corpora.scan import Recording
-from speechssl.data.audio_files import find_audio, make_ids, name_foreign, refuse_folder
+from speechssl.data.files import find_audio, make_ids, name_foreign, refuse_folder
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes, read_text
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from speechssl.audio.reading import AudioFile, AudioInfo, check_channel, mix_down, read_info
+from speechssl.audio.reading import AudioFile, AudioInfo, mix_down, read_info
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.progress import track
@@ -152,8 +152,7 @@ def _read_rows(recording: Recording, channel: int) -> list[Utterance] | Unreadab
     try:
         # Manifests are UTF-8; a name in another encoding would not survive them.
         os.fspath(recording.path).encode("utf-8")
-        info = read_info(recording.path)
-        check_channel(recording.path, info.num_channels, channel)
+        info = read_info(recording.path, channel)
         is_long = info.num_samples > LONG_S * info.sample_rate and not recording.text
         cuts = find_cuts(recording.path, info, channel) if is_long else [0, info.num_samples]
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from speechssl.corpora.scan import Recording
 from speechssl.corpora.subset import ALL
 from speechssl.corpora.table_advice import describe_columns, name_left_out, refuse_json, refuse_without_header
-from speechssl.data.audio_files import make_ids
+from speechssl.data.files import make_ids
 from speechssl.data.manifest_reading import MAX_HEADER, name_columns
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import open_regular, parsing

@@ -142,12 +142,10 @@ class UpdatePlanner:
         rows = order[self.bounds[place] : self.bounds[place + 1]].tolist()
         drawn = () if speeds is None else tuple(speeds[rows].tolist())
         sub_batch = SubBatch(number, epoch, tuple(rows), 0, drawn)
+        if not self.config.max_samples:
+            return sub_batch
         # Within a sub-batch lengths fall: the first row is the longest and the last one the shortest.
-        return (
-            replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
-            if self.config.max_samples
-            else sub_batch
-        )
+        return replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
 
     def _limit(self, lengths: IntArray) -> IntArray:
         """Shorten to the longest crop, or round whole utterances up."""

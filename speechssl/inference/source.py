@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from speechssl.audio.reading import SAMPLE_RATE, convert_waveform, load_audio
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.errors import DataError

@@ -84,7 +84,7 @@ def change_case(text: str, case: str, dotless_i: bool = False, own: Mapping[str,
     text = _DOTS.sub(lambda match: "İ" if match[0][0] == "İ" else "i", text)
     if case == "upper":
         text = text.replace("i", "İ") if dotless_i else text.replace("İ", "I")
-        text = _capitalise(text, own or {})
+        text = "".join(own.get(c) or c.upper() for c in text) if own else text.replace("ẞ", "ß").upper()
     elif case == "lower":
         text = text.replace("I", "ı") if dotless_i else text.replace("ı", "i")
         text = text.replace("İ", "i").lower()
@@ -123,12 +123,6 @@ def is_dotless_alphabet(symbols: Iterable[str], case: str) -> bool:
     letters = {symbol for symbol in symbols if len(symbol) == 1 and symbol.isalpha()}
     pair = {"I", "İ"} if case == "upper" else {"i", "ı"}
     return pair <= letters and bool(letters & set("ğşĞŞ")) and len(letters) <= _MAX_ALPHABET
-
-
-def _capitalise(text: str, own: Mapping[str, str]) -> str:
-    if own:
-        return "".join(own.get(letter) or letter.upper() for letter in text)
-    return text.replace("ẞ", "ß").upper()
 
 
 def _spells(character: str) -> bool:
@@ -187,11 +181,9 @@ class _Placing:
         """Tell by the neighbours what a mark is; at an edge, take it for lone until its other half is found."""
         before = start > 0 and _spells(self.text[start - 1])
         after = end < len(self.text) and _spells(self.text[end])
-        mark = self.text[start]
-        is_single = end == start + 1
+        mark, is_single = self.text[start], end == start + 1
         allowed = before or after if mark in _EITHER else before and after and mark != _LOW_QUOTE
-        is_apostrophe = is_single and allowed
-        self.letters[start:end] = ["'" if is_apostrophe else " "] * (end - start)
+        self.letters[start:end] = ["'" if is_single and allowed else " "] * (end - start)
         if is_single and after and not before:
             self.openings += [] if self._is_elision(start) else [start]
         elif not after and start > 0 and not self.text[start - 1].isspace():

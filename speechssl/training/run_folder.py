@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.checkpoints.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RESULT, list_damaged, list_published
 from speechssl.config.objective import drop_other_objectives
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
@@ -70,11 +70,8 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb; or the
             configuration that its checkpoints were made with is damaged or gone.
     """
-    # Here, since it brings torch along, which takes seconds: other verbs ask this module for names alone.
-    from speechssl.checkpoints.rotation import list_damaged, list_published
-
     stored = read_stored(folder)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     if stored is None and (list_published(checkpoints) or list_damaged(checkpoints)):
         raise ConfigError(
             f"`out` must hold the {CONFIG} of its run, but {folder} has checkpoints and no {CONFIG}: nothing can be "

@@ -18,7 +18,7 @@ from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
 from speechssl.corpora.table import TABLE_SUFFIXES, read_table
 from speechssl.corpora.table_advice import check_places
-from speechssl.data.audio_files import find_audio
+from speechssl.data.files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import TranscribeConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import remove, write_result

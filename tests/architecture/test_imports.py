@@ -17,8 +17,7 @@ LAYERS = (
     "corpora data model",
     "checkpoints inference",
     "interop objectives",
-    "checkpoints.header checkpoints.replacement checkpoints.rotation checkpoints.saver checkpoints.state "
-    "checkpoints.store checkpoints.validity evaluation report training",
+    "evaluation report training",
     "bench demo",
     "verbs",
     "cli",

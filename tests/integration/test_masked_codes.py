@@ -47,7 +47,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     stop_after(5)
     with pytest.raises(StoppedOnRequest):
         pretrain(manifests, tmp_path / "parts", **keys)
-    monkeypatch.setattr(masked_codes.targets, "fit_centroids", lambda *_: pytest.fail("k-means is fitted again"))
+    monkeypatch.setattr(masked_codes, "fit_centroids", lambda *_: pytest.fail("k-means is fitted again"))
     pretrain(manifests, tmp_path / "parts", **keys, **{"data.num_workers": workers})
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
     whole, parts = read_weights(tmp_path / "whole"), read_weights(tmp_path / "parts")

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 import speechssl
-from speechssl.data.inputs import scan_files
+from speechssl.data.files import scan_files
 from speechssl.data.manifest import Manifest, build_manifest, save_manifest
 from speechssl.errors import ConfigError, StoppedOnRequest
 from speechssl.training.metrics import MEASURED

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from speechssl.checkpoints.checksums import CHECKSUMS
-from speechssl.checkpoints.rotation import list_published
-from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
-from speechssl.checkpoints.store import MARGIN_BYTES, CheckpointStore
-from speechssl.checkpoints.validity import FILES, find_problem
+from speechssl.checkpoints.layout import list_published
+from speechssl.checkpoints.snapshot import Progress, Snapshot
+from speechssl.checkpoints.store import FILES, MARGIN_BYTES, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -24,6 +23,7 @@ from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
+from speechssl.training.state import TrainingState
 from tests.reliability.harness import ForkServer, Run, list_leftovers, list_unreadable, make_random
 
 

@@ -13,15 +13,15 @@ import safetensors.torch
 
 from speechssl.checkpoints.checksums import write_checksums
 from speechssl.checkpoints.model_folder import AVERAGED, CONFIG, WEIGHTS, read_card
-from speechssl.checkpoints.state import TrainingState
-from speechssl.checkpoints.store import CheckpointStore
-from speechssl.checkpoints.validity import STATE, TENSORS
+from speechssl.checkpoints.snapshot import STATE
+from speechssl.checkpoints.store import TENSORS, CheckpointStore
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage
 from speechssl.training.optim import FIELDS, build_optimizer
+from speechssl.training.state import TrainingState
 from tests.reliability.harness import KEYS, ForkServer, Run, find_differences, read_outcome
 from tests.reliability.jobs import finish
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechssl.checkpoints.rotation import list_published
-from speechssl.checkpoints.state import Progress, TrainingState
-from speechssl.checkpoints.store import CheckpointStore
-from speechssl.checkpoints.validity import find_problem
+from speechssl.checkpoints.layout import list_published
+from speechssl.checkpoints.snapshot import Progress
+from speechssl.checkpoints.store import CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.errors import CheckpointError
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
+from speechssl.training.state import TrainingState
 
 
 @pytest.fixture

@@ -17,11 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from speechssl.checkpoints.checksums import CHECKSUMS, write_checksums
 from speechssl.checkpoints.model_folder import build_untrained, find_checkpoint, read_card
-from speechssl.checkpoints.provenance import Provenance
 from speechssl.checkpoints.replacement import ASIDE
-from speechssl.checkpoints.state import Progress, Snapshot, TrainingState
-from speechssl.checkpoints.store import CheckpointStore
-from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
+from speechssl.checkpoints.snapshot import STATE, Progress, Provenance, Snapshot
+from speechssl.checkpoints.store import TENSORS, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -29,6 +27,7 @@ from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer, export_state, scale_gradients
+from speechssl.training.state import TrainingState
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def save_some(
     """Save updates 1, 2 and 3, each with its own number in a weight; `best` is the best so far from then on."""
     folders = []
     for update in (1, 2, 3):
-        objective.speech_model.backbone.mask_embedding.data.fill_(float(update))
+        objective.module.backbone.mask_embedding.data.fill_(float(update))
         progress = Progress(update, best_value=1.0, best_update=min(update, best))
         folders.append(store.save(take(objective, optimizer, progress), is_best=update <= best))
     return folders
@@ -150,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_counted_and_passed_over(
     store.load(found, state)
     assert state.progress.update == 2
     assert state.progress.damaged_checkpoints == 1
-    assert float(objective.speech_model.backbone.mask_embedding[0].detach()) == 2.0
+    assert float(objective.module.backbone.mask_embedding[0].detach()) == 2.0
     names = {path.name: path.resolve().name for path in (tmp_path / "checkpoints").iterdir() if path.is_symlink()}
     assert names == {"best": "update-0000002", "last": "update-0000002"}
     # The damaged one stays for a look until the next one is whole.

@@ -13,6 +13,7 @@ from speechssl.cli.verbs import VERBS
 from speechssl.cli.words import Request, escape, find_conf_folder, find_groups, read_words
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.model import MaskConfig, ModelConfig
+from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.verbs import DemoConfig, EmbedConfig, EvaluateConfig, PrepareConfig, PretrainConfig
 from speechssl.errors import ConfigError
 
@@ -210,17 +211,31 @@ def test_a_folder_of_ones_own_adds_presets(tmp_path: Path) -> None:
         compose("pretrain", words[:-1])
 
 
-def test_an_objective_is_chosen_and_its_keys_go_without_the_choice() -> None:
-    words = ["model=tiny", "data.train=x", "out=y"]
-    plain = compose("pretrain", [*words, "objective.num_negatives=50"])
-    assert (plain.objective.name, plain.objective.num_negatives, plain.objective.feature_penalty_weight) == (
-        "wav2vec2", 50, 1.0,
-    )  # fmt: skip
-    assert compose("pretrain", [*words, "objective=masked_codes"]).objective.name == "masked_codes"
-    with pytest.raises(ConfigError, match="`objective` must be one of masked_codes, wav2vec2, but 'foo' does not"):
-        compose("pretrain", [*words, "objective=foo"])
-    with pytest.raises(ConfigError, match="`objective.name` must be one of wav2vec2, masked_codes, but is 'foo'"):
-        compose("pretrain", [*words, "objective.name=foo"])
+def test_an_objective_brings_its_own_keys() -> None:
+    """A preset sets keys of several objectives, of which those of the chosen one count."""
+    words = ["model=small", "data.train=x", "out=y"]
+    chosen = compose("pretrain", [*words, "objective.num_negatives=50"])
+    assert type(chosen) is PretrainConfig
+    assert chosen.objective == ContrastiveConfig(num_negatives=50, feature_penalty_weight=1.0)
+    # The order of the words does not matter.
+    codes = compose("pretrain", [*words, "objective.num_codes=50", "objective=masked_codes"]).objective
+    assert isinstance(codes, MaskedCodesConfig)
+    assert (codes.targets, codes.num_codes, codes.feature_penalty_weight) == ("kmeans", 50, 1.0)
+
+
+def test_a_key_of_another_objective_is_unknown(tmp_path: Path) -> None:
+    for word, sentence in (
+        ("objective=foo", "`objective` must be one of masked_codes, wav2vec2, but 'foo' does not exist"),
+        ("objective.name=masked_codes", "`objective.name` must be left to the choice objective=…"),
+        ("objective.targets=kmeans", "a key of objective=wav2vec2, but belongs to objective=masked_codes"),
+        ("objective.num_negative=5", "is none; the nearest one is `objective.num_negatives`"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=sentence):
+            compose("pretrain", ["out=y", word])
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text("name: masked_codes\nnum_code: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="the configuration must compose, but Key 'num_code' not in"):
+        compose("pretrain", ["out=x", f"hydra.searchpath=[file://{tmp_path}]", "objective=mine"])
 
 
 TRAIN = ("pretrain", "model=tiny", "out=x")

@@ -6,7 +6,7 @@ import soundfile
 
 from speechssl.audio.reading import load_audio, read_info
 from speechssl.corpora.scan import Recording, find_cuts, find_quietest, scan_recordings
-from speechssl.data.audio_files import find_audio, make_ids
+from speechssl.data.files import find_audio, make_ids
 from speechssl.errors import DataError
 from tests.cases import each_case
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from speechssl.data.audio_files import find_audio, make_ids, walk_once
+from speechssl.data.files import find_audio, make_ids, walk_once
 from speechssl.errors import DataError
 from tests.cases import each_case
 

@@ -16,7 +16,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from speechssl.audio import waveform
 from speechssl.data.dataset import Example, ReadOptions
-from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
+from speechssl.data.loader import Batch, iterate_updates, pad_stack, stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError
@@ -159,7 +159,7 @@ def test_torchs_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     rows = [Example(name, np.ones(size, np.float32), None, None) for name, size in (("a", 16_000), ("b", 15_000))]
     plan = ForwardPlan(1, (SubBatch(0, 0, (0, 1), 0),), True)
-    batch = collate(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
+    batch = stack(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
     result = pin_memory(batch)
     assert isinstance(result, Batch) and equal(result, batch)
     tensors = [result.waveforms, result.membership, *result.inputs.values()]

@@ -11,7 +11,7 @@ import torch
 
 from speechssl.audio.reading import load_audio
 from speechssl.config.model import ModelConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.evaluation.probe_features import limit_source, pool_log_mel, pool_states, standardise
 from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from speechssl.config.model import ModelConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.embed import Embedder, choose_layers, embed, iterate_tables
 from speechssl.inference.embedding_files import write_embeddings

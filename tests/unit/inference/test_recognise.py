@@ -20,7 +20,6 @@ from speechssl.inference import recognise as recognition
 from speechssl.inference.decoding.beam import build_decoder
 from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
 from speechssl.inference.source import Source
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from tests.cases import each_case
@@ -40,7 +39,7 @@ class EchoModel(nn.Module):
     def logits(self, waveforms: Tensor, num_samples: Tensor | None) -> tuple[Tensor, Tensor]:
         self.calls.append((tuple(waveforms.shape), num_samples is None, self.training))
         lengths = torch.full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
-        frames = compute_num_frames(lengths, self.config.conv_kernels, self.config.conv_strides)
+        frames = self.config.count_frames(lengths)
         symbols = (waveforms[:, ::320][:, : int(frames.max())] * 64).round().long()
         return torch.nn.functional.one_hot(symbols, len(VOCABULARY)).float(), frames
 

@@ -15,7 +15,7 @@ import soundfile
 from torch import nn
 
 from speechssl.config.verbs import TranscribeConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.manifest import save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference.source import Source

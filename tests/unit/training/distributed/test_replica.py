@@ -84,12 +84,12 @@ def build_objectives(config: ModelConfig) -> Iterator[tuple[Objective, Batch, in
         network = replace(config, feature_gradient_scale=scale, layer_drop_prob=0.5)
         bench = BenchConfig(model=network, batch=2, seconds=1.0)
         contrastive = ContrastiveObjective(network, ContrastiveConfig(), seed=1, max_updates=10)
-        yield contrastive, next(make_batches(bench, contrastive.make_prepare()))[0], 1
+        yield contrastive, next(make_batches(bench, contrastive.make_collate()))[0], 1
         for prob in (0.0, 0.65):
             masked = replace(network, mask=replace(network.mask, prob=prob))
             model = SpeechModel(masked, build_vocabulary(TextConfig(), ()))
             ctc = CTCObjective(model, seed=1, frozen_updates=2)
-            batch = next(make_batches(replace(bench, job="ctc", model=masked), ctc.make_prepare()))[0]
+            batch = next(make_batches(replace(bench, job="ctc", model=masked), ctc.make_collate()))[0]
             yield from ((ctc, batch, update) for update in (2, 3))
 
 

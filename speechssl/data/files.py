@@ -1,4 +1,4 @@
-"""What `audio=` takes: a file, a folder, a glob, a manifest, or a text file that lists paths."""
+"""Which files are audio, what they are called, and what `audio=` takes: files, folders, globs, manifests, lists."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-import pyarrow.compute as pc
-
-from speechssl.audio.reading import AudioInfo, check_channel, read_info
-from speechssl.data.audio_files import find_audio, find_common, locate, make_ids, name_foreign, walk_once
+from speechssl.audio.reading import AUDIO_SUFFIXES, AudioInfo, read_info, suggest_ffmpeg
 from speechssl.data.left_out import LeftOut
-from speechssl.data.manifest import Manifest, Utterance, build_manifest, join_manifests, load_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, check_unique, join_manifests, load_manifest
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_bytes
+from speechssl.printable import is_storable
 
 MANIFEST_SUFFIXES = frozenset({".tsv", ".parquet"})
+
+FOREIGN_SUFFIXES = frozenset(
+    {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mkv", ".mov", ".avi", ".3gp", ".wv", ".ape", ".spx"}
+)
+"""Audio and video that libsndfile does not read; a folder that holds some is told so."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -52,7 +56,9 @@ def expand_audio(
     """
     if not audio:
         raise DataError(f"`{key}` must be files, folders, globs or a manifest, but is not given")
-    found = [_look_up(item, key) for item in audio]
+    found = [
+        load_manifest(item, key) if Path(item).suffix in MANIFEST_SUFFIXES else find_files(item, key) for item in audio
+    ]
     manifests = [item for item in found if isinstance(item, Manifest)]
     if channel and manifests:
         raise DataError(f"`channel` must be left out where `{key}` is a manifest, whose column channel says it")
@@ -67,22 +73,11 @@ def expand_audio(
     joined = manifests[0] if len(manifests) == 1 else join_manifests(manifests)
     if left_out is not None:
         left_out.require_others(len(joined))
-    _check_unique(joined, key)
+    check_unique(joined, key)
     order = _order_rows(found, places)
     if not keep_repeats:
         order = list(dict.fromkeys(order))
     return joined if order == list(range(len(joined))) else joined.select(order)
-
-
-def _check_unique(joined: Manifest, key: str) -> None:
-    """Make sure that no id is there twice, since results could not be told by it."""
-    if pc.count_distinct(joined.table.column("id")).as_py() < len(joined):
-        name, times = Counter(joined.column("id")).most_common(1)[0]
-        raise DataError(f"`{key}` must name each utterance once, but {name} is {times} times in {joined.source}")
-
-
-def _look_up(item: str, key: str) -> Manifest | list[Path]:
-    return load_manifest(item, key) if Path(item).suffix in MANIFEST_SUFFIXES else find_files(item, key)
 
 
 def _order_rows(found: Sequence[Manifest | list[Path]], places: Mapping[Path, int]) -> list[int]:
@@ -115,13 +110,10 @@ def find_files(item: str, key: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(item):
-        return _require_some(_match(item), f"`{key}` must match files, but the glob {item} matches none")
+        # Links that lead nowhere too, so that they are named.
+        files = [Path(name) for name in sorted(_expand(item)) if not os.path.isdir(name)]
+        return _require_some(files, f"`{key}` must match files, but the glob {item} matches none")
     raise DataError(f"`{key}` must name audio that is there, but {item} does not exist")
-
-
-def _match(pattern: str) -> list[Path]:
-    """Find the files that a glob matches, sorted; links that lead nowhere too, so that they are named."""
-    return [Path(name) for name in sorted(_expand(pattern)) if not os.path.isdir(name)]
 
 
 def _expand(pattern: str) -> set[str]:
@@ -167,23 +159,12 @@ def scan_files(files: Sequence[Path], key: str, left_out: LeftOut | None = None,
 
 def _examine(file: Path, key: str, channel: int) -> AudioInfo | DataError:
     """Count the samples of a file, or give the error that says why it cannot be used."""
-    if not _is_utf8(file):
+    if not is_storable(os.fspath(file)):
         return DataError(f"`{key}` must have paths in UTF-8, but has {str(file)!r}")
     try:
-        info = read_info(file)
-        check_channel(file, info.num_channels, channel)
+        return read_info(file, channel)
     except DataError as error:
         return error
-    return info
-
-
-def _is_utf8(path: Path) -> bool:
-    """Say whether a manifest, which is in UTF-8, can hold a path."""
-    try:
-        os.fspath(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_list(path: Path, key: str) -> list[Path]:
@@ -203,3 +184,98 @@ def _require_some(files: list[Path], message: str) -> list[Path]:
     if not files:
         raise DataError(message)
     return files
+
+
+def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Search a folder in depth, links to folders included once: beside the folder itself they give way to it.
+
+    Folders inside it that cannot be read, such as `lost+found`, are counted in a warning.
+
+    Returns:
+        the files that look like audio, and those that look like audio or video which libsndfile does not read; both
+        sorted by their path as text.
+
+    Raises:
+        DataError: the folder itself cannot be read.
+    """
+    found: list[Path] = []
+    foreign: list[Path] = []
+    closed: list[OSError] = []
+    for place, files in walk_once(folder, closed):
+        suffixes = [(name, os.path.splitext(name)[1].lower()) for name in files]
+        found += [Path(place, name) for name, suffix in suffixes if suffix in AUDIO_SUFFIXES]
+        foreign += [Path(place, name) for name, suffix in suffixes if suffix in FOREIGN_SUFFIXES]
+    if closed:
+        first = closed[0]
+        if first.filename == os.fspath(folder):
+            refuse_folder(first)
+        message = "left out: %d folders that cannot be read, such as %s (%s)"
+        _logger.warning(message, len(closed), first.filename, first.strerror)
+    return sorted(found, key=os.fspath), sorted(foreign, key=os.fspath)
+
+
+def walk_once(folder: str | os.PathLike[str], closed: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder in depth with the names of its files, links to folders included, each folder once.
+
+    Args:
+        folder: where to begin.
+        closed: gets the errors of folders that cannot be read.
+    """
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
+        # The system lists folders in an order of its own, and the first way to one gives its files their names.
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield os.fspath(place), files
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Turn the system's reason for not listing a folder into a sentence; what lies in it would be missed.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(f"{error.filename} must be readable, but is not: {error.strerror}") from error
+
+
+def find_common(files: Sequence[Path]) -> Path:
+    """Find the deepest folder that holds all files, given by absolute paths."""
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
+def make_ids(files: Sequence[Path]) -> list[str]:
+    """Name files: the one rule for ids, whichever way the files were named.
+
+    An id is the path from the deepest folder that holds all the files, without its suffix. Where it would be that of
+    another file, or another file's path with its suffix, it keeps the suffix, so that no two are alike.
+
+    Args:
+        files: distinct absolute paths.
+    """
+    root = find_common(files) if files else Path("/")
+    below = [file.relative_to(root) for file in files]
+    names, stems = [path.as_posix() for path in below], [path.with_suffix("").as_posix() for path in below]
+    alike, taken = Counter(stems), set(names)
+    return [
+        name if alike[stem] > 1 or (stem in taken and stem != name) else stem
+        for name, stem in zip(names, stems, strict=True)
+    ]
+
+
+def name_foreign(foreign: Sequence[Path]) -> str:
+    """Say how files that libsndfile does not read become files that it does; empty where there are none."""
+    if not foreign:
+        return ""
+    command = suggest_ffmpeg(foreign[0])
+    return f": {len(foreign)} files such as {foreign[0].name} must be converted first, each with {command}"
+
+
+def locate(file: Path) -> Path:
+    """Make a path absolute by the names it was given by, links too; where `..` follows a link, by what it points to."""
+    plain = Path(os.path.abspath(file))
+    # Not Path.resolve, which raises where links go in a circle; reading such a file says so in a sentence.
+    return plain if plain.exists() and os.path.samefile(plain, file) else Path(os.path.realpath(file))

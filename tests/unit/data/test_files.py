@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 import speechssl
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import save_manifest
 from speechssl.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.training.small_batch import compute_published_lr, describe_departure
+from speechssl.objectives.small_batch import compute_published_lr, describe_departure
 
 
 def make_training(update_s: float, lr: float) -> TrainingConfig:
