@@ -96,7 +96,6 @@ class Pool:
     count: int = 0
     total: Tensor | None = None
     squares: Tensor | None = None
-    largest: Tensor | None = None
     pieces: list[FloatArray] = field(default_factory=list)
 
     def add(self, frames: Tensor) -> None:
@@ -104,11 +103,11 @@ class Pool:
         if self.pooling == "frames":
             self.pieces.append(frames.float().cpu().numpy())
             return
-        self.count += len(frames)
         if self.pooling == "max":
             peak = frames.max(0).values.double()
-            self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
+            self.total = peak if self.total is None else torch.maximum(self.total, peak)
             return
+        self.count += len(frames)
         total = frames.sum(0, dtype=torch.float64)
         self.total = total if self.total is None else self.total + total
         if self.pooling == "statistics":
@@ -119,14 +118,12 @@ class Pool:
         """Give (1, D'), or (T, D) for `frames`: float32."""
         if self.pooling == "frames":
             return np.concatenate(self.pieces)
-        if self.largest is not None:
-            return self.largest.float().cpu().numpy()[None]
         assert self.total is not None, "no frames"
-        mean = self.total / self.count
+        pooled = self.total if self.pooling == "max" else self.total / self.count
         if self.squares is not None:
-            deviation = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-            mean = torch.cat([mean, deviation])
-        return mean.float().cpu().numpy()[None]
+            deviation = (self.squares / self.count - pooled.square()).clamp(min=0).sqrt()
+            pooled = torch.cat([pooled, deviation])
+        return pooled.float().cpu().numpy()[None]
 
 
 @dataclass(frozen=True)

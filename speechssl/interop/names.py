@@ -96,7 +96,6 @@ def list_names(config: ModelConfig, kind: str) -> list[str]:
     """List our names of all weights that a model has.
 
     Args:
-        config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
     """
     # All blocks are alike, and building 48 of them takes a second.
@@ -117,8 +116,6 @@ def respell(
     Args:
         weights: by the names in the file.
         family: `huggingface`, `torchaudio` or `fairseq`.
-        where: file or folder, for errors.
-        key: the key that errors name.
         wrappers: prefixes to strip, in any order and number.
 
     Raises:
@@ -152,11 +149,8 @@ def take_weights(
 
     Args:
         source: by the family's names.
-        config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
         family: `huggingface`, `torchaudio` or `fairseq`.
-        where: file or folder, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: names are missing or left over, or a projection between equal widths does something.

@@ -40,7 +40,6 @@ def read_labels(path: Path, plain: dict[str, Any], ours: dict[str, Any], num_row
         plain: what it says beside its weights, as plain values.
         ours: from `read_extra`.
         num_rows: outputs of the head.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: there are none, or they do not fit the head.

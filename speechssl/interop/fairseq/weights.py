@@ -37,7 +37,6 @@ def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
         path: of the `.pt` file. A fine-tuned model's labels are read from the dictionary in it, as fairseq writes it
             since 2021, or from dict.ltr.txt beside it; without both they are LibriSpeech's, with a warning, where
             the file has 32 outputs and was trained on data in a folder of that name.
-        key: the key that errors name.
 
     Returns:
         The model; float16 weights become float32.
@@ -74,7 +73,6 @@ def write_fairseq(model: SpeechModel, path: Path, update: int = 0) -> None:
         model: a pretraining model or a recogniser.
         path: of the file. The labels of a recogniser are written to dict.ltr.txt beside it, which fairseq wants in
             its data folder.
-        update: how far the training had come.
 
     Raises:
         CheckpointError: fairseq has no model for it: one without heads, or labels that are no dictionary of fairseq's.
