@@ -159,15 +159,12 @@ def _read_rows(recording: Recording, channel: int) -> list[Utterance] | Unreadab
         return Unreadable(recording.path, f"{recording.path!r} must have a name in UTF-8, but has not")
     except DataError as error:
         return Unreadable(recording.path, str(error))
-    make = partial(_make_row, recording, info.sample_rate, channel)
-    if not is_long:
-        return [make(recording.id, 0, info.num_samples)]
-    return [make(f"{recording.id}-part{n:04d}", start, end) for n, (start, end) in enumerate(pairwise(cuts))]
-
-
-def _make_row(recording: Recording, sample_rate: int, channel: int, name: str, start: int, end: int) -> Utterance:
+    names = [f"{recording.id}-part{number:04d}" if is_long else recording.id for number in range(len(cuts) - 1)]
     speaker, text = recording.speaker, recording.text
-    return Utterance(name, recording.path, sample_rate, end - start, start, speaker, text, channel)
+    return [
+        Utterance(name, recording.path, info.sample_rate, end - start, start, speaker, text, channel)
+        for name, (start, end) in zip(names, pairwise(cuts), strict=True)
+    ]
 
 
 def _add_columns(manifest: Manifest, owners: Sequence[Recording]) -> Manifest:
