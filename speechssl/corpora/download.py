@@ -62,10 +62,10 @@ ARCHIVES = {
 """The sums of https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt, the sizes of www.openslr.org/12."""
 
 MARGIN = 1.1
-"""So many times the published size of an archive is fetched before it is called another one."""
+"""A download may be at most this many times the published size, which is rounded."""
 
 MAX_RATIO, ROOM = 2, 1 << 20
-"""An archive unpacks to at most so many times its own size and these bytes: FLAC does not compress a second time."""
+"""An archive may unpack to at most this many times its own size, plus these bytes: FLAC does not compress further."""
 
 MAX_LENGTH_DIGITS = 15
 
@@ -163,7 +163,7 @@ def _extract(archive: Path, part: str, scratch: Path) -> None:
 
 
 class _Limited:
-    """A stream that ends with an error after so many bytes."""
+    """A stream that raises an error after `limit` bytes."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self._stream, self._limit, self._left = stream, limit, limit
@@ -229,7 +229,9 @@ def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
     except (ConnectionError, http.client.HTTPException) as error:
         why = shorten(error)
         if is_last:
-            raise DataError(f"{url} must be within reach, but is not ({why}); the same command goes on") from error
+            raise DataError(
+                f"{url} must be reachable, but is not ({why}); the same command resumes the download"
+            ) from error
         _logger.warning("%s: %s; trying again", url, why)
     return False
 

@@ -58,7 +58,7 @@ def read_sidecar(file: Path) -> str | None:
 
 
 def drop_sample_numbers(texts: Sequence[str | None], files: Sequence[Path]) -> list[str | None]:
-    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin and which nobody says.
+    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin.
 
     Args:
         texts: transcripts, where there are some.

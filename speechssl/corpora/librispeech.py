@@ -131,7 +131,7 @@ def _name_left_out(folders: Sequence[Path], recordings: Mapping[str, Sequence[Re
 
 
 def _is_named_as_published(split: Path) -> bool:
-    """Say whether the first audio file that comes to hand is called SPEAKER-CHAPTER-…, after its folders."""
+    """Say whether the first audio file found is called SPEAKER-CHAPTER-…, after its folders."""
     file = next(_list_audio(split), None)
     return file is not None and file.name.startswith(f"{file.parents[1].name}-{file.parent.name}-")
 

@@ -1,4 +1,4 @@
-"""Parts of a corpus: nested subsets of so many minutes, and a share that is held out for validation."""
+"""Parts of a corpus: nested subsets of given lengths, and a share that is held out for validation."""
 
 from __future__ import annotations
 

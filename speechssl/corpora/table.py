@@ -53,16 +53,16 @@ SUFFIXES = ("", ".wav", ".flac", ".mp3", ".opus", ".ogg")
 """What may be missing behind the paths of a table."""
 
 MAX_FOLDERS = 100
-"""So many folders beside a table are searched for its files."""
+"""At most this many folders beside a table are searched for its files."""
 
 MAX_DEPTH = 8
-"""So many folders of a path from elsewhere are kept at most."""
+"""At most this many folders of a path from another machine are tried."""
 
 MAX_FIELDS = 20
 """Most columns that a table without a header has."""
 
 MAX_SHOWN = 60
-"""So many characters of a row stand in a sentence."""
+"""An error quotes at most this many characters of a row."""
 
 _logger = logging.getLogger("speechssl")
 
@@ -320,7 +320,7 @@ def _read_first_line(table: Path) -> str:
 
 
 def _is_value(field: str) -> bool:
-    """Say whether a field is hardly a column's name: a file, a number, an id with digits, or a sentence."""
+    """Say whether a field looks like a value rather than a column's name: a file, a number, an id with digits, or a sentence."""
     return _has_audio_suffix(field) or bool(re.search(r"\d[-_/.]\d|^\s*[\d.]+\s*$", field)) or len(field.split()) > 4
 
 
@@ -329,7 +329,7 @@ def _has_audio_suffix(field: str) -> bool:
 
 
 def _rename(table: Path) -> str:
-    """Name the table that a command shall write beside the old one."""
+    """Name the new table that the suggested command writes beside the old one."""
     return str(table.with_name(f"{table.stem}-named.csv"))
 
 
