@@ -19,7 +19,6 @@ from speechssl.config.training import TrainingConfig
 from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch, collate_nothing
 from speechssl.devices import autocast
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
 from speechssl.objectives.protocol import Metrics, Objective
@@ -210,7 +209,7 @@ def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> Trainin
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
-        num_frames = compute_num_frames(num_samples, network.frame_kernels, network.frame_strides)
+        num_frames = network.count_frames(num_samples)
         head = 2.0 * num_frames * network.model_dim * len(vocabulary)
         return rows * count_row(network, num_samples, head, kept=keep_share(network))
 

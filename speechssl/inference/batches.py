@@ -18,9 +18,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.sampler import round_up
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.inference.windows import plan_windows
-from speechssl.model.evaluating import as_evaluating
-from speechssl.model.lengths import compute_receptive_field
-from speechssl.model.speech_model import SpeechModel
+from speechssl.model.speech_model import SpeechModel, as_evaluating
 from speechssl.progress import track
 
 R = TypeVar("R")
@@ -69,7 +67,7 @@ def run_model(
         DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
     """
     lengths = source.lengths
-    long_enough = np.flatnonzero(lengths >= compute_receptive_samples(model))
+    long_enough = np.flatnonzero(lengths >= model.config.receptive_field)
     limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
 
     def run() -> Iterator[tuple[int, R]]:
@@ -100,7 +98,7 @@ def _run_windows(
     model: SpeechModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
 ) -> R:
     """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
-    windows = plan_windows(len(waveform), window, compute_receptive_samples(model))
+    windows = plan_windows(len(waveform), window, model.config.receptive_field)
     rows = max(1, limit // window)
 
     def pieces() -> Iterator[list[Tensor]]:
@@ -111,11 +109,6 @@ def _run_windows(
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
 
     return reduce(pieces())
-
-
-def compute_receptive_samples(model: SpeechModel) -> int:
-    """Compute how many samples one frame sees, which audio must have at least."""
-    return compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
 
 
 def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Utterance
 from speechssl.errors import ConfigError
-from speechssl.inference.batches import CHUNK_BATCHES, compute_receptive_samples, run_model
+from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.source import Audio, FloatArray, Source, find_source
 from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.speech_model import Frames, SpeechModel
@@ -163,7 +163,7 @@ class Embedder:
         Raises:
             DataError: an utterance is shorter than one frame, or a file is damaged, and the source leaves none out.
         """
-        source.leave_out_short(compute_receptive_samples(self.model))
+        source.leave_out_short(self.model.config.receptive_field)
         # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
         chunk = 1 if self.pooling == "frames" else CHUNK_BATCHES
         return run_model(
@@ -201,7 +201,7 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
         starts, ends = np.array([begin]), np.array([begin + utterance.duration_s])
         if embedder.pooling == "frames":
             starts = begin + FRAME_S * np.arange(len(array))
-            ends = starts + compute_receptive_samples(embedder.model) / SAMPLE_RATE
+            ends = starts + embedder.model.config.receptive_field / SAMPLE_RATE
         count, path = len(array), str(utterance.path) if utterance.path.name else None
         columns = [[utterance.id] * count, [path] * count, [utterance.speaker] * count, [name] * count]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])

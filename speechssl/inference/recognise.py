@@ -14,7 +14,7 @@ from speechssl.config.decoding import DecodingConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.inference.batches import CHUNK_BATCHES, compute_receptive_samples, run_model
+from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.beam import Decode, build_decoder
 from speechssl.inference.source import Audio, Source, find_source
 from speechssl.model.speech_model import SpeechModel
@@ -117,7 +117,7 @@ def iterate_texts(
     """
     vocabulary = require_recogniser(model)
     decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
-    short = np.flatnonzero(source.lengths < compute_receptive_samples(model)).tolist()
+    short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s", len(short), names)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
-from speechssl.model.feature_encoder import scale_gradient
-from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, compute_num_frames, make_valid_mask
+from speechssl.model.layers import scale_gradient
+from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, make_valid_mask
 
 FFT_SAMPLES = 512
 """The window is padded to this with zeros, half on each side."""
@@ -44,8 +44,8 @@ class LogMelEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.gradient_scale, self.is_trained = config.feature_gradient_scale, config.feature_gradient_scale > 0
-        self.kernels, self.strides = tuple(config.frame_kernels), tuple(config.frame_strides)
         # Fixed, and made from the configuration: a checkpoint has no need of them.
         self.register_buffer("window", make_window(), persistent=False)
         self.register_buffer("filters", make_mel_filters(config.num_mels), persistent=False)
@@ -73,13 +73,13 @@ class LogMelEncoder(nn.Module):
             hold no meaning. A row's valid frames do not depend on its batch: statistics are those of its own valid
             bands, and convolutions see zeros beyond its end as if it were alone.
         """
-        num_bands = None if num_samples is None else compute_num_frames(num_samples, self.kernels[:1], self.strides[:1])
+        num_bands = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
         power = compute_mel_power(waveforms, self.filters, self.window)
         x = normalize_bands(power.clamp(min=LOG_FLOOR).log(), num_bands)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             for conv in self.convs.children():
                 x = F.gelu(conv(_silence(x, num_bands)))
-        num_frames = None if num_samples is None else compute_num_frames(num_samples, self.kernels, self.strides)
+        num_frames = None if num_samples is None else self.config.count_frames(num_samples)
         return scale_gradient(x.transpose(1, 2), self.gradient_scale), num_frames
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config.model import ModelConfig
-from speechssl.model.cpu.dropout import Dropout
+from speechssl.model.layers import Dropout
 from speechssl.model.lengths import make_valid_mask
 from speechssl.model.quantizer import GumbelQuantizer
 from speechssl.model.wav2vec2 import Features, Wav2Vec2

@@ -129,7 +129,7 @@ class Teacher:
         check(
             0 <= self.layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", self.layer
         )
-        shape, wanted = (own.frame_kernels, own.frame_strides), (config.frame_kernels, config.frame_strides)
+        shape, wanted = own.frame_windows, config.frame_windows
         check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
         knows_level = own.normalize_waveform or not config.normalize_waveform
         must = "a model that takes normalised waveforms, as `model` does"

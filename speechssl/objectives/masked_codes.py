@@ -18,7 +18,7 @@ from speechssl.config.objective import MaskedCodesConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
-from speechssl.model.lengths import compute_num_frames, compute_receptive_field, make_valid_mask
+from speechssl.model.lengths import make_valid_mask
 from speechssl.model.pretraining import find_masked, gather_frames, measure_features
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.codes import (
@@ -99,8 +99,7 @@ class CodesCollate:
         if self.projection is None:
             x = describe_by_mfcc(waveform, self.config, self.task)[wanted]
         else:
-            field = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
-            x = stack_log_mel(waveform, len(wanted), field, self.task.stack_frames)[wanted]
+            x = stack_log_mel(waveform, len(wanted), self.config.receptive_field, self.task.stack_frames)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
@@ -263,9 +262,8 @@ def describe_all(
 
 def describe_by_mfcc(waveform: FloatArray, config: ModelConfig, task: MaskedCodesConfig) -> Tensor:
     """Compute what k-means clusters where there is no teacher: (N,) → (T, 39)."""
-    kernels, strides = config.frame_kernels, config.frame_strides
-    num_frames, field = compute_num_frames(len(waveform), kernels, strides), compute_receptive_field(kernels, strides)
-    return compute_mfcc(waveform, num_frames, field, task.subtract_mean)
+    num_frames = config.count_frames(len(waveform))
+    return compute_mfcc(waveform, num_frames, config.receptive_field, task.subtract_mean)
 
 
 def _sum_loss(logits: Tensor, codes: Tensor, valid: Tensor) -> Tensor:

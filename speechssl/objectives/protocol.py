@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from speechssl.config.model import ModelConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch, Collate, collate_nothing
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import BoolArray, sample_masks
 from speechssl.model.speech_model import SpeechModel
 from speechssl.seeds import make_rng
@@ -152,9 +151,7 @@ class Beginning:
 
 def draw_masks(examples: Sequence[Example], config: ModelConfig, rng: np.random.Generator) -> list[BoolArray]:
     """Draw the mask of each row of a sub-batch: (T,) bool, True where masked."""
-    kernels, strides = config.frame_kernels, config.frame_strides
-    num_frames = [compute_num_frames(len(example.waveform), kernels, strides) for example in examples]
-    return sample_masks(num_frames, config.mask, rng)
+    return sample_masks([config.count_frames(len(example.waveform)) for example in examples], config.mask, rng)
 
 
 def draw_kept_layers(model: SpeechModel, seed: int, update: int) -> Tensor | None:

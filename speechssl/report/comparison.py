@@ -1,54 +1,48 @@
-"""Several runs side by side: first figures of each, their results, the curves, and what differs in their settings."""
+"""Several runs side by side: their results, the curves, and what differs in their settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from speechssl.report.curves import Curve, draw_curves, make_curve
+from speechssl.report.charts import Series, choose_style, make_series, plot
+from speechssl.report.content import Figure, Section, Table, format_value
 from speechssl.report.facts import flatten
-from speechssl.report.html import (
-    escape,
-    format_number,
-    format_percent,
-    format_value,
-    make_figure,
-    make_section,
-    make_table,
-)
-from speechssl.report.learning_curve import make_learning_curve
-from speechssl.report.pretraining import find_latest, predicts_codes
+from speechssl.report.learning_curve import Named, make_learning_curve
+from speechssl.report.pretraining import MASKED, find_latest, find_loss
 from speechssl.report.run_folder import KINDS, RunFolder
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric that runs of a kind are compared by; `is_codes` where it is of one task of pretraining alone."""
+    """One metric that runs of a kind are compared by; `loss` where it means the same in runs of one task alone."""
 
-    kind: str
     name: str
     title: str
     unit: str
-    from_zero: bool
-    higher_is_better: bool = False
-    describe: Callable[[float], str] = format_number
-    is_codes: bool | None = None
+    loss: str = ""
+    factor: float = 1.0
+    from_zero: bool = True
 
     def is_of(self, run: RunFolder) -> bool:
         """Say whether a run's value means what the metric says."""
-        return self.is_codes is None or self.is_codes == predicts_codes(run)
+        return not self.loss or self.loss == find_loss(run)
 
 
-METRICS = (
-    Metric("pretrain", "loss_contrastive", "Contrastive loss", "bits a masked frame", False),
-    Metric("pretrain", "loss_codes", "Code loss", "bits a masked frame", False),
-    Metric("pretrain", "accuracy", "Accuracy", "share of masked frames", True, True, format_percent, False),
-    Metric("pretrain", "accuracy", "Accuracy of codes", "share of masked frames", True, True, format_percent, True),
-    Metric("finetune", "wer", "Word error rate", "%", True),
-    Metric("finetune", "cer", "Character error rate", "%", True),
-    Metric("finetune", "loss", "CTC loss", "nats an utterance", True),
-)
+METRICS = {
+    "pretrain": (
+        Metric("loss_contrastive", "Contrastive loss", MASKED, from_zero=False),
+        Metric("loss_codes", "Code loss", MASKED, from_zero=False),
+        Metric("accuracy", "Accuracy", "% of masked frames", "loss_contrastive", 100),
+        Metric("accuracy", "Accuracy of codes", "% of masked frames", "loss_codes", 100),
+    ),
+    "finetune": (
+        Metric("wer", "Word error rate", "%"),
+        Metric("cer", "Character error rate", "%"),
+        Metric("loss", "CTC loss", "nats an utterance"),
+    ),
+}
 
 UNLIKE = 0.01
 """Runs whose hours an update differ by more than this share have a second chart, over the hours."""
@@ -57,24 +51,21 @@ UNTOLD = frozenset({"out", "overwrite"})
 """Keys of which nobody needs to read that they differ."""
 
 
-def make_comparison(
-    runs: Sequence[RunFolder], names: Sequence[str], cards: Sequence[str], probes: Sequence[RunFolder] = ()
-) -> str:
-    """Lay out a card for each run; results, charts and differences of those that can be compared.
-
-    Args:
-        runs: the runs of the page.
-        names: what the page calls them.
-        cards: HTML of each run's card.
-        probes: folders of `probe`, for the learning curve of pretraining runs.
-    """
-    items = "".join(f"<li>{card}</li>" for card in cards)
-    page = f'<ol class="cards">{items}</ol>'
-    for kind in ("pretrain", "finetune"):
-        chosen = [(run, name) for run, name in zip(runs, names, strict=True) if run.kind == kind]
-        page += _compare(chosen, kind) if len(chosen) > 1 else ""
-        page += make_learning_curve(chosen, probes) if len(chosen) > 1 and kind == "pretrain" else ""
-    return page
+def make_comparison(runs: Sequence[Named], probes: Sequence[RunFolder] = ()) -> list[Section]:
+    """Compare the runs of one kind: figures, charts, differences; probes are drawn beside pretraining runs."""
+    sections = []
+    for kind, metrics in METRICS.items():
+        chosen = [(run, name) for run, name in runs if run.kind == kind]
+        if len(chosen) > 1:
+            title = f"{KINDS[kind]}, side by side"
+            tables = [Figure("", table, is_wide=True) for table in _tabulate(chosen, metrics)]
+            sections.append(Section(title, tables + [f for metric in metrics for f in _draw(chosen, metric, "update")]))
+            # Where an update is the same amount of speech in all runs, the hours would only draw the same curves again.
+            by_hours = [f for metric in metrics for f in _draw(chosen, metric, "hours_seen")]
+            is_told = by_hours and not _hear_alike([run for run, _ in chosen])
+            sections += [Section(f"{KINDS[kind]}, by hours heard", by_hours)] if is_told else []
+            sections += make_learning_curve(chosen, probes) if kind == "pretrain" else []
+    return sections
 
 
 def find_config_differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[Any]]]:
@@ -88,55 +79,34 @@ def find_config_differences(runs: Sequence[RunFolder]) -> list[tuple[str, list[A
     ]
 
 
-def _compare(chosen: Sequence[tuple[RunFolder, str]], kind: str) -> str:
-    runs, names = [run for run, _ in chosen], [name for _, name in chosen]
-    metrics = [metric for metric in METRICS if metric.kind == kind]
-    by_update = "".join(_draw_metric(chosen, metric, "update") for metric in metrics)
-    # Where an update is the same amount of speech in all runs, the hours would only draw the same curves again.
-    by_hours = "" if _hear_alike(runs) else "".join(_draw_metric(chosen, metric, "hours_seen") for metric in metrics)
-    tables = _tabulate_results(chosen, metrics) + _tabulate_differences(runs, names)
-    return (
-        make_section(f"{KINDS[kind]}, side by side", by_update)
-        + make_section(f"{KINDS[kind]}, by hours heard", by_hours)
-        + make_section(f"{KINDS[kind]}, in figures", tables, css="tables")
-    )
-
-
-def _draw_metric(chosen: Sequence[tuple[RunFolder, str]], metric: Metric, x_name: str) -> str:
+def _draw(chosen: Sequence[Named], metric: Metric, x_name: str) -> list[Figure]:
+    """Draw one metric of all runs that have it; [] where only one does."""
     split = _choose_split(chosen, metric)
-    curves = _make_curves(chosen, metric, split, x_name)
+    curves: list[Series] = []
+    for number, (run, name) in enumerate(chosen):
+        rows = [row for row in run.select(split) if isinstance(row.get(metric.name), int | float) and x_name in row]
+        x, y = [row[x_name] for row in rows], [metric.factor * row[metric.name] for row in rows]
+        smooth = split == "train"
+        curve = make_series(name, x=x, y=y, smooth=smooth, band=False, **choose_style(number)) if metric.is_of(run) else None
+        curves += [curve] if curve is not None else []
     if len(curves) < 2:
-        return ""
-    choose = max if metric.higher_is_better else min
-    best = choose(curves, key=lambda curve: _find_best(curve, choose))
-    note = f"The best value is that of {escape(best.label)}." if split == "valid" else ""
-    label = "update" if x_name == "update" else "hours"
-    picture = draw_curves(curves, from_zero=metric.from_zero, describe=metric.describe, x_name=label)
-    where = "held out" if split == "valid" else "training"
-    return make_figure(f"{metric.title}, {where}", picture, note, metric.unit)
+        return []
+    note = _name_best(curves, metric) if split == "valid" else ""
+    title = f"{metric.title}, {'held out' if split == 'valid' else 'training'}"
+    x_label = "update" if x_name == "update" else "hours of speech heard"
+    return plot(title, metric.unit, curves, note, x_label=x_label, from_zero=metric.from_zero)
 
 
-def _find_best(curve: Curve, choose: Callable[..., Any]) -> float:
-    """Find the best value after the first update, or the only one before it."""
-    learned = curve.y[curve.x > 0]
-    return float(choose(learned if len(learned) else curve.y))
+def _name_best(curves: Sequence[Series], metric: Metric) -> str:
+    """Name the run with the best value after the first update: before it nothing was learned."""
+    choose = max if metric.name == "accuracy" else min
+    learned = [(float(choose(curve.y[curve.x > 0])), curve.label) for curve in curves if (curve.x > 0).any()]
+    return f"The best value is that of {choose(learned)[1]}." if learned else ""
 
 
-def _choose_split(chosen: Sequence[tuple[RunFolder, str]], metric: Metric) -> str:
+def _choose_split(chosen: Sequence[Named], metric: Metric) -> str:
     validated = sum(metric.is_of(run) and find_latest(run, "valid", metric.name) is not None for run, _ in chosen)
     return "valid" if validated > 1 else "train"
-
-
-def _make_curves(chosen: Sequence[tuple[RunFolder, str]], metric: Metric, split: str, x_name: str) -> list[Curve]:
-    made = []
-    for number, (run, name) in enumerate(chosen):
-        if not metric.is_of(run):
-            continue
-        rows = [row for row in run.select(split) if isinstance(row.get(metric.name), int | float) and x_name in row]
-        style = f"c{number % 5 + 1}" + (" soft" if number >= 5 else "")
-        x, y = [row[x_name] for row in rows], [row[metric.name] for row in rows]
-        made.append(make_curve(name, style, x, y, smooth=split == "train", band=False))
-    return [curve for curve in made if curve is not None]
 
 
 def _hear_alike(runs: Sequence[RunFolder]) -> bool:
@@ -148,30 +118,20 @@ def _hear_alike(runs: Sequence[RunFolder]) -> bool:
     return not rates or max(rates) <= (1 + UNLIKE) * min(rates)
 
 
-def _tabulate_results(chosen: Sequence[tuple[RunFolder, str]], metrics: Sequence[Metric]) -> str:
-    """Put the last figures of each run side by side; a column that no run has is left out."""
-    columns: dict[str, list[Any]] = {
+def _tabulate(chosen: Sequence[Named], metrics: Sequence[Metric]) -> list[Table]:
+    """Put the last figures of each run side by side, without columns that no run has, and what differs in their keys."""
+    columns = {
         "updates": [run.last("train", "update") for run, _ in chosen],
         "hours heard": [run.last("train", "hours_seen") for run, _ in chosen],
     }
     for metric in metrics:
         split = _choose_split(chosen, metric)
         values = [find_latest(run, split, metric.name) if metric.is_of(run) else None for run, _ in chosen]
-        columns[f"{metric.title}, {metric.unit}"] = values
+        columns[f"{metric.title}, {metric.unit}"] = [v if v is None else metric.factor * v for v in values]
     columns["skipped updates"] = [run.last("train", "skipped_updates") for run, _ in chosen]
     kept = {title: values for title, values in columns.items() if any(value is not None for value in values)}
-    rows = [[name, *(_write(values[k]) for values in kept.values())] for k, (_, name) in enumerate(chosen)]
+    rows = [[name, *(values[k] for values in kept.values())] for k, (_, name) in enumerate(chosen)]
     caption = "Last figures: held out, or where runs have no validation the median of the last 20 updates"
-    return make_table(["run", *kept], rows, caption=caption, numeric=range(1, 1 + len(kept)))
-
-
-def _tabulate_differences(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
-    rows = [[key, *map(_write, values)] for key, values in find_config_differences(runs)]
-    if not rows:
-        return "<p>Their configurations are the same.</p>"
-    return make_table(["key", *names], rows, caption="What differs in their configurations")
-
-
-def _write(value: Any) -> str:
-    """Write a value as it was typed: 0.001, not 0.001000."""
-    return f"{value:.4g}" if isinstance(value, float) and 1e-4 <= abs(value) < 1e4 else format_value(value)
+    differences = [[key, *map(format_value, row)] for key, row in find_config_differences([run for run, _ in chosen])]
+    caption2 = "What differs in their configurations" if differences else "Their configurations are the same."
+    return [Table(["run", *kept], rows, caption), Table(["key", *(name for _, name in chosen)], differences, caption2)]

@@ -1,13 +1,71 @@
-"""The sections of an evaluation: its error rates, the commonest errors, speakers, and transcripts."""
+"""What a recogniser writes: error rates, the commonest errors, and transcripts word under word with their sound."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from speechssl.report.html import Stat, escape, format_number, make_figure, make_section, make_table
+import numpy as np
+
+from speechssl.data.manifest import load_manifests
+from speechssl.errors import SpeechSSLError
+from speechssl.report.content import Bars, Figure, Section, Stat, Table, Verdict, format_number
 from speechssl.report.run_folder import RunFolder
-from speechssl.report.transcripts import choose_some, draw_confusions, draw_transcripts, read_transcripts
+from speechssl.report.sounds import Sounds, read_waveform
+
+NUM_WORST, NUM_SPREAD, NUM_ERRORS, NUM_SPEAKERS = 4, 6, 12, 20
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One utterance: what was said, what the model wrote, and its sound as a data URI."""
+
+    id: str
+    speaker: str
+    reference: str
+    hypothesis: str
+    sound: str | None = None
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Both texts word by word, aligned with the fewest edits (jiwer); '' for a word that is not there."""
+        import jiwer
+
+        said, heard = self.reference.split(), self.hypothesis.split()
+        if not said or not heard:
+            return [(word, "") for word in said] + [("", word) for word in heard]
+        pairs: list[tuple[str, str]] = []
+        for chunk in jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]:
+            before = said[chunk.ref_start_idx : chunk.ref_end_idx]
+            after = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            length = max(len(before), len(after))
+            pairs += zip(before + [""] * (length - len(before)), after + [""] * (length - len(after)), strict=True)
+        return pairs
+
+    @property
+    def num_errors(self) -> int:
+        """Word errors."""
+        return sum(said != written for said, written in self.pairs)
+
+    @property
+    def verdict(self) -> str:
+        """How many of its words are wrong, in words."""
+        words = len(self.reference.split())
+        if self.num_errors == 0:
+            return "every word right"
+        return f"{self.num_errors} of {words} words wrong" if words else f"{self.num_errors} added"
+
+
+@dataclass(frozen=True)
+class Gloss:
+    """Transcripts as a gloss: where a word is wrong, what was written stands under what was said."""
+
+    macro: ClassVar[str] = "gloss"
+    transcripts: Sequence[Transcript]
 
 
 def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
@@ -15,33 +73,101 @@ def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
     stats = []
     for key, name in (("wer", "word error rate"), ("cer", "character error rate")):
         if isinstance(run.result.get(key), (int, float)):
-            interval = describe_interval(run.result.get(f"{key}_interval"))
-            stats.append(Stat(f"{run.result[key]:.1f} %", name, interval))
+            stats.append(Stat(f"{run.result[key]:.1f} %", name, describe_interval(run.result.get(f"{key}_interval"))))
     for key, name in (("num_utterances", "utterances"), ("num_words", "words")):
         if isinstance(run.result.get(key), int):
             stats.append(Stat(format_number(run.result[key]), name))
-    checkpoint = run.result.get("checkpoint")
-    of = f" of {escape(checkpoint)}" if checkpoint else ""
-    return f"Word and character error rates{of}, as sums over the whole test set{describe_decoding(run)}.", stats
+    beam, how = run.result.get("beam"), ""
+    if run.result.get("decoding") == "beam" and isinstance(beam, dict):
+        lm = f"the n-gram {beam['lm']}" if beam.get("lm") else "no language model"
+        how = f", decoded with a beam of {beam.get('beam_width')} and {lm}"
+    return f"Word and character error rates, as sums over the whole test set{how}.", stats
 
 
-def make_evaluation(run: RunFolder) -> str:
-    """Draw the worst and some other utterances, the commonest errors, and each speaker's rate."""
+def judge_evaluation(run: RunFolder) -> Verdict:
+    """Say whether the error rates mean something."""
+    wer, interval = run.result.get("wer"), run.result.get("wer_interval")
+    if not isinstance(wer, (int, float)):
+        return Verdict("open", "No error rate", "The folder holds transcripts without their result.")
+    text = f"{wer:.1f} of 100 words are wrong, left out or added"
+    empty = run.result.get("num_empty")
+    text += f"; {format_number(empty)} utterances came out empty" if isinstance(empty, int) and empty else ""
+    if wer >= 99:
+        return Verdict("bad", "Hardly a word is right", f"{text}.")
+    if isinstance(interval, dict) and not interval.get("reliable", True):
+        return Verdict("doubt", "A rough figure", f"{text}. The interval is over too few {interval.get('unit')}s.")
+    return Verdict("good", "Measured", f"{text}.")
+
+
+def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
+    """Show the worst and some other utterances, the commonest errors, and each speaker's rate."""
     transcripts = read_transcripts(run)
-    worst = draw_transcripts(transcripts[:4], "The worst utterances", "Those with the most word errors.")
-    others = choose_some(transcripts[4:])
-    spread = draw_transcripts(others, "From bad to good", "Utterances at equal distances in the order of their errors.")
-    errors = draw_confusions(transcripts, run.confusions) + _draw_speakers(run)
-    return make_section("Where the errors are", errors) + make_section("Transcripts", worst + spread)
+    worst = add_sounds(transcripts[:NUM_WORST], run.test_sets, sounds)
+    note = "Utterances at equal distances in the order of their errors."
+    figures = show(worst, "The worst utterances", "Those with the most word errors.")
+    figures += show(choose_some(transcripts[NUM_WORST:]), "From bad to good", note)
+    sections = (Section("Where the errors are", count_errors(transcripts, run.confusions) + _tabulate_speakers(run)),
+                Section("Transcripts", figures))  # fmt: skip
+    return [section for section in sections if section.figures]
 
 
-def describe_decoding(run: RunFolder) -> str:
-    """Say how the texts were read off the frames; '' for greedy decoding."""
-    beam = run.result.get("beam")
-    if run.result.get("decoding") != "beam" or not isinstance(beam, dict):
-        return ""
-    lm = f" and the n-gram {escape(beam['lm'])}" if beam.get("lm") else " and no language model"
-    return f", decoded with a beam of {escape(beam.get('beam_width'))}{lm}"
+def read_transcripts(run: RunFolder) -> list[Transcript]:
+    """Read utterances.tsv in its order, worst first; [] where it is not there or has other columns."""
+    rows = [row for row in run.utterances if {"id", "reference", "hypothesis"} <= set(row)]
+    names = ("id", "speaker", "reference", "hypothesis")
+    return [Transcript(*(_unescape(row.get(name) or "") for name in names)) for row in rows]
+
+
+def choose_some(transcripts: list[Transcript]) -> list[Transcript]:
+    """Choose a few at equal distances in the order they have."""
+    places = np.unique(np.linspace(0, len(transcripts) - 1, min(NUM_SPREAD, len(transcripts))).round())
+    return [transcripts[int(k)] for k in places]
+
+
+def add_sounds(transcripts: Sequence[Transcript], manifests: Sequence[str], sounds: Sounds) -> list[Transcript]:
+    """Give utterances their sound, where the manifests and the files are still there."""
+    if not transcripts or not manifests or not all(Path(path).is_file() for path in manifests):
+        return list(transcripts)
+    try:
+        manifest = load_manifests(list(manifests), key="data.test")
+        places = {name: index for index, name in enumerate(manifest.column("id"))}
+        return [
+            replace(item, sound=sounds.encode(read_waveform(manifest, places[item.id]))) if item.id in places else item
+            for item in transcripts
+        ]
+    except SpeechSSLError:
+        # Files that have moved since: the texts stand without their sound.
+        return list(transcripts)
+
+
+def show(transcripts: Sequence[Transcript], title: str, note: str) -> list[Figure]:
+    """Make the figure of some transcripts; [] without any."""
+    return [Figure(title, Gloss(transcripts), note, is_wide=True)] if transcripts else []
+
+
+def count_errors(transcripts: Sequence[Transcript], stored: Sequence[dict[str, str]]) -> list[Figure]:
+    """Draw the commonest errors of words, and of letters where a table of them is stored.
+
+    Args:
+        transcripts: utterances whose words are counted where no table is stored.
+        stored: rows of confusions.tsv: unit, kind, reference, hypothesis, count.
+    """
+    counts: dict[str, Counter[tuple[str, str]]] = {"word": Counter(), "letter": Counter()}
+    for row in stored:
+        if row.get("unit") in counts and {"reference", "hypothesis", "count"} <= set(row):
+            counts[row["unit"]][row["reference"], row["hypothesis"]] = int(row["count"])
+    if not counts["word"]:
+        counts["word"].update(pair for item in transcripts for pair in item.pairs if pair[0] != pair[1])
+    figures = []
+    for unit, counted in counts.items():
+        kinds: Counter[str] = Counter()
+        for (said, written), number in counted.items():
+            kinds["left out" if not written else "added" if not said else "written as another"] += number
+        total = ", ".join(f"{format_number(number)} {kind}" for kind, number in kinds.most_common())
+        note = f"What was said → what was written. In all: {total}."
+        bars = Bars(counted.most_common(NUM_ERRORS))
+        figures += [Figure(f"Commonest {unit} errors", bars, note)] if counted else []
+    return figures
 
 
 def describe_interval(interval: Any) -> str:
@@ -56,7 +182,7 @@ def describe_interval(interval: Any) -> str:
     return f"95 %: {low:.1f} to {high:.1f}{over}{doubt}"
 
 
-def _draw_speakers(run: RunFolder) -> str:
+def _tabulate_speakers(run: RunFolder) -> list[Figure]:
     """Tabulate each speaker's word error rate, from the counts in utterances.tsv."""
     words: Counter[str] = Counter()
     errors: Counter[str] = Counter()
@@ -65,8 +191,15 @@ def _draw_speakers(run: RunFolder) -> str:
             words[row["speaker"]] += int(row["num_words"])
             errors[row["speaker"]] += int(row["word_errors"])
     if len(words) < 2:
-        return ""
-    order = sorted(words, key=lambda speaker: -errors[speaker] / max(words[speaker], 1))
-    rows = [[s, format_number(words[s]), f"{100 * errors[s] / max(words[s], 1):.1f}"] for s in order[:20]]
+        return []
+    rates = {speaker: 100 * errors[speaker] / max(words[speaker], 1) for speaker in words}
+    worst = sorted(rates, key=lambda speaker: -rates[speaker])[:NUM_SPEAKERS]
+    rows = [(speaker, words[speaker], round(rates[speaker], 1)) for speaker in worst]
     note = f"The {len(rows)} of {len(words)} speakers with the most errors a word." if len(words) > len(rows) else ""
-    return make_figure("By speaker", make_table(("speaker", "words", "WER %"), rows, numeric=(1, 2)), note)
+    return [Figure("By speaker", Table(("speaker", "words", "WER %"), rows), note)]
+
+
+def _unescape(text: str) -> str:
+    r"""Undo the escapes of a tab-separated file: `\t`, `\n`, `\r` and `\\`."""
+    letters = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([tnr\\])", lambda match: letters[match[1]], text)

@@ -7,21 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from speechssl.config.knobs import list_keys
-from speechssl.report.html import escape, format_value, make_table
+from speechssl.report.content import Table, format_value
 from speechssl.report.run_folder import SCHEMAS, RunFolder
 
 
-def make_facts(run: RunFolder) -> str:
-    """Lay the tables out, each in a fold that opens on a click; '' where there is nothing to tell."""
-    folds = [
-        _make_fold("Final figures", _tabulate_metrics(run)),
-        _make_fold("Result", _tabulate(run.result, ("key", "value"))),
-        _make_fold("Configuration that differs from the published BASE", _tabulate_differences(run)),
-        _make_fold("Environment", _tabulate(run.environment, ("what", "value"))),
-        _make_fold("Whole configuration", _tabulate(run.config, ("key", "value"))),
-    ]
-    content = "".join(folds)
-    return f'<section class="facts"><h3>Facts</h3>{content}</section>' if content else ""
+def make_facts(run: RunFolder) -> list[tuple[str, Table]]:
+    """Give the tables of a run with their titles; those with nothing to tell are left out."""
+    changed = [(path, format_value(value), "must be given" if default == "???" else format_value(default), unit)
+               for path, value, default, unit in find_differences(run)]  # fmt: skip
+    splits = [run.select(name)[-1] for name in ("train", "valid") if run.select(name)]
+    names = dict.fromkeys(key for row in splits for key in row if key != "split")
+    head = ["metric", *({"train": "training", "valid": "held out"}[row["split"]] for row in splits)]
+    last = [[name, *(format_value(row[name]) if name in row else "" for row in splits)] for name in names]
+    tables = {
+        "Final figures": Table(head, last),
+        "Result": _tabulate(run.result),
+        "Configuration that differs from the published BASE": Table(("key", "here", "default", "unit"), changed),
+        "Environment": _tabulate(run.environment),
+        "Whole configuration": _tabulate(run.config),
+    }
+    return [(title, table) for title, table in tables.items() if table.rows]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,30 +55,7 @@ def find_differences(run: RunFolder) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
-def _tabulate_differences(run: RunFolder) -> str:
-    rows = [
-        (path, format_value(value), "must be given" if default == "???" else format_value(default), unit)
-        for path, value, default, unit in find_differences(run)
-    ]
-    return make_table(("key", "here", "default", "unit"), rows) if rows else ""
-
-
-def _tabulate_metrics(run: RunFolder) -> str:
-    """Put the last line of each split side by side."""
-    splits = [(name, run.select(name)[-1]) for name in ("train", "valid") if run.select(name)]
-    names = list(dict.fromkeys(key for _, row in splits for key in row if key != "split"))
-    if not names:
-        return ""
-    head = ["metric", *("training" if name == "train" else "held out" for name, _ in splits)]
-    rows = [[name, *(format_value(row[name]) if name in row else "" for _, row in splits)] for name in names]
-    return make_table(head, rows, numeric=range(1, len(head)))
-
-
-def _tabulate(values: Mapping[str, Any], head: tuple[str, str]) -> str:
+def _tabulate(values: Mapping[str, Any]) -> Table:
     """Tabulate plain values; tables inside (lists of mappings) have pictures of their own and are left to the file."""
     plain = {k: v for k, v in flatten(values).items() if not (isinstance(v, list) and v and isinstance(v[0], Mapping))}
-    return make_table(head, [(key, format_value(value)) for key, value in plain.items()]) if plain else ""
-
-
-def _make_fold(title: str, table: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{table}</details>" if table else ""
+    return Table(("key", "value"), [(key, format_value(value)) for key, value in plain.items()])

@@ -1,10 +1,11 @@
-"""The learning curve: contrastive accuracy and probe scores against hours of speech heard, beside published BASE."""
+"""The learning curve: accuracy and probe scores against hours of speech heard, beside published BASE."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ import numpy as np
 from speechssl.checkpoints.layout import RESULT
 from speechssl.errors import DataError
 from speechssl.parsing import read_json
-from speechssl.report.curves import Curve, Mark, draw_curves, make_curve
-from speechssl.report.html import THIN_SPACE, escape, format_hours, format_number, format_percent, make_figure
-from speechssl.report.html import make_section as wrap_section
-from speechssl.report.pretraining import predicts_codes
+from speechssl.report.charts import Series, choose_style, make_series, plot
+from speechssl.report.content import THIN_SPACE, Figure, Section, format_hours, format_percent
+from speechssl.report.pretraining import find_loss
 from speechssl.report.probe import find_measure, list_baselines
 from speechssl.report.run_folder import Row, RunFolder, load_run
-from speechssl.report.svg import Level
 
 _logger = logging.getLogger("speechssl")
 
@@ -42,42 +41,26 @@ TASK = {
 AGREES = 0.05
 """Baselines of several probes that differ by less, in percentage points, are one line."""
 
+NEAR = 0.01
+"""From this share of the first published point's hours on, the points are drawn without being asked for."""
+
 Named = tuple[RunFolder, str]
+AXIS: dict[str, Any] = {"x_label": "hours of speech heard", "log_x": True, "from_zero": True, "is_wide": True}
 
 
-def make_learning_curve(runs: Sequence[Named], probes: Sequence[RunFolder]) -> str:
-    """Draw the curves of some pretraining runs over hours heard; '' where none has heard anything.
+def make_learning_curve(runs: Sequence[Named], probes: Sequence[RunFolder]) -> list[Section]:
+    """Draw the curves of some pretraining runs over hours heard; [] where none has heard anything.
 
     Args:
         runs: pretraining runs, with what the page calls them.
         probes: folders of `probe`; one counts for the run whose folder, or a checkpoint inside, it was given.
     """
-    curves = [_make_accuracy(run, name, number, len(runs) == 1) for number, (run, name) in enumerate(runs)]
-    figures = "".join(_draw_accuracy(runs, curves, is_codes) for is_codes in (False, True))
+    figures = [figure for loss in ("loss_contrastive", "loss_codes") for figure in _draw_accuracy(runs, loss)]
     if not figures:
-        return ""
+        return []
     for measure, what in (("accuracy", "Speaker identification"), ("eer", "Speaker verification")):
         figures += _draw_probes(runs, [probe for probe in probes if find_measure(probe) == measure], measure, what)
-    return wrap_section("Learning curve", figures)
-
-
-def _draw_accuracy(runs: Sequence[Named], curves: Sequence[Curve | None], is_codes: bool) -> str:
-    """Draw the accuracy of the runs of one task; '' where there is none. Naming codes has no published points."""
-    chosen = [(pair, curve) for pair, curve in zip(runs, curves, strict=True) if predicts_codes(pair[0]) == is_codes]
-    marks = [Mark(n * HOURS_AN_UPDATE, share, f"{n // 1000}k") for n, share in PUBLISHED_ACCURACY if not is_codes]
-    options: dict[str, Any] = {"log_x": True, "from_zero": True, "x_name": "hours", "marks": marks}
-    picture = draw_curves([curve for _, curve in chosen], describe=format_percent, **options)
-    if not picture:
-        return ""
-    unit = "share of masked frames, held out, by hours of speech heard"
-    if is_codes:
-        note = "How often the true code of a masked frame scores highest. With other codes it means something else."
-        return make_figure("Accuracy of codes", picture, note, unit, "wide")
-    legend = (
-        '<p class="legend"><span class="key ref">BASE, replicated on LibriSpeech 960 h, at so many updates</span></p>'
-    )
-    note = _explain([pair for pair, _ in chosen])
-    return make_figure("Contrastive accuracy", legend + picture, note, unit, "wide")
+    return [Section("Learning curve", figures)]
 
 
 def gather_probes(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -92,17 +75,13 @@ def gather_probes(runs: Sequence[RunFolder]) -> list[RunFolder]:
 def find_probed_hours(run: RunFolder, probe: RunFolder) -> float | None:
     """Find how much speech the probed checkpoint of a run had heard; None where it is none of this run's.
 
-    A probe names its checkpoint as it was typed, so a relative one is looked for from where the report is made, and
-    its update (older probes: that in the checkpoint's name).
+    A probe names its checkpoint as it was typed, and its update (older probes: that in the checkpoint's name).
     """
     named = probe.result.get("checkpoint")
-    if not isinstance(named, str) or not Path(named).exists():
+    if not run.holds(named):
         return None
     # `best` is a link, and where it points now is not what it pointed to then.
-    path, home = Path(named).absolute(), run.path.resolve()
-    if home not in (path.resolve(), *path.resolve().parents):
-        return None
-    in_name = re.fullmatch(r"update-(\d+)", path.name)
+    in_name = re.fullmatch(r"update-(\d+)", Path(str(named)).name)
     update = probe.result.get("update", int(in_name[1]) if in_name else None)
     heard = {row["update"]: row["hours_seen"] for split in ("valid", "train") for row in _list_heard(run, split)}
     return heard.get(update)
@@ -122,88 +101,88 @@ def _list_heard(run: RunFolder, split: str) -> list[Row]:
     return [row for row in run.select(split) if isinstance(row.get("hours_seen"), float) and row["hours_seen"] > 0]
 
 
-def _make_accuracy(run: RunFolder, name: str, number: int, is_alone: bool) -> Curve | None:
+def _draw_accuracy(runs: Sequence[Named], loss: str) -> list[Figure]:
+    """Draw the accuracy of the runs of one task. The published points are of contrastive accuracy alone."""
+    chosen = [(number, pair) for number, pair in enumerate(runs) if find_loss(pair[0]) == loss]
+    curves = [_make_accuracy(run, name, number) for number, (run, name) in chosen]
+    if not any(curves):
+        return []
+    if loss == "loss_codes":
+        note = "How often the true code of a masked frame scores highest. With other codes it means something else."
+        return plot("Accuracy of codes", "% of masked frames", curves, note, **AXIS)
+    named = [pair for _, pair in chosen]
+    hours = max((row["hours_seen"] for run, _ in named for row in _list_heard(run, "train")), default=0.0)
+    is_near = hours > NEAR * PUBLISHED_ACCURACY[0][0] * HOURS_AN_UPDATE
+    x, y = np.array(PUBLISHED_ACCURACY).T * [[HOURS_AN_UPDATE], [100]]
+    published = Series("BASE, replicated on LibriSpeech 960 h", "ink", x, y, kind="points", is_shown=is_near)
+    note = _explain(named, hours, is_near)
+    return plot("Contrastive accuracy", "% of masked frames", [*curves, published], note, **AXIS)
+
+
+def _make_accuracy(run: RunFolder, name: str, number: int) -> Series | None:
     """Make a run's curve: held out, or where it has no validation that of training, averaged."""
-    rows = {split: [row for row in _list_heard(run, split) if "accuracy" in row] for split in ("valid", "train")}
+    rows = {split: [row for row in _list_heard(run, split) if row.get("accuracy") is not None] for split in ("valid", "train")}
     split = "valid" if rows["valid"] else "train"
-    x, y = [row["hours_seen"] for row in rows[split]], [row["accuracy"] for row in rows[split]]
+    x, y = [row["hours_seen"] for row in rows[split]], [100 * row["accuracy"] for row in rows[split]]
     label = name if split == "valid" else f"{name}, training"
-    style = "valid" if is_alone else _choose_style(number)
-    return make_curve(label, style, x, y, smooth=split == "train", band=False)
+    return make_series(label, x=x, y=y, smooth=split == "train", band=False, **choose_style(number))
 
 
-def _choose_style(number: int) -> str:
-    return f"c{number % 5 + 1}" + (" soft" if number >= 5 else "")
-
-
-def _explain(runs: Sequence[Named]) -> str:
-    """Say what the diamonds are, how far the runs are from them, and what makes them another task."""
-    first = PUBLISHED_ACCURACY[0][0] * HOURS_AN_UPDATE
-    heard = max((row["hours_seen"] for run, _ in runs for row in _list_heard(run, "train")), default=0.0)
+def _explain(runs: Sequence[Named], hours: float, is_near: bool) -> str:
+    """Say what the published points are, how far the runs are from them, and what makes them another task."""
+    share = format_percent(hours / (PUBLISHED_ACCURACY[0][0] * HOURS_AN_UPDATE), 2)
     parts = [
-        "The diamonds are BASE on LibriSpeech 960 h as NVIDIA replicated it (means of 8 seeds, spread ±0.01), at the "
-        f"published {HOURS_AN_UPDATE:g} hours of audio an update; they are a guide for the same task only: with "
-        "another codebook, mask or number of negatives K the same accuracy means something else."
-    ]
-    others = [(name, _list_differences(run)) for run, name in runs]
-    for name, differences in others:
-        if differences:
-            who = "This run" if len(runs) == 1 else name
-            parts.append(f"{escape(who)} is not comparable with them: {escape(', '.join(differences))}.")
-    if not any(differences for _, differences in others):
-        parts.append(f"{'This run has' if len(runs) == 1 else 'These runs have'} the codebook, mask and K of BASE.")
-    if heard < first:
-        share = format_percent(heard / first, 2)
-        parts.append(f"{format_hours(heard)} have been heard, {share} of what the first diamond stands for.")
-    return " ".join(parts)
+        "The points are BASE on LibriSpeech 960 h as NVIDIA replicated it (means of 8 seeds, spread ±0.01) after 50k, "
+        f"100k, 200k and 400k updates, at the published {HOURS_AN_UPDATE:g} hours of audio an update. They are a guide "
+        "for the same task only: with another codebook, mask or number of negatives the same accuracy means something "
+        "else.",
+        "" if is_near else f"They lie far to the right ({format_hours(hours)} are {share} of the first one) until a "
+        "click on their name shows them.",
+    ]  # fmt: skip
+    for run, name in runs:
+        values = {key: run.get_config(key, standard) for key, standard in TASK.items()}
+        others = [f"{key}={values[key]:g} (BASE {TASK[key]:g})" for key in TASK if values[key] != TASK[key]]
+        parts += [f"{name} is not comparable with them: {', '.join(others)}."] if others else []
+    return " ".join(part for part in parts if part)
 
 
-def _list_differences(run: RunFolder) -> list[str]:
-    """List the keys that make a run's task another than BASE's."""
-    values = {key: run.get_config(key, standard) for key, standard in TASK.items()}
-    return [f"{key}={values[key]:g} (BASE {TASK[key]:g})" for key in TASK if values[key] != TASK[key]]
-
-
-def _draw_probes(runs: Sequence[Named], probes: Sequence[RunFolder], measure: str, what: str) -> str:
-    """Draw the scores of probes of one task; '' where none is of a checkpoint of these runs."""
+def _draw_probes(runs: Sequence[Named], probes: Sequence[RunFolder], measure: str, what: str) -> list[Figure]:
+    """Draw the scores of probes of one task; [] where none is of a checkpoint of these runs."""
     curves, drawn = [], []
     for number, (run, name) in enumerate(runs):
         found = [(hours, probe) for probe in probes if (hours := find_probed_hours(run, probe)) is not None]
-        found = sorted(found, key=lambda pair: pair[0])
-        scored = [(hours, probe) for hours, probe in found if isinstance(probe.result.get(measure), (int, float))]
-        style = "valid" if len(runs) == 1 else _choose_style(number)
-        curve = make_curve(name, style, [h for h, _ in scored], [float(p.result[measure]) for _, p in scored])
-        curves.append(_add_intervals(curve, [p for _, p in scored], measure))
+        scored = [pair for pair in found if isinstance(pair[1].result.get(measure), (int, float))]
+        scored.sort(key=lambda pair: pair[0])
+        x, y = [hours for hours, _ in scored], [float(probe.result[measure]) for _, probe in scored]
+        curves.append(_add_intervals(make_series(name, x=x, y=y, **choose_style(number)), [p for _, p in scored], measure))
         drawn += [probe for _, probe in scored]
-    levels = _find_levels(drawn)
-    picture = draw_curves(curves, levels, from_zero=True, log_x=True, x_name="hours")
     note = (
         "A small probe on the frozen features of the checkpoint that had heard so much, learned mix of layers; "
         f"{'lower' if measure == 'eer' else 'higher'} is better, the band is the 95{THIN_SPACE}% interval. Dotted "
         "lines are what needs no pretraining. Scores with other speakers, utterances or probes are not comparable."
     )
-    unit = f"{'equal error rate' if measure == 'eer' else 'accuracy'} in %, by hours of speech heard"
-    return make_figure(what, picture, note, unit, "wide") if picture else ""
+    unit = f"{'equal error rate' if measure == 'eer' else 'accuracy'}, %"
+    return plot(what, unit, curves, note, _find_levels(drawn), **AXIS)
 
 
-def _add_intervals(curve: Curve | None, probes: Sequence[RunFolder], measure: str) -> Curve | None:
+def _add_intervals(curve: Series | None, probes: Sequence[RunFolder], measure: str) -> Series | None:
     """Give a curve the probes' intervals as its band, where all have one."""
     intervals = [probe.result.get(f"{measure}_interval") or {} for probe in probes]
     ends = [(interval.get("low"), interval.get("high")) for interval in intervals]
     if curve is None or len(curve.x) != len(ends) or any(end is None for pair in ends for end in pair):
         return curve
     low, high = np.array(ends, dtype=np.float64).T
-    return Curve(curve.label, curve.style, curve.x, curve.y, low, high)
+    return replace(curve, low=low, high=high)
 
 
-def _find_levels(probes: Sequence[RunFolder]) -> list[Level]:
+def _find_levels(probes: Sequence[RunFolder]) -> list[tuple[str, float]]:
     """Find the baselines on which all the probes agree, within rounding."""
     figures: dict[str, list[float]] = {}
     for probe in probes:
         for name, value in list_baselines(probe):
             figures.setdefault(name, []).append(value)
     return [
-        Level(values[0], f"{name}, {format_number(values[0])} %")
+        (name, values[0])
         for name, values in figures.items()
         if len(values) == len(probes) and max(values) - min(values) <= AGREES
     ]

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from speechssl.audio.reading import SAMPLE_RATE, load_audio
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
 from speechssl.report.run_folder import RunFolder
 
@@ -62,13 +61,6 @@ def load_live(run: RunFolder) -> Live:
     return Live(load_model(str(run.path), weights=weights), load_manifests(paths, key=key), held_out)
 
 
-def read_waveform(manifest: Manifest, index: int, longest_s: float) -> FloatArray:
-    """Read one utterance, or its first `longest_s` seconds: (N,) at 16 kHz."""
-    row = manifest[index]
-    num_samples = min(row.num_samples, int(longest_s * row.sample_rate))
-    return load_audio(row.path, row.offset, num_samples, row.sample_rate, row.channel)
-
-
 def choose_evenly(candidates: Sequence[int], number: int) -> list[int]:
     """Choose `number` of some indices at equal distances, so that the choice is always the same."""
     if len(candidates) <= number:
@@ -80,7 +72,7 @@ def choose_evenly(candidates: Sequence[int], number: int) -> list[int]:
 def list_long_enough(live: Live, shortest_s: float = 0.0) -> list[int]:
     """List the rows that last at least so long, and in any case one frame."""
     config = live.model.config
-    least = max(compute_receptive_field(config.frame_kernels, config.frame_strides), round(shortest_s * SAMPLE_RATE))
+    least = max(config.receptive_field, round(shortest_s * SAMPLE_RATE))
     return [int(index) for index in np.flatnonzero(live.manifest.num_samples_16k >= least)]
 
 

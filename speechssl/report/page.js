@@ -1,47 +1,146 @@
-// Shows the values under the pointer on every chart of curves. The page is complete without it.
+// Draws the curves with uPlot, sorts tables and plays sounds. Without it the page still says its words and numbers.
 "use strict";
-const round = (value) => {
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const SMALL_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+const raise = (n) => (n < 0 ? "⁻" : "") + [...String(Math.abs(n))].map((digit) => SMALL_DIGITS[digit]).join("");
+const write = (value) => {
   const size = Math.abs(value);
-  return size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  if (size !== 0 && (size < 1e-3 || size >= 1e7)) {
+    const [mantissa, exponent] = value.toExponential(1).split("e");
+    return `${mantissa.replace(/\.0$/, "")}×10${raise(Number(exponent))}`;
+  }
+  return Number(value.toPrecision(4)).toLocaleString("en").replace(/,/g, "\u202f");
 };
-const nearest = (places, x) => places.reduce((best, place, k) => (Math.abs(place - x) < Math.abs(places[best] - x) ? k : best), 0);
 
-for (const svg of document.querySelectorAll("svg[data-chart]")) {
-  const chart = JSON.parse(svg.dataset.chart);
-  const [left, top, right, bottom] = chart.plot;
-  const placeOf = (value) => (chart.log ? Math.log10(value) : value);
-  const [first, last] = chart.x.map(placeOf);
-  const write = (value) => (chart.percent ? `${round(100 * value)} %` : round(value));
-  const cursor = svg.querySelector(".cursor");
-  const tip = document.createElement("div");
-  tip.className = "tip";
-  tip.hidden = true;
-  svg.parentNode.append(tip);
+function arrange(chart, logX, logY) {
+  // One column for x and one for each curve and edge of a band; a logarithmic axis has no place for 0.
+  const kept = chart.x.map((x, k) => k).filter((k) => !logX || chart.x[k] > 0);
+  const column = (values) => kept.map((k) => (logY && values[k] <= 0 ? null : values[k]));
+  const data = [column(chart.x).map((x, k) => chart.x[kept[k]])];
+  const series = [{ label: chart.xLabel, value: (u, x) => (x == null ? "" : write(x)) }];
+  const bands = [];
+  for (const one of chart.series) {
+    const stroke = colour(one.style);
+    const values = column(one.y);
+    const last = values.findLast((y) => y != null);
+    const isPoints = one.kind === "points";
+    const isBars = one.kind === "bars";
+    const own = series.push({
+      label: one.label, stroke, show: one.shown, spanGaps: true,
+      width: isPoints ? 0 : one.kind === "thin" ? 1.2 : one.style === "train" ? 1.6 : 2,
+      dash: one.kind === "thin" ? (one.style === "ink" ? [2, 4] : [5, 4]) : undefined,
+      fill: isBars ? stroke : undefined,
+      paths: isBars ? uPlot.paths.bars({ size: [0.75, 60] }) : undefined,
+      points: { show: isPoints || (one.kind === "line" && values.filter((y) => y != null).length <= 30), size: isPoints ? 8 : 6, stroke, fill: stroke },
+      value: (u, y) => write(y ?? last ?? NaN),
+    }) - 1;
+    data.push(values);
+    if (!one.low) continue;
+    for (const edge of [one.high, one.low]) {
+      series.push({ class: "edge", show: one.shown, spanGaps: true, width: 0, points: { show: false }, auto: isPoints });
+      data.push(column(edge));
+    }
+    series[own].edges = [own + 1, own + 2];
+    bands.push({ series: [own + 1, own + 2], fill: `${stroke}30` });
+  }
+  return { data, series, bands };
+}
 
-  const show = (event) => {
-    const box = svg.getBoundingClientRect();
-    const scale = svg.viewBox.baseVal.width / box.width;
-    const place = Math.min(Math.max((event.clientX - box.left) * scale, left), right);
-    const along = first + ((place - left) / (right - left)) * (last - first);
-    const at = chart.log ? 10 ** along : along;
-    const finest = chart.curves.reduce((a, b) => (b.x.length > a.x.length ? b : a));
-    const update = finest.x[nearest(finest.x, at)];
-    const x = left + ((placeOf(update) - first) / (last - first)) * (right - left);
-    for (const [name, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom]]) cursor.setAttribute(name, value);
-    cursor.style.visibility = "visible";
-    tip.textContent = "";
-    const lines = [`${chart.name} ${round(update)}`];
-    for (const curve of chart.curves) lines.push(`${curve.label}: ${write(curve.y[nearest(curve.x, update)])}`);
-    for (const line of lines) tip.append(Object.assign(document.createElement("div"), { textContent: line }));
-    tip.hidden = false;
-    const beside = x / scale + 10;
-    tip.style.left = `${beside + tip.offsetWidth > box.width ? Math.max(x / scale - tip.offsetWidth - 10, 0) : beside}px`;
+function draw(holder, state) {
+  const { chart } = holder;
+  const { data, series, bands } = arrange(chart, state.logX, state.logY);
+  const ink = colour("soft");
+  const rule = { stroke: colour("rule"), width: 1 };
+  const font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  const axis = (label, size, space) => ({
+    label, labelSize: label ? 18 : 0, labelGap: 0, labelFont: font, font, size, space, gap: 4, stroke: ink,
+    grid: rule, ticks: { show: false }, values: (u, splits) => splits.map((value) => (value == null ? "" : write(value))),
+  });
+  const options = {
+    width: holder.clientWidth, height: chart.small ? 170 : 250, series, bands, padding: [10, 12, 0, 0],
+    cursor: { drag: { x: true, y: true, uni: 30 }, hover: { skip: [null] }, points: { size: 7 } },
+    scales: {
+      x: { time: false, distr: state.logX ? 3 : 1 },
+      y: state.logY ? { distr: 3 } : {
+        range: (u, low, high) => {
+          if (low == null) return [0, 1];
+          const bottom = chart.zero ? Math.min(low, 0) : low;
+          const pad = 0.06 * (high - bottom) || 0.1 * Math.abs(high) || 1;
+          return [chart.zero && bottom === 0 ? 0 : bottom - pad, high + pad];
+        },
+      },
+    },
+    axes: [axis(chart.xLabel, 26, 60), axis(chart.yLabel, 48, 34)],
+    hooks: {
+      setSeries: [(u, k, { show }) => {
+        if (show != null) for (const edge of u.series[k]?.edges ?? []) u.setSeries(edge, { show });
+      }],
+    },
   };
-  const hide = () => {
-    tip.hidden = true;
-    cursor.style.visibility = "hidden";
+  holder.uplot?.destroy();
+  holder.uplot = new uPlot(options, data, holder);
+}
+
+const holders = [...document.querySelectorAll(".plot")];
+for (const holder of holders) {
+  const chart = (holder.chart = JSON.parse(holder.querySelector("script").textContent));
+  const state = { logX: chart.logX, logY: false };
+  holder.draw = () => draw(holder, state);
+  const tools = Object.assign(document.createElement("p"), { className: "tools" });
+  for (const [key, text] of [["logX", "log x"], ["logY", "log y"]]) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    button.title = "Logarithmic scale. Drag over the chart to zoom, double-click to go back.";
+    button.setAttribute("aria-pressed", state[key]);
+    button.addEventListener("click", () => {
+      state[key] = !state[key];
+      button.setAttribute("aria-pressed", state[key]);
+      holder.draw();
+    });
+    tools.append(button);
+  }
+  holder.append(tools);
+  holder.classList.add("drawn");
+  new ResizeObserver(() => {
+    if (!holder.clientWidth) return;
+    if (!holder.uplot) holder.draw();
+    else if (holder.uplot.width !== holder.clientWidth) holder.uplot.setSize({ width: holder.clientWidth, height: holder.uplot.height });
+  }).observe(holder);
+}
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => holders.forEach((holder) => holder.uplot && holder.draw()));
+
+for (const table of document.querySelectorAll("table")) {
+  const sort = (head) => {
+    const k = head.cellIndex;
+    const sign = head.ariaSort === "ascending" ? -1 : 1;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const key = (row) => row.cells[k].dataset.value ?? row.cells[k].textContent;
+    const compare = (a, b) => sign * key(a).localeCompare(key(b), "en", { numeric: true });
+    const byNumber = (a, b) => sign * (key(a) - key(b));
+    const rows = [...table.tBodies[0].rows];
+    table.tBodies[0].append(...rows.sort(rows.every((row) => row.cells[k].dataset.value != null) ? byNumber : compare));
   };
-  svg.addEventListener("pointermove", show);
-  svg.addEventListener("pointerdown", show);
-  svg.addEventListener("pointerleave", hide);
+  for (const head of table.tHead.rows[0].cells) {
+    head.tabIndex = 0;
+    head.addEventListener("click", () => sort(head));
+    head.addEventListener("keydown", (event) => event.key === "Enter" && sort(head));
+  }
+}
+
+for (const strip of document.querySelectorAll(".lanes")) {
+  const audio = strip.closest("figure").querySelector("audio");
+  audio?.addEventListener("timeupdate", () => strip.style.setProperty("--at", audio.currentTime / strip.dataset.seconds));
+}
+
+const clips = JSON.parse(document.getElementById("clips").textContent);
+const player = new Audio();
+for (const map of document.querySelectorAll(".map")) {
+  map.addEventListener("click", (event) => {
+    const mark = event.target.closest("[data-clip]");
+    if (!mark) return;
+    player.src = clips[mark.dataset.clip];
+    player.controls = true;
+    map.nextElementSibling.replaceChildren(`${mark.querySelector("title").textContent} `, player);
+    player.play();
+  });
 }

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
+import jinja2
+from markupsafe import Markup
+
+from speechssl.checkpoints.layout import REPORT
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
 from speechssl.report.comparison import make_comparison
-from speechssl.report.evaluation import describe_evaluation, make_evaluation
+from speechssl.report.content import Section, Stat, Verdict, format_value
+from speechssl.report.evaluation import describe_evaluation, judge_evaluation, make_evaluation
 from speechssl.report.facts import make_facts
-from speechssl.report.health import make_health
-from speechssl.report.html import Stat, escape, make_stats
+from speechssl.report.health import describe_status, judge, make_health
+from speechssl.report.hearing import make_hearing
 from speechssl.report.learning_curve import gather_probes, make_learning_curve
 from speechssl.report.live import find_missing, load_live
 from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery
-from speechssl.report.probe import describe_probe, make_probe
-from speechssl.report.quantizer import make_quantizer
-from speechssl.report.recognition import describe_recogniser, make_recogniser
+from speechssl.report.probe import describe_probe, judge_probe, make_probe
+from speechssl.report.recognition import describe_recogniser, make_errors, make_stored, make_writing
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
+from speechssl.report.sounds import Sounds
 from speechssl.report.speakers import make_speakers
 
 _logger = logging.getLogger("speechssl")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chapter:
-    """One run on the page."""
+    """One run on the page.
 
-    anchor: str
+    Attributes:
+        links: the runs that belong to it, or the run that it belongs to: a word, a name, an address.
+        apology: what is left out, and why.
+    """
+
+    run: RunFolder
     name: str
-    kind: str
+    anchor: str
+    verdict: Verdict
     summary: str
     stats: list[Stat]
-    body: str
+    sections: list[Section]
+    links: list[tuple[str, str, str]]
+    apology: str = ""
 
 
 def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -60,15 +77,14 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         DataError: a folder is of no known kind, or one of its files is damaged.
     """
     folders = [load_run(Path(run)) for run in runs]
+    path, sounds = Path(out), Sounds()
     # A log, a configuration or a result may be whole as JSON or YAML, and hold what no run has.
     with parsing(f"`run` ({', '.join(map(str, runs))})", "what speechssl wrote"):
-        names, probes = name_runs(folders), gather_probes(folders)
-        chapters = [
-            _make_chapter(run, name, number, probes)
-            for number, (run, name) in enumerate(zip(folders, names, strict=True), 1)
-        ]
-        page = _assemble(folders, chapters, probes)
-    path = Path(out)
+        named = list(zip(folders, name_runs(folders), strict=True))
+        probes = gather_probes(folders)
+        chapters = [_make_chapter(named, number, probes, sounds, path) for number in range(len(named))]
+        overview = make_comparison(named, probes) if len(named) > 1 else []
+        page = _render(chapters, overview, sounds)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_in_one_step(path, page)
@@ -81,87 +97,92 @@ def name_runs(runs: Sequence[RunFolder]) -> list[str]:
     return [run.name if counts[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
 
 
-def _make_chapter(run: RunFolder, name: str, number: int, probes: Sequence[RunFolder]) -> Chapter:
+def _make_chapter(
+    named: Sequence[tuple[RunFolder, str]], number: int, probes: Sequence[RunFolder], sounds: Sounds, out: Path
+) -> Chapter:
+    run, name = named[number]
+    before: list[Section] = []
+    after: list[Section] = []
     match run.kind:
         case "pretrain":
-            summary, stats = describe_pretraining(run)
-            learning = make_learning(run) + make_learning_curve([(run, name)], probes)
-            body = make_health(run) + learning + _make_pictures(run) + make_machinery(run)
+            (summary, stats), verdict = describe_pretraining(run), judge(run)
+            before = make_learning(run) + make_learning_curve([(run, name)], probes)
+            after = make_machinery(run) + make_health(run)
         case "finetune":
-            summary, stats = describe_recogniser(run)
-            body = make_health(run) + _make_pictures(run)
+            (summary, stats), verdict = describe_recogniser(run), judge(run)
+            before, after = make_errors(run) + make_stored(run, sounds), make_machinery(run) + make_health(run)
         case "evaluate":
-            summary, stats = describe_evaluation(run)
-            body = make_evaluation(run)
+            (summary, stats), verdict, before = describe_evaluation(run), judge_evaluation(run), make_evaluation(run, sounds)
         case "probe":
-            summary, stats = describe_probe(run)
-            body = make_probe(run)
+            (summary, stats), verdict, before = describe_probe(run), judge_probe(run), make_probe(run)
         case _:
             raise AssertionError(f"unknown kind {run.kind}")
-    return Chapter(f"run-{number}", name, KINDS[run.kind], summary, stats, body + make_facts(run))
+    pictures, apology = _draw_pictures(run, sounds) if run.kind in ("pretrain", "finetune") else ([], "")
+    links = _find_links(named, number, out)
+    sections = before + pictures + after
+    return Chapter(run, name, f"run-{number + 1}", verdict, summary, stats, sections, links, apology)
 
 
-def _make_pictures(run: RunFolder) -> str:
+def _draw_pictures(run: RunFolder, sounds: Sounds) -> tuple[list[Section], str]:
     """Make the sections that need the model and speech, or say why they are not there."""
     missing = find_missing(run)
     if missing:
-        return _make_files_only(run) + _make_apology(missing)
+        return [], missing
     try:
         live = load_live(run)
         if run.kind == "pretrain":
-            return make_quantizer(run, live) + make_speakers(live)
-        return make_recogniser(run, live)
+            return make_hearing(run, live, sounds) + make_speakers(live, sounds), ""
+        return make_writing(run, live, sounds), ""
     except SpeechSSLError as error:
         # A damaged checkpoint or an audio file that has moved: the rest of the page still stands.
         _logger.warning("report of %s: %s", run.path, error)
-        return _make_files_only(run) + _make_apology(
-            f"The pictures that need the model or speech are left out: {error}."
-        )
+        return [], f"The pictures that need the model or speech are left out: {error}."
 
 
-def _make_files_only(run: RunFolder) -> str:
-    return make_recogniser(run, None) if run.kind == "finetune" else ""
+def _find_links(named: Sequence[tuple[RunFolder, str]], number: int, out: Path) -> list[tuple[str, str, str]]:
+    """Link an evaluation or a probe to the run whose checkpoint it names, and that run to it."""
+    run = named[number][0]
+    checkpoint = run.result.get("checkpoint")
+    update = run.result.get("update")
+    of = f"Of update {update} of" if isinstance(update, int) and update > 0 else "Of"
+    links = []
+    for k, (other, name) in enumerate(named):
+        if other.holds(checkpoint) and other is not run and run.kind in ("evaluate", "probe"):
+            links.append((of, name, f"#run-{k + 1}"))
+        elif run.kind in ("pretrain", "finetune") and run.holds(other.result.get("checkpoint")) and other is not run:
+            links.append((f"{KINDS[other.kind]}:", name, f"#run-{k + 1}"))
+        elif run.kind == "finetune" and other is not run and other.holds(run.get_config("init")):
+            links.append(("Fine-tuned from", name, f"#run-{k + 1}"))
+    if not links and isinstance(checkpoint, str):
+        page = Path(checkpoint) / REPORT
+        relative = quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else ""
+        links.append((of, checkpoint, relative))
+    return links
 
 
-def _make_apology(sentence: str) -> str:
-    return f'<p class="apology">{escape(sentence)}</p>'
-
-
-def _assemble(runs: Sequence[RunFolder], chapters: Sequence[Chapter], probes: Sequence[RunFolder]) -> str:
-    title = chapters[0].name if len(chapters) == 1 else f"{len(chapters)} runs"
-    single = len(chapters) == 1
-    names, cards = [c.name for c in chapters], [_make_card(c) for c in chapters]
-    overview = "" if single else make_comparison(runs, names, cards, probes)
-    links = "".join(f'<a href="#{c.anchor}">{escape(c.name)}</a>' for c in chapters)
-    nav = "" if single else f'<nav aria-label="Runs"><a href="#top">All runs</a>{links}</nav>'
-    body = "".join(_make_article(chapter) for chapter in chapters)
+def _render(chapters: Sequence[Chapter], overview: Sequence[Section], sounds: Sounds) -> str:
     folder = files("speechssl.report")
-    style = folder.joinpath("page.css").read_text(encoding="utf-8")
-    script = folder.joinpath("page.js").read_text(encoding="utf-8")
-    made = f"{datetime.now():%Y-%m-%d %H:%M}"
-    top = "" if single else f"<header class=top id=top><h1>{escape(title)}</h1></header>"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)} · speechssl</title><style>{style}</style></head>\n<body>"
-        f"{nav}<main>{top}{overview}{body}</main>"
-        f"<footer><p>Made by speechssl on {made}. Everything on this page is inside this file.</p></footer>"
-        f"<script>{script}</script></body></html>\n"
+
+    def read(name: str) -> str:
+        return folder.joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-
-
-def _make_article(chapter: Chapter) -> str:
-    return (
-        f'<article id="{chapter.anchor}"><header><p class="kind">{escape(chapter.kind)}</p>'
-        f"<h2>{escape(chapter.name)}</h2>"
-        f'<p class="summary">{chapter.summary}</p></header>{make_stats(chapter.stats)}{chapter.body}</article>\n'
-    )
-
-
-def _make_card(chapter: Chapter) -> str:
-    first = "".join(f"<dt>{escape(s.name)}</dt><dd>{escape(s.value)}</dd>" for s in chapter.stats[:3])
-    return (
-        f'<a class="card" href="#{chapter.anchor}"><span class="kind">{escape(chapter.kind)}</span>'
-        f"<b>{escape(chapter.name)}</b><dl>{first}</dl></a>"
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters["value"] = format_value
+    script = read("uplot/uPlot.iife.min.js") + "\n" + read("page.js")
+    return environment.from_string(read("page.html")).render(
+        chapters=chapters,
+        overview=overview,
+        kinds=KINDS,
+        status=describe_status,
+        facts=make_facts,
+        title=chapters[0].name if len(chapters) == 1 else f"{len(chapters)} runs",
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        sounds=sounds,
+        style=Markup(read("uplot/uPlot.min.css") + read("page.css")),
+        script=Markup(script),
+        # Only this very script may run: nothing that a transcript or a file name could smuggle in.
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -1,22 +1,26 @@
-"""The sections of a speaker probe: what each layer knows, what the learned mix takes, and what the baselines get."""
+"""A speaker probe: what each layer knows, what the learned mix takes, and what the baselines get."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
+from speechssl.report.charts import Series, make_series, plot
+from speechssl.report.content import Figure, Section, Stat, Table, Verdict
 from speechssl.report.evaluation import describe_interval
-from speechssl.report.html import Stat, escape, format_number, make_figure, make_section, make_table
-from speechssl.report.marks import Point, draw_layers, draw_weights
 from speechssl.report.run_folder import RunFolder
-from speechssl.report.svg import Level
 
 NAMES = {
     "log_mel": "log-mel statistics",
     "log_mel_statistics": "log-mel statistics",
     "untrained": "untrained encoder",
     "untrained_encoder": "untrained encoder",
-    "mix": "learned mix",
 }
+
+Point = tuple[float, float, float, float]
+"""Layer, figure in percent, and the ends of its interval, NaN without one."""
 
 
 def find_measure(run: RunFolder) -> str:
@@ -26,106 +30,100 @@ def find_measure(run: RunFolder) -> str:
 
 def describe_probe(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say what a probe came to, and pick its first figures."""
-    measure = find_measure(run)
-    what = "equal error rate" if measure == "eer" else "accuracy"
+    measure, value = find_measure(run), run.result.get(find_measure(run))
+    what, task, better = {
+        "eer": ("equal error rate", "telling whether two utterances have one speaker", "lower is better"),
+        "accuracy": ("accuracy", "naming the speaker of an utterance", "higher is better"),
+    }[measure]
     stats = []
-    if isinstance(run.result.get(measure), (int, float)):
-        stats.append(
-            Stat(_percent(run.result[measure]), what, describe_interval(run.result.get(f"{measure}_interval")))
-        )
-    stats += [Stat(_percent(value), name, what) for name, value in list_baselines(run)]
-    task = (
-        "telling whether two utterances have one speaker" if measure == "eer" else "naming the speaker of an utterance"
-    )
-    better = "lower is better" if measure == "eer" else "higher is better"
-    checkpoint = run.result.get("checkpoint")
-    of = f" in {escape(checkpoint)}" if checkpoint else ""
-    return f"A small probe on frozen features{of}, {task}; {better}.", stats
+    if _is_number(value):
+        stats.append(Stat(f"{value:.1f} %", what, describe_interval(run.result.get(f"{measure}_interval"))))
+    stats += [Stat(f"{figure:.1f} %", name, what) for name, figure in list_baselines(run)]
+    return f"A small probe on frozen features, {task}; {better}.", stats
 
 
-def make_probe(run: RunFolder) -> str:
+def judge_probe(run: RunFolder) -> Verdict:
+    """Say whether the features know more of speakers than what needs no pretraining."""
+    value, baselines = run.result.get(find_measure(run)), list_baselines(run)
+    if not _is_number(value) or not baselines:
+        return Verdict("open", "Nothing to compare with", "A probe says something beside its baselines.")
+    sign = -1 if find_measure(run) == "eer" else 1
+    name, best = max(baselines, key=lambda pair: sign * pair[1])
+    text = f"The learned mix gets {value:.1f} %, the best baseline ({name}) {best:.1f} %"
+    if sign * (value - best) > 0:
+        return Verdict("good", "Better than the baselines", f"{text}.")
+    easy = "; a task that a baseline solves tells nothing" if sign * best >= (99 if sign > 0 else -1) else ""
+    return Verdict("doubt", "No better than the baselines", f"{text}{easy}.")
+
+
+def make_probe(run: RunFolder) -> list[Section]:
     """Draw the figure of each layer beside the baselines, and the weights of the learned mix."""
-    measure = find_measure(run)
+    measure, result = find_measure(run), run.result
     what = "Equal error rate" if measure == "eer" else "Accuracy"
-    content = ""
-    points = _read_points(run.result.get("layers"), measure)
-    if points:
-        content += make_figure(f"{what} by layer", _draw_by_layer(run, points, measure), _explain(measure), "%")
-    weights = run.result.get("layer_weights")
-    if isinstance(weights, list) and weights:
-        note = (
-            "How much of each layer the learned mix takes. Layer 0 is what enters the first transformer block. "
-            "Layers of larger values count for more than their weight says."
-        )
-        content += make_figure("Learned mix", draw_weights([float(w) for w in weights], "Layer weights"), note, "share")
-    return make_section("Layers", content + _tabulate(run, measure), css="grid")
+    points = _read_points(result.get("layers"), measure)
+    layers = {NAMES.get(key, key): _read_points(value.get("layers") if isinstance(value, dict) else value, measure)
+              for key, value in _get_baselines(run).items()}  # fmt: skip
+    series = [_draw_points("pretrained", "c1", points)]
+    series += [_draw_points(name, "c2", rows) for name, rows in layers.items() if rows]
+    levels = [(name, value) for name, value in list_baselines(run) if not layers.get(name)]
+    levels += [("learned mix", float(result[measure]))] if _is_number(result.get(measure)) else []
+    goal = "False alarms and misses are equally frequent at this rate; lower is better." if measure == "eer" else (
+        "Share of test utterances whose speaker is named; higher is better."
+    )  # fmt: skip
+    note = f"{goal} Points are single layers; the baselines are statistics of log-mel bands, and the same network with "
+    figures = plot(f"{what} by layer", "%", series, f"{note}random weights.", levels, x_label="layer") if points else []
+    weights = [w for w in result.get("layer_weights") or [] if _is_number(w)]
+    note = (
+        "How much of each layer the learned mix takes. Layer 0 is what enters the first transformer block. "
+        "Layers of larger values count for more than their weight says."
+    )
+    bars = make_series("weight", "c1", range(len(weights)), [100 * w for w in weights], kind="bars")
+    equal = [("equal mix", 100 / len(weights))] if weights else []
+    figures += plot("Learned mix", "% of the mix", [bars], note, equal, x_label="layer", from_zero=True)
+    rows = [(f"{name} (baseline)", value) for name, value in list_baselines(run)]
+    rows += [(f"layer {layer:g}", value) for layer, value, *_ in points]
+    figures += [Figure("In figures", Table(("features", f"{what.lower()}, %"), rows))] if rows else []
+    return [Section("Layers", figures)] if figures else []
 
 
 def list_baselines(run: RunFolder) -> list[tuple[str, float]]:
-    """List the baselines with their figures in percent, by the names that people know."""
-    measure = find_measure(run)
-    found = []
-    for key, value in (run.result.get("baselines") or {}).items():
-        figure = _read_figure(value, measure)
+    """List the baselines with their figures in percent, by the names that people know; of layers, the best one."""
+    measure, found = find_measure(run), []
+    for key, value in _get_baselines(run).items():
+        figure = value.get(measure) if isinstance(value, dict) else value
+        if not _is_number(figure):
+            points = _read_points(value.get("layers") if isinstance(value, dict) else value, measure)
+            figure = (min if measure == "eer" else max)((y for _, y, *_ in points), default=None)
         if figure is not None:
-            found.append((NAMES.get(key, key.replace("_", " ")), figure))
+            found.append((NAMES.get(key, key.replace("_", " ")), float(figure)))
     return found
 
 
-def _read_figure(value: Any, measure: str) -> float | None:
-    """Read a baseline's figure: given as it is, by its name, or as the best of its layers."""
-    if isinstance(value, dict) and isinstance(value.get(measure), (int, float)):
-        return float(value[measure])
-    if isinstance(value, (int, float)):
-        return float(value)
-    values = [point.y for point in _read_points(value.get("layers") if isinstance(value, dict) else value, measure)]
-    return (min(values) if measure == "eer" else max(values)) if values else None
-
-
-def _draw_by_layer(run: RunFolder, points: list[Point], measure: str) -> str:
-    series = [("pretrained", "c1", points)]
-    for key, value in (run.result.get("baselines") or {}).items():
-        rows = _read_points(value.get("layers") if isinstance(value, dict) else value, measure)
-        if [row.x for row in rows] == [point.x for point in points]:
-            series.append((NAMES.get(key, key), "c2", rows))
-    drawn = {label for label, _, _ in series}
-    levels = [Level(value, f"{name}, {_percent(value)}") for name, value in list_baselines(run) if name not in drawn]
-    if isinstance(run.result.get(measure), (int, float)) and not any(
-        point.y == run.result[measure] for point in points
-    ):
-        levels.append(Level(float(run.result[measure]), f"learned mix, {_percent(run.result[measure])}"))
-    return draw_layers(series, levels, format_number, "By layer")
+def _get_baselines(run: RunFolder) -> dict[str, Any]:
+    baselines = run.result.get("baselines")
+    return baselines if isinstance(baselines, dict) else {}
 
 
 def _read_points(rows: Any, measure: str) -> list[Point]:
     """Read the figure of each layer, with its interval where it has one."""
     points: list[Point] = []
     for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and isinstance(row.get(measure), (int, float)):
-            interval = row.get(f"{measure}_interval") or row.get("interval") or {}
-            low, high = (interval.get("low"), interval.get("high")) if isinstance(interval, dict) else (None, None)
-            points.append(Point(str(row.get("layer", len(points))), float(row[measure]), low, high))
+        if isinstance(row, dict) and _is_number(row.get(measure)):
+            interval = row.get(f"{measure}_interval") or row.get("interval")
+            ends = [interval.get(name) if isinstance(interval, dict) else None for name in ("low", "high")]
+            low, high = (float(end) if _is_number(end) else math.nan for end in ends)
+            layer = row.get("layer") if _is_number(row.get("layer")) else len(points)
+            points.append((float(layer), float(row[measure]), low, high))
     return points
 
 
-def _tabulate(run: RunFolder, measure: str) -> str:
-    rows = [(f"{name} (baseline)", _percent(value)) for name, value in list_baselines(run)]
-    rows += [(f"layer {p.x}", _percent(p.y)) for p in _read_points(run.result.get("layers"), measure)]
-    if not rows:
-        return ""
-    table = make_table(("features", "equal error rate" if measure == "eer" else "accuracy"), rows, numeric=(1,))
-    return make_figure("In figures", table)
+def _draw_points(label: str, style: str, points: list[Point]) -> Series | None:
+    if not points:
+        return None
+    x, y, low, high = np.array(sorted(points)).T
+    has_intervals = np.isfinite([low, high]).all()
+    return Series(label, style, x, y, *((low, high) if has_intervals else ()), kind="points")
 
 
-def _explain(measure: str) -> str:
-    goal = "False alarms and misses are equally frequent at this rate; lower is better." if measure == "eer" else (
-        "Share of test utterances whose speaker is named; higher is better."
-    )  # fmt: skip
-    return (
-        f"{goal} Dots are single layers, lines what needs no pretraining: statistics of log-mel bands, "
-        "and the same network with random weights."
-    )
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1f} %"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -54,6 +54,7 @@ class RunFolder:
         result: the verb's JSON line.
         utterances: rows of utterances.tsv: of the folder itself, or of `evaluation/` inside a training run.
         confusions: rows of confusions.tsv, from the same place.
+        test_sets: manifests that these two are of.
     """
 
     path: Path
@@ -66,11 +67,17 @@ class RunFolder:
     result: Row = field(default_factory=dict)
     utterances: list[dict[str, str]] = field(default_factory=list)
     confusions: list[dict[str, str]] = field(default_factory=list)
+    test_sets: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """The folder's own name."""
         return self.path.resolve().name
+
+    @property
+    def num_updates(self) -> int:
+        """The last update that was logged; 0 before the first."""
+        return max((int(row["update"]) for row in self.metrics if row.get("split") == "train"), default=0)
 
     def get_config(self, path: str, default: Any = None) -> Any:
         """Look up a dotted key of the configuration."""
@@ -80,6 +87,13 @@ class RunFolder:
                 return default
             node = node[part]
         return node
+
+    def holds(self, named: Any) -> bool:
+        """Say whether a checkpoint, named as it was typed, is this run's; a relative one is looked for from here."""
+        if not isinstance(named, str) or not Path(named).exists():
+            return False
+        path = Path(named).resolve()
+        return self.path.resolve() in (path, *path.parents)
 
     def select(self, split: str) -> list[Row]:
         """Give the metrics lines of one split, in the order of their updates."""
@@ -120,6 +134,7 @@ def load_run(path: Path) -> RunFolder:
         result=result,
         utterances=load_table(tables / "utterances.tsv"),
         confusions=load_table(tables / "confusions.tsv"),
+        test_sets=_list_texts(_load_json(tables / RESULT).get("data")),
     )
 
 
@@ -187,6 +202,10 @@ def _is_of_kind(value: object, kind: str) -> bool:
     if isinstance(value, int):
         return kind in ("int", "float") and abs(value) <= MAX_INTEGER
     return type(value).__name__ == kind
+
+
+def _list_texts(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _is_count(text: str) -> bool:

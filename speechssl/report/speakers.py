@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from speechssl.report.html import format_percent, make_figure, make_section
-from speechssl.report.live import Live, choose_evenly, list_long_enough, read_waveform, stack_waveforms
-from speechssl.report.marks import draw_points
+from speechssl.report.content import Figure, Section, format_percent
+from speechssl.report.live import Live, choose_evenly, list_long_enough, stack_waveforms
+from speechssl.report.sounds import Sounds, read_waveform
 
 MAX_SPEAKERS, MAX_UTTERANCES, UTTERANCE_S, BATCH = 15, 120, 3.0, 10
 LEAST_FOR_TSNE = 30
@@ -18,33 +21,49 @@ LEAST_FOR_TSNE = 30
 FloatArray = npt.NDArray[np.float64]
 
 
-def make_speakers(live: Live) -> str:
-    """Draw the embeddings of some layers in two dimensions; '' where the manifest names fewer than two speakers."""
+@dataclass(frozen=True)
+class Map:
+    """Utterances as points in a plane, in groups that have a shape and a colour each.
+
+    Attributes:
+        points: x and y (0 to 100, downwards), number of the group, name, and its sound among `Sounds.clips`.
+        groups: names, each with the place of its label.
+    """
+
+    macro: ClassVar[str] = "map"
+    points: Sequence[tuple[float, float, int, str, int | None]]
+    groups: Sequence[tuple[float, float, str]]
+
+
+def make_speakers(live: Live, sounds: Sounds) -> list[Section]:
+    """Draw the embeddings of some layers in two dimensions; [] where the manifest names fewer than two speakers."""
     chosen, speakers = choose_utterances(live)
     if len(set(speakers)) < 2:
-        return ""
+        return []
     last = live.model.num_layers
     layers = sorted({0, (last + 1) // 2, last})
-    embeddings = embed_layers(live, chosen, layers)
+    waveforms = [read_waveform(live.manifest, index, UTTERANCE_S) for index in chosen]
+    embeddings = embed_layers(live, waveforms, layers)
+    clips = [sounds.add_clip(live.manifest, k, waveform) for k, waveform in zip(chosen, waveforms, strict=True)]
+    names = [f"{live.manifest[index].id}, speaker {speaker}" for index, speaker in zip(chosen, speakers, strict=True)]
     figures = []
     for layer in layers:
-        plane = reduce_to_plane(embeddings[layer])
         agreement = compute_neighbour_agreement(embeddings[layer], speakers)
         note = (
             f"For {format_percent(agreement)} of the utterances the nearest neighbour (cosine, all dimensions) "
             f"is of the same speaker; by chance it would be {format_percent(_find_chance(speakers))}."
         )
-        figures.append(make_figure(_name_layer(layer, last), draw_points(plane, speakers, f"Layer {layer}"), note))
-    method = (
-        "t-SNE after principal components" if len(chosen) >= LEAST_FOR_TSNE else "the first two principal components"
-    )
+        where = {0: ", what enters the first block", last: ", the last"}.get(layer, ", in the middle")
+        drawn = _draw(reduce_to_plane(embeddings[layer]), speakers, names, clips)
+        figures.append(Figure(f"Layer {layer}{where}", drawn, note))
+    method = "t-SNE after principal components" if len(chosen) >= LEAST_FOR_TSNE else "two principal components"
     lead = (
         f"Each mark is the mean over time of one {'held-out' if live.held_out else 'training'} utterance "
         f"({len(chosen)} of them, at most {UTTERANCE_S:g} s each, {len(set(speakers))} speakers), drawn with {method}. "
         "No label was used in pretraining: marks of one shape and colour that lie together mean that the model hears "
-        "who speaks. Distances between groups mean little in such a drawing."
+        "who speaks. Distances between groups mean little in such a drawing. A click on a mark plays it."
     )
-    return make_section("Voices", "".join(figures), lead)
+    return [Section("Voices", figures, lead)]
 
 
 def choose_utterances(live: Live) -> tuple[list[int], list[str]]:
@@ -68,15 +87,14 @@ def choose_utterances(live: Live) -> tuple[list[int], list[str]]:
 
 
 @torch.inference_mode()
-def embed_layers(live: Live, indices: list[int], layers: list[int]) -> dict[int, FloatArray]:
+def embed_layers(live: Live, waveforms: Sequence[npt.NDArray[np.float32]], layers: list[int]) -> dict[int, FloatArray]:
     """Embed utterances as the mean over their valid frames.
 
     Returns:
-        For each layer (n, D), in the order of `indices`.
+        For each layer (n, D), in the order of `waveforms`.
     """
-    waveforms = [read_waveform(live.manifest, index, UTTERANCE_S) for index in indices]
-    order = sorted(range(len(indices)), key=lambda k: len(waveforms[k]))
-    rows: dict[int, FloatArray] = {layer: np.zeros((len(indices), live.model.dim)) for layer in layers}
+    order = sorted(range(len(waveforms)), key=lambda k: len(waveforms[k]))
+    rows: dict[int, FloatArray] = {layer: np.zeros((len(waveforms), live.model.dim)) for layer in layers}
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         frames = live.model(*stack_waveforms([waveforms[k] for k in batch]))
@@ -120,7 +138,11 @@ def _find_chance(speakers: list[str]) -> float:
     return same / (total * (total - 1))
 
 
-def _name_layer(layer: int, last: int) -> str:
-    if layer == 0:
-        return "Layer 0, what enters the first block"
-    return f"Layer {layer}, the last" if layer == last else f"Layer {layer}, in the middle"
+def _draw(plane: FloatArray, speakers: list[str], names: list[str], clips: list[int | None]) -> Map:
+    low, span = plane.min(0), np.maximum(np.ptp(plane, axis=0), 1e-9)
+    places = (4 + 92 * (plane - low) / span).round(2)
+    groups = sorted(set(speakers))
+    numbers = [groups.index(speaker) for speaker in speakers]
+    points = [(*place, *rest) for place, *rest in zip(places.tolist(), numbers, names, clips, strict=True)]
+    middles = [np.median(places[[k for k, n in enumerate(numbers) if n == number]], axis=0) for number in range(len(groups))]
+    return Map(points, [(float(x), float(y), name) for (x, y), name in zip(middles, groups, strict=True)])

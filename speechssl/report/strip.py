@@ -1,122 +1,77 @@
-"""One utterance over time: its spectrogram, and under it, in step, what the model hid, guessed, chose or wrote."""
+"""One utterance over time: its spectrogram, and in step what the model hid, found, chose or wrote."""
 
 from __future__ import annotations
 
+import base64
+import struct
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from speechssl.report.html import format_number
-from speechssl.report.spectrogram import SAMPLE_RATE, Picture
-from speechssl.report.svg import choose_ticks, draw_box, draw_text, wrap_svg
+from speechssl.model.log_mel import compute_log_mel
 
-WIDTH, LEFT, RIGHT = 1200.0, 92.0, 8.0
-SPECTROGRAM_HEIGHT, ROLL_HEIGHT, LETTERS_HEIGHT, GAP = 190.0, 66.0, 24.0, 12.0
 FRAME_S = 0.02
+NUM_MELS, HOP_SAMPLES, WINDOW_SAMPLES, FFT_SAMPLES, MIN_HZ = 96, 80, 400, 1024, 50.0
 
+RANGE_DB = 62.0
+"""Levels this far under the loudest one are drawn as silence."""
+
+FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
+# Anchors of the palettes, from silence to loudest: one rise in lightness each, so that they also read in grey.
+LIGHT = ((248, 250, 251), (206, 226, 234), (120, 178, 202), (37, 113, 155), (12, 58, 100), (8, 22, 48))
+DARK = ((17, 22, 29), (24, 44, 72), (30, 88, 126), (48, 150, 168), (150, 214, 190), (250, 250, 226))
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One picture for light pages and one for dark ones, as data URIs."""
+
+    light: str
+    dark: str
+
+
+@dataclass
 class Strip:
-    """A drawing that grows downwards, one row for each thing that is shown.
+    """What page.html draws of one utterance; places in time are frames of 20 ms.
 
-    Args:
+    Attributes:
         duration_s: length of the utterance, the width of every row.
+        picture: its spectrogram.
+        text: what is said; '' where that is not known.
+        sound: as a data URI; None without.
+        masked: spans that were hidden, first frame and one past the last.
+        found: each masked frame, and whether the model picked it.
+        codes: for each codebook the stretches of one code: first frame, length, code.
+        num_codes: V.
+        letters: the frame where each letter is written, and the letter.
     """
 
-    def __init__(self, duration_s: float) -> None:
-        self.duration_s = duration_s
-        self.y = 2.0
-        self.parts: list[str] = []
+    macro: ClassVar[str] = "strip"
+    duration_s: float
+    picture: Picture
+    text: str = ""
+    sound: str | None = None
+    masked: Sequence[tuple[int, int]] = ()
+    found: Sequence[tuple[int, bool]] = ()
+    codes: Sequence[Sequence[tuple[int, int, int]]] = ()
+    num_codes: int = 1
+    letters: Sequence[tuple[int, str]] = field(default_factory=list)
 
-    def add_spectrogram(self, picture: Picture, mask: BoolArray | None = None) -> None:
-        """Add the spectrogram, 0 to 8 kHz on the mel scale, with a veil over masked frames.
+    @property
+    def num_frames(self) -> float:
+        """Width in frames."""
+        return self.duration_s / FRAME_S
 
-        Args:
-            picture: of the whole utterance.
-            mask: (T,) True where masked; None without a mask.
-        """
-        self._label("8 kHz", self.y + 10)
-        self._label("sound", self.y + SPECTROGRAM_HEIGHT / 2)
-        self._label("50 Hz", self.y + SPECTROGRAM_HEIGHT)
-        place = f'x="{LEFT:g}" y="{self.y:g}" width="{WIDTH - LEFT - RIGHT:g}" height="{SPECTROGRAM_HEIGHT:g}"'
-        self.parts += [
-            f'<image class="only-{name}" {place} preserveAspectRatio="none" href="{uri}"/>'
-            for name, uri in (("light", picture.light), ("dark", picture.dark))
-        ]
-        for start, end in find_spans(mask) if mask is not None else []:
-            x, width = self._x(start), self._x(end) - self._x(start)
-            self.parts.append(draw_box(x, self.y, width, SPECTROGRAM_HEIGHT, "veil"))
-            self.parts.append(draw_box(x, self.y, width, 3, "cap"))
-        self.y += SPECTROGRAM_HEIGHT + GAP
-
-    def add_guesses(self, mask: BoolArray, right: BoolArray) -> None:
-        """Add a tall mark for each masked frame that was found, a short one for each that was not.
-
-        Args:
-            mask: (T,) masked frames.
-            right: (M,) for each masked frame in order of time.
-        """
-        base, width = self.y + 20, max(self._x(1) - self._x(0) - 0.8, 1.0)
-        self._label("found", self.y + 14)
-        for frame, found in zip(np.flatnonzero(mask), right, strict=True):
-            height, style = (20, "c1") if found else (5, "miss")
-            self.parts.append(draw_box(self._x(int(frame)), base - height, width, height, f"fill {style}"))
-        self.y = base + GAP
-
-    def add_codes(self, label: str, codes: IntArray, num_codes: int, style: str) -> None:
-        """Add one codebook as a roll: height is the code's number, length is how long it stays.
-
-        Args:
-            label: name of the row.
-            codes: (T,) from 0.
-            num_codes: V.
-            style: CSS class of the colour.
-        """
-        self.parts.append(draw_box(LEFT, self.y, WIDTH - LEFT - RIGHT, ROLL_HEIGHT, "lane"))
-        self._label(label, self.y + ROLL_HEIGHT / 2 + 4)
-        frame = 0
-        for code, run in groupby(codes.tolist()):
-            length = len(list(run))
-            y = self.y + 4 + (ROLL_HEIGHT - 8) * (1 - code / max(num_codes - 1, 1))
-            width = max(self._x(frame + length) - self._x(frame) - 0.4, 1.0)
-            title = f"code {code}, {length * FRAME_S:.2f} s"
-            self.parts.append(draw_box(self._x(frame), y - 1.6, width, 3.2, f"fill {style}", title))
-            frame += length
-        self.y += ROLL_HEIGHT + GAP / 2
-
-    def add_letters(self, label: str, letters: Sequence[tuple[int, str]]) -> None:
-        """Add text in step with the sound.
-
-        Args:
-            label: name of the row.
-            letters: frame at which each letter begins, and the letter.
-        """
-        self._label(label, self.y + 15)
-        self.parts += [draw_text(self._x(frame), self.y + 15, letter, "letter") for frame, letter in letters]
-        self.y += LETTERS_HEIGHT
-
-    def render(self, description: str) -> str:
-        """Finish the drawing with a time axis; on a narrow screen it scrolls sideways."""
-        ticks = choose_ticks(0.0, self.duration_s, 8)
-        for second in ticks:
-            x = LEFT + second / self.duration_s * (WIDTH - LEFT - RIGHT)
-            anchor = "end" if x > WIDTH - 30 else "mid"
-            text = format_number(second) + (" s" if second == ticks[-1] else "")
-            self.parts.append(draw_text(x, self.y + 12, text, f"tick {anchor}"))
-        svg = wrap_svg(WIDTH, self.y + 18, "".join(self.parts), description)
-        return f'<div class="strip" tabindex="0">{svg}</div>'
-
-    def _x(self, frame: int) -> float:
-        """Left edge of a frame; the last one may reach past the end of the sound."""
-        share = min(frame * FRAME_S / self.duration_s, 1.0)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def _label(self, text: str, y: float) -> None:
-        self.parts.append(draw_text(LEFT - 10, y, text, "tick end"))
+    @property
+    def seconds(self) -> list[int]:
+        """Whole seconds for the axis."""
+        return list(range(int(self.duration_s) + 1))
 
 
 def find_spans(mask: BoolArray) -> list[tuple[int, int]]:
@@ -125,6 +80,46 @@ def find_spans(mask: BoolArray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def count_seconds(num_samples: int) -> float:
-    """Duration of a waveform at 16 kHz, in seconds."""
-    return num_samples / SAMPLE_RATE
+def find_stretches(codes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """List the stretches of one value as (first, length, value)."""
+    stretches, first = [], 0
+    for code, members in groupby(codes):
+        length = len(list(members))
+        stretches.append((first, length, code))
+        first += length
+    return stretches
+
+
+def draw_spectrogram(waveform: FloatArray) -> Picture:
+    """Draw a waveform (N,) at 16 kHz: 50 Hz to 8 kHz on the mel scale, high ones on top, a column every 5 ms."""
+    padded = np.pad(waveform, WINDOW_SAMPLES // 2)
+    bands = compute_log_mel(padded, NUM_MELS, HOP_SAMPLES, FFT_SAMPLES, MIN_HZ) * (10 / np.log(10))
+    scaled = np.clip(1 + (bands - bands.max()) / RANGE_DB, 0.0, 1.0)
+    levels = np.round(scaled[::-1] * 255).astype(np.uint8)
+    return Picture(_encode(levels, LIGHT), _encode(levels, DARK))
+
+
+def encode_png(levels: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -> bytes:
+    """Write an 8-bit picture with a palette as PNG.
+
+    Args:
+        levels: (height, width) indices into the palette.
+        palette: (256, 3) red, green, blue.
+
+    Source: PNG specification, third edition, §11 (chunks IHDR, PLTE, IDAT, IEND; filter type 0 in each row).
+    """
+    height, width = levels.shape
+    rows = np.zeros((height, width + 1), dtype=np.uint8)
+    rows[:, 1:] = levels
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"PLTE", palette.tobytes()), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def _encode(levels: npt.NDArray[np.uint8], anchors: tuple[tuple[int, int, int], ...]) -> str:
+    places = np.linspace(0, 255, len(anchors))
+    columns = [np.interp(np.arange(256), places, [anchor[c] for anchor in anchors]) for c in range(3)]
+    palette = np.stack(columns, axis=1).round().astype(np.uint8)
+    return "data:image/png;base64," + base64.b64encode(encode_png(levels, palette)).decode("ascii")

@@ -18,7 +18,6 @@ from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, needs_more_frames
 from speechssl.text.vocabulary import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
@@ -208,7 +207,7 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     labels = [vocabulary.encode(text or "") for text in texts]
     samples = manifest.num_samples_16k
     shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
+    frames = config.model.count_frames(shortest)
     too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
     keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
     keep &= samples <= config.data.max_s * SAMPLE_RATE

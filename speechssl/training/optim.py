@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechssl.checkpoints.sharding import is_spread, spread_like
 from speechssl.config.training import TrainingConfig
-from speechssl.model.sharding import is_spread, spread_like
 
 FIELDS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter; nothing of one that has never had a gradient."""

@@ -21,7 +21,6 @@ from speechssl.data.loader import Batch, Collate, collate_nothing, iterate_plans
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
 from speechssl.errors import DataError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.training.distributed.ranks import Ranks
 
@@ -187,7 +186,7 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
     """
     samples = manifest.num_samples_16k
     shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
+    frames = config.model.count_frames(shortest)
     keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
     reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
     return leave_out(manifest, np.asarray(keep), key, reason)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from speechssl.checkpoints.model_folder import collect_weights, describe_model
+from speechssl.checkpoints.sharding import gather_whole
 from speechssl.checkpoints.snapshot import Progress, Snapshot
-from speechssl.model.sharding import gather_whole
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.average import WeightAverage

@@ -21,7 +21,6 @@ from speechssl.config.verbs import BenchConfig
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.printable import log_lines
 from speechssl.progress import track
@@ -92,7 +91,7 @@ def _check_data(config: BenchConfig) -> None:
 def _check_length(config: BenchConfig) -> None:
     """Refuse rows that the job cannot use: pretraining needs room for its masks, everything else one frame."""
     network = config.model
-    frames = compute_num_frames(round(config.seconds * SAMPLE_RATE), network.frame_kernels, network.frame_strides)
+    frames = network.count_frames(round(config.seconds * SAMPLE_RATE))
     least = compute_min_frames(network.mask) if config.job in ("pretrain", "load", "ctc") else 1
     if frames < least:
         raise ConfigError(

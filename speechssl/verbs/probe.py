@@ -41,7 +41,6 @@ from speechssl.evaluation.verification import (
     score_trials,
 )
 from speechssl.interop.load import find_update, load_model
-from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.speaker import SpeakerProbe
 from speechssl.verbs.output import resolve_out
@@ -153,7 +152,7 @@ def read_sets(
     Raises:
         DataError: as `check_sets`, of what is left; or nothing can be used.
     """
-    shortest = compute_receptive_field(model.config.frame_kernels, model.config.frame_strides)
+    shortest = model.config.receptive_field
     left_out = LeftOut("data.train")
     first = read_usable(train, config.data.max_s, shortest, left_out)
     second = None

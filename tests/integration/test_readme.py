@@ -78,11 +78,18 @@ def test_commands_and_python(workplace: Path, capsys: pytest.CaptureFixture[str]
 
 def test_commands_can_be_pasted_into_any_shell() -> None:
     """Nothing outside of quotes is a glob (but those of clips) or a comment, which zsh would trip over."""
-    lines = README.read_text(encoding="utf-8").splitlines()
-    commands = [line for line in lines if re.match(r"    (speechssl|git|pip|tools/|cd|\.) ?", line)]
-    assert len(commands) > 10
-    bare = {line: re.sub(r"'[^']*'|clips/\*\.flac|<this repository>", "", line) for line in commands}
-    assert [line for line, rest in bare.items() if re.search(r"[][*?{}#<>]", rest)] == []
+    root = README.parent
+    odd, count = [], 0
+    for page in (README, *root.glob("docs/*.md"), *root.glob("recipes/*/README.md")):
+        for line in re.findall(
+            r"^    (?:speechssl|torchrun|git|pip|tools/|recipes/|python) ?.*", page.read_text(), re.MULTILINE
+        ):
+            count += 1
+            bare = re.sub(r"'[^']*'|\"[^\"]*\"|clips/\*\.flac|<[^>]*>", "", line)
+            if re.search(r"[][*?{}#<>]", bare):
+                odd.append(f"{page.name}: {line.strip()}")
+    assert count > 50
+    assert odd == []
 
 
 def test_models_table_has_the_real_sizes() -> None:

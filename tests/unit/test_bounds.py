@@ -27,16 +27,16 @@ MISTAKES: dict[str, str] = {
     "training.timeout_s=1e30": r"`training.timeout_s` must be positive and at most",
     "training.lr=nan": r"`training.lr` must be a finite number",
     "objective.num_negatives=1000000000": r"`objective.num_negatives` must be between",
-    "objective.num_codes=1000000000": r"`objective.num_codes` must be between",
-    "objective.code_dim=1000000000": r"`objective.code_dim` must be between",
-    "objective.stack_frames=1000000000": r"`objective.stack_frames` must be between",
+    "objective=masked_codes objective.num_codes=1000000000": r"`objective.num_codes` must be between",
+    "objective=masked_codes objective.code_dim=1000000000": r"`objective.code_dim` must be between",
+    "objective=masked_codes objective.stack_frames=1000000000": r"`objective.stack_frames` must be between",
 }
 
 
-@each_case("word", MISTAKES)
-def test_a_size_that_nothing_holds_is_one_sentence(word: str) -> None:
-    with pytest.raises(ConfigError, match=MISTAKES[word]) as caught:
-        compose("pretrain", ["out=x", word])
+@each_case("words", MISTAKES)
+def test_a_size_that_nothing_holds_is_one_sentence(words: str) -> None:
+    with pytest.raises(ConfigError, match=MISTAKES[words]) as caught:
+        compose("pretrain", ["out=x", *words.split()])
     assert "\n" not in str(caught.value)
 
 

@@ -14,8 +14,7 @@ from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
-from speechssl.interop.families import FAMILIES, refuse_family
-from speechssl.interop.foreign import name_size
+from speechssl.interop.foreign import FAMILIES, name_size, refuse_family
 from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
@@ -162,10 +161,11 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
         refuse_family(family, where, key)
     field = _Reader(where, key)
     _check_required(sections, kind, field)
+    trained = PRETRAINING if sections.training is sections.model else FINETUNING
     try:
         config = ModelConfig(
             **{ours: field.read(sections.model, *theirs) for ours, theirs in NETWORK.items()},
-            **_read_training(sections, field),
+            **{ours: field.read(sections.training, *theirs) for ours, theirs in trained.items()},
             **_read_convolutions(sections.model, field),
             normalize_waveform=field.read(sections.task, "normalize", False),
             mask=_read_mask(sections, kind, field),
@@ -189,7 +189,12 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
         "common": {},
         "model": _write_network(config),
         "task": {"_name": "audio_pretraining", **task},
-        "criterion": _write_criterion(),
+        "criterion": {
+            "_name": "wav2vec",
+            "infonce": True,
+            "log_keys": ["prob_perplexity", "temp"],
+            "loss_weights": [ContrastiveConfig().diversity_weight, ContrastiveConfig().feature_penalty_weight],
+        },
     }
     if kind == "pretraining":
         return pretrained
@@ -244,16 +249,10 @@ def _check_required(sections: Sections, kind: str, field: _Reader) -> None:
     """Refuse what would change the results: another network, another loss."""
     wanted = {**REQUIRED, **(REQUIRED_HEADS if kind == "pretraining" else {})}
     for name, value in wanted.items():
-        found = field.read(sections.model, name, value)
-        if found != value:
+        if (found := field.read(sections.model, name, value)) != value:
             raise field.refuse(name, repr(value), found)
     if kind == "pretraining" and not field.read(sections.model, "quantize_targets", False):
         raise field.refuse("quantize_targets", "True", False)
-
-
-def _read_training(sections: Sections, field: _Reader) -> dict[str, Any]:
-    fields = PRETRAINING if sections.training is sections.model else FINETUNING
-    return {ours: field.read(sections.training, *theirs) for ours, theirs in fields.items()}
 
 
 def _read_convolutions(model: dict[str, Any], field: _Reader) -> dict[str, Any]:
@@ -304,10 +303,8 @@ def _add_heads(config: ModelConfig, model: dict[str, Any], field: _Reader) -> Mo
 
 def _list_dropped(sections: Sections) -> tuple[str, ...]:
     """List what the contrastive task of the file has otherwise than ours."""
-    dropped = []
-    for name, value in TASK.items():
-        found = sections.model.get(name)
-        dropped += [f"{name}={show(found)}"] if found is not None and found != value else []
+    found = {name: sections.model.get(name) for name in TASK}
+    dropped = [f"{k}={show(v)}" for k, v in found.items() if v is not None and v != TASK[k]]
     task, weights = ContrastiveConfig(), sections.criterion.get("loss_weights")
     ours = [task.diversity_weight, task.feature_penalty_weight]
     return (*dropped, *((f"loss_weights={show(weights)}",) if weights not in (None, ours) else ()))
@@ -335,9 +332,3 @@ def _write_network(config: ModelConfig) -> dict[str, Any]:
         "mask_prob": mask.prob,
         **{theirs: getattr(mask, ours) for ours, (theirs, _) in MASKS.items()},
     }
-
-
-def _write_criterion() -> dict[str, Any]:
-    task = ContrastiveConfig()
-    weights = [task.diversity_weight, task.feature_penalty_weight]
-    return {"_name": "wav2vec", "infonce": True, "log_keys": ["prob_perplexity", "temp"], "loss_weights": weights}

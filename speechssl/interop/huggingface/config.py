@@ -9,8 +9,7 @@ from speechssl.checkpoints.model_folder import TYPES, build_config
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.families import refuse_family
-from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra
+from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra, refuse_family
 from speechssl.parsing import show
 
 ARCHITECTURES = {"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"}

@@ -227,7 +227,7 @@ def test_a_key_of_another_objective_is_unknown(tmp_path: Path) -> None:
     for word, sentence in (
         ("objective=foo", "`objective` must be one of masked_codes, wav2vec2, but 'foo' does not exist"),
         ("objective.name=masked_codes", "`objective.name` must be left to the choice objective=…"),
-        ("objective.targets=kmeans", "`objective.targets` must be a key of objective=wav2vec2, but belongs to objective=masked_codes"),
+        ("objective.targets=kmeans", "a key of objective=wav2vec2, but belongs to objective=masked_codes"),
         ("objective.num_negative=5", "is none; the nearest one is `objective.num_negatives`"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=sentence):

@@ -21,7 +21,6 @@ from speechssl.data.loader import iterate_updates
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError, DataError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training.finetuning import select_usable
 from speechssl.training.sources import select_long_enough
@@ -200,7 +199,7 @@ def test_workers_and_where_a_run_begins_change_nothing(tones: Manifest, crop: in
 def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> None:
     """The text and the word boundary after it need all frames at speed 1, so that at 1.1 they are too few."""
     vocabulary, network = build_vocabulary(TextConfig(), []), ModelConfig()
-    frames = compute_num_frames(int(tones.num_samples_16k[0]), network.conv_kernels, network.conv_strides)
+    frames = network.count_frames(int(tones.num_samples_16k[0]))
     rows = [replace(tones[0], text=("AB" * frames)[: frames - 1]), replace(tones[1], text="AB")]
     manifest = build_manifest(rows, Path(tones[0].path).parent)
     kept = {}
@@ -212,9 +211,7 @@ def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> 
 
 def test_frames_suffice_for_masks_at_the_fastest_speed(tones: Manifest) -> None:
     network = ModelConfig()
-    network.mask.length = (
-        compute_num_frames(int(tones.num_samples_16k[0]), network.conv_kernels, network.conv_strides) // 2 - 1
-    )
+    network.mask.length = network.count_frames(int(tones.num_samples_16k[0])) // 2 - 1
     config = PretrainConfig(out="x", data=PretrainDataConfig(min_s=0.5), model=network)
     assert len(select_long_enough(tones.select(np.array([0])), config, "data.train")) == 1
     config.data.speed_perturbation = [1.2]

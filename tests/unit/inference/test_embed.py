@@ -21,6 +21,7 @@ from speechssl.inference.embed import Embedder, choose_layers, embed, iterate_ta
 from speechssl.inference.embedding_files import write_embeddings
 from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 Speech = Callable[..., np.ndarray]
 
@@ -70,7 +71,7 @@ def test_mean_is_that_of_the_models_own_frames(model: SpeechModel, folder: Path)
     np.testing.assert_allclose(peaks, frames.layers[2][0].max(0).values.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_s", [0.5, 3.0, 60.0])
+@each_case("batch_s", [0.5, 3.0, 60.0])
 def test_the_batch_does_not_matter(model: SpeechModel, folder: Path, batch_s: float) -> None:
     alone = vectors(embed(model, str(folder), batch_s=0.1))
     np.testing.assert_allclose(vectors(embed(model, str(folder), batch_s=batch_s)), alone, atol=2e-5)
@@ -115,7 +116,7 @@ def test_every_format_holds_the_same(model: SpeechModel, source: Source, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npy", ".safetensors"])
+@each_case("suffix", [".parquet", ".npy", ".safetensors"])
 def test_an_interruption_keeps_what_is_done_under_another_name(
     model: SpeechModel, source: Source, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,20 +149,18 @@ def read_file(path: Path, suffix: str) -> np.ndarray:
     return np.load(path) if suffix == ".npy" else safetensors.numpy.load_file(path)["embeddings"]
 
 
-@pytest.mark.parametrize(
-    "layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)], ids=repr
-)
+@each_case("layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)])
 def test_a_layer_that_is_not_there(layer: object) -> None:
     with pytest.raises(ConfigError, match="`layer` must be 0 to 2"):
         choose_layers(layer, 2)
 
 
-@pytest.mark.parametrize("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)], ids=repr)
+@each_case("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)])
 def test_a_layer_may_be_any_whole_number(layer: object) -> None:
     assert choose_layers(layer, 2).names == ("1",)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
+@each_case("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
 def test_a_damaged_probe_gets_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match="must be"):

@@ -21,9 +21,9 @@ from speechssl.inference.batches import plan_batches
 from speechssl.inference.decoding.beam import build_decoder
 from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
 from speechssl.inference.source import Source
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from tests.cases import each_case
 
 VOCABULARY = Vocabulary(FAIRSEQ_SYMBOLS)
 
@@ -40,7 +40,7 @@ class EchoModel(nn.Module):
     def logits(self, waveforms: Tensor, num_samples: Tensor | None) -> tuple[Tensor, Tensor]:
         self.calls.append((tuple(waveforms.shape), num_samples is None, self.training))
         lengths = torch.full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
-        frames = compute_num_frames(lengths, self.config.conv_kernels, self.config.conv_strides)
+        frames = self.config.count_frames(lengths)
         symbols = (waveforms[:, ::320][:, : int(frames.max())] * 64).round().long()
         return torch.nn.functional.one_hot(symbols, len(VOCABULARY)).float(), frames
 
@@ -69,8 +69,8 @@ def manifest(tmp_path: Path) -> Manifest:
     return write(tmp_path, {f"u{k}": say(text) for k, text in enumerate(TEXTS)})
 
 
-@pytest.mark.parametrize("batch_s", [0.1, 1.0, 3.0, 60.0])
-@pytest.mark.parametrize("batches_a_chunk", [1, 32])
+@each_case("batch_s", [0.1, 1.0, 3.0, 60.0])
+@each_case("batches_a_chunk", [1, 32])
 def test_texts_come_in_the_manifests_order(
     manifest: Manifest, batch_s: float, batches_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,13 +158,13 @@ def test_what_cannot_be_read_is_left_out_and_the_others_stay_in_order(tmp_path: 
         transcribe(EchoModel(), [tmp_path / "tea.wav", tmp_path / "cut.wav"])
 
 
-@pytest.mark.parametrize("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
+@each_case("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
 def test_what_is_neither_paths_nor_waveforms_gets_a_sentence(audio: object) -> None:
     with pytest.raises(DataError, match="`audio` must be"):
         transcribe(EchoModel(), audio, sample_rate=16_000)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", ["16000", 16_000.5, True, 0])
+@each_case("rate", ["16000", 16_000.5, True, 0])
 def test_a_rate_that_is_none_gets_a_sentence(rate: object) -> None:
     with pytest.raises(DataError, match="`sample_rate` must be"):
         transcribe(EchoModel(), say("TEA"), sample_rate=rate)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import PretrainConfig
-from speechssl.model.norm import LayerNorm
+from speechssl.model.layers import LayerNorm
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.transformer import PositionalConvolution
 from speechssl.objectives.losses import compute_contrastive_loss
@@ -62,19 +64,18 @@ def test_loss_and_gradients_in_bf16_are_those_of_float32(name: str) -> None:
             assert error < 0.1, f"{key}: {error:.3f}"
 
 
-@pytest.mark.parametrize("groups", [2, 4, 16])
-@pytest.mark.parametrize("channels", [2, 8, 12, 16, 48])
-@pytest.mark.parametrize("kernel", [16, 32, 128])
-def test_positions_in_bf16_whatever_the_channels_of_a_group(groups: int, channels: int, kernel: int) -> None:
+def test_positions_in_bf16_whatever_the_channels_of_a_group() -> None:
     """oneDNN's bf16 convolution with AMX gives noise for 2 to 15 channels and most even kernels."""
-    torch.manual_seed(0)
-    position = PositionalConvolution(groups * channels, kernel, groups)
-    x = torch.randn(2, 150, groups * channels)
-    with torch.no_grad():
-        expected = position(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = position(x.bfloat16())
-    assert float((found.float() - expected).norm() / expected.norm()) < 0.02
+    for groups, channels, kernel in product((2, 4, 16), (2, 8, 12, 16, 48), (16, 32, 128)):
+        torch.manual_seed(0)
+        position = PositionalConvolution(groups * channels, kernel, groups)
+        x = torch.randn(2, 150, groups * channels)
+        with torch.no_grad():
+            expected = position(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = position(x.bfloat16())
+        error = float((found.float() - expected).norm() / expected.norm())
+        assert error < 0.02, f"{groups} groups of {channels}, kernel {kernel}: {error:.3f}"
 
 
 def test_the_norm_of_many_bf16_frames_has_the_gradients_of_float32() -> None:

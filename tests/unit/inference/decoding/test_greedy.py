@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from speechssl.inference.decoding.greedy import collapse, greedy_decode
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from tests.cases import each_case
 
 VOCABULARY = Vocabulary(FAIRSEQ_SYMBOLS)
 
 
-@pytest.mark.parametrize(
-    ("path", "labels"),
+@each_case(
+    "path, labels",
     [([], []), ([0, 0], []), ([5, 5, 5], [5]), ([5, 0, 5], [5, 5]), ([0, 7, 7, 0, 7, 8, 8, 0], [7, 7, 8])],
 )
 def test_collapse_merges_repeats_before_it_drops_blanks(path: list[int], labels: list[int]) -> None:

@@ -7,11 +7,12 @@ import time
 import pytest
 
 from speechssl.interop.fairseq.labels import read_conv_layers, read_temperature
+from tests.cases import each_case
 
 STANDARD = [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]
 
 
-@pytest.mark.parametrize(
+@each_case(
     "text",
     [
         "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]",
@@ -25,7 +26,7 @@ def test_every_spelling_of_the_standard_layers(text: str) -> None:
     assert read_conv_layers(text) == STANDARD
 
 
-@pytest.mark.parametrize(
+@each_case(
     "text",
     [
         "",
@@ -66,12 +67,12 @@ def test_anything_else_is_refused_at_once(text: str) -> None:
     assert time.perf_counter() - start < 1
 
 
-@pytest.mark.parametrize("value", ["(2,0.5,0.999995)", "[2.0, 0.5, 0.999995]", [2, 0.5, 0.999995], (2, 0.5, 0.999995)])
+@each_case("value", ["(2,0.5,0.999995)", "[2.0, 0.5, 0.999995]", [2, 0.5, 0.999995], (2, 0.5, 0.999995)])
 def test_temperatures(value: object) -> None:
     assert read_temperature(value) == (2.0, 0.5, 0.999995)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "value", ["", "2", "(2, 0.5)", "(2, 0.5, 'x')", "(2, 0.5, True)", "exit()", "(" * 900, None, 2.0, [1, 2], {"a": 1}]
 )
 def test_other_temperatures_are_refused(value: object) -> None:

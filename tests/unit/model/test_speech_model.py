@@ -12,8 +12,7 @@ import torch
 import speechssl
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.model.evaluating import as_evaluating
-from speechssl.model.speech_model import SpeechModel
+from speechssl.model.speech_model import SpeechModel, as_evaluating
 
 
 @pytest.fixture
