@@ -229,9 +229,7 @@ def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
     except (ConnectionError, http.client.HTTPException) as error:
         why = shorten(error)
         if is_last:
-            raise DataError(
-                f"{url} must be reachable, but is not ({why}); the same command resumes the download"
-            ) from error
+            raise DataError(f"{url} must be reachable, but is not ({why}); the same command resumes it") from error
         _logger.warning("%s: %s; trying again", url, why)
     return False
 

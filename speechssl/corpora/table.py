@@ -320,7 +320,7 @@ def _read_first_line(table: Path) -> str:
 
 
 def _is_value(field: str) -> bool:
-    """Say whether a field looks like a value rather than a column's name: a file, a number, an id with digits, or a sentence."""
+    """Say whether a field looks like a value, not a column's name: a file, a number, an id with digits, a sentence."""
     return _has_audio_suffix(field) or bool(re.search(r"\d[-_/.]\d|^\s*[\d.]+\s*$", field)) or len(field.split()) > 4
 
 
