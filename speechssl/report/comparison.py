@@ -87,7 +87,11 @@ def _draw(chosen: Sequence[Named], metric: Metric, x_name: str) -> list[Figure]:
         rows = [row for row in run.select(split) if isinstance(row.get(metric.name), int | float) and x_name in row]
         x, y = [row[x_name] for row in rows], [metric.factor * row[metric.name] for row in rows]
         smooth = split == "train"
-        curve = make_series(name, x=x, y=y, smooth=smooth, band=False, **choose_style(number)) if metric.is_of(run) else None
+        curve = (
+            make_series(name, x=x, y=y, smooth=smooth, band=False, **choose_style(number))
+            if metric.is_of(run)
+            else None
+        )
         curves += [curve] if curve is not None else []
     if len(curves) < 2:
         return []
@@ -101,7 +105,8 @@ def _name_best(curves: Sequence[Series], metric: Metric) -> str:
     """Name the run with the best value after the first update: before it nothing was learned."""
     choose = max if metric.name == "accuracy" else min
     learned = [(float(choose(curve.y[curve.x > 0])), curve.label) for curve in curves if (curve.x > 0).any()]
-    return f"The best value is that of {choose(learned)[1]}." if learned else ""
+    best = [label for value, label in learned if value == choose(learned)[0]]
+    return f"The best value is that of {best[0]}." if len(best) == 1 else ""
 
 
 def _choose_split(chosen: Sequence[Named], metric: Metric) -> str:

@@ -95,8 +95,10 @@ def format_percent(share: float, digits: int = 3) -> str:
 
 
 def format_hours(hours: float) -> str:
-    """Write a duration in the unit that suits it."""
-    amount, unit = (hours, "hour") if hours >= 1 else (hours * 60, "minute")
+    """Write a duration in the unit that suits it: hours, minutes or seconds."""
+    units = ((1, "hour"), (1 / 60, "minute"), (0, "second"))
+    size, unit = next((size, unit) for size, unit in units if hours >= size)
+    amount = hours / (size or 1 / 3600)
     return f"{format_number(amount)} {unit}" + ("" if amount == 1 else "s")
 
 

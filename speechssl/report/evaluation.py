@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from speechssl.data.manifest import load_manifests
+from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.errors import SpeechSSLError
 from speechssl.report.content import Bars, Figure, Section, Stat, Table, Verdict, format_number
 from speechssl.report.run_folder import RunFolder
@@ -102,7 +103,7 @@ def judge_evaluation(run: RunFolder) -> Verdict:
 def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
     """Show the worst and some other utterances, the commonest errors, and each speaker's rate."""
     transcripts = read_transcripts(run)
-    worst = add_sounds(transcripts[:NUM_WORST], run.test_sets, sounds)
+    worst = add_sounds(transcripts[:NUM_WORST], load_test_set(run), sounds)
     note = "Utterances at equal distances in the order of their errors."
     figures = show(worst, "The worst utterances", "Those with the most word errors.")
     figures += show(choose_some(transcripts[NUM_WORST:]), "From bad to good", note)
@@ -124,20 +125,26 @@ def choose_some(transcripts: list[Transcript]) -> list[Transcript]:
     return [transcripts[int(k)] for k in places]
 
 
-def add_sounds(transcripts: Sequence[Transcript], manifests: Sequence[str], sounds: Sounds) -> list[Transcript]:
-    """Give utterances their sound, where the manifests and the files are still there."""
-    if not transcripts or not manifests or not all(Path(path).is_file() for path in manifests):
-        return list(transcripts)
+def load_test_set(run: RunFolder) -> Manifest | None:
+    """Load the manifests that a run's transcripts are of; None where one has moved or is damaged."""
     try:
-        manifest = load_manifests(list(manifests), key="data.test")
-        places = {name: index for index, name in enumerate(manifest.column("id"))}
-        return [
-            replace(item, sound=sounds.encode(read_waveform(manifest, places[item.id]))) if item.id in places else item
-            for item in transcripts
-        ]
+        is_there = run.test_sets and all(Path(path).is_file() for path in run.test_sets)
+        return load_manifests(run.test_sets, key="data.test") if is_there else None
     except SpeechSSLError:
-        # Files that have moved since: the texts stand without their sound.
-        return list(transcripts)
+        return None
+
+
+def add_sounds(transcripts: Sequence[Transcript], manifest: Manifest | None, sounds: Sounds) -> list[Transcript]:
+    """Give utterances their sound; the texts stand without it where the manifest or a file has moved."""
+    places = {} if manifest is None else {name: index for index, name in enumerate(manifest.column("id"))}
+    found = []
+    for item in transcripts:
+        sound = None
+        if manifest is not None and item.id in places:
+            with suppress(SpeechSSLError):
+                sound = sounds.encode(read_waveform(manifest, places[item.id]))
+        found.append(replace(item, sound=sound))
+    return found
 
 
 def show(transcripts: Sequence[Transcript], title: str, note: str) -> list[Figure]:

@@ -72,9 +72,9 @@ def judge(run: RunFolder) -> Verdict:
     if run.num_updates <= warmup:
         return Verdict("open", "Too early to say", f"The learning rate is still rising. So far {'; '.join(fine)}.")
     if bad:
-        return Verdict("bad", "Not healthy", _say([*bad, *doubts, *fine]))
+        return Verdict("bad", "Not healthy", f"{_say(bad + doubts)} {_say(fine)}")
     if doubts:
-        return Verdict("doubt", "Healthy, with a reservation", _say([*doubts, *fine]))
+        return Verdict("doubt", "Healthy, with a reservation", f"{_say(fine)} But {'; '.join(doubts)}.")
     return Verdict("good", "Healthy", _say(fine))
 
 
@@ -127,7 +127,7 @@ def _judge_task(run: RunFolder) -> tuple[list[str], list[str], list[str]]:
     fine, doubts = [f"{what} {change} to {format_number(last)}{unit}"], []
     best, where = min(zip(values[1:], updates[1:], strict=True), default=(last, 0.0))
     if split == "valid" and last - best > RISE * abs(values[0] - best):
-        doubts.append(f"{what} was lower at update {format_number(where)} ({format_number(best)}{unit}) than at the end")
+        doubts.append(f"it was lower at update {format_number(where)}, {format_number(best)}{unit}")
     if name == "loss_contrastive":
         return *_judge_contrast(run, split, last, doubts), fine + _tell_codebooks(run, split)
     if name == "loss_codes":
@@ -161,7 +161,7 @@ def _tell_codebooks(run: RunFolder, split: str) -> list[str]:
     perplexity = run.last(split, "hard_perplexity")
     if isinstance(perplexity, list) and perplexity:
         used = " and ".join(map(format_number, perplexity))
-        told.append(f"of {run.get_config('model.quantizer.num_codes', 'all')} codes {used} are in use, in effect")
+        told.append(f"{used} of {run.get_config('model.quantizer.num_codes', 'the')} codes are in use, in effect")
     return told
 
 

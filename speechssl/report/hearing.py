@@ -88,7 +88,10 @@ def _draw_example(run: RunFolder, live: Live, index: int, sounds: Sounds) -> Fig
         mask, right = solve_masked(live, waveform, num_negatives, int(run.get_config("seed", 1)))
         with torch.inference_mode():
             codes = live.model.codes(torch.from_numpy(waveform)[None], None)[0][0].numpy()
-        strip.masked, strip.found = find_spans(mask), list(zip(np.flatnonzero(mask).tolist(), right.tolist(), strict=True))
+        strip.masked, strip.found = (
+            find_spans(mask),
+            list(zip(np.flatnonzero(mask).tolist(), right.tolist(), strict=True)),
+        )
         strip.codes = [find_stretches(codes[:, group].tolist()) for group in range(codes.shape[1])]
         strip.num_codes = live.model.config.quantizer.num_codes
         note = _explain(run, live, mask, right, codes)

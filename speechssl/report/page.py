@@ -112,7 +112,11 @@ def _make_chapter(
             (summary, stats), verdict = describe_recogniser(run), judge(run)
             before, after = make_errors(run) + make_stored(run, sounds), make_machinery(run) + make_health(run)
         case "evaluate":
-            (summary, stats), verdict, before = describe_evaluation(run), judge_evaluation(run), make_evaluation(run, sounds)
+            (summary, stats), verdict, before = (
+                describe_evaluation(run),
+                judge_evaluation(run),
+                make_evaluation(run, sounds),
+            )
         case "probe":
             (summary, stats), verdict, before = describe_probe(run), judge_probe(run), make_probe(run)
         case _:
@@ -140,23 +144,21 @@ def _draw_pictures(run: RunFolder, sounds: Sounds) -> tuple[list[Section], str]:
 
 
 def _find_links(named: Sequence[tuple[RunFolder, str]], number: int, out: Path) -> list[tuple[str, str, str]]:
-    """Link an evaluation or a probe to the run whose checkpoint it names, and that run to it."""
-    run = named[number][0]
-    checkpoint = run.result.get("checkpoint")
-    update = run.result.get("update")
-    of = f"Of update {update} of" if isinstance(update, int) and update > 0 else "Of"
-    links = []
-    for k, (other, name) in enumerate(named):
-        if other.holds(checkpoint) and other is not run and run.kind in ("evaluate", "probe"):
-            links.append((of, name, f"#run-{k + 1}"))
-        elif run.kind in ("pretrain", "finetune") and run.holds(other.result.get("checkpoint")) and other is not run:
-            links.append((f"{KINDS[other.kind]}:", name, f"#run-{k + 1}"))
-        elif run.kind == "finetune" and other is not run and other.holds(run.get_config("init")):
-            links.append(("Fine-tuned from", name, f"#run-{k + 1}"))
-    if not links and isinstance(checkpoint, str):
-        page = Path(checkpoint) / REPORT
-        relative = quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else ""
-        links.append((of, checkpoint, relative))
+    """Link a run to what it comes from, on this page or on that run's own one, and to what was measured of it."""
+    run, update = named[number][0], named[number][0].result.get("update")
+    source = run.get_config("init") if run.kind == "finetune" else run.result.get("checkpoint")
+    word = "Fine-tuned from" if run.kind == "finetune" else "Of"
+    word += f" update {update} of" if isinstance(update, int) and update > 0 else ""
+    others = [(k, other, name) for k, (other, name) in enumerate(named, 1) if other is not run]
+    links = [(word, name, f"#run-{k}") for k, other, name in others if other.holds(source)]
+    if not links and source and isinstance(source, str):
+        page = Path(source) / REPORT
+        links.append(
+            (word, source, quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else "")
+        )
+    if run.kind in ("pretrain", "finetune"):
+        measured = ((k, other, name) for k, other, name in others if run.holds(other.result.get("checkpoint")))
+        links += [(f"{KINDS[other.kind]}:", name, f"#run-{k}") for k, other, name in measured]
     return links
 
 

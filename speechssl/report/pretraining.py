@@ -28,14 +28,14 @@ SMALL = {
     "loss_features": ("Feature penalty", "bits", 1),
     "loss_unmasked": ("Loss at frames that are not masked, weighted", MASKED, 1),
     "loss_intermediate": ("Loss after the inner block", MASKED, 1),
-    "removed_negatives": ("Removed negatives", "% with the codes of the target", 100),
+    "removed_negatives": ("Removed negatives", "% of all negatives", 100),
     "masked_share": ("Masked share", "% of all frames", 100),
     "context_spread": ("Spread of contexts", "0 would be collapse", 1),
-    "feature_variance": ("Feature variance", "share over time, 0 would be collapse", 1),
+    "feature_variance": ("Variance of features over time", "0 would be collapse", 1),
     "temperature": ("Gumbel temperature", "", 1),
     "lr": ("Learning rate", "", 1),
     "grad_norm": ("Gradient norm", "", 1),
-    "audio_s_per_s": ("Speed", "seconds of audio a second", 1),
+    "audio_s_per_s": ("Speed", "times real time", 1),
     "loader_wait": ("Waiting for audio", "% of the time", 100),
     "memory_mib": ("Memory", "MiB, this process", 1),
     "gpu_memory_mib": ("GPU memory", "MiB, peak", 1),
@@ -90,7 +90,8 @@ def find_latest(run: RunFolder, split: str, name: str) -> float | None:
 
 def find_loss(run: RunFolder) -> str:
     """Name the loss that the run is about: of choosing among frames, of naming codes, or of another objective."""
-    return next((name for name in ("loss_contrastive", "loss_codes") if any(name in row for row in run.metrics)), "loss")
+    logged = {key for row in run.metrics for key in row}
+    return next((name for name in ("loss_contrastive", "loss_codes") if name in logged), "loss")
 
 
 def choose_split(run: RunFolder) -> str:

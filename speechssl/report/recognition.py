@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from speechssl.inference.recognise import recognise
 from speechssl.report.charts import make_series, plot
 from speechssl.report.content import Figure, Section, Stat, count, format_hours
 from speechssl.report.evaluation import (
-    NUM_WORST,
     Transcript,
     add_sounds,
     choose_some,
     count_errors,
+    load_test_set,
     read_transcripts,
     show,
 )
@@ -33,9 +32,7 @@ LIVE_UTTERANCES = 12
 
 def describe_recogniser(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say what a fine-tuning run came to, and pick its first figures."""
-    init = run.get_config("init")
-    start = f"Fine-tuned from {init}." if init else "Trained from scratch, without pretraining."
-    stats = []
+    start, stats = "" if run.get_config("init") else "Trained from scratch, without pretraining.", []
     for key, name in (("wer", "word error rate"), ("cer", "character error rate")):
         value = find_best(run, key)
         if value is not None:
@@ -65,7 +62,7 @@ def make_errors(run: RunFolder) -> list[Section]:
 def make_stored(run: RunFolder, sounds: Sounds) -> list[Section]:
     """Show what the run's evaluation stored of its transcripts; [] without one."""
     stored = read_transcripts(run)
-    chosen = add_sounds(choose_some(stored), run.test_sets, sounds)
+    chosen = add_sounds(choose_some(stored), load_test_set(run), sounds)
     figures = show(chosen, "What it writes", "From the run’s evaluation, from the worst utterance to the best.")
     return [Section("What it writes", figures + count_errors(stored, run.confusions))] if stored else []
 
@@ -73,33 +70,29 @@ def make_stored(run: RunFolder, sounds: Sounds) -> list[Section]:
 def make_writing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
     """Show one utterance with the letters in time, and without a stored evaluation what the model writes now."""
     figures = _draw_emissions(live, sounds)
-    transcripts = [] if run.utterances else transcribe(live, sounds)
+    transcripts = [] if run.utterances else transcribe(live)
+    chosen = add_sounds(choose_some(transcripts), live.manifest, sounds)
     where = "held-out" if live.held_out else "training"
     note = f"{len(transcripts)} {where} utterances, decoded for this page, greedily; shown from the worst to the best."
-    figures += show(choose_some(transcripts), "What it writes", note) + count_errors(transcripts, [])
+    figures += show(chosen, "What it writes", note) + count_errors(transcripts, [])
     return [Section("What it hears", figures)] if figures else []
 
 
-def transcribe(live: Live, sounds: Sounds) -> list[Transcript]:
+def transcribe(live: Live) -> list[Transcript]:
     """Let the model write a few utterances, worst first; [] where there are no transcripts to compare with."""
     vocabulary = live.model.vocabulary
     if vocabulary is None or not live.manifest.has("text"):
         return []
     texts, lengths = live.manifest.column("text"), live.manifest.num_samples_16k / SAMPLE_RATE
     fitting = [k for k in list_long_enough(live, 0.5) if lengths[k] <= LONGEST_S and texts[k]]
-    places = choose_evenly(fitting, LIVE_UTTERANCES)
-    if not places:
-        return []
-    chosen = live.manifest.select(places)
-    written = recognise(live.model, chosen)
-    found = []
-    for k, text in enumerate(written):
-        row = chosen[k]
-        reference = vocabulary.normalise_reference(row.text or "")
-        found.append((k, Transcript(row.id, row.speaker or "", reference, vocabulary.fold(text))))
-    found.sort(key=lambda pair: pair[1].num_errors, reverse=True)
-    worst = [replace(item, sound=sounds.encode(read_waveform(chosen, k))) for k, item in found[:NUM_WORST]]
-    return worst + [item for _, item in found[NUM_WORST:]]
+    chosen = live.manifest.select(choose_evenly(fitting, LIVE_UTTERANCES))
+    written = recognise(live.model, chosen) if len(chosen) else []
+    rows = [chosen[k] for k in range(len(chosen))]
+    transcripts = [
+        Transcript(row.id, row.speaker or "", vocabulary.normalise_reference(row.text or ""), vocabulary.fold(text))
+        for row, text in zip(rows, written, strict=True)
+    ]
+    return sorted(transcripts, key=lambda item: item.num_errors, reverse=True)
 
 
 def find_best(run: RunFolder, name: str) -> float | None:
