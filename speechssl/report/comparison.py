@@ -168,7 +168,7 @@ def _draw(chosen: Sequence[Named], metric: Metric) -> list[Figure]:
     best = [label for value, label in learned if value == choose(learned)[0]] if split == "valid" else []
     note = f"The best value is that of {best[0]}." if len(best) == 1 else ""
     title = f"{metric.title}, {'held out' if split == 'valid' else 'training'}"
-    options = {"from_zero": metric.from_zero, "x_label": "update" if x_name == "update" else HOURS}
+    options: dict[str, Any] = {"from_zero": metric.from_zero, "x_label": "update" if x_name == "update" else HOURS}
     return plot(title, metric.unit, curves, note, **options) if len(curves) > 1 else []
 
 
@@ -222,7 +222,7 @@ def _draw_accuracy(runs: Sequence[Named], loss: str) -> list[Figure]:
     x, y = np.array(PUBLISHED_ACCURACY).T * [[HOURS_AN_UPDATE], [100]]
     hours = max(curve.x[-1] for curve in curves)
     published = Series(
-        "BASE, replicated on LibriSpeech 960 h", "ink", x, y, kind="points", is_shown=hours > NEAR * x[0]
+        "BASE, replicated on LibriSpeech 960 h", "ink", x, y, kind="points", is_shown=bool(hours > NEAR * x[0])
     )
     note = (
         "The points are BASE on LibriSpeech 960 h as NVIDIA replicated it (means of 8 seeds, spread ±0.01) after 50k, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -178,8 +178,9 @@ def make_series(
         return Series(label, style, xs[places], ys[places], **options)
     reach = max(len(xs) // 40, 1)
     windows = [ys[max(place - reach, 0) : place + reach + 1] for place in places]
-    edges = [np.array([np.percentile(window, share) for window in windows]) for share in (10, 90)] if band else []
-    return Series(label, style, xs[places], np.array([window.mean() for window in windows]), *edges, **options)
+    if band:
+        options |= {k: np.array([np.percentile(w, share) for w in windows]) for k, share in (("low", 10), ("high", 90))}
+    return Series(label, style, xs[places], np.array([window.mean() for window in windows]), **options)
 
 
 def choose_style(number: int) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def count(number: int, what: str) -> str:
     return f"{format_number(number)} {what}" + ("" if number == 1 else "s")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Say whether a value of a stranger's file is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 

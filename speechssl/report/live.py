@@ -18,6 +18,7 @@ from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.interop.load import load_model
 from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
+from speechssl.report.figures import count
 from speechssl.report.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -89,8 +90,10 @@ class Sounds:
 
     def describe(self) -> str:
         """Say what the sounds take, and what was left out; '' without any."""
-        kept = f"{self.num_kept} sounds take {self.num_bytes / 1e6:.1f} MB of it. " if self.num_kept else ""
-        return kept + (f"{self.num_left_out} sounds were left out to keep it small." if self.num_left_out else "")
+        kept = (
+            f"{count(self.num_kept, 'sound')} in {count(self.num_bytes // 1000, 'kilobyte')}. " if self.num_kept else ""
+        )
+        return kept + (f"Left out to keep it small: {count(self.num_left_out, 'sound')}." if self.num_left_out else "")
 
 
 def find_missing(run: RunFolder) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from speechssl.checkpoints.layout import REPORT
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
@@ -201,8 +200,8 @@ def _render(chapters: Sequence[Chapter], overview: Sequence[Section], sounds: So
         title=chapters[0].name if len(chapters) == 1 else f"{len(chapters)} runs",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         sounds=sounds,
-        style=Markup(read("uplot/uPlot.min.css") + read("page.css")),
-        script=Markup(script),
+        style=read("uplot/uPlot.min.css") + read("page.css"),
+        script=script,
         # Only this very script may run: nothing that a transcript or a file name could smuggle in.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

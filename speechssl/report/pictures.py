@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,13 @@ from speechssl.report.live import (
 from speechssl.report.pretraining import find_chance
 from speechssl.report.run_folder import RunFolder
 
+EXAMPLE_S = 6.0
+USE_UTTERANCES, USE_S = 30, 5.0
+"""Code use is counted on at most so many utterances, the first seconds of each: some minutes of speech."""
+
+MAX_SPEAKERS, MAX_UTTERANCES, UTTERANCE_S = 15, 120, 3.0
+LEAST_FOR_TSNE = 30
+
 FRAME_S = 0.02
 NUM_MELS, HOP_SAMPLES, WINDOW_SAMPLES, FFT_SAMPLES, MIN_HZ = 96, 80, 400, 1024, 50.0
 
@@ -39,6 +46,8 @@ RANGE_DB = 62.0
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
 # Anchors of the palettes, from silence to loudest: one rise in lightness each, so that they also read in grey.
 LIGHT = ((248, 250, 251), (206, 226, 234), (120, 178, 202), (37, 113, 155), (12, 58, 100), (8, 22, 48))
 DARK = ((17, 22, 29), (24, 44, 72), (30, 88, 126), (48, 150, 168), (150, 214, 190), (250, 250, 226))
@@ -116,15 +125,6 @@ def _encode(levels: npt.NDArray[np.uint8], anchors: tuple[tuple[int, int, int], 
     columns = [np.interp(np.arange(256), places, [anchor[c] for anchor in anchors]) for c in range(3)]
     palette = np.stack(columns, axis=1).round().astype(np.uint8)
     return "data:image/png;base64," + base64.b64encode(encode_png(levels, palette)).decode("ascii")
-
-
-EXAMPLE_S = 6.0
-USE_UTTERANCES, USE_S = 30, 5.0
-"""Code use is counted on at most so many utterances, the first seconds of each: some minutes of speech."""
-
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
 
 
 def make_hearing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
@@ -224,16 +224,10 @@ def _draw_code_use(live: Live) -> list[Figure]:
         )
         ranks = range(1, len(row) + 1)
         bars = make_series("share", f"c{group % 5 + 1}", ranks, (100 * shares).tolist(), kind="bars")
-        options = {"x_label": "code, the busiest first", "from_zero": True}
+        options: dict[str, Any] = {"x_label": "code, the busiest first", "from_zero": True}
         title = f"Use of codebook {group + 1}"
         figures += plot(title, "% of frames", [bars], note, [("equal use", 100 / len(row))], **options)
     return figures
-
-
-MAX_SPEAKERS, MAX_UTTERANCES, UTTERANCE_S = 15, 120, 3.0
-LEAST_FOR_TSNE = 30
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -304,7 +298,7 @@ def choose_utterances(live: Live) -> tuple[list[int], list[str]]:
 
 
 @torch.inference_mode()
-def embed_layers(live: Live, waveforms: Sequence[npt.NDArray[np.float32]], layers: list[int]) -> dict[int, FloatArray]:
+def embed_layers(live: Live, waveforms: Sequence[FloatArray], layers: list[int]) -> dict[int, DoubleArray]:
     """Embed utterances as the mean over their valid frames.
 
     Returns:
@@ -317,7 +311,7 @@ def embed_layers(live: Live, waveforms: Sequence[npt.NDArray[np.float32]], layer
     return {layer: np.array([row[k] for row in rows]) for k, layer in enumerate(layers)}
 
 
-def reduce_to_plane(embeddings: FloatArray) -> FloatArray:
+def reduce_to_plane(embeddings: DoubleArray) -> DoubleArray:
     """Reduce (n, D) to (n, 2): principal components, then t-SNE where there are points enough for it."""
     centred = embeddings - embeddings.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
@@ -330,11 +324,11 @@ def reduce_to_plane(embeddings: FloatArray) -> FloatArray:
     start = components[:, :2] / max(float(components[:, 0].std()), 1e-12) * 1e-4
     # For so few points the exact method is the quicker one, and it does not wait for threads on a busy machine.
     method = TSNE(2, perplexity=perplexity, init=start, random_state=1, max_iter=500, method="exact")
-    plane: FloatArray = method.fit_transform(components[:, :30]).astype(np.float64)
+    plane: DoubleArray = method.fit_transform(components[:, :30]).astype(np.float64)
     return plane
 
 
-def compute_neighbour_agreement(embeddings: FloatArray, speakers: list[str]) -> float:
+def compute_neighbour_agreement(embeddings: DoubleArray, speakers: list[str]) -> float:
     """Give the share of rows whose nearest other row (cosine, after centring) has the same speaker."""
     centred = embeddings - embeddings.mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
@@ -344,7 +338,7 @@ def compute_neighbour_agreement(embeddings: FloatArray, speakers: list[str]) -> 
     return float(np.mean([speakers[k] == speakers[int(n)] for k, n in enumerate(nearest)]))
 
 
-def _draw(plane: FloatArray, speakers: list[str], names: list[str], clips: list[int | None]) -> Map:
+def _draw(plane: DoubleArray, speakers: list[str], names: list[str], clips: list[int | None]) -> Map:
     low, span = plane.min(0), np.maximum(np.ptp(plane, axis=0), 1e-9)
     places = (4 + 92 * (plane - low) / span).round(2)
     groups = sorted(set(speakers))
