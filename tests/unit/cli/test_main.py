@@ -64,7 +64,7 @@ def test_help_lists_the_verbs_of_this_version_in_order(capsys: pytest.CaptureFix
 def test_verb_help_has_every_key_with_default_unit_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run_main(["pretrain", "--help"], capsys)
     assert "training.update_s=5600" in out
-    assert "audio an update, over all ranks and accumulation steps [s]" in out
+    assert "audio per update, over all processes and forward passes" in out
     assert "one of base, large, large_lv60k, small, tiny, xls_r_1b," in out
     assert out.count("  speechssl pretrain ") == 2
 
