@@ -104,13 +104,7 @@ def plot(
 
 
 def make_series(
-    label: str,
-    style: str,
-    x: Sequence[float],
-    y: Sequence[float],
-    smooth: bool = False,
-    band: bool = True,
-    **options: Any,
+    label: str, style: str, x: Sequence[float], y: Sequence[float], smooth: bool = False, band: bool = True, **options: Any
 ) -> Series | None:
     """Make a series of the finite points; None without any.
 

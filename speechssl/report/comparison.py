@@ -87,11 +87,7 @@ def _draw(chosen: Sequence[Named], metric: Metric, x_name: str) -> list[Figure]:
         rows = [row for row in run.select(split) if isinstance(row.get(metric.name), int | float) and x_name in row]
         x, y = [row[x_name] for row in rows], [metric.factor * row[metric.name] for row in rows]
         smooth = split == "train"
-        curve = (
-            make_series(name, x=x, y=y, smooth=smooth, band=False, **choose_style(number))
-            if metric.is_of(run)
-            else None
-        )
+        curve = make_series(name, x=x, y=y, smooth=smooth, band=False, **choose_style(number)) if metric.is_of(run) else None
         curves += [curve] if curve is not None else []
     if len(curves) < 2:
         return []

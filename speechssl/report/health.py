@@ -127,9 +127,7 @@ def _judge_task(run: RunFolder) -> tuple[list[str], list[str], list[str]]:
     fine, doubts = [f"{what} {change} to {format_number(last)}{unit}"], []
     best, where = min(zip(values[1:], updates[1:], strict=True), default=(last, 0.0))
     if split == "valid" and last - best > RISE * abs(values[0] - best):
-        doubts.append(
-            f"{what} was lower at update {format_number(where)} ({format_number(best)}{unit}) than at the end"
-        )
+        doubts.append(f"{what} was lower at update {format_number(where)} ({format_number(best)}{unit}) than at the end")
     if name == "loss_contrastive":
         return *_judge_contrast(run, split, last, doubts), fine + _tell_codebooks(run, split)
     if name == "loss_codes":

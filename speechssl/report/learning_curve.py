@@ -121,10 +121,7 @@ def _draw_accuracy(runs: Sequence[Named], loss: str) -> list[Figure]:
 
 def _make_accuracy(run: RunFolder, name: str, number: int) -> Series | None:
     """Make a run's curve: held out, or where it has no validation that of training, averaged."""
-    rows = {
-        split: [row for row in _list_heard(run, split) if row.get("accuracy") is not None]
-        for split in ("valid", "train")
-    }
+    rows = {split: [row for row in _list_heard(run, split) if row.get("accuracy") is not None] for split in ("valid", "train")}
     split = "valid" if rows["valid"] else "train"
     x, y = [row["hours_seen"] for row in rows[split]], [100 * row["accuracy"] for row in rows[split]]
     label = name if split == "valid" else f"{name}, training"
@@ -157,9 +154,7 @@ def _draw_probes(runs: Sequence[Named], probes: Sequence[RunFolder], measure: st
         scored = [pair for pair in found if isinstance(pair[1].result.get(measure), (int, float))]
         scored.sort(key=lambda pair: pair[0])
         x, y = [hours for hours, _ in scored], [float(probe.result[measure]) for _, probe in scored]
-        curves.append(
-            _add_intervals(make_series(name, x=x, y=y, **choose_style(number)), [p for _, p in scored], measure)
-        )
+        curves.append(_add_intervals(make_series(name, x=x, y=y, **choose_style(number)), [p for _, p in scored], measure))
         drawn += [probe for _, probe in scored]
     note = (
         "A small probe on the frozen features of the checkpoint that had heard so much, learned mix of layers; "

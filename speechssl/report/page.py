@@ -112,11 +112,7 @@ def _make_chapter(
             (summary, stats), verdict = describe_recogniser(run), judge(run)
             before, after = make_errors(run) + make_stored(run, sounds), make_machinery(run) + make_health(run)
         case "evaluate":
-            (summary, stats), verdict, before = (
-                describe_evaluation(run),
-                judge_evaluation(run),
-                make_evaluation(run, sounds),
-            )
+            (summary, stats), verdict, before = describe_evaluation(run), judge_evaluation(run), make_evaluation(run, sounds)
         case "probe":
             (summary, stats), verdict, before = describe_probe(run), judge_probe(run), make_probe(run)
         case _:

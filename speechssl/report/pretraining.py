@@ -90,9 +90,7 @@ def find_latest(run: RunFolder, split: str, name: str) -> float | None:
 
 def find_loss(run: RunFolder) -> str:
     """Name the loss that the run is about: of choosing among frames, of naming codes, or of another objective."""
-    return next(
-        (name for name in ("loss_contrastive", "loss_codes") if any(name in row for row in run.metrics)), "loss"
-    )
+    return next((name for name in ("loss_contrastive", "loss_codes") if any(name in row for row in run.metrics)), "loss")
 
 
 def choose_split(run: RunFolder) -> str:

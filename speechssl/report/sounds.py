@@ -70,11 +70,7 @@ class Sounds:
         if not self.num_kept and not self.num_left_out:
             return ""
         size = f"{self.num_kept} sounds take {self.num_bytes / 1e6:.1f} MB of it"
-        return (
-            f"{size}; {self.num_left_out} more were left out to keep the page small."
-            if self.num_left_out
-            else f"{size}."
-        )
+        return f"{size}; {self.num_left_out} more were left out to keep the page small." if self.num_left_out else f"{size}."
 
 
 def read_waveform(manifest: Manifest, index: int, longest_s: float = LONGEST_S) -> FloatArray:

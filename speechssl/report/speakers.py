@@ -144,7 +144,5 @@ def _draw(plane: FloatArray, speakers: list[str], names: list[str], clips: list[
     groups = sorted(set(speakers))
     numbers = [groups.index(speaker) for speaker in speakers]
     points = [(*place, *rest) for place, *rest in zip(places.tolist(), numbers, names, clips, strict=True)]
-    middles = [
-        np.median(places[[k for k, n in enumerate(numbers) if n == number]], axis=0) for number in range(len(groups))
-    ]
+    middles = [np.median(places[[k for k, n in enumerate(numbers) if n == number]], axis=0) for number in range(len(groups))]
     return Map(points, [(float(x), float(y), name) for (x, y), name in zip(middles, groups, strict=True)])
