@@ -67,7 +67,7 @@ function draw(holder, state) {
   // On a logarithmic axis 1, 2 and 5 have their label where few powers of ten are seen, and all within one.
   const filter = (u, splits) => {
     const reach = splits.at(-1) / splits[0];
-    const seen = reach < 10 ? /e/ : reach > 1e3 ? /^1(\.0*)?e/ : /^[125](\.0*)?e/;
+    const seen = reach < 10 ? /^[1-9](\.0*)?e/ : reach > 1e3 ? /^1(\.0*)?e/ : /^[125](\.0*)?e/;
     return splits.map((value) => (seen.test(value.toExponential(6)) ? value : null));
   };
   const options = {
