@@ -4,11 +4,13 @@ from __future__ import annotations
 
 project = "speechssl"
 author = "the speechssl authors"
-copyright = "MIT licence"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "speechssl"
+html_show_copyright = False
+html_show_sourcelink = False
+html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]

@@ -1,6 +1,6 @@
 """Where foreign bytes become values: bounded reads of regular files, and one sentence for whatever a parser raises.
 
-Everything that somebody else may have written, or a disk damaged, is read through here: nobody can list all that json,
+Everything that somebody else may have written, or a disk damaged, is read through here: no list covers all that json,
 yaml, pyarrow, gzip or torch raise on bytes that they did not write themselves.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from speechssl.errors import DataError, SpeechSSLError
+from speechssl.printable import abbreviate
 
 MAX_TEXT_BYTES = 64 * 2**20
 """Longest text file (a transcript, a configuration, a list of paths) that is read whole: 64 MiB."""
@@ -63,14 +64,12 @@ def parsing(subject: str, must: str, error: type[SpeechSSLError] = DataError, wh
 def shorten(error: BaseException) -> str:
     """Give the first line of what an exception says, or its name where it says nothing."""
     lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    return reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + " …"
+    return abbreviate(lines[0] if lines else type(error).__name__, MAX_REASON)
 
 
 def show(value: object) -> str:
     """Give what `repr` says, cut short: a stranger's value may be of any length and depth."""
-    shown = _SHORT.repr(value)
-    return shown if len(shown) <= MAX_REASON else shown[:MAX_REASON] + " …"
+    return abbreviate(_SHORT.repr(value), MAX_REASON)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

@@ -1,14 +1,21 @@
-"""Progress on stderr: a bar on a terminal, an occasional plain line in a pipe."""
+"""Progress and logs on stderr: a bar on a terminal or in a notebook, a plain line now and then in a pipe."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from speechssl.printable import make_printable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import Progress as Display
 
 T = TypeVar("T")
 
@@ -16,10 +23,12 @@ LINE_EVERY_S = 10.0
 """Seconds between two plain lines."""
 
 _logger = logging.getLogger("speechssl")
+_display: Display | None = None
+"""What draws the bars while there are any: a validation inside a training has one below the training's."""
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "items") -> Iterator[T]:
-    """Yield the items and show how far they are.
+    """Yield the items and show how many are done.
 
     Args:
         items: what is worked through.
@@ -29,39 +38,150 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr.isatty():
-        return _show_bar(items, description, total, unit)
-    return _log_lines(items, description, total, unit)
+    with Progress(description, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
 
 
-def _show_bar(items: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
-    """Show a bar that disappears when it is done."""
+class Progress:
+    """How far some work is; use it in a `with` statement.
+
+    Args:
+        description: a few words for the line or the bar.
+        total: how much there is to do; None where nobody knows.
+        unit: what is counted, in the plural.
+        done: how much was done earlier, as in a run that was resumed.
+        logs: whether to log a line now and then where there is no bar.
+    """
+
+    def __init__(
+        self, description: str, total: int | None = None, unit: str = "items", done: int = 0, logs: bool = True
+    ) -> None:
+        self.description, self.total, self.unit, self.done, self.logs = description, total, unit, done, logs
+        self.has_bar = _has_screen()
+        self._values: dict[str, str] = {}
+        self._task: Any = None
+        self._has_logged = False
+        self._first = done
+        self._start = self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._start = self._last = time.monotonic()
+        if self.has_bar:
+            _show(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.has_bar:
+            _hide(self)
+        elif self._has_logged and kind is None:
+            _logger.info("%s: all %d %s in %s", self.description, self.done, self.unit, _format_time(self._elapsed_s))
+
+    def advance(self, n: int = 1, **values: float | str) -> None:
+        """Count what was done.
+
+        Args:
+            n: how much of it.
+            values: shown beside the count from now on: `loss=5.1, best="4.8 at update 500"`.
+        """
+        self.done += n
+        self._values |= {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in values.items()}
+        if self._task is not None and _display is not None:
+            _display.update(self._task, completed=self.done, values=self._format_values())
+        elif self.logs and time.monotonic() - self._last >= LINE_EVERY_S:
+            self._log()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def _log(self) -> None:
+        self._last, self._has_logged = time.monotonic(), True
+        of_total, left = "", ""
+        if self.total is not None and self.done > self._first:
+            of_total = f" of {self.total}"
+            left_s = self._elapsed_s * (self.total - self.done) / (self.done - self._first)
+            left = f", {_format_time(left_s)} left"
+        values = f"; {self._format_values()}" if self._values else ""
+        count = f"{self.done}{of_total} {self.unit}"
+        _logger.info("%s: %s in %s%s%s", self.description, count, _format_time(self._elapsed_s), left, values)
+
+    def _format_values(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self._values.items())
+
+
+def show_logs(always: bool = False) -> None:
+    """Print the package's log to stderr, unless a program that uses the package has set up logging of its own.
+
+    Args:
+        always: whether or not it has, as the command line does.
+    """
+    if not any(isinstance(handler, _StderrHandler) for handler in _logger.handlers):
+        if not always and _logger.hasHandlers():
+            return
+        handler = _StderrHandler()
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+        _logger.addHandler(handler)
+    _logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+
+
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes to what `sys.stderr` is at the time, so that lines go above a bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _has_screen() -> bool:
+    """Say whether a bar can be drawn: on a terminal or in a notebook, and by one process of several."""
+    is_notebook = "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+    return os.environ.get("RANK", "0") == "0" and (sys.stderr.isatty() or is_notebook)
+
+
+def _show(progress: Progress) -> None:
+    """Add a bar to the display, and open the display for the first one: rich has one at a time."""
+    global _display
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
 
-    # stdout stays as it is: the JSON line and piped text must not go through the terminal's console.
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit, markup=False),
-        TimeRemainingColumn(),
+    if _display is None:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("left", markup=False),
+            TextColumn("{task.fields[values]}", markup=False),
+        )
+        # stdout goes through the terminal's console only where it is one: piped text must stay as it is.
+        console = Console(stderr=True)
+        _display = Display(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+        _display.start()
+    name = make_printable(progress.description)
+    progress._task = _display.add_task(
+        name, total=progress.total, completed=progress.done, unit=progress.unit, values=""
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        yield from progress.track(items, total=total, description=make_printable(description))
 
 
-def _log_lines(items: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
-    """Log a line every `LINE_EVERY_S` seconds, and one at the end where there was one before."""
-    start = last = time.monotonic()
-    done, has_logged = 0, False
-    of_total = f" of {total}" if total is not None else ""
-    for item in items:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - last >= LINE_EVERY_S:
-            _logger.info("%s: %d%s %s in %.0f s", description, done, of_total, unit, now - start)
-            last, has_logged = now, True
-    if has_logged:
-        _logger.info("%s: all %d %s in %.0f s", description, done, unit, time.monotonic() - start)
+def _hide(progress: Progress) -> None:
+    """Remove a bar, and close the display behind the last one."""
+    global _display
+    assert _display is not None
+    _display.remove_task(progress._task)
+    if not _display.tasks:
+        _display.stop()
+        _display = None
+
+
+def _format_time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

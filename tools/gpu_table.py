@@ -28,7 +28,7 @@ from speechssl.bench.batches import make_noise
 from speechssl.bench.jobs import build_job
 from speechssl.bench.meter import Stopwatch, read_device_name
 from speechssl.cli.compose import compose
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.manifest import save_manifest
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.data.manifest import load_manifests
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.inference.decoding.ngram import save_arpa

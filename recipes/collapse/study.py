@@ -15,7 +15,7 @@ import speechssl
 from recipes.librispeech_mini.study import digits
 from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechSSLError
-from speechssl.objectives.protocol import make_torch_seed
+from speechssl.seeds import make_torch_seed
 
 USAGE = """usage: recipes/collapse/run train=<manifest>[,<manifest>] valid=<manifest> digits=<manifest> out=<folder>
     [healthy=20] [provoked=20] [updates=400]

@@ -20,17 +20,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
 
-# Index 0 is free format, whose frames have no length of their own; 15 is forbidden.
-_KBPS_1 = {
-    1: (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    2: (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+_KBPS = {
+    (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (2, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_KBPS_2 = {
-    1: (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    3: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
+"""By MPEG 1 or later, and layer. Index 0 is free format, whose frames have no length of their own; 15 is forbidden."""
+
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 """By the two bits of the version: 3 is MPEG 1, 2 is MPEG 2, 0 is MPEG 2.5."""
 
@@ -138,7 +137,10 @@ def _walk(data: mmap.mmap, size: int) -> Walk:
     spans.append((start, at))
     has_header, announced = _read_xing(data, spans[0][0], first)
     kept = tuple(span for span in spans if span[0] < span[1])
-    return Walk(first, kept, count, announced, has_header, fault or _check_count(count - has_header, announced))
+    # Some encoders count the frame of the header too.
+    if not fault and announced is not None and announced > count - has_header + 1:
+        fault = f"has {count - has_header} frames where its header says {announced}: it was cut off"
+    return Walk(first, kept, count, announced, has_header, fault)
 
 
 def _explain(data: mmap.mmap, at: int, size: int, first: Frame) -> tuple[str, int]:
@@ -153,13 +155,6 @@ def _explain(data: mmap.mmap, at: int, size: int, first: Frame) -> tuple[str, in
     return f"is damaged from byte {at} to byte {other} of {size}", size
 
 
-def _check_count(count: int, announced: int | None) -> str:
-    # Some encoders count the frame of the header too.
-    if announced is not None and announced > count + 1:
-        return f"has {count} frames where its header says {announced}: it was cut off"
-    return ""
-
-
 def _find_frame(data: mmap.mmap, at: int, size: int) -> int:
     """Find the first byte from `at` on where a frame begins that another one, a tag or the end follows; or -1."""
     for match in _SYNC.finditer(data, at, min(size, at + MAX_JUNK)):
@@ -169,11 +164,8 @@ def _find_frame(data: mmap.mmap, at: int, size: int) -> int:
             continue
         after = place + frame.num_bytes
         following = _read_header(data[after : after + 4])
-        if (
-            after == size
-            or (following is not None and following.is_like(frame))
-            or _skip_tag(data, after, size) > after
-        ):
+        is_followed = following is not None and following.is_like(frame)
+        if is_followed or after == size or _skip_tag(data, after, size) > after:
             return place
     return -1
 
@@ -187,7 +179,7 @@ def _read_header(head: bytes) -> Frame | None:
     if version == 1 or layer == 4 or speed in (0, 15) or rate == 3:
         return None
     sample_rate = _RATES[version][rate]
-    bits = (_KBPS_1 if version == 3 else _KBPS_2)[layer][speed] * 1000
+    bits = _KBPS[1 if version == 3 else 2, layer][speed] * 1000
     padding = head[2] >> 1 & 1
     if layer == 1:
         num_bytes = (12 * bits // sample_rate + padding) * 4

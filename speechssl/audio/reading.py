@@ -17,34 +17,13 @@ import soundfile
 
 from speechssl.audio.containers import Verdict, is_raw_gsm, judge, name_content
 from speechssl.audio.mpeg import MEMORY_FRAMES, Walk, looks_like_mpeg, open_stream, quiet_decoder, walk_frames
-from speechssl.audio.waveform import (
-    MAX_RATE,
-    MIN_RATE,
-    SAMPLE_RATE,
-    FloatArray,
-    convert_waveform,
-    mix_down,
-    num_samples_at_16k,
-    warn_of_cancelling,
-)
+from speechssl.audio.waveform import MAX_RATE, MIN_RATE, FloatArray, warn_of_cancelling
+from speechssl.audio.waveform import SAMPLE_RATE as SAMPLE_RATE
+from speechssl.audio.waveform import convert_waveform as convert_waveform
+from speechssl.audio.waveform import mix_down as mix_down
+from speechssl.audio.waveform import num_samples_at_16k as num_samples_at_16k
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, shorten
-
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "SAMPLE_RATE",
-    "AudioFile",
-    "AudioInfo",
-    "check_channel",
-    "check_readable",
-    "convert_waveform",
-    "describe_unreadable",
-    "load_audio",
-    "mix_down",
-    "num_samples_at_16k",
-    "read_info",
-    "suggest_ffmpeg",
-]
 
 AUDIO_SUFFIXES = frozenset(
     {".flac", ".wav", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"}
@@ -59,8 +38,8 @@ COUNTED_BY_SIZE = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "
 """Encodings whose samples have one size: how many there are follows from the bytes that are there."""
 
 BLOCK = 2**22
-"""Samples of all channels that are decoded at a time where only their number counts: 16 MiB. soundfile seeks between
-two reads, which would hide what is missing there."""
+"""Samples, over all channels, decoded at a time when only counting them: 16 MiB. soundfile seeks between two reads,
+which would hide missing samples, so blocks are large."""
 
 LAST_PAGE_S = 30
 """No page of Ogg Vorbis holds more seconds of speech: 255 packets at most, and encoders close a page after a second or
@@ -79,8 +58,8 @@ class AudioInfo:
     num_samples: int
 
 
-def read_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Find out what an audio file holds, and that it is whole.
+def read_info(path: str | os.PathLike[str], channel: int = 0) -> AudioInfo:
+    """Find out what an audio file holds, that it is whole, and that it has a channel (from 1) if one is wanted.
 
     The samples of WAV, RF64, W64, AIFF, CAF, AU, NIST and VOC are counted by the bytes that are there, of FLAC by its
     header where its last sample decodes, of Ogg by its pages, of MP3 by its frames; anything else is decoded.
@@ -88,9 +67,10 @@ def read_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises:
         DataError: the file is missing, unreadable, no audio that libsndfile knows, empty, of unknown length, of a
             rate that is not read, cut off, joined of several streams that cannot be read as one, or damaged so that
-            this shows.
+            this shows; or it has no such channel.
     """
     with AudioFile(path, check_whole=True) as file:
+        _check_channel(path, file.num_channels, channel)
         return AudioInfo(file.sample_rate, file.num_channels, file.num_samples)
 
 
@@ -137,15 +117,14 @@ class AudioFile:
 
     def _open(self, check_whole: bool) -> tuple[soundfile.SoundFile, Walk | None]:
         """Open the file by its descriptor: by its name libsndfile would take any bytes called .au for speech."""
-        head = os.pread(self._raw.fileno(), 64, 0)
+        self._head = head = os.pread(self._raw.fileno(), 64, 0)
         if not head:
             raise DataError(f"{self.path} must hold audio, but is empty (0 bytes)")
-        self._head = head
         walk = walk_frames(self._raw) if looks_like_mpeg(head, self._suffix) else None
         verdict = Verdict(walk.fault) if walk and walk.first else judge(self._raw) if check_whole else Verdict()
         self._is_counted = verdict.is_counted
         if verdict.fault:
-            raise DataError(f"{self.path} must be whole, but {verdict.fault}; {self._suggest()}")
+            raise self._refuse(verdict.fault)
         try:
             with quiet_decoder() if walk else nullcontext():
                 if walk and walk.first:
@@ -156,9 +135,10 @@ class AudioFile:
         except soundfile.LibsndfileError as error:
             raise DataError(describe_unreadable(self.path, error, head)) from error
 
-    def _suggest(self) -> str:
-        options = "-ignore_length 1" if self._head[:4] == b"RIFF" else ""
-        return f"what can be had of it is had with {suggest_ffmpeg(self.path, options)}"
+    def _refuse(self, fault: str) -> DataError:
+        """Say why the file is not whole, and how to get what there is of it."""
+        command = suggest_ffmpeg(self.path, "-ignore_length 1" if self._head[:4] == b"RIFF" else "")
+        return DataError(f"{self.path} must be whole, but {fault}; to recover what is there: {command}")
 
     def _check_header(self) -> None:
         if self.num_samples <= 0:
@@ -189,19 +169,14 @@ class AudioFile:
         else:
             counted = self._count()
         if counted != self.num_samples:
-            raise DataError(
-                f"{self.path} must be whole, but {counted} samples can be decoded where its header says "
-                f"{self.num_samples}; {self._suggest()}"
-            )
+            raise self._refuse(f"{counted} samples can be decoded where its header says {self.num_samples}")
 
     def _reach_end(self) -> None:
         """Let libFLAC decode the last frame, which may be cut off."""
         try:
             self._file.seek(self.num_samples - 1)
         except soundfile.LibsndfileError as error:
-            raise DataError(
-                f"{self.path} must be whole, but its last frame cannot be decoded: it was cut off; {self._suggest()}"
-            ) from error
+            raise self._refuse("its last frame cannot be decoded: it was cut off") from error
         self._at = self.num_samples - 1
 
     def _count(self) -> int:
@@ -212,9 +187,7 @@ class AudioFile:
             while count := len(self._file.read(out=buffer)):
                 total += count
         except soundfile.LibsndfileError as error:
-            raise DataError(
-                f"{self.path} must be whole, but is damaged after sample {total} ({shorten(error)}); {self._suggest()}"
-            ) from error
+            raise self._refuse(f"is damaged after sample {total} ({shorten(error)})") from error
         self._at = -1
         return total
 
@@ -237,10 +210,10 @@ class AudioFile:
         return samples[first - start :]
 
     def _go_to(self, first: int) -> int:
-        """Go to a sample, or so far before it that what is read there is what reading from the start would give.
+        """Seek to a sample, or far enough before it that decoding gives the same samples as reading from the start.
 
         Returns:
-            Where it went. soundfile seeks after every read, so that what leads up to a sample is read with it.
+            Where it went. soundfile seeks after every read, so the lead-in must be read in the same call.
         """
         if first == self._at:
             return first
@@ -265,13 +238,13 @@ class AudioFile:
         return start
 
     def _drop(self, count: int) -> None:
-        """Decode so many samples of a file in which nothing can be sought."""
+        """Skip `count` samples of a file that does not support seeking, by decoding them."""
         buffer = np.empty((min(count, BLOCK // self.num_channels), self.num_channels), dtype=np.float32)
         while count > 0 and (got := len(self._file.read(out=buffer[:count]))):
             count -= got
 
     def _reopen(self) -> None:
-        """Begin again at sample 0 of a file in which nothing can be sought."""
+        """Start again at sample 0 of a file that does not support seeking."""
         self._file.close()
         self._file, self._walk = self._open(check_whole=False)
         self._at = 0
@@ -294,15 +267,6 @@ def _open_raw(path: str | os.PathLike[str]) -> BinaryIO:
         raise DataError(f"{path} must be readable, but is not: {reason}") from error
 
 
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """Open a file once.
-
-    Raises:
-        DataError: it is missing, no regular file (a pipe would hang), or may not be read.
-    """
-    _open_raw(path).close()
-
-
 def suggest_ffmpeg(path: str | os.PathLike[str], options: str = "") -> str:
     """Give the command that makes a file one that is read, quoted for the shell; it never writes over what it reads.
 
@@ -316,8 +280,8 @@ def suggest_ffmpeg(path: str | os.PathLike[str], options: str = "") -> str:
         source = os.path.join(os.curdir, source)
     stem, suffix = os.path.splitext(source)
     target = f"{stem}.flac" if suffix.lower() != ".flac" else f"{stem}-16k.flac"
-    middle = f"{options} " if options else ""
-    return f"ffmpeg {middle}-i {shlex.quote(source)} -ac 1 -ar {SAMPLE_RATE} {shlex.quote(target)}"
+    words = f"ffmpeg {options}".rstrip()
+    return f"{words} -i {shlex.quote(source)} -ac 1 -ar {SAMPLE_RATE} {shlex.quote(target)}"
 
 
 def describe_unreadable(path: str | os.PathLike[str], error: Exception, head: bytes = b"") -> str:
@@ -360,7 +324,7 @@ def load_audio(
             raise DataError(
                 f"{path} must have the {sample_rate} Hz that the manifest names, but has {file.sample_rate}"
             )
-        check_channel(path, file.num_channels, channel)
+        _check_channel(path, file.num_channels, channel)
         wanted = file.num_samples - offset if num_samples is None else num_samples
         if offset < 0 or wanted < 0 or offset + wanted > file.num_samples:
             raise DataError(
@@ -377,11 +341,6 @@ def load_audio(
     return convert_waveform(samples, own_rate)
 
 
-def check_channel(path: str | os.PathLike[str], num_channels: int, channel: int) -> None:
-    """Make sure that a file has a channel.
-
-    Raises:
-        DataError: it has fewer.
-    """
+def _check_channel(path: str | os.PathLike[str], num_channels: int, channel: int) -> None:
     if channel > num_channels:
         raise DataError(f"{path} must have the channel {channel} that `channel` names, but has {num_channels}")

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.data import PretrainDataConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, PretrainConfig, PretrainDataConfig
+from speechssl.config.verbs import BenchConfig, PretrainConfig
 from speechssl.data.dataset import Example, FloatArray, ReadOptions, normalize
-from speechssl.data.loader import Batch, Prepare, collate
+from speechssl.data.loader import Batch, Collate, stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
-from speechssl.objectives.protocol import make_rng
+from speechssl.seeds import make_rng
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.sources import ManifestSource, build_source, select_long_enough, select_utterances
 
@@ -29,15 +30,15 @@ _SYLLABLES_PER_S = 4.0
 _SHORTEST_S = 2.0
 
 
-def make_batches(config: BenchConfig, prepare: Prepare, whole: bool = False) -> Iterator[list[Batch]]:
+def make_batches(config: BenchConfig, collate: Collate, whole: bool = False) -> Iterator[list[Batch]]:
     """Yield the batch of each update, for ever: `batch` rows of `seconds` of noise each.
 
     Args:
         config: of the bench.
-        prepare: what the objective does in the loader's workers.
+        collate: what the objective does in the loader's workers.
         whole: treat rows as whole utterances, as fine-tuning does, instead of crops.
     """
-    made = [_make_batch(config, prepare, number, whole) for number in range(NUM_BATCHES)]
+    made = [_make_batch(config, collate, number, whole) for number in range(NUM_BATCHES)]
     return cycle([[batch] for batch in made])
 
 
@@ -56,14 +57,14 @@ def make_noise(num_samples: int, rng: np.random.Generator) -> FloatArray:
     return scaled
 
 
-def _make_batch(config: BenchConfig, prepare: Prepare, number: int, whole: bool) -> Batch:
+def _make_batch(config: BenchConfig, collate: Collate, number: int, whole: bool) -> Batch:
     rng = make_rng(config.seed, "bench", number)
     num_samples = round(config.seconds * SAMPLE_RATE)
     rows = range(config.batch)
     examples = [_make_example(config, f"{number}-{row}", num_samples, rng) for row in rows]
     sub_batch = SubBatch(number, 0, tuple(rows), 0 if whole else num_samples)
     plan = ForwardPlan(number + 1, (sub_batch,), is_last=True)
-    return collate(plan, [(examples, prepare(examples, config.seed, number))])
+    return stack(plan, [(examples, collate(examples, config.seed, number))])
 
 
 def _make_example(config: BenchConfig, name: str, num_samples: int, rng: np.random.Generator) -> Example:
@@ -76,7 +77,7 @@ def _make_example(config: BenchConfig, name: str, num_samples: int, rng: np.rand
     return Example(name, waveform, text, None)
 
 
-def open_manifest(config: BenchConfig, prepare: Prepare, device: torch.device) -> ManifestSource:
+def open_manifest(config: BenchConfig, device: torch.device) -> ManifestSource:
     """Open `data.train` as pretraining does: crops of at most `seconds`, `batch` times as much audio an update.
 
     Raises:
@@ -93,7 +94,6 @@ def open_manifest(config: BenchConfig, prepare: Prepare, device: torch.device) -
     )
     return build_source(
         select_long_enough(manifest, pretraining, "data.train"),
-        prepare,
         options,
         training,
         config.data,

@@ -8,7 +8,6 @@ skipped with probability `model.layer_drop_prob` and then not computed: `keep_sh
 from __future__ import annotations
 
 from speechssl.config.model import ModelConfig
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.log_mel import FFT_SAMPLES
 
 BACKWARD = 2.0
@@ -36,11 +35,11 @@ def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
 
 
 def _count_log_mel(config: ModelConfig, num_samples: int) -> list[float]:
-    num_bands = compute_num_frames(num_samples, config.frame_kernels[:1], config.frame_strides[:1])
+    num_bands = config.count_frames(num_samples, depth=1)
     counts, width = [2.0 * num_bands * (FFT_SAMPLES // 2 + 1) * config.num_mels], config.num_mels
     for place, (channels, kernel) in enumerate(zip(config.mel_widths, config.mel_kernels, strict=True), 1):
         is_last = place == len(config.mel_widths)
-        length = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides) if is_last else num_bands
+        length = config.count_frames(num_samples) if is_last else num_bands
         counts.append(2.0 * length * width * kernel * channels)
         width = channels
     return counts
@@ -99,7 +98,7 @@ def count_row(
         kept: share of the blocks that are computed, attention included: 1, or `keep_share` in training.
     """
     front_end = count_front_end(config, num_samples)
-    num_frames = compute_num_frames(num_samples, config.frame_kernels, config.frame_strides)
+    num_frames = config.count_frames(num_samples)
     parts = count_transformer(config, num_frames)
     rest = parts["projection"] + parts["positions"] + kept * (parts["blocks"] + parts["attention"]) + heads
     forward = sum(front_end) + rest

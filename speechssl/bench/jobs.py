@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,15 +13,17 @@ from torch import nn
 from speechssl.bench.batches import make_batches, open_manifest
 from speechssl.bench.flops import count_pretraining_heads, count_row, keep_share
 from speechssl.bench.meter import Stopwatch, read_worker_mib
+from speechssl.config.data import TextConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, ContrastiveConfig, TextConfig
-from speechssl.data.loader import Batch
+from speechssl.config.verbs import BenchConfig
+from speechssl.data.loader import Batch, collate_nothing
 from speechssl.devices import autocast
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective
-from speechssl.objectives.protocol import Metrics, Objective, make_torch_seed
+from speechssl.objectives.protocol import Metrics, Objective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.seeds import make_torch_seed
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training.optim import build_optimizer, scale_gradients
 from speechssl.training.run import seed_weights, set_up_blocks
@@ -104,7 +106,8 @@ class TrainingJob:
         stopwatch.mark("metrics")
         self.optimizer.step()
         stopwatch.mark("optimizer")
-        self.objective.check_health(terms, self.metrics, self.update)
+        if self.objective.watch is not None:
+            self.objective.watch.observe(terms, self.metrics, self.update)
         stopwatch.mark("metrics")
         return Work(batch.audio_s, self.count(batch))
 
@@ -175,7 +178,7 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
     if config.job == "extract":
         model = SpeechModel(config.model)
         set_up_blocks(model, activation_checkpointing=False, compile=config.compile)
-        return ExtractionJob(model, make_batches(config, lambda rows, seed, number: {}), device)
+        return ExtractionJob(model, make_batches(config, collate_nothing), device)
     objective = ContrastiveObjective(config.model, ContrastiveConfig(), config.seed, TrainingConfig().max_updates)
     batches = _open_batches(config, objective, device[0])
     if config.job == "load":
@@ -192,8 +195,8 @@ def build_job(config: BenchConfig, device: tuple[torch.device, str]) -> Training
 
 def _open_batches(config: BenchConfig, objective: ContrastiveObjective, device: torch.device) -> Iterator[list[Batch]]:
     if not config.data.train:
-        return make_batches(config, objective.make_prepare())
-    source = open_manifest(config, objective.make_prepare(), device)
+        return make_batches(config, objective.make_collate())
+    source = replace(open_manifest(config, device), make_collate=objective.make_collate)
     return source(1, config.warmup_steps + config.steps)
 
 
@@ -201,12 +204,12 @@ def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> Trainin
     vocabulary = build_vocabulary(TextConfig(), ())
     objective = CTCObjective(SpeechModel(config.model, vocabulary), config.seed)
     set_up_blocks(objective.module, config.activation_checkpointing, config.compile)
-    batches = make_batches(config, objective.make_prepare(), whole=True)
+    batches = make_batches(config, objective.make_collate(), whole=True)
     network = config.model
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
-        num_frames = compute_num_frames(num_samples, network.frame_kernels, network.frame_strides)
+        num_frames = network.count_frames(num_samples)
         head = 2.0 * num_frames * network.model_dim * len(vocabulary)
         return rows * count_row(network, num_samples, head, kept=keep_share(network))
 

@@ -15,13 +15,19 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from speechssl.checkpoints.checks import (
+    SHARED,
+    check_header,
+    check_names,
+    check_shapes,
+    join,
+    read_json,
+    reading,
+    restore_vocabulary,
+)
+from speechssl.checkpoints.sharding import gather_whole, spread_like
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
-from speechssl.interop.files import check_header, read_json
-from speechssl.interop.labels import restore_vocabulary
-from speechssl.interop.names import SHARED, check_names, check_shapes, join
-from speechssl.interop.torch_file import reading
-from speechssl.model.sharding import gather_whole, spread_like
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import show
 from speechssl.text.vocabulary import Vocabulary

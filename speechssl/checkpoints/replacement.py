@@ -6,8 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
-from speechssl.checkpoints.layout import CONFIG, DATA, ENVIRONMENT, LEFT_OUT, LOGS, REPORT, RESULT, TRACKERS
-from speechssl.checkpoints.rotation import list_published
+from speechssl.checkpoints.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    LEFT_OUT,
+    LOGS,
+    REPORT,
+    RESULT,
+    TRACKERS,
+    list_published,
+)
 from speechssl.durable import remove
 
 ASIDE = ".replaced"
@@ -19,7 +29,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = ("checkpoints", "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, TRACKERS, REPORT)
+WHOLE = (CHECKPOINTS, "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, TRACKERS, REPORT)
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 
@@ -33,7 +43,7 @@ class Replacement:
     """
 
     def __init__(self, folder: Path, overwrite: bool) -> None:
-        is_run = (folder / CONFIG).exists() or bool(list_published(folder / "checkpoints"))
+        is_run = (folder / CONFIG).exists() or bool(list_published(folder / CHECKPOINTS))
         self.folder, self.aside, self.overwrite = folder, folder / ASIDE, overwrite and is_run
         self.found = [name for name in WHOLE if os.path.lexists(folder / name)]
 
@@ -67,7 +77,7 @@ def recover(folder: Path) -> None:
     if (folder / ASIDE).is_symlink():
         # Not ours: what lies where it leads is nobody's earlier run.
         (folder / ASIDE).unlink()
-    if not list_published(folder / "checkpoints"):
+    if not list_published(folder / CHECKPOINTS):
         is_complete = (folder / ASIDE / COMPLETE).exists()
         for name in WHOLE if is_complete else ():
             if not os.path.lexists(folder / ASIDE / name):

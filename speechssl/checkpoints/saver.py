@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Thread
 from types import TracebackType
 
-from speechssl.checkpoints.state import Snapshot
+from speechssl.checkpoints.snapshot import Snapshot
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.errors import SpeechSSLError
 

@@ -5,30 +5,42 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from speechssl.checkpoints.checksums import CHECKSUMS, write_checksums
-from speechssl.checkpoints.crash_point import crash_point
-from speechssl.checkpoints.header import Header, read_header, write_header
-from speechssl.checkpoints.layout import LOGS
-from speechssl.checkpoints.model_folder import AVERAGED, load_weights, write_model_files
-from speechssl.checkpoints.provenance import Provenance, check_provenance
+from speechssl.checkpoints.checksums import CHECKSUMS, find_damage, write_checksums
+from speechssl.checkpoints.layout import CHECKPOINTS, LOGS, list_damaged, list_published
+from speechssl.checkpoints.model_folder import AVERAGED, CONFIG, WEIGHTS, load_weights, write_model_files
 from speechssl.checkpoints.replacement import drop_replaced
-from speechssl.checkpoints.rotation import list_damaged, list_published, restore_links, rotate, set_aside
-from speechssl.checkpoints.state import Snapshot, TrainingState
-from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
+from speechssl.checkpoints.snapshot import (
+    STATE,
+    UNREADABLE,
+    Header,
+    Provenance,
+    Restorable,
+    Snapshot,
+    read_header,
+    write_header,
+)
 from speechssl.durable import flush, flush_files, remove, writing
 from speechssl.errors import CheckpointError
 from speechssl.parsing import shorten
 
+TENSORS = "training.safetensors"
+FILES = (CONFIG, WEIGHTS, STATE, TENSORS)
+"""What a checkpoint must hold."""
+
 MARGIN_BYTES = 16 * 2**20
 """Room on disk beyond the tensors: headers, the log, and what others write meanwhile."""
+
+CRASH_AT = "SPEECHSSL_CRASH_AT"
+"""`<point>` dies when it is reached first, `<point>:<n>` at the n-th time. For tests; without it nothing happens."""
+
+_reached: dict[str, int] = {}
 
 _logger = logging.getLogger("speechssl")
 
@@ -43,13 +55,9 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path, keep: int, provenance: Provenance | None = None) -> None:
-        self.folder, self.keep = folder / "checkpoints", keep
+        self.folder, self.keep = folder / CHECKPOINTS, keep
         self.provenance = provenance or Provenance()
         self.num_damaged = 0
-
-    def find_last(self) -> Path | None:
-        """Find the newest published checkpoint, whole or not."""
-        return next(reversed(list_published(self.folder)), None)
 
     def find_valid(self) -> Path | None:
         """Find the newest checkpoint that is whole, and clear what a crash left half-written.
@@ -87,12 +95,11 @@ class CheckpointStore:
             snapshot: everything that goes in; the checkpoint is named after its update.
             is_best: point `best` at it.
 
-
         Raises:
             CheckpointError: a value is not finite, there is no room, or it cannot be written. The checkpoints before
                 it are as they were.
         """
-        check_finite(snapshot)
+        snapshot.check_finite()
         target = self.folder / f"update-{snapshot.progress.update:07d}"
         scratch = self.folder / f".{target.name}.part"
         crash_point("start")
@@ -104,7 +111,7 @@ class CheckpointStore:
             self._write(scratch, snapshot)
             self._publish(scratch, target, is_best)
             drop_replaced(self.folder.parent)
-            rotate(self.folder, self.keep, self._find_linked())
+            self._rotate()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(scratch, ignore_errors=True)
             raise CheckpointError(
@@ -114,7 +121,7 @@ class CheckpointStore:
         crash_point("end")
         return target
 
-    def load(self, folder: Path, state: TrainingState, is_main: bool = True) -> Provenance:
+    def load(self, folder: Path, state: Restorable, is_main: bool = True) -> str:
         """Bring a training to the state of a checkpoint that `find_valid` found.
 
         Args:
@@ -123,44 +130,37 @@ class CheckpointStore:
             is_main: whether this is the one process that writes, and points `last` and `best` there.
 
         Returns:
-            What the run was made with until then.
+            The precision that the run began in, in which it goes on.
 
         Raises:
             CheckpointError: something is missing in it, or does not fit the model.
             DataError: it was made with other utterances.
         """
-        header = self._read_header(folder)
-        check_provenance(header.provenance, self.provenance, self.folder.parent)
         try:
+            header = read_header(folder / STATE)
+            header.provenance.check_same(self.provenance, self.folder.parent)
             tensors = safetensors.torch.load_file(folder / TENSORS)
             load_weights(state.model, folder, "out")
-            averaged = {} if state.average is None else safetensors.torch.load_file(folder / AVERAGED)
-            state.restore(migrate(tensors, header.version, state), header.progress, averaged)
-        except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
-            raise _refuse(folder, error) from error
-        state.progress.damaged_checkpoints += self.num_damaged
+            averaged = safetensors.torch.load_file(folder / AVERAGED) if state.has_average else {}
+            header.progress.damaged_checkpoints += self.num_damaged
+            state.restore(tensors, header.progress, averaged)
+        except (SafetensorError, *UNREADABLE) as error:
+            problem = f"{folder} does not load ({shorten(error)})"
+            raise CheckpointError(f"`out` must hold a whole checkpoint, but {problem}") from error
         if is_main:
             with writing(self.folder):
                 self._point("last", folder)
                 self._restore_best(header)
-        self.provenance = _keep_precision(self.provenance, header.provenance)
-        return header.provenance
+        precision = header.provenance.precision or self.provenance.precision
+        self.provenance = replace(self.provenance, precision=precision)
+        return precision
 
     def finish(self) -> None:
         """Point `best` at the last checkpoint where no validation chose one."""
-        last = self.find_last()
-        if last is not None and not (self.folder / "best").exists():
+        published = list_published(self.folder)
+        if published and not (self.folder / "best").exists():
             with writing(self.folder):
-                self._point("best", last)
-
-    def _read_header(self, folder: Path) -> Header:
-        try:
-            header = read_header(folder / STATE)
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-            raise _refuse(folder, error) from error
-        if header.version == 1:
-            _logger.warning("%s is of an earlier version without checksums: it cannot be verified", folder.name)
-        return header
+                self._point("best", published[-1])
 
     def _write(self, scratch: Path, snapshot: Snapshot) -> None:
         """Write all files and flush them, the checksums last: with them the checkpoint is whole."""
@@ -186,7 +186,8 @@ class CheckpointStore:
 
     def _publish(self, scratch: Path, target: Path, is_best: bool) -> None:
         """Move a whole checkpoint to its place, and point `last` and `best` there only then."""
-        aside = _aside(target)
+        # Where one of this update lies until the new one takes its place.
+        aside = target.with_name(f".{target.name}.replaced")
         if target.exists():
             target.rename(aside)
             crash_point("replaced")
@@ -202,24 +203,62 @@ class CheckpointStore:
             crash_point("best")
         shutil.rmtree(aside, ignore_errors=True)
 
+    def _rotate(self) -> None:
+        """Delete what is older than the newest whole checkpoints and not the best, and the damaged ones set aside.
+
+        One that is cut off is not counted as whole, and goes with the old ones.
+        """
+        published = list_published(self.folder)
+        whole = [path for path in published if not find_problem(path, is_quick=True)][-self.keep :]
+        links = [self.folder / name for name in ("best", "last")]
+        linked = {self.folder / os.readlink(link) for link in links if link.is_symlink()}
+        old = [path for path in published[: published.index(whole[0])] if path not in linked] if whole else []
+        for checkpoint in [*old, *list_damaged(self.folder)]:
+            crash_point("rotation")
+            # Out of sight in one step first, so that half of one is never found.
+            hidden = checkpoint.with_name(f".{checkpoint.name}.part")
+            remove(hidden)
+            checkpoint.rename(hidden)
+            remove(hidden)
+
     def _recover(self) -> None:
         """Clear what a save left that was cut off, and put back what it was about to replace."""
-        restore_links(self.folder)
+        self._restore_links()
         for aside in self.folder.glob(".update-*.replaced"):
             target = aside.with_name(aside.name[1:].removesuffix(".replaced"))
             if target.exists():
                 remove(aside)
             else:
                 aside.rename(target)
-        # Earlier versions named scratch folders and links after their process.
-        for scratch in (*self.folder.glob(".*.part"), *self.folder.glob(".last*"), *self.folder.glob(".best*")):
+        for scratch in (*self.folder.glob(".*.part"), self.folder / ".last", self.folder / ".best"):
             remove(scratch)
+
+    def _restore_links(self) -> None:
+        """Give up copies that stand where `best` and `last` are links, as `cp -rL` leaves them.
+
+        A copy whose checkpoint is gone takes its place, to be verified as any other; one that does not say which it is
+        stays under another name.
+        """
+        for copy in (self.folder / name for name in ("best", "last")):
+            if copy.is_symlink() or not os.path.lexists(copy):
+                continue
+            try:
+                name = f"update-{read_header(copy / STATE).progress.update:07d}"
+            except (CheckpointError, *UNREADABLE):
+                name = f"damaged-update-{copy.name}"
+            place = self.folder / name
+            if place.is_dir() and find_problem(place) and not find_problem(copy):
+                _set_aside(place)
+            if os.path.lexists(place):
+                remove(copy)
+            else:
+                copy.rename(place)
 
     def _report(self, problems: dict[Path, str]) -> None:
         """Name damaged checkpoints in the log, count them, and set them aside."""
         for checkpoint, problem in problems.items():
             _logger.error("checkpoint %s is damaged: %s; an earlier one takes its place", checkpoint.name, problem)
-            set_aside(checkpoint)
+            _set_aside(checkpoint)
         self.num_damaged += len(problems)
 
     def _restore_best(self, header: Header) -> None:
@@ -227,7 +266,7 @@ class CheckpointStore:
         best = self.folder / f"update-{header.progress.best_update:07d}"
         if header.progress.best_value is not None and best.is_dir():
             self._point("best", best)
-        elif header.version > 1:
+        else:
             (self.folder / "best").unlink(missing_ok=True)
 
     def _check_room(self, snapshot: Snapshot) -> None:
@@ -239,10 +278,6 @@ class CheckpointStore:
                 f"{need / 2**20:.0f} MiB are needed (the checkpoints before it are whole)"
             )
 
-    def _find_linked(self) -> set[Path]:
-        links = [self.folder / name for name in ("best", "last")]
-        return {self.folder / os.readlink(link) for link in links if link.is_symlink()}
-
     def _point(self, name: str, target: Path) -> None:
         """Make `name` a relative link to a checkpoint, in one step."""
         scratch = self.folder / f".{name}"
@@ -251,47 +286,41 @@ class CheckpointStore:
         scratch.replace(self.folder / name)
 
 
-def _aside(target: Path) -> Path:
-    """Where a checkpoint lies while another one of its update takes its place."""
-    return target.with_name(f".{target.name}.replaced")
+def find_problem(checkpoint: Path, is_quick: bool = False) -> str:
+    """Check a checkpoint: thoroughly before it is used, cheaply before others are deleted.
 
+    Args:
+        checkpoint: its folder.
+        is_quick: compare the sizes of files instead of their SHA-256.
 
-def _keep_precision(now: Provenance, stored: Provenance) -> Provenance:
-    """Go on in the precision that the run began in."""
-    return replace(now, precision=stored.precision or now.precision)
-
-
-def _refuse(folder: Path, error: Exception) -> CheckpointError:
-    problem = f"{folder} does not load ({shorten(error)})"
-    return CheckpointError(f"`out` must hold a whole checkpoint, but {problem}")
-
-
-def migrate(tensors: dict[str, Tensor], version: int, state: TrainingState) -> dict[str, Tensor]:
-    """Give the tensors of an earlier version what that did not remember, as a training that begins has it."""
-    if version > 1:
-        return tensors
-    migrated = {**{f"guard/{name}": value for name, value in state.guard.state().items()}, **tensors}
-    numbers = "objective/collapse.numbers"
-    if numbers in tensors:
-        begun = state.objective.state()["collapse.numbers"]
-        migrated[numbers] = torch.cat([tensors[numbers], begun[len(tensors[numbers]) :]])
-    return migrated
-
-
-NUMERIC = ("optimizer/",)
-"""Parts of a snapshot that updates compute with. What others remember may be infinite before it is known."""
-
-
-def check_finite(snapshot: Snapshot) -> None:
-    """Make sure that a snapshot holds no NaN and no infinity, from which no run recovers.
+    Returns:
+        What is wrong with it, as a clause; empty for one that is whole.
 
     Raises:
-        CheckpointError: naming the first tensor that does.
+        CheckpointError: it is whole, and of a later version.
     """
-    numeric = {name: value for name, value in snapshot.tensors.items() if name.startswith(NUMERIC)}
-    for name, value in (*snapshot.weights.items(), *snapshot.averaged.items(), *numeric.items()):
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"a checkpoint must hold finite values only, but {name} does not after update "
-                f"{snapshot.progress.update} (not published; the checkpoints before it are whole)"
-            )
+    problem = find_damage(checkpoint, FILES, is_quick)
+    if problem or is_quick:
+        return problem
+    try:
+        read_header(checkpoint / STATE)
+    except UNREADABLE as error:
+        return f"{checkpoint / STATE} does not read ({shorten(error)})"
+    return ""
+
+
+def crash_point(name: str) -> None:
+    """Die by SIGKILL here, as in a power cut, if the environment asks for it."""
+    wanted, _, count = os.environ.get(CRASH_AT, "").partition(":")
+    if wanted != name:
+        return
+    _reached[name] = _reached.get(name, 0) + 1
+    if _reached[name] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Take a damaged checkpoint out of the row; it stays for a look until the next one is published."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    remove(aside)
+    checkpoint.rename(aside)

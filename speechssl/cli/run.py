@@ -1,128 +1,149 @@
-"""From a request to its result: compose, hand the typed configuration to the verb, return the dict of its JSON line."""
+"""From requests to results: one verb with its keys, or the jobs of a sweep one after another."""
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechssl.cli.words import Request
-from speechssl.durable import REFUSALS, writing
-from speechssl.errors import CheckpointError, ConfigError
-from speechssl.training.lock import hold_folder, remove_unused
-from speechssl.verbs.output import check_writable, removing_unused
+from speechssl.checkpoints.layout import RESULT
+from speechssl.cli.verbs import map_keys
+from speechssl.cli.words import Request, escape
+from speechssl.durable import clean, write_in_one_step, writing
+from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.parsing import read_json
+from speechssl.printable import format_columns, log_lines
 
 _logger = logging.getLogger("speechssl")
 
 TRAINING_VERBS = ("pretrain", "finetune")
 """Verbs whose folder belongs to one run, which goes on where it was stopped."""
 
+METRICS = {
+    "pretrain": ("valid.loss", "valid.accuracy"),
+    "finetune": ("valid.wer", "valid.cer"),
+    "evaluate": ("wer", "cer"),
+    "probe": ("accuracy", "eer"),
+    "bench": ("audio_s_per_s", "peak_mib"),
+}
+"""Figures of a verb's result that the table of a sweep shows."""
+
+SWEEP = "sweep.json"
+"""The file in `out` that says which job is which."""
+
+
+def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a verb with the keys of its command line.
+
+    Args:
+        verb: name of the verb.
+        keys: values by key: dotted names (`{"training.lr": 1e-3}`), nested dicts (`{"training": {"lr": 1e-3}}`), or
+            both; `model="small"` chooses a preset, as on the command line.
+
+    Returns:
+        the dict of the command's JSON line.
+
+    Raises:
+        SpeechSSLError: what the command would answer with exit code 2.
+    """
+    request = Request(verb)
+    for key, value in keys.items():
+        request.add(key, escape(value))
+    return run_request(request)
+
 
 def run_request(request: Request) -> dict[str, Any]:
-    """Compose the configuration of one request, run its verb, and return the dict of its JSON line.
+    """Compose the configuration of one request, run its verb, and return the dict of its JSON line."""
+    from speechssl import verbs
+    from speechssl.cli.compose import build_config
 
-    Whatever a verb writes with, and wherever it writes: a disk that is full, read-only or over a quota is one sentence.
-    """
     config = build_config(request)
-    place = Path(getattr(config, "out", "") or ".")
-    with writing(place, only=REFUSALS):
-        return _run(request, config)
-
-
-def _run(request: Request, config: Any) -> dict[str, Any]:
-    # Held before torch is imported, which takes seconds: a second run in the folder is refused at once.
-    is_run = request.verb in TRAINING_VERBS and find_rank() == 0
-    with removing_unused(), hold_out(config.out) if is_run else nullcontext():
-        module = import_module(f"speechssl.verbs.{request.verb}")
-        result: dict[str, Any] = module.run(config)
+    if request.verb == "demo":
+        return verbs.demo(config, run_verb)
+    result: dict[str, Any] = getattr(verbs, request.verb)(config)
     return result
 
 
-def find_rank() -> int:
-    """Find which of several processes this is, as torchrun says; 0 of one."""
-    return int(os.environ.get("RANK", "0"))
+def run_sweep(requests: Sequence[Request]) -> dict[str, Any]:
+    """Run the jobs of a sweep one after another in this process, job n in `out/n`; a mistake in one leaves the others.
 
+    The same command again goes on: trainings resume, and jobs that are finished are not run again.
 
-@contextmanager
-def hold_out(out: str) -> Iterator[None]:
-    """Make the folder of a run and hold it while inside; a new one in which nothing was written goes again.
-
-    Raises:
-        ConfigError: it is a file, cannot be written, or another run is using it.
-    """
-    folder = Path(out)
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise ConfigError(f"`out` must be a folder, but {folder} is a file")
-    is_new = not os.path.exists(folder)
-    check_writable(folder)
-    with hold_folder(folder):
-        try:
-            yield
-        finally:
-            if is_new:
-                remove_unused(folder)
-
-
-def build_config(request: Request) -> Any:
-    """Compose a request's configuration; with `init`, around the network that the checkpoint stores."""
-    from speechssl.cli.compose import compose_request, compose_tree
-
-    if request.verb in TRAINING_VERBS:
-        tree = compose_tree(request)
-        if tree.get("init"):
-            stored, left = _read_stored_model(request.verb, str(tree["init"]), tree)
-            config = compose_request(request, stored)
-            _say_what_is_left(config, left)
-            return config
-    return compose_request(request)
-
-
-def _read_stored_model(verb: str, init: str, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the keys of `model` from a checkpoint, or from the run that began with it where that has gone since.
+    Args:
+        requests: one a job.
 
     Returns:
-        The keys that are taken, and those that are left: pretraining from a recogniser takes its network, and not the
-        masks, dropouts and frozen convolutions of its fine-tuning, with which little would be learned.
+        {"jobs": [{"job": n, "values": what differs from job to job, **result, or error and exit_code}, …]}.
 
     Raises:
-        CheckpointError: it does not load, or has gone and no run began with it.
+        ConfigError: the verb has no `out`, none is given, or it holds another sweep.
+        StoppedOnRequest: a job was stopped; it goes on when the command is given again.
     """
-    from omegaconf import OmegaConf
-
-    from speechssl.config.model import SET_ANEW
-    from speechssl.interop.load import read_stored_card
-    from speechssl.training.run_folder import read_stored
-
-    try:
-        card = read_stored_card(init)
-    except CheckpointError:
-        has_run = not OmegaConf.is_missing(tree, "out") and not tree["overwrite"]
-        stored = read_stored(Path(str(tree["out"]))) if has_run else None
-        if stored is None or stored.get("init") != init:
-            raise
-        return stored["model"], {}
-    model = asdict(card.model)
-    left = set(SET_ANEW) if verb == "pretrain" and card.kind == "ctc" else set()
-    return {key: model[key] for key in model if key not in left}, {key: model[key] for key in model if key in left}
-
-
-def _say_what_is_left(config: Any, left: Mapping[str, Any]) -> None:
-    """Say which values of a recogniser's fine-tuning are not those of this pretraining."""
-    stored, used = _flatten(left), _flatten(asdict(config.model))
-    others = [f"model.{key}={value}" for key, value in stored.items() if used[key] != value]
-    if others:
-        _logger.info("init=%s is a recogniser: not taken from its fine-tuning: %s", config.init, ", ".join(others))
+    verb, out = requests[0].verb, requests[0].values.get("out", "")
+    if "out" not in map_keys(verb):
+        raise ConfigError(f"-m must be used with a verb that writes to `out`, but `{verb}` does not")
+    if not out:
+        raise ConfigError("`out` must be given with -m (job n goes to out/n), but is missing")
+    given: list[dict[str, Any]] = [clean(request.choices | request.values) for request in requests]
+    varying = [key for key in given[0] if any(row.get(key) != given[0][key] for row in given)]
+    _claim(requests, given)
+    rows = []
+    for number, request in enumerate(requests):
+        values = {key: given[number].get(key) for key in varying}
+        name = f"job {number} ({', '.join(f'{key}={value}' for key, value in values.items())})"
+        _logger.info("%s of %d", name, len(requests))
+        request.values["out"] = f"{request.values['out']}/{number}"
+        row: dict[str, Any] = {"job": number, "values": values}
+        try:
+            rows.append(row | (_find_result(request) or run_request(request)))
+        except SpeechSSLError as error:
+            _logger.error("%s: %s", name, error)
+            rows.append(row | {"error": str(error), "exit_code": 2})
+    log_lines(_format_table(verb, rows))
+    return {"jobs": rows}
 
 
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the keys of sections their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        is_section = isinstance(value, dict)
-        flat |= {f"{key}.{name}": item for name, item in value.items()} if is_section else {key: value}
-    return flat
+def _claim(requests: Sequence[Request], given: Sequence[Mapping[str, Any]]) -> None:
+    """Note in `out` which job is which, or find that the folder holds this very sweep."""
+    folder = _find_out(requests[0])
+    overwrite = any(request.values.get("overwrite") for request in requests)
+    path = folder / SWEEP
+    if path.exists() and not overwrite and read_json(path, ConfigError).get("jobs") != given:
+        raise ConfigError(f"`out` must be a new place, but {folder} holds another sweep (overwrite=true replaces it)")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(path, json.dumps({"jobs": given}, ensure_ascii=False, indent=2) + "\n")
+
+
+def _find_out(request: Request) -> Path:
+    from speechssl.cli.compose import compose_tree
+
+    return Path(str(compose_tree(request).out))
+
+
+def _find_result(request: Request) -> dict[str, Any] | None:
+    """Read the result of a job that was finished earlier; a training says so itself."""
+    path = _find_out(request) / RESULT
+    is_finished = request.verb not in TRAINING_VERBS and not request.values.get("overwrite") and path.exists()
+    return read_json(path, ConfigError) if is_finished else None
+
+
+def _format_table(verb: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out the jobs: what is their own, and the figures of their verb that any of them has."""
+    names = [name for name in METRICS.get(verb, ()) if any(_find_value(row, name) is not None for row in rows)]
+    cells = [["job", *rows[0]["values"], *names]]
+    for row in rows:
+        found = ["failed" if "error" in row else _find_value(row, name) for name in names]
+        figures = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in found]
+        cells.append([str(row["job"]), *(str(value) for value in row["values"].values()), *figures])
+    return format_columns(cells)
+
+
+def _find_value(row: Mapping[str, Any], path: str) -> Any:
+    """Find a dotted name in a job's result; None where it has none."""
+    found: Any = row
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -32,7 +33,7 @@ def knob(default: Any, meaning: str, unit: str = "", source: str = "") -> Any:
     metadata = {"meaning": meaning, "unit": unit, "source": source}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
-    if isinstance(default, type):
+    if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -66,19 +67,27 @@ class Key:
     item_type_name: str = ""
 
 
-def list_keys(schema: type, prefix: str = "") -> list[Key]:
-    """List every leaf key below a configuration dataclass, in the order in which they are declared."""
-    rows: list[Key] = []
-    hints = get_type_hints(schema)
-    instance = schema()
-    for item in fields(schema):
-        path = f"{prefix}{item.name}"
-        if is_dataclass(hints[item.name]):
-            rows += list_keys(hints[item.name], f"{path}.")
+def list_keys(config: Any, with_alternatives: bool = False) -> list[Key]:
+    """List every leaf key below a configuration, in the order in which they are declared.
+
+    Args:
+        config: a dataclass, whose keys have their defaults, or an instance of it, whose keys have its values.
+        with_alternatives: take the keys of every dataclass that a section may be, not only of the one that it is.
+    """
+    return list(_walk_keys(config() if isinstance(config, type) else config, with_alternatives))
+
+
+def _walk_keys(config: Any, with_alternatives: bool, prefix: str = "") -> Iterator[Key]:
+    hints = get_type_hints(type(config))
+    for item in fields(config):
+        path, value, hint, meta = f"{prefix}{item.name}", getattr(config, item.name), hints[item.name], item.metadata
+        if is_dataclass(value):
+            others = [schema() for schema in get_args(hint) if with_alternatives and schema is not type(value)]
+            rows: dict[str, Key] = {}
+            for row in (row for section in (value, *others) for row in _walk_keys(section, with_alternatives, f"{path}.")):
+                rows.setdefault(row.path, row)
+            yield from rows.values()
             continue
-        hint, meta = hints[item.name], item.metadata
         kind = str(getattr(hint, "__name__", hint))
         inner = str(getattr(get_args(hint)[0], "__name__", "")) if kind == "list" and get_args(hint) else ""
-        row = Key(path, kind, getattr(instance, item.name), meta["meaning"], meta["unit"], meta["source"], inner)
-        rows.append(row)
-    return rows
+        yield Key(path, kind, value, meta["meaning"], meta["unit"], meta["source"], inner)

@@ -5,10 +5,19 @@ The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from speechssl.config.knobs import check, check_choice, knob
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Count = TypeVar("Count", int, "np.ndarray", "Tensor")
 
 MEL_GRID_KERNELS, MEL_GRID_STRIDES = (400, 1), (160, 2)
 """The unpadded windows that frames of log-mel input are counted by: bands of 25 ms every 10 ms, and every second one."""
@@ -101,6 +110,17 @@ class ModelConfig:
     quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
     mask: MaskConfig = knob(MaskConfig, "masks")
 
+    is_chosen: ClassVar[bool] = True
+    """False where a configuration was given no network: that of `init` then takes its place."""
+
+    @classmethod
+    def leave_open(cls) -> ModelConfig:
+        """Make the network that a configuration has where none is given."""
+        network = cls()
+        # No field: two networks that are alike are equal, chosen or not.
+        network.__dict__["is_chosen"] = False
+        return network
+
     def __post_init__(self) -> None:
         for name in _SIZES:
             _check_size(name, getattr(self, name))
@@ -133,15 +153,39 @@ class ModelConfig:
         """Output channels of each convolution over mel bands."""
         return self.mel_channels or [self.conv_channels[-1]] * 2
 
-    @property
-    def frame_kernels(self) -> list[int]:
-        """Kernels of the unpadded windows by which frames are counted (`model/lengths.py`)."""
-        return list(MEL_GRID_KERNELS) if self.front_end == "log_mel" else self.conv_kernels
+    def count_frames(self, num_samples: Count, depth: int | None = None) -> Count:
+        """Count the frames that the front-end makes of so many samples.
+
+        Args:
+            num_samples: samples at 16 kHz, any shape.
+            depth: count what comes out of so many of its layers; None: of all.
+
+        Returns:
+            Frames, in the type and shape of `num_samples`; 0 where a signal is shorter than the receptive field.
+            For the published convolutions that is `floor((N - 400) / 320) + 1`.
+        """
+        kernels, strides = self.frame_windows
+        return count_windows(num_samples, kernels[:depth], strides[:depth])
 
     @property
-    def frame_strides(self) -> list[int]:
-        """Strides of the unpadded windows by which frames are counted."""
-        return list(MEL_GRID_STRIDES) if self.front_end == "log_mel" else self.conv_strides
+    def receptive_field(self) -> int:
+        """Samples that one frame sees (400 for the published convolutions, 25 ms)."""
+        field = 1
+        for kernel, stride in zip(*map(reversed, self.frame_windows), strict=True):
+            field = (field - 1) * stride + kernel
+        return field
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples between the starts of two frames."""
+        return prod(self.frame_windows[1])
+
+    @property
+    def frame_windows(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Kernels and strides of the unpadded windows by which frames are counted."""
+        if self.front_end == "log_mel":
+            return MEL_GRID_KERNELS, MEL_GRID_STRIDES
+        return self.conv_kernels, self.conv_strides
 
     @property
     def num_large_weights(self) -> int:
@@ -160,6 +204,16 @@ class ModelConfig:
     def has_group_norm(self) -> bool:
         """Whether the front-end has a group norm over time, so that `group_norm_frames` means something."""
         return self.front_end == "convolutions" and self.conv_norm == "group"
+
+
+def count_windows(num_samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
+    """Count what a stack of unpadded windows makes of so many samples: `floor((n - k) / s + 1)` for each, at least 0.
+
+    Source: wav2vec 2.0 §4.2.
+    """
+    for kernel, stride in zip(kernels, strides, strict=True):
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples * (num_samples > 0)
 
 
 def _check_size(name: str, value: int, least: int = 1, most: int = MAX_WIDTH) -> None:

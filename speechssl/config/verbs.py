@@ -1,7 +1,6 @@
-"""Every knob, once: its default, unit, meaning and source.
+"""The keys of each verb: its own, and those of its sections, which have a file each.
 
 `conf/` holds values that differ from these defaults, `cli/` composes them, everything below takes these dataclasses.
-The defaults are wav2vec 2.0 BASE (arXiv 2006.11477 and fairseq's configuration); `F:` in a source means fairseq.
 """
 
 from __future__ import annotations
@@ -9,133 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from speechssl.config.data import (
+    BenchDataConfig,
+    FinetuneDataConfig,
+    PretrainDataConfig,
+    ProbeDataConfig,
+    TestDataConfig,
+    TextConfig,
+)
 from speechssl.config.decoding import DecodingConfig
-from speechssl.config.knobs import DAY_S, MAX_WORKERS, MISSING, Key, check, check_choice, check_finite, knob, list_keys
-from speechssl.config.model import MAX_WIDTH, MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
+from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig, ObjectiveConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
-
-__all__ = [
-    "MISSING", "DecodingConfig", "Key", "LoggingConfig", "MaskConfig", "ModelConfig", "QuantizerConfig", "TrainingConfig", "check", "check_choice",
-    "check_finite", "knob", "list_keys",
-]
-
-
-@dataclass(kw_only=True)
-class ContrastiveConfig:
-    """The contrastive task (§3.2, eq. 2 to 4)."""
-
-    num_negatives: int = knob(100, "negatives K for each masked frame, from the row's other masked frames", "", "§4.2")
-    logit_temperature: float = knob(0.1, "κ, the temperature of the cosine similarities", "", "§4.2")
-    diversity_weight: float = knob(0.1, "α, weight of the codebook diversity term", "", "§4.2")
-    feature_penalty_weight: float = knob(10.0, "weight of the mean squared feature encoder output", "", "F: loss_weights")
-
-    def __post_init__(self) -> None:
-        check(1 <= self.num_negatives <= MAX_WIDTH, "objective.num_negatives", f"between 1 and {MAX_WIDTH}", self.num_negatives)
-        check(self.logit_temperature > 0, "objective.logit_temperature", "positive", self.logit_temperature)
-
-
-@dataclass(kw_only=True)
-class ObjectiveConfig(ContrastiveConfig):
-    """What pretraining learns. `name` says which; the keys of the other objective are then without effect."""
-
-    targets: str = knob("random_projection", "masked_codes: `random_projection` of log-mel (BEST-RQ) or `kmeans` (HuBERT)", "", "arXiv 2202.01855, 2106.07447")
-    num_codes: int = knob(0, "masked_codes: codes; 0: 8192 of a random projection, 100 of MFCC, 500 of a teacher's layer", "", "BEST-RQ §4, HuBERT §4")
-    code_dim: int = knob(16, "masked_codes: dimensions that stacked log-mel is projected to", "", "BEST-RQ §4")
-    stack_frames: int = knob(2, "masked_codes: log-mel frames, 10 ms apart, around the middle of a frame", "frames")
-    teacher: str = knob("mfcc", "masked_codes: what k-means clusters: `mfcc`, or a layer of what `checkpoint` takes elsewhere", "", "HuBERT §4")
-    teacher_layer: int = knob(6, "masked_codes: layer of the teacher, 0 to its number of blocks", "", "HuBERT §4, BASE")
-    subtract_mean: bool = knob(False, "masked_codes: take each utterance's mean (in pretraining each crop's) from its MFCC", "", "cepstral mean normalisation")
-    fit_s: float = knob(3600.0, "masked_codes: audio that k-means is fitted to, once as a run begins", "s")
-    intermediate_layer: int = knob(0, "masked_codes: the same loss after this block too; 0: none", "", "ILS-SSL, arXiv 2112.08778")
-    unmasked_weight: float = knob(0.0, "masked_codes: weight of the loss at the frames that are not masked", "", "HuBERT: (1 - α) / α")
-    name: str = knob("wav2vec2", "`wav2vec2` or `masked_codes`; chosen as objective=…")
-
-    def __post_init__(self) -> None:
-        ContrastiveConfig.__post_init__(self)
-        check_choice("objective.name", self.name, ("wav2vec2", "masked_codes"))
-        check_choice("objective.targets", self.targets, ("random_projection", "kmeans"))
-        is_number = self.num_codes == 0 or 2 <= self.num_codes <= MAX_WIDTH
-        check(is_number, "objective.num_codes", f"between 2 and {MAX_WIDTH}, or 0 for the published number", self.num_codes)
-        check(1 <= self.code_dim <= MAX_WIDTH, "objective.code_dim", f"between 1 and {MAX_WIDTH}", self.code_dim)
-        check(1 <= self.stack_frames <= 1000, "objective.stack_frames", "between 1 and 1000 frames", self.stack_frames)
-        check_finite("objective.fit_s", self.fit_s)
-        check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
-        check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
-
-
-@dataclass(kw_only=True)
-class SelectionConfig:
-    """Which rows of which manifests."""
-
-    limit_s: float = knob(0.0, "take a seeded, speaker-balanced subset of `data.train` this long; 0: all of it", "s")
-    where: str = knob("", "keep the rows with this value, as column=value")
-    num_workers: int = knob(2, "processes that read audio; 0 reads in the main process")
-    cache_dir: str = knob("", "keep decoded audio here as 16 kHz WAV; empty: decode every time")
-
-    def __post_init__(self) -> None:
-        check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
-        check(0 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}", self.num_workers)
-
-
-@dataclass(kw_only=True)
-class TrainDataConfig(SelectionConfig):
-    """How speech is changed before a model learns from it."""
-
-    speed_perturbation: list[float] = knob([], "speeds, one of which is drawn for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
-
-    def __post_init__(self) -> None:
-        SelectionConfig.__post_init__(self)
-        within = all(0.5 <= speed <= 2.0 for speed in self.speed_perturbation)
-        check(within, "data.speed_perturbation", "speeds between 0.5 and 2", self.speed_perturbation)
-
-    @property
-    def fastest(self) -> float:
-        """The speed at which an utterance is shortest."""
-        return max(self.speed_perturbation, default=1.0)
-
-
-@dataclass(kw_only=True)
-class PretrainDataConfig(TrainDataConfig):
-    """Unlabelled speech."""
-
-    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) to learn from")
-    valid: list[str] = knob([], "manifest or list of manifests to validate on; empty: none")
-    min_s: float = knob(2.0, "shortest utterance that is used", "s", "F: min_sample_size")
-    max_s: float = knob(15.625, "longest crop", "s", "F: max_sample_size 250000")
-
-    def __post_init__(self) -> None:
-        TrainDataConfig.__post_init__(self)
-        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
-        check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
-
-
-@dataclass(kw_only=True)
-class FinetuneDataConfig(TrainDataConfig):
-    """Transcribed speech."""
-
-    train: list[str] = knob([], "manifest or list of manifests with `text`")
-    valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
-    max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
-    ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
-
-    def __post_init__(self) -> None:
-        TrainDataConfig.__post_init__(self)
-        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
-
-
-@dataclass(kw_only=True)
-class TextConfig:
-    """From transcripts to CTC labels."""
-
-    vocabulary: str = knob("fairseq", "`fairseq`: its 32 symbols; `data`: the letters of data.train")
-    case: str = knob("upper", "`upper`, `lower` or `keep`")
-    keep: str = knob("", "characters outside the vocabulary that are kept as labels of their own, such as 0123456789")
-    unknown: str = knob("refuse", "letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
-
-    def __post_init__(self) -> None:
-        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))
-        check_choice("text.case", self.case, ("upper", "lower", "keep"))
-        check_choice("text.unknown", self.unknown, ("refuse", "drop"))
 
 
 @dataclass(kw_only=True)
@@ -164,14 +49,19 @@ class PretrainConfig(CommonConfig):
     init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
-    model: ModelConfig = knob(ModelConfig, "the network")
-    objective: ObjectiveConfig = knob(ObjectiveConfig, "what is learned")
+    model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
+    objective: ObjectiveConfig = knob(ContrastiveConfig, "what is learned")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
         check_choice("weights", self.weights, _WEIGHTS)
+
+    @property
+    def checkpoints_read(self) -> dict[str, str]:
+        """Keys that name a checkpoint which the run begins with, with their values."""
+        return {"init": self.init, **self.objective.checkpoints_read}
 
 
 @dataclass(kw_only=True)
@@ -184,7 +74,7 @@ class FinetuneConfig(CommonConfig):
     reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
-    model: ModelConfig = knob(ModelConfig, "the network; with `init`, its dimensions come from there")
+    model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     training: TrainingConfig = knob(TrainingConfig, "optimizer and schedule")
     logging: LoggingConfig = knob(LoggingConfig, "where metrics go")
 
@@ -192,6 +82,11 @@ class FinetuneConfig(CommonConfig):
         CommonConfig.__post_init__(self)
         check_choice("weights", self.weights, _WEIGHTS)
         check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, where every block starts afresh", self.reset_layers)
+
+    @property
+    def checkpoints_read(self) -> dict[str, str]:
+        """Keys that name a checkpoint which the run begins with, with their values."""
+        return {"init": self.init}
 
 
 @dataclass(kw_only=True)
@@ -241,14 +136,6 @@ class InferenceConfig(CommonConfig):
 
 
 @dataclass(kw_only=True)
-class TestDataConfig:
-    """Which rows are evaluated."""
-
-    test: list[str] = knob([], "manifest or list of manifests with `text`")
-    where: str = knob("", "keep the rows with this value, as column=value")
-
-
-@dataclass(kw_only=True)
 class EvaluateConfig(InferenceConfig):
     """Keys of `speechssl evaluate`."""
 
@@ -286,20 +173,6 @@ class EmbedConfig(InferenceConfig):
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
-
-
-@dataclass(kw_only=True)
-class ProbeDataConfig:
-    """Labelled speech for a probe."""
-
-    train: list[str] = knob([], "manifest or list of manifests with `speaker`")
-    test: list[str] = knob([], "the same; empty: split `data.train` by utterance, stratified")
-    trials: str = knob("", "verification trials, one `label id id` a line; empty: made from data.test")
-    where: str = knob("", "keep the rows with this value, as column=value")
-    max_s: float = knob(10.0, "longest stretch of an utterance that is used, from its start", "s")
-
-    def __post_init__(self) -> None:
-        check(self.max_s >= 0.025, "data.max_s", "at least 0.025 s, one frame", self.max_s)
 
 
 @dataclass(kw_only=True)
@@ -361,13 +234,6 @@ class DemoConfig:
         check(self.out != "", "out", "the folder of the demo", self.out)
         check(0.2 <= self.minutes <= 1440, "minutes", "at least 0.2 and at most 1440, a day", self.minutes)
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
-
-
-@dataclass(kw_only=True)
-class BenchDataConfig(SelectionConfig):
-    """Speech to measure with."""
-
-    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) for `load`, and for `pretrain` in place of noise")
 
 
 @dataclass(kw_only=True)

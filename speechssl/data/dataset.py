@@ -19,6 +19,7 @@ from speechssl.data.augment import change_speed, count_at_speed
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.sampler import SubBatch
 from speechssl.errors import ConfigError, DataError
+from speechssl.seeds import make_rng
 
 NOT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Why the system opens no file at all: that says nothing about this one."""
@@ -43,7 +44,7 @@ class Example:
     speaker: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class LeftOut:
     """An utterance that cannot be read.
 
@@ -139,9 +140,10 @@ def read_example(
     if crop:
         length = min(total, math.ceil(crop * speed))
         room = total - length
-        rng = np.random.default_rng([options.seed, 0xC209, sub_batch.epoch, index])
+        rng = make_rng(options.seed, "crop", sub_batch.epoch, index)
         start = int(rng.integers(0, room + 1)) if options.random_crops else room // 2
-        start -= start % _count_aligned(utterance.sample_rate)
+        # Start where a sample at 16 kHz falls on a sample of the file, so that resampling shifts nothing.
+        start -= start % (SAMPLE_RATE // math.gcd(SAMPLE_RATE, utterance.sample_rate))
     if options.normalize:
         whole = _read(utterance, 0, total, options.cache_dir)
         waveform = normalize(whole, options.epsilon)[start : start + length]
@@ -149,11 +151,6 @@ def read_example(
         waveform = _read(utterance, start, length, options.cache_dir)
     played = change_speed(waveform, speed)[: crop or None]
     return Example(utterance.id, played, utterance.text, utterance.speaker)
-
-
-def _count_aligned(sample_rate: int) -> int:
-    """Count the 16 kHz samples between two that fall on a sample of the file: crops start there, without a shift."""
-    return SAMPLE_RATE // math.gcd(SAMPLE_RATE, sample_rate)
 
 
 def normalize(waveform: FloatArray, epsilon: float = 1e-5) -> FloatArray:
@@ -167,13 +164,12 @@ def _read(utterance: Utterance, start: int, length: int, cache_dir: str) -> Floa
     """Read `length` samples from `start`, both at 16 kHz; only that stretch of the file is decoded."""
     if cache_dir:
         return AudioCache(cache_dir).read(utterance, start, length)
-    if utterance.sample_rate == SAMPLE_RATE:
-        return load_audio(utterance.path, utterance.offset + start, length, SAMPLE_RATE, utterance.channel)
-    ratio = utterance.sample_rate / SAMPLE_RATE
-    first = min(start * utterance.sample_rate // SAMPLE_RATE, utterance.num_samples - 1)
-    wanted = min(int(np.ceil(length * ratio)) + 2, utterance.num_samples - first)
-    begin, rate = utterance.offset + first, utterance.sample_rate
-    samples = load_audio(utterance.path, begin, wanted, rate, utterance.channel)
+    rate = utterance.sample_rate
+    if rate == SAMPLE_RATE:
+        return load_audio(utterance.path, utterance.offset + start, length, rate, utterance.channel)
+    first = min(start * rate // SAMPLE_RATE, utterance.num_samples - 1)
+    wanted = min(int(np.ceil(length * (rate / SAMPLE_RATE))) + 2, utterance.num_samples - first)
+    samples = load_audio(utterance.path, utterance.offset + first, wanted, rate, utterance.channel)
     padded: FloatArray = np.pad(samples[:length], (0, max(length - len(samples), 0)))
     return padded
 

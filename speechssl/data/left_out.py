@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 
+from speechssl.data.dataset import LeftOut as Item
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
 from speechssl.printable import make_printable
@@ -15,15 +16,6 @@ LEFT_OUT_NAME = "left_out.tsv"
 """The table in a folder; beside a file `x.parquet` it is `x.left_out.tsv`."""
 
 _logger = logging.getLogger("speechssl")
-
-
-@dataclass(frozen=True, order=True)
-class Item:
-    """One utterance that is not used: a row of the table."""
-
-    id: str
-    path: str
-    reason: str
 
 
 class LeftOut:
@@ -80,7 +72,7 @@ class LeftOut:
 
     def save(self, out: Path) -> None:
         """Write the table beside the file `out`, or into the folder, and say so; without any, an earlier one goes."""
-        path = name_table(out)
+        path = out / LEFT_OUT_NAME if out.is_dir() else out.with_name(f"{out.stem}.{LEFT_OUT_NAME}")
         if not self._items:
             path.unlink(missing_ok=True)
             return
@@ -89,8 +81,3 @@ class LeftOut:
         scratch.write_text("".join("\t".join(map(make_printable, row)) + "\n" for row in rows), encoding="utf-8")
         scratch.replace(path)
         self.warn(f", listed in {path}")
-
-
-def name_table(out: Path) -> Path:
-    """Name the table of a folder, or of a file."""
-    return out / LEFT_OUT_NAME if out.is_dir() else out.with_name(f"{out.stem}.{LEFT_OUT_NAME}")

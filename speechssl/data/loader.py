@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from speechssl.data.dataset import Example, LeftOut, ReadOptions, make_stand_in, read_sub_batch
 from speechssl.data.manifest import Manifest
@@ -20,8 +20,13 @@ from speechssl.data.workers import describe_no_room, receive
 from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.processes import signal_at_parents_end
 
-Prepare = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
-"""`prepare(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
+Collate = Callable[[Sequence[Example], int, int], dict[str, list[np.ndarray]]]
+"""`collate(examples, seed, number)`: what an objective draws for the rows of sub-batch `number`, one array a row."""
+
+
+def collate_nothing(examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
+    """Draw nothing, for what takes audio alone."""
+    return {}
 
 
 @dataclass
@@ -34,7 +39,7 @@ class Batch:
         ids: utterance of each row.
         plan: which sub-batches of which update these are.
         membership: (S, B) float32, 1 where a row belongs to a sub-batch.
-        inputs: what the objective's `prepare` made, padded and stacked: (B, …) each.
+        inputs: what the objective's collate made, padded and stacked: (B, …) each.
         sizes: for each sub-batch its `first` row, its `rows`, and the longest of each of the objective's arrays.
         left_out: utterances of the plan that cannot be read, and so are no rows.
     """
@@ -92,15 +97,15 @@ def pad_stack(arrays: Sequence[np.ndarray]) -> Tensor:
 
 
 Part = tuple[list[Example], dict[str, list[np.ndarray]]]
-"""The examples of a sub-batch, and what the objective prepared for them."""
+"""The examples of a sub-batch, and what the objective drew for them."""
 
 
-def collate(plan: ForwardPlan, parts: Sequence[Part]) -> Batch:
+def stack(plan: ForwardPlan, parts: Sequence[Part]) -> Batch:
     """Stack sub-batches into one batch.
 
     Args:
         plan: of the forward.
-        parts: for each sub-batch its examples and what the objective prepared for them.
+        parts: for each sub-batch its examples and what the objective drew for them.
     """
     examples = [example for rows, _ in parts for example in rows]
     lengths = np.array([len(example.waveform) for example in examples], dtype=np.int64)
@@ -134,8 +139,8 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
     rather than raised: the loader would wrap what a worker raises into a traceback, and lose its one sentence.
     """
 
-    def __init__(self, manifest: Manifest, options: ReadOptions, prepare: Prepare) -> None:
-        self.manifest, self.options, self.prepare = manifest, options, prepare
+    def __init__(self, manifest: Manifest, options: ReadOptions, collate: Collate) -> None:
+        self.manifest, self.options, self.collate = manifest, options, collate
 
     def __getitem__(self, plan: ForwardPlan) -> Batch | SpeechSSLError:
         try:
@@ -163,23 +168,8 @@ class _ForwardDataset(Dataset[Batch | SpeechSSLError]):
             # The forward is made all the same, since other ranks may wait for it, and adds nothing.
             plan = replace(plan, sub_batches=plan.sub_batches[:1], is_counted=False)
             kept = [(plan.sub_batches[0], [make_stand_in(self.manifest, plan.sub_batches[0])])]
-        made = [(examples, self.prepare(examples, self.options.seed, part.number)) for part, examples in kept]
-        return replace(collate(plan, made), left_out=left_out)
-
-
-def _plan_updates(planner: UpdatePlanner, first: int, last: int) -> Iterator[ForwardPlan]:
-    for update in range(first, last + 1):
-        yield from planner.plan_update(update)
-
-
-class _PlanSampler(Sampler[ForwardPlan]):
-    """Hands the loader one forward plan after another."""
-
-    def __init__(self, plans: Iterable[ForwardPlan]) -> None:
-        self.plans = plans
-
-    def __iter__(self) -> Iterator[ForwardPlan]:
-        return iter(self.plans)
+        made = [(examples, self.collate(examples, self.options.seed, part.number)) for part, examples in kept]
+        return replace(stack(plan, made), left_out=left_out)
 
 
 def _set_up_worker(_: int) -> None:
@@ -199,7 +189,7 @@ def iterate_updates(
     manifest: Manifest,
     planner: UpdatePlanner,
     options: ReadOptions,
-    prepare: Prepare,
+    collate: Collate,
     updates: tuple[int, int],
     num_workers: int,
     pin_memory: bool = False,
@@ -213,15 +203,15 @@ def iterate_updates(
         manifest: utterances.
         planner: which sub-batches each update holds.
         options: how utterances are read.
-        prepare: the objective's part of the work.
+        collate: the objective's part of the work.
         updates: first and last update.
         num_workers: loader processes; 0 works in this one.
         pin_memory: for copies to a GPU.
         must_stop: asked while workers are waited for; where it says so, nothing more comes.
     """
-    plans = _plan_updates(planner, *updates)
+    plans = (plan for update in range(updates[0], updates[1] + 1) for plan in planner.plan_update(update))
     batches: list[Batch] = []
-    for batch in iterate_plans(manifest, plans, options, prepare, num_workers, pin_memory, must_stop):
+    for batch in iterate_plans(manifest, plans, options, collate, num_workers, pin_memory, must_stop):
         batches.append(batch)
         if batch.plan.is_last:
             yield batches
@@ -232,7 +222,7 @@ def iterate_plans(
     manifest: Manifest,
     plans: Iterable[ForwardPlan],
     options: ReadOptions,
-    prepare: Prepare,
+    collate: Collate,
     num_workers: int,
     pin_memory: bool = False,
     must_stop: Callable[[], bool] = lambda: False,
@@ -245,9 +235,9 @@ def iterate_plans(
     # Workers inherit this process, with what Arrow keeps of tables that are gone.
     pa.default_memory_pool().release_unused()
     loader = DataLoader(
-        _ForwardDataset(manifest, options, prepare),
+        _ForwardDataset(manifest, options, collate),
         batch_size=None,
-        sampler=_PlanSampler(plans),
+        sampler=plans,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_set_up_worker if num_workers else None,

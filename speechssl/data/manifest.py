@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.data.manifest_reading import COUNTS, ESCAPES, REQUIRED, ROOT_KEY, ROOT_LINE, name_columns, read_columns
+from speechssl.data.manifest_reading import COUNTS, REQUIRED, ROOT_KEY, ROOT_LINE, name_columns, read_columns
 from speechssl.data.sampler import take_turns
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import parsing
+from speechssl.printable import escape_field
 
 IntArray = npt.NDArray[np.int64]
 
@@ -78,9 +79,8 @@ class Manifest:
     def __getitem__(self, index: int) -> Utterance:
         """Make the record of one row."""
         row = {name: self.table.column(name)[index].as_py() for name in self.table.column_names if name in _FIELDS}
-        path = self.root / row["path"]
         counts = {name: row.get(name) or 0 for name in ("offset", "channel")}
-        return Utterance(**{**row, **counts, "path": path})
+        return Utterance(**{**row, **counts, "path": self.root / row["path"]})
 
     @cached_property
     def num_samples_16k(self) -> IntArray:
@@ -121,8 +121,8 @@ class Manifest:
         Raises:
             DataError: naming `key`, the manifest and its columns.
         """
-        columns = name_columns(self.table.column_names)
         if name not in self.table.column_names:
+            columns = name_columns(self.table.column_names)
             raise DataError(f"`{key}` must have a column {name}, but {self.source} has {columns}")
         if not self.has(name):
             raise DataError(f"`{key}` must have values in its column {name}, but {self.source} has none")
@@ -151,7 +151,7 @@ class Manifest:
         return Manifest(self.table.filter(same), self.root, self.source)
 
     def limit_to(self, seconds: float, seed: int) -> Manifest:
-        """Take a seeded subset of about so many seconds, balanced over speakers and sexes; 0 takes all.
+        """Take a seeded subset of about `seconds`, balanced over speakers and sexes; 0 takes all.
 
         The speaker who has said least so far speaks next, of the sex that has said least where the column `sex` is
         full; the first utterance that would pass the limit ends the subset.
@@ -195,13 +195,15 @@ def load_manifest(path: str | os.PathLike[str], key: str = "data.train") -> Mani
     """
     file = Path(path)
     if not os.path.isfile(file):
-        raise DataError(f"`{key}` must be a manifest (.tsv or .parquet), but {file} {_say_what(file)}")
+        what = "a folder" if os.path.isdir(file) else "no regular file"
+        found = f"is {what}" if os.path.exists(file) else "does not exist"
+        raise DataError(f"`{key}` must be a manifest (.tsv or .parquet), but {file} {found}")
     with parsing(f"`{key}` ({file})", "a whole manifest"):
         table, root = read_columns(file, key)
         folder = (file.parent / root) if root else file.parent
         manifest = Manifest(table, folder.resolve(), str(file))
         del table
-    _check_unique(manifest, key)
+    check_unique(manifest, key)
     # Reading takes three times what is kept, and Arrow would keep that too.
     pa.default_memory_pool().release_unused()
     return manifest
@@ -219,13 +221,18 @@ def load_manifests(paths: Sequence[str], key: str) -> Manifest:
     if len(manifests) == 1:
         return manifests[0]
     joined = join_manifests(manifests)
-    _check_unique(joined, key)
+    check_unique(joined, key)
     # Counting takes as much as the ids themselves, and Arrow would keep that.
     pa.default_memory_pool().release_unused()
     return joined
 
 
-def _check_unique(manifest: Manifest, key: str) -> None:
+def check_unique(manifest: Manifest, key: str) -> None:
+    """Make sure that no id is there twice, since results could not be told by it.
+
+    Raises:
+        DataError: one is.
+    """
     counts = pc.value_counts(manifest.table.column("id")).flatten()
     index = pc.index(pc.greater(counts[1], 1), True).as_py()
     if index >= 0:
@@ -241,7 +248,7 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
     Raises:
         DataError: such a column holds lists or the like in one.
     """
-    tables = [m.table.set_column(m.table.column_names.index("path"), "path", _join_root(m)) for m in manifests]
+    tables = [_join_root(manifest) for manifest in manifests]
     for name in dict.fromkeys(name for table in tables for name in table.column_names):
         fields = [pa.schema([table.schema.field(name)]) for table in tables if name in table.column_names]
         try:
@@ -252,11 +259,12 @@ def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
     return Manifest(table, Path("/"), ", ".join(manifest.source for manifest in manifests))
 
 
-def _join_root(manifest: Manifest) -> pa.ChunkedArray:
+def _join_root(manifest: Manifest) -> pa.Table:
     """Give the paths of a manifest its root, except where they are absolute."""
     paths = manifest.table.column("path")
     joined = pc.binary_join_element_wise(str(manifest.root).rstrip("/"), paths, "/")
-    return pc.if_else(pc.starts_with(paths, "/"), paths, joined)
+    absolute = pc.if_else(pc.starts_with(paths, "/"), paths, joined)
+    return manifest.table.set_column(manifest.table.column_names.index("path"), "path", absolute)
 
 
 def _make_text(table: pa.Table, name: str) -> pa.Table:
@@ -274,8 +282,7 @@ def _make_text(table: pa.Table, name: str) -> pa.Table:
 def build_manifest(rows: Iterable[Utterance], root: Path, source: str = "manifest") -> Manifest:
     """Make a manifest of records; columns that no row fills are left out."""
     records = list(rows)
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in sorted(_FIELDS)}
-    columns = {name: columns[name] for name in (*REQUIRED, *OPTIONAL)}
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in records] for name in (*REQUIRED, *OPTIONAL)}
     columns["path"] = [str(p.relative_to(root)) if p.is_relative_to(root) else str(p) for p in columns["path"]]
     kept = {k: v for k, v in columns.items() if k not in OPTIONAL or any(item != OPTIONAL[k] for item in v)}
     types = {name: pa.int64() if name in COUNTS else pa.string() for name in kept}
@@ -303,18 +310,8 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> None:
 def _format_tsv(manifest: Manifest) -> str:
     table = manifest.table
     lines = [f"{ROOT_LINE}{manifest.root}", "\t".join(table.column_names)]
-    columns = [["" if v is None else _escape(str(v)) for v in table.column(n).to_pylist()] for n in table.column_names]
+    columns = [
+        ["" if value is None else escape_field(str(value)) for value in column.to_pylist()] for column in table.columns
+    ]
     lines += ["\t".join(row) for row in zip(*columns, strict=True)]
     return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    for plain, escaped in ESCAPES:
-        text = text.replace(plain, escaped)
-    return text
-
-
-def _say_what(file: Path) -> str:
-    if os.path.isdir(file):
-        return "is a folder"
-    return "is no regular file" if os.path.exists(file) else "does not exist"

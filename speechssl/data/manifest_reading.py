@@ -17,12 +17,12 @@ from speechssl.audio.reading import MAX_SAMPLES
 from speechssl.audio.waveform import MAX_RATE, MIN_RATE
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, shorten
+from speechssl.printable import abbreviate
 
 REQUIRED = ("id", "path", "sample_rate", "num_samples")
 TEXTS = ("id", "path", "speaker", "text")
 ROOT_LINE = "# root="
 ROOT_KEY = b"root"
-ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"))
 
 BOUNDS = {
     "sample_rate": (MIN_RATE, MAX_RATE),
@@ -43,10 +43,10 @@ MAX_LINE = 2**24
 """Longest line of a `.tsv` manifest, in bytes: a transcript of many days."""
 
 MAX_NAMED = 300
-"""So many characters of a table's column names stand in a sentence."""
+"""An error lists at most this many characters of column names."""
 
 MAX_GROWTH, FREE_BYTES = 100, 2**27
-"""Parquet that takes so many times its size on disk, and 128 MiB at least, is a table; beyond that it is a bomb."""
+"""A Parquet file may take this many times its size on disk, or 128 MiB if that is more; beyond that it is a bomb."""
 
 MAX_ROOT = 4096
 """Longest path of Linux, in characters."""
@@ -65,53 +65,47 @@ def read_columns(file: Path, key: str) -> tuple[pa.Table, str]:
     table, root = _read_parquet(file, key) if file.suffix == ".parquet" else _read_tsv(file, key)
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
-        raise DataError(
-            f"`{key}` must have the columns {', '.join(REQUIRED)}, but {file} has {name_columns(table.column_names)}"
-        )
+        has = name_columns(table.column_names)
+        raise DataError(f"`{key}` must have the columns {', '.join(REQUIRED)}, but {file} has {has}")
     if table.num_rows == 0:
         raise DataError(f"`{key}` must hold utterances, but {file} has no rows")
     if len(root) > MAX_ROOT:
-        raise DataError(
-            f"`{key}` must have a root of at most {MAX_ROOT} characters, but that of {file} has {len(root)}"
-        )
+        at_most = f"at most {MAX_ROOT} characters"
+        raise DataError(f"`{key}` must have a root of {at_most}, but that of {file} has {len(root)}")
     return _type_columns(table, file, key), root
 
 
 def name_columns(names: Iterable[str]) -> str:
     """List columns for a sentence, which ends somewhere though the list may not."""
-    listed = ", ".join(names)
-    return listed if len(listed) <= MAX_NAMED else listed[:MAX_NAMED] + " …"
+    return abbreviate(", ".join(names), MAX_NAMED)
 
 
 def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
     with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig", errors="surrogateescape") as lines:
         first = lines.readline(MAX_HEADER).rstrip("\n")
-        header = lines.readline(MAX_HEADER).rstrip("\n") if first.startswith(ROOT_LINE) else first
+        has_root = first.startswith(ROOT_LINE)
+        header = lines.readline(MAX_HEADER).rstrip("\n") if has_root else first
     names = header.split("\t")
     if "path" not in names:
         raise DataError(f"`{key}` must be a manifest, but {file} has no header line with {', '.join(REQUIRED)}")
     _check_names(names, file, key)
+    types, block = dict.fromkeys(names, pa.string()), max(2**20, min(file.stat().st_size, MAX_LINE))
     table = csv.read_csv(
         file,
-        read_options=csv.ReadOptions(
-            skip_rows=int(first.startswith(ROOT_LINE)), block_size=max(2**20, min(file.stat().st_size, MAX_LINE))
-        ),
-        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
-        convert_options=csv.ConvertOptions(
-            column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
-        ),
+        csv.ReadOptions(skip_rows=int(has_root), block_size=block),
+        csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
+        csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )
-    unescaped = [_unescape(table.column(name)) for name in table.column_names]
-    root = first.removeprefix(ROOT_LINE) if first.startswith(ROOT_LINE) else ""
-    return pa.table(dict(zip(table.column_names, unescaped, strict=True))), root
+    columns = {name: _unescape(table.column(name)) for name in table.column_names}
+    return pa.table(columns), first.removeprefix(ROOT_LINE) if has_root else ""
 
 
 def _unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Undo the escapes where a column has a backslash at all."""
+    """Undo `printable.escape_field` where a column has a backslash at all."""
     if not pc.any(pc.match_substring(column, "\\")).as_py():
         return column
     marked = pc.replace_substring(column, "\\\\", "\x00")
-    for plain, escaped in ESCAPES[1:]:
+    for plain, escaped in (("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         marked = pc.replace_substring(marked, escaped, plain)
     return pc.replace_substring(marked, "\x00", "\\")
 
@@ -120,10 +114,8 @@ def _read_parquet(file: Path, key: str) -> tuple[pa.Table, str]:
     with open_regular(file) as source:
         size = os.fstat(source.fileno()).st_size
         parquet = pq.ParquetFile(source)
-        if parquet.metadata.num_rows > size:
-            raise DataError(
-                f"`{key}` must be a manifest, but {file} announces {parquet.metadata.num_rows} rows in {size} bytes"
-            )
+        if (rows := parquet.metadata.num_rows) > size:
+            raise DataError(f"`{key}` must be a manifest, but {file} announces {rows} rows in {size} bytes")
         _check_names(parquet.schema_arrow.names, file, key)
         table = pa.Table.from_batches(_read_batches(parquet, size, file, key), parquet.schema_arrow)
     # Parquet's own reader does not look whether text is UTF-8.
@@ -138,9 +130,8 @@ def _read_batches(parquet: pq.ParquetFile, size: int, file: Path, key: str) -> I
     for batch in parquet.iter_batches(min(2**16, max(2**6, size // 2**10))):
         taken += batch.nbytes
         if taken > limit:
-            raise DataError(
-                f"`{key}` must be a manifest, but {file}, of {size} bytes, takes more than {limit} bytes of memory"
-            )
+            much = f"more than {limit} bytes of memory"
+            raise DataError(f"`{key}` must be a manifest, but {file}, of {size} bytes, takes {much}")
         yield batch
 
 
@@ -156,8 +147,12 @@ def _type_columns(table: pa.Table, file: Path, key: str) -> pa.Table:
     """Turn counts into integers; ids, paths, speakers and texts are text."""
     for index, name in enumerate(table.column_names):
         if name in COUNTS or name in TEXTS:
-            column = _type_column(table.column(name), name, file, key)
-            table = table.set_column(index, name, column)
+            kind, words = (pa.int64(), "whole numbers") if name in COUNTS else (pa.string(), "text")
+            try:
+                table = table.set_column(index, name, pc.cast(table.column(name), kind))
+            except pa.ArrowException as error:
+                why = shorten(error)
+                raise DataError(f"`{key}` must have {words} in its column {name}, but {file}: {why}") from error
     empty = [name for name in REQUIRED if _has_gap(table.column(name))]
     if empty:
         raise DataError(f"`{key}` must have a value in its column {empty[0]} in every row, but {file} has not")
@@ -174,19 +169,10 @@ def _has_gap(column: pa.ChunkedArray) -> bool:
     return bool(column.null_count) or (is_text and bool(pc.any(pc.equal(pc.binary_length(column), 0)).as_py()))
 
 
-def _type_column(column: pa.ChunkedArray, name: str, file: Path, key: str) -> pa.ChunkedArray:
-    kind, words = (pa.int64(), "whole numbers") if name in COUNTS else (pa.string(), "text")
-    try:
-        return pc.cast(column, kind)
-    except pa.ArrowException as error:
-        raise DataError(f"`{key}` must have {words} in its column {name}, but {file}: {shorten(error)}") from error
-
-
 def _check_counts(column: pa.ChunkedArray, name: str, file: Path, key: str) -> None:
     least, most = BOUNDS[name]
     found = pc.min_max(column).as_py()
     for value in (found["min"], found["max"]):
         if value is not None and not least <= value <= most:
-            raise DataError(
-                f"`{key}` must have numbers from {least} to {most} in its column {name}, but {file} has {value}"
-            )
+            must = f"numbers from {least} to {most} in its column {name}"
+            raise DataError(f"`{key}` must have {must}, but {file} has {value}")

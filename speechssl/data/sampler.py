@@ -1,6 +1,6 @@
 """The order of the data: a pure function of (lengths, seed, update), so that any update can be asked for directly.
 
-The unit is the sub-batch: so many seconds of audio whose crop length, masks and codebook statistics belong
+The unit is the sub-batch: a fixed number of seconds of audio whose crop length, masks and codebook statistics belong
 together, as they belonged to one GPU in the reference. Utterances are sorted by length with random ties and cut
 into sub-batches greedily; the cuts depend on the sorted lengths alone, so every epoch has the same number of
 sub-batches and the sub-batch of any number is found by a division.
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from speechssl.data.augment import bound_lengths, count_at_speed, draw_speeds
+from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -76,7 +77,7 @@ class PlanConfig:
         sub_batches_per_update: how many make an update.
         forward_samples: audio, padding included, that one forward may hold.
         max_samples: longest crop; 0 takes whole utterances.
-        ascending_epochs: so many first epochs take short utterances first.
+        ascending_epochs: number of first epochs that take short utterances first.
         speeds: factors of speed perturbation, one of which is drawn for each utterance and epoch; empty: none.
         shuffled: False keeps the order of lengths and of the manifest (validation).
         rank, num_ranks: which of how many processes this is. They share the sub-batches of an update out whole and in
@@ -141,12 +142,10 @@ class UpdatePlanner:
         rows = order[self.bounds[place] : self.bounds[place + 1]].tolist()
         drawn = () if speeds is None else tuple(speeds[rows].tolist())
         sub_batch = SubBatch(number, epoch, tuple(rows), 0, drawn)
+        if not self.config.max_samples:
+            return sub_batch
         # Within a sub-batch lengths fall: the first row is the longest and the last one the shortest.
-        return (
-            replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
-            if self.config.max_samples
-            else sub_batch
-        )
+        return replace(sub_batch, crop_samples=self._count_samples(sub_batch, -1))
 
     def _limit(self, lengths: IntArray) -> IntArray:
         """Shorten to the longest crop, or round whole utterances up."""
@@ -162,13 +161,13 @@ class UpdatePlanner:
 
     def _compute_epoch(self, epoch: int) -> tuple[IntArray, IntArray, FloatArray | None]:
         """Order the utterances by falling length with random ties, shuffle the sub-batches, and draw speeds."""
-        rng = np.random.default_rng([self.config.seed, 0x0DE2, epoch])
+        rng = make_rng(self.config.seed, "order", epoch)
         num = self.sub_batches_per_epoch
         if not self.config.shuffled:
             return np.argsort(-self.lengths, kind="stable"), np.arange(num), None
         speeds, lengths = None, self.lengths
         if self.config.speeds:
-            own = np.random.default_rng([self.config.seed, 0x5BEED, epoch])
+            own = make_rng(self.config.seed, "speed", epoch)
             speeds = draw_speeds(self._falling, self.config.speeds, own)
             lengths = self._limit(count_at_speed(self.samples, speeds))
         ties = rng.permutation(len(lengths))
@@ -276,7 +275,7 @@ Queue = tuple[int, int, list[int]]
 
 def _make_queues(speakers: Sequence[str], sexes: Sequence[str], seed: int) -> dict[str, list[Queue]]:
     """Make a heap of speakers for each sex."""
-    rng = np.random.default_rng([seed, 0x5B5E7])
+    rng = make_rng(seed, "limit")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in rng.permutation(len(speakers)).tolist():
         rows.setdefault((sexes[row], speakers[row]), []).append(row)

@@ -11,10 +11,9 @@ import torch
 from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
-from speechssl.objectives.protocol import make_torch_seed
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
+from speechssl.seeds import make_torch_seed
 from speechssl.training.distributed.ranks import Ranks
-from speechssl.training.setup import Setup
 from speechssl.training.trainer import Trainer
 
 FloatArray = npt.NDArray[np.float32]
@@ -44,7 +43,7 @@ def train_probe(
     config = TrainingConfig(
         max_updates=updates, lr=lr, warmup_share=0.1, log_every=updates + 1, weight_decay=0.01, spike_sigmas=0.0
     )
-    Trainer(Setup(SpeakerObjective(probe), config, source, Ranks(), "float32", seed, is_quiet=True)).run()
+    Trainer(SpeakerObjective(probe), config, source, Ranks(), "float32", seed, is_quiet=True).run()
     return probe.eval().requires_grad_(False)
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from speechssl.seeds import make_rng
+
 RELIABLE_UNITS = 20
 """Below so many units a bootstrap interval is too narrow to be relied on."""
 
@@ -53,7 +55,7 @@ class Interval:
 def bootstrap_ratio_interval(
     errors: ArrayLike, totals: ArrayLike, num_resamples: int, seed: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Give the percentile bootstrap interval of sum(errors) / sum(totals) over resampled units.
+    """Compute the percentile bootstrap interval of sum(errors) / sum(totals) over resampled units.
 
     Args:
         errors: (n,) numerator of each unit, such as its word errors.
@@ -72,7 +74,7 @@ def bootstrap_ratio_interval(
     assert num_units == len(denominators) > 0, f"{num_units} numerators, {len(denominators)} denominators"
     assert num_resamples >= 1, f"{num_resamples} resamples"
     assert denominators.sum() > 0, "nothing to divide by"
-    generator = np.random.default_rng(seed)
+    generator = make_rng(seed, "bootstrap")
     ratios = np.empty(num_resamples)
     rows = max(1, _CELLS // num_units)
     for start in range(0, num_resamples, rows):
@@ -92,14 +94,13 @@ def bootstrap_ratio_interval(
 def compute_interval(
     errors: ArrayLike, totals: ArrayLike, speakers: Sequence[str | None] | None, num_resamples: int, seed: int
 ) -> Interval:
-    """Give the interval, in percent, of a ratio of sums over utterances.
+    """Compute the 95 % bootstrap interval, in percent, of a ratio of sums over utterances.
 
     Args:
         errors: (n,) numerator of each utterance.
         totals: (n,) denominator of each utterance.
-        speakers: n speakers. Where the list, or any one of them, is missing, utterances are resampled instead.
-        num_resamples: resamples.
-        seed: of the resampling.
+        speakers: n speakers. Where the list, or any of them, is missing, utterances are resampled instead.
+        num_resamples, seed: as `bootstrap_ratio_interval`.
     """
     numerators, denominators = np.asarray(errors, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     unit, owners = "utterance", np.arange(len(numerators))

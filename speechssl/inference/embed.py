@@ -10,37 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.data.left_out import LeftOut
-from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.manifest import Utterance
 from speechssl.errors import ConfigError
-from speechssl.inference.recognise import (
-    Audio,
-    Source,
-    cut_chunks,
-    find_source,
-    needs_equal_lengths,
-    plan_batches,
-    read_ahead,
-    stack_waveforms,
-)
-from speechssl.inference.windows import plan_windows
-from speechssl.model.evaluating import as_evaluating
-from speechssl.model.lengths import HOP_SAMPLES, compute_receptive_field
+from speechssl.inference.batches import CHUNK_BATCHES, run_model
+from speechssl.inference.source import Audio, FloatArray, Source, find_source
+from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.speech_model import Frames, SpeechModel
 from speechssl.parsing import parsing, read_json
 
-FloatArray = npt.NDArray[np.float32]
-
 FRAME_S = HOP_SAMPLES / SAMPLE_RATE
-CHUNK_BATCHES = 32
-"""Utterances are sorted by length within so many batches' worth of audio, so that results keep coming in order."""
-
 POOLINGS = ("mean", "max", "statistics", "frames")
 
 
@@ -77,17 +60,14 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
         return _choose_mix(Path(layer), num_layers)
     several = isinstance(layer, Iterable) and not isinstance(layer, (str, bytes, Mapping))
     numbers: list[Any] = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
-    if not numbers or not all(_is_number(n) and 0 <= n <= num_layers for n in numbers):
+    # To Python True is a number.
+    are_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in numbers)
+    if not numbers or not are_whole or not all(0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )
     chosen = tuple(int(n) for n in numbers)
     return LayerChoice(tuple(str(n) for n in chosen), lambda frames: [frames.layers[n] for n in chosen])
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a value is a whole number; to Python True is one."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _choose_mix(folder: Path, num_layers: int) -> LayerChoice:
@@ -116,7 +96,6 @@ class Pool:
     count: int = 0
     total: Tensor | None = None
     squares: Tensor | None = None
-    largest: Tensor | None = None
     pieces: list[FloatArray] = field(default_factory=list)
 
     def add(self, frames: Tensor) -> None:
@@ -124,11 +103,11 @@ class Pool:
         if self.pooling == "frames":
             self.pieces.append(frames.float().cpu().numpy())
             return
-        self.count += len(frames)
         if self.pooling == "max":
             peak = frames.max(0).values.double()
-            self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
+            self.total = peak if self.total is None else torch.maximum(self.total, peak)
             return
+        self.count += len(frames)
         total = frames.sum(0, dtype=torch.float64)
         self.total = total if self.total is None else self.total + total
         if self.pooling == "statistics":
@@ -139,14 +118,12 @@ class Pool:
         """Give (1, D'), or (T, D) for `frames`: float32."""
         if self.pooling == "frames":
             return np.concatenate(self.pieces)
-        if self.largest is not None:
-            return self.largest.float().cpu().numpy()[None]
         assert self.total is not None, "no frames"
-        mean = self.total / self.count
+        pooled = self.total if self.pooling == "max" else self.total / self.count
         if self.squares is not None:
-            deviation = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-            mean = torch.cat([mean, deviation])
-        return mean.float().cpu().numpy()[None]
+            deviation = (self.squares / self.count - pooled.square()).clamp(min=0).sqrt()
+            pooled = torch.cat([pooled, deviation])
+        return pooled.float().cpu().numpy()[None]
 
 
 @dataclass(frozen=True)
@@ -174,59 +151,33 @@ class Embedder:
         """Numbers in one embedding."""
         return self.model.dim * (2 if self.pooling == "statistics" else 1)
 
-    @property
-    def receptive_samples(self) -> int:
-        """Samples that one frame sees."""
-        return compute_receptive_field(self.model.config.frame_kernels, self.model.config.frame_strides)
-
-    def iterate(self, source: Source) -> Iterator[tuple[int, list[FloatArray]]]:
+    def iterate(self, source: Source, description: str = "embed") -> Iterator[tuple[int, list[FloatArray]]]:
         """Yield, in order, number and one array (rows, dim) a layer of each utterance that the source keeps.
 
         Raises:
             DataError: an utterance is shorter than one frame, or a file is damaged, and the source leaves none out.
         """
-        lengths, model = source.lengths, as_evaluating(self.model)
-        kept = source.list_long_enough(self.receptive_samples)
-        limit, window = int(self.batch_s * SAMPLE_RATE), round(self.window_s * SAMPLE_RATE)
+        source.leave_out_short(self.model.config.receptive_field)
         # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
-        for part in cut_chunks(lengths[kept], limit * (1 if self.pooling == "frames" else CHUNK_BATCHES)):
-            chunk = kept[part]
-            made: dict[int, list[FloatArray]] = {}
-            batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
-            for batch, waveforms in read_ahead(source, batches):
-                made |= zip(batch, self._embed_batch(model, waveforms), strict=True)
-            for index in chunk[lengths[chunk] > window].tolist():
-                if (waveform := source.try_read(index)) is not None:
-                    made[index] = self._embed_long(model, waveform, window)
-            yield from ((index, made.pop(index)) for index in sorted(made))
+        chunk = 1 if self.pooling == "frames" else CHUNK_BATCHES
+        return run_model(
+            self.model, source, self._forward, self._pool,
+            batch_s=self.batch_s, window_s=self.window_s, chunk_batches=chunk, description=description,
+        )  # fmt: skip
 
-    @torch.inference_mode()
-    def _embed_batch(self, model: SpeechModel, waveforms: Sequence[FloatArray]) -> list[list[FloatArray]]:
-        tensors, num_frames = self._run(model, waveforms)
-        rows = []
-        for row, count in enumerate(num_frames):
-            pools = [Pool(self.pooling) for _ in tensors]
-            for pool, tensor in zip(pools, tensors, strict=True):
-                pool.add(tensor[row, :count])
-            rows.append([pool.finish() for pool in pools])
-        return rows
+    def _forward(
+        self, model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            frames: Frames = model(waveforms, num_samples)
+        return self.choice.pick(frames), frames.num_frames
 
-    @torch.inference_mode()
-    def _embed_long(self, model: SpeechModel, waveform: FloatArray, window_samples: int) -> list[FloatArray]:
-        """Embed audio longer than a window: each frame from the window that the plan takes it from."""
+    def _pool(self, pieces: Iterator[list[Tensor]]) -> list[FloatArray]:
         pools = [Pool(self.pooling) for _ in self.choice.names]
-        for window in plan_windows(len(waveform), window_samples, self.receptive_samples):
-            tensors, _ = self._run(model, [waveform[window.start : window.start + window.num_samples]])
-            for pool, tensor in zip(pools, tensors, strict=True):
-                pool.add(tensor[0, window.first : window.last])
+        for piece in pieces:
+            for pool, frames in zip(pools, piece, strict=True):
+                pool.add(frames)
         return [pool.finish() for pool in pools]
-
-    def _run(self, model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[list[Tensor], list[int]]:
-        """Run the model over a batch: the chosen tensors (B, T, D) and the valid frames of each row."""
-        batch, num_samples = stack_waveforms(model, waveforms)
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            frames: Frames = model(batch, num_samples)
-        return self.choice.pick(frames), frames.num_frames.tolist()
 
 
 def make_schema(dim: int) -> pa.Schema:
@@ -244,7 +195,7 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
         starts, ends = np.array([begin]), np.array([begin + utterance.duration_s])
         if embedder.pooling == "frames":
             starts = begin + FRAME_S * np.arange(len(array))
-            ends = starts + embedder.receptive_samples / SAMPLE_RATE
+            ends = starts + embedder.model.config.receptive_field / SAMPLE_RATE
         count, path = len(array), str(utterance.path) if utterance.path.name else None
         columns = [[utterance.id] * count, [path] * count, [utterance.speaker] * count, [name] * count]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
@@ -252,18 +203,18 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
     return pa.concat_tables(parts)
 
 
-def iterate_tables(embedder: Embedder, manifest: Manifest, left_out: LeftOut | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of each utterance of a manifest, in its order, without those that are left out.
+def iterate_tables(embedder: Embedder, source: Source) -> Iterator[pa.Table]:
+    """Yield the rows of each utterance, in order, without those that are left out.
 
     Raises:
-        DataError: one cannot be used, and `left_out` is None; or none can.
+        DataError: one cannot be used, and the source leaves none out; or none can.
     """
     num_used = 0
-    for index, arrays in embedder.iterate(Source.from_manifest(manifest, left_out)):
-        yield make_table(manifest[index], arrays, embedder)
+    for index, arrays in embedder.iterate(source):
+        yield make_table(source[index], arrays, embedder)
         num_used += 1
-    if left_out is not None:
-        left_out.require_others(num_used)
+    if source.left_out is not None:
+        source.left_out.require_others(num_used)
 
 
 def embed(
@@ -298,14 +249,4 @@ def embed(
     if pooling not in POOLINGS:
         raise ConfigError(f"`pooling` must be one of {', '.join(POOLINGS)}, but is {pooling!r}")
     embedder = Embedder(model, choose_layers(layer, model.num_layers), pooling, batch_s, window_s, precision)
-    source, manifest = find_source(audio, sample_rate)
-    if manifest is None:
-        return pa.concat_tables(_embed_arrays(embedder, source))
-    return pa.concat_tables(iterate_tables(embedder, manifest))
-
-
-def _embed_arrays(embedder: Embedder, source: Source) -> Iterator[pa.Table]:
-    """Yield the rows of each waveform in memory, which has no path."""
-    for index, made in embedder.iterate(source):
-        utterance = Utterance(source.ids[index], Path(), SAMPLE_RATE, int(source.lengths[index]))
-        yield make_table(utterance, made, embedder)
+    return pa.concat_tables(iterate_tables(embedder, find_source(audio, sample_rate)))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from speechssl.checkpoints.model_folder import MAX_UPDATE, ModelCard
+from speechssl.checkpoints.checks import check_labels, check_names, check_shapes, join, restore_vocabulary
+from speechssl.checkpoints.model_folder import MAX_UPDATE, TYPES, ModelCard
 from speechssl.config.model import ModelConfig
-from speechssl.errors import CheckpointError
-from speechssl.interop.names import PROJECTION, SHARED, check_names, check_shapes, join, rename
+from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel
-from speechssl.parsing import show
+from speechssl.parsing import shorten, show
+from speechssl.text.vocabulary import Vocabulary, find_case
 
 OURS = "speechssl"
 """The key, in the JSON of a foreign format, of what that format has no field for."""
+
+DRAWN = "no mask vector in it: one was drawn"
 
 SIZES = {
     (12, 768, "group", False): "base",
@@ -26,6 +31,27 @@ SIZES = {
     (48, 1920, "layer", True): "xls_r_2b",
 }
 """Blocks, width, `conv_norm` and `norm_first` of the presets that published models have."""
+
+FAMILIES = {
+    "hubert": "HuBERT",
+    "hubert_ctc": "HuBERT",
+    "wavlm": "WavLM",
+    "data2vec-audio": "data2vec",
+    "data2vec_audio": "data2vec",
+    "data2vec_multi": "data2vec 2.0",
+    "unispeech": "UniSpeech",
+    "unispeech-sat": "UniSpeech-SAT",
+    "wav2vec2-conformer": "wav2vec 2.0 Conformer",
+    "wav2vec2-bert": "w2v-BERT 2.0",
+    "wav2vec": "wav2vec (the first)",
+    "wav2vec_seq2seq": "wav2vec 2.0 with a decoder",
+    "sew": "SEW",
+    "sew-d": "SEW-D",
+    "mctct": "M-CTC-T",
+    "whisper": "Whisper",
+    "speech-encoder-decoder": "a speech encoder with a text decoder",
+}
+"""Models that are not wav2vec 2.0, by Hugging Face's `model_type` and fairseq's `_name` or `arch`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,7 @@ class Foreign:
         card: kind, network, vocabulary and update.
         weights: by our names (`SpeechModel.state_dict` without the shared `pretraining.backbone.` copies), float32.
         dropped: what the source had and is left behind, in the source's words.
-        notes: what a user should know beside that, such as a weight that the source lacked and was drawn afresh.
+        notes: what else a user should know, such as a weight that was missing and has been drawn.
         says_padding: whether the source itself says how group norm treats padding, as our own exports do.
     """
 
@@ -54,7 +80,6 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
 
     Args:
         foreign: from a reader.
-        key: the key that errors name.
 
     Returns:
         The model on the CPU, in training mode.
@@ -65,7 +90,7 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
     card = foreign.card
     with torch.device("meta"):
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
-    expected = {name: value for name, value in model.state_dict().items() if not name.startswith(SHARED)}
+    expected = list_weights(model)
     check_names(expected, foreign.weights, key, f"this {foreign.family} checkpoint")
     check_shapes(expected, foreign.weights, key, f"this {foreign.family} checkpoint")
     # Copies: the source may share or map its storage, and two models of one file must not share weights.
@@ -78,8 +103,30 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
     return model.requires_grad_(True)
 
 
+def describe(foreign: Foreign) -> str:
+    """Say in one line what was read: family, size, vocabulary, what was left behind."""
+    card, config = foreign.card, foreign.card.model
+    count = sum(value.numel() for value in foreign.weights.values())
+    norm = f"{config.conv_norm} norm, {'pre' if config.norm_first else 'post'}-norm blocks"
+    parts = [f"{foreign.family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
+    parts += [f"{len(card.vocabulary)} symbols"] if card.vocabulary else []
+    parts += [f"waveforms normalised, epsilon {config.waveform_epsilon:g}"] if config.normalize_waveform else []
+    parts += [f"left behind: {join(foreign.dropped, 16)}"] if foreign.dropped else []
+    return "; ".join([*parts, *foreign.notes])
+
+
+def find_kind(model: SpeechModel) -> str:
+    """Say which heads a model has: `ctc`, `pretraining`, or `backbone` for none."""
+    return "ctc" if model.head is not None else "pretraining" if model.pretraining is not None else "backbone"
+
+
+def wrap(model: SpeechModel, family: str = "speechssl", update: int = 0) -> Foreign:
+    """See one of our models as what a writer takes."""
+    return Foreign(family, ModelCard(find_kind(model), model.config, model.vocabulary, update), list_weights(model))
+
+
 def name_size(config: ModelConfig) -> str:
-    """Name the preset of `conf/model` that has this network's shape; a shape of no preset is `blocks x width`."""
+    """Name the preset of `conf/model` that has this network's shape; without one it is `blocks x width`."""
     shape = (config.num_layers, config.model_dim, config.conv_norm, config.norm_first)
     return SIZES.get(shape, f"{config.num_layers}x{config.model_dim}")
 
@@ -89,7 +136,6 @@ def read_extra(stored: dict[str, Any], key: str) -> dict[str, Any]:
 
     Args:
         stored: the JSON file.
-        key: the key that errors name.
 
     Returns:
         `update`, `model` and `vocabulary`; {} for a file that we did not write.
@@ -114,32 +160,52 @@ def make_extra(model: SpeechModel, update: int) -> dict[str, Any]:
     return {"update": update, "model": asdict(model.config), "vocabulary": vocabulary}
 
 
-def drop_identity(source: dict[str, Tensor], family: str, where: str, key: str) -> None:
-    """Take away the projection between equal widths, which Hugging Face and torchaudio have, and we and fairseq not.
-
-    Args:
-        source: weights under the family's names, without prefixes; changed in place.
-        family: `huggingface` or `torchaudio`.
-        where: file or folder, for the error.
-        key: the key that the error names.
+def read_field(stored: dict[str, Any], field: str, default: Any, where: str, key: str) -> Any:
+    """Read a field of a configuration, of the type of its default, where a whole number will do for a float.
 
     Raises:
-        CheckpointError: it is missing, or does something.
+        CheckpointError: it is of another type.
     """
-    weight, bias = (source.pop(str(rename(name, family)), None) for name in PROJECTION)
-    # The shape first: an identity for a long and narrow tensor would take all memory.
-    is_square = weight is not None and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
-    if weight is None or bias is None or not is_square or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
+    value = stored.get(field, default)
+    must, fits = TYPES[list[int] if isinstance(default, list) else type(default)]
+    if not fits(value):
+        raise refuse_field(field, must, value, where, key)
+    return float(value) if isinstance(default, float) else value
+
+
+def refuse_field(field: str, must: str, value: object, where: str, key: str) -> CheckpointError:
+    """Say what a field of a configuration must be."""
+    return CheckpointError(f"`{key}` must have {must} as {field} in {where}, but has {show(value)}")
+
+
+def read_vocabulary(ours: dict[str, Any], labels: Sequence[str], num_rows: int, where: str, key: str) -> Vocabulary:
+    """Read the vocabulary of a head: as our own export has it, else from labels.
+
+    Args:
+        ours: from `read_extra`.
+        labels: label of each output; the first is the CTC blank.
+        num_rows: outputs of the head.
+
+    Raises:
+        CheckpointError: they are no labels of words, or not one for each output.
+    """
+    stored = ours.get("vocabulary")
+    vocabulary = restore_vocabulary(stored, where, key) if stored else make_vocabulary(labels, where, key)
+    if len(vocabulary) != num_rows:
         raise CheckpointError(
-            f"`{key}` must have the identity as projection where the feature encoder is as wide as the transformer, "
-            f"but {where} has not"
+            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {where} makes "
+            f"{len(vocabulary)}"
         )
+    return vocabulary
 
 
-def make_identity(dim: int, family: str) -> dict[str, Tensor]:
-    """Make the projection between equal widths that `drop_identity` takes away."""
-    values = (torch.eye(dim), torch.zeros(dim))
-    return {str(rename(name, family)): value for name, value in zip(PROJECTION, values, strict=True)}
+def make_vocabulary(symbols: Sequence[str], where: str, key: str) -> Vocabulary:
+    """Make a vocabulary of labels that somebody else wrote; arguments and errors as `read_vocabulary`."""
+    check_labels(symbols, where, key)
+    try:
+        return Vocabulary(tuple(symbols), find_case(symbols))
+    except ConfigError as error:
+        raise CheckpointError(f"`{key}` must have labels of words, but in {where} {shorten(error)}") from error
 
 
 def choose_gradient_scale(conv_norm: str) -> float:
@@ -147,36 +213,24 @@ def choose_gradient_scale(conv_norm: str) -> float:
     return 0.1 if conv_norm == "group" else 1.0
 
 
-def describe(foreign: Foreign) -> str:
-    """Say in one line what was read: family, size, vocabulary, what was dropped."""
-    card, config = foreign.card, foreign.card.model
-    count = sum(value.numel() for value in foreign.weights.values())
-    norm = f"{config.conv_norm} norm, {'pre' if config.norm_first else 'post'}-norm blocks"
-    parts = [f"{foreign.family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
-    parts += [f"{len(card.vocabulary)} symbols"] if card.vocabulary else []
-    parts += [f"waveforms normalised, epsilon {config.waveform_epsilon:g}"] if config.normalize_waveform else []
-    parts += [f"left behind: {join(foreign.dropped, 16)}"] if foreign.dropped else []
-    return "; ".join([*parts, *foreign.notes])
-
-
-def collapse(model: SpeechModel) -> dict[str, Tensor]:
-    """Name each tensor of a model once: the backbone is shared with the pretraining part."""
-    return {name: value for name, value in model.state_dict().items() if not name.startswith(SHARED)}
-
-
-def find_kind(model: SpeechModel) -> str:
-    """Say which heads a model has: `ctc`, `pretraining`, or `backbone` for none."""
-    return "ctc" if model.head is not None else "pretraining" if model.pretraining is not None else "backbone"
-
-
-def wrap(model: SpeechModel, family: str = "speechssl", update: int = 0) -> Foreign:
-    """See one of our models as what a writer takes."""
-    return Foreign(family, ModelCard(find_kind(model), model.config, model.vocabulary, update), collapse(model))
-
-
 def draw_mask_vector(dim: int) -> Tensor:
     """Draw the mask embedding that a source lacks: (dim,), uniform in [0, 1), the same every time.
 
-    Hugging Face's base-960h and every torchaudio file have none. Only training with masks looks at it.
+    Hugging Face's base-960h and all torchaudio files have none. Only training with masks uses it.
     """
     return torch.rand(dim, generator=torch.Generator().manual_seed(0))
+
+
+def refuse_family(name: object, where: str, key: str) -> NoReturn:
+    """Say that a model is not wav2vec 2.0.
+
+    Args:
+        name: what its file calls it.
+        where: the file.
+
+    Raises:
+        CheckpointError: always; it names the family.
+    """
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    problem = f"describes {family}, which does not load yet" if family else f"has the model type {show(name)}"
+    raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {where} {problem}")

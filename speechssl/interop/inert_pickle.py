@@ -1,9 +1,10 @@
 """A pickle looked at without running it: every class is a name, every object what it would be built from.
 
-fairseq's files hold objects of argparse, omegaconf and fairseq itself, which torch's restricted unpickler refuses.
-Here nothing is imported and nothing is called: a class becomes a `Global`, an object a `Placeholder` that keeps what
-the file gave it, a tensor a `StoredTensor` that says where its numbers lie. The instructions come one by one from
-`pickletools`, which only takes them apart.
+fairseq's files hold objects of argparse, omegaconf and fairseq itself. torch's `weights_only` would need a class to
+stand in for each of them, would build and call these, and bounds neither memory nor depth. Here nothing is imported and
+nothing is called: a class becomes a `Global`, an object a `Placeholder` that keeps what the file gave it, a tensor a
+`StoredTensor` that says where its numbers lie. The instructions come one by one from `pickletools`, which only takes
+them apart.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, Protocol, cast
+from typing import Any
 
 import torch
 
@@ -84,25 +85,17 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-class Readable(Protocol):
-    """A file that gives what is there, however much it is asked for."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read so many bytes, or fewer at the end."""
-
-    def readline(self) -> bytes:
-        """Read a line with its end."""
-
-
-def unpickle(file: Readable) -> Any:
+def unpickle(file: Any) -> Any:
     """Read one pickled value from where a file stands.
+
+    Args:
+        file: has `read` and `readline`, which give what is there, however much they are asked for.
 
     Raises:
         ValueError: it is damaged, has instructions that do more than describe data, or describes what cannot be.
     """
     machine = _Machine()
-    # genops reads and reads lines, and asks for nothing else of a file.
-    for opcode, argument, _ in islice(pickletools.genops(cast(IO[bytes], file)), MAX_STEPS):
+    for opcode, argument, _ in islice(pickletools.genops(file), MAX_STEPS):
         if opcode.name == "STOP":
             return machine.pop()
         machine.step(opcode.name, argument)
@@ -135,29 +128,20 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:
         """Follow one instruction."""
+        if name in _IGNORED or self._change(name, argument):
+            return
         if name in _VALUES:
             self._stack.append(argument)
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name in _TUPLES:
-            self._stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
-        elif name in _STEPS:
-            _STEPS[name](self, argument)
-        elif name not in _IGNORED:
-            raise ValueError(f"instruction {name}, which no such file has")
+        elif name in _FRESH:
+            self._stack.append(_FRESH[name]())
+        else:
+            self._stack.append(self._make(name, argument))
 
     def pop(self) -> Any:
         """Take the value on top; never one below the last mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise ValueError("its stack is empty")
         return self._stack.pop()
-
-    def _top(self) -> Any:
-        value = self.pop()
-        self._stack.append(value)
-        return value
 
     def _pop_marked(self) -> list[Any]:
         if not self._marks:
@@ -167,121 +151,88 @@ class _Machine:
         del self._stack[start:]
         return values
 
-    def _mark(self, _: Any) -> None:
-        self._marks.append(len(self._stack))
+    def _make(self, name: str, argument: Any) -> Any:
+        """Make the value that an instruction puts on the stack."""
+        match name:
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(reversed([self.pop() for _ in range(int(name[-1]))]))
+            case "TUPLE":
+                return tuple(self._pop_marked())
+            case "LIST":
+                return self._pop_marked()
+            case "DICT":
+                return _pair(self._pop_marked())
+            case "FROZENSET":
+                return frozenset(map(_check_key, self._pop_marked()))
+            case "GET" | "BINGET" | "LONG_BINGET":
+                return self._recall(argument)
+            case "GLOBAL":
+                return Global(*argument.split(" ", 1))
+            case "STACK_GLOBAL":
+                of, module = self.pop(), self.pop()
+                return _name(module, of)
+            case "BINPERSID":
+                return _make_storage(self.pop())
+            case "REDUCE" | "NEWOBJ":
+                args, function = self.pop(), self.pop()
+                return _describe(function, args)
+        raise ValueError(f"instruction {name}, which no such file has")
 
-    def _drop(self, _: Any) -> None:
-        self.pop()
+    def _change(self, name: str, argument: Any) -> bool:
+        """Follow an instruction that changes what is there; False for one that makes a value."""
+        match name:
+            case "MARK":
+                self._marks.append(len(self._stack))
+            case "POP":
+                self.pop()
+            case "POP_MARK":
+                self._pop_marked()
+            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                self._memo[len(self._memo) if argument is None else argument] = self._top()
+            case "BUILD":
+                state = self.pop()
+                _set_state(self._top(), state)
+            case "SETITEM":
+                value, key = self.pop(), self.pop()
+                _get_items(self._top()).update(_pair([key, value]))
+            case "SETITEMS":
+                values = self._pop_marked()
+                _get_items(self._top()).update(_pair(values))
+            case "APPEND":
+                value = self.pop()
+                _get_elements(self._top()).append(value)
+            case "APPENDS":
+                values = self._pop_marked()
+                _get_elements(self._top()).extend(values)
+            case "ADDITEMS":
+                values, target = self._pop_marked(), self._top()
+                if type(target) is not set:
+                    raise ValueError(f"elements for {type(target).__name__}")
+                target.update(map(_check_key, values))
+            case _:
+                return False
+        return True
 
-    def _drop_marked(self, _: Any) -> None:
-        self._pop_marked()
-
-    def _remember(self, index: int | None) -> None:
-        self._memo[len(self._memo) if index is None else index] = self._top()
-
-    def _recall(self, index: int) -> None:
+    def _recall(self, index: int) -> Any:
         if index not in self._memo:
             raise ValueError(f"it recalls value {index}, which it never kept")
-        self._stack.append(self._memo[index])
+        return self._memo[index]
 
-    def _name(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._stack.append(Global(module, name))
-
-    def _name_from_stack(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
-        if type(module) is not str or type(name) is not str:
-            raise ValueError("a class without a name")
-        self._stack.append(Global(module, name))
-
-    def _describe_storage(self, _: Any) -> None:
-        self._stack.append(_make_storage(self.pop()))
-
-    def _describe_object(self, _: Any) -> None:
-        args, function = self.pop(), self.pop()
-        self._stack.append(_make(function, args))
-
-    def _set_state(self, _: Any) -> None:
-        state, target = self.pop(), self._top()
-        if isinstance(target, Placeholder):
-            target.state = state
-        elif not isinstance(target, dict):
-            raise ValueError(f"a state for {type(target).__name__}")
-
-    def _add_item(self, _: Any) -> None:
-        value, name = self.pop(), self.pop()
-        _set_items(self._top(), [name, value])
-
-    def _add_items(self, _: Any) -> None:
-        values = self._pop_marked()
-        _set_items(self._top(), values)
-
-    def _append(self, _: Any) -> None:
+    def _top(self) -> Any:
         value = self.pop()
-        _get_elements(self._top()).append(value)
-
-    def _append_all(self, _: Any) -> None:
-        values = self._pop_marked()
-        _get_elements(self._top()).extend(values)
-
-    def _make_tuple(self, _: Any) -> None:
-        self._stack.append(tuple(self._pop_marked()))
-
-    def _make_list(self, _: Any) -> None:
-        self._stack.append(self._pop_marked())
-
-    def _make_dict(self, _: Any) -> None:
-        values = self._pop_marked()
-        self._stack.append({})
-        _set_items(self._top(), values)
-
-    def _make_frozen_set(self, _: Any) -> None:
-        self._stack.append(frozenset(_check_key(value) for value in self._pop_marked()))
-
-    def _add_elements(self, _: Any) -> None:
-        values, target = self._pop_marked(), self._top()
-        if type(target) is not set:
-            raise ValueError(f"elements for {type(target).__name__}")
-        target.update(_check_key(value) for value in values)
+        self._stack.append(value)
+        return value
 
 
 _VALUES = frozenset((
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES",
 ))  # fmt: skip
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: dict[str, Callable[[], Any]] = {
+_FRESH: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
 }  # fmt: skip
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IGNORED = frozenset(("PROTO", "FRAME"))
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine._mark,
-    "POP": _Machine._drop,
-    "POP_MARK": _Machine._drop_marked,
-    "PUT": _Machine._remember,
-    "BINPUT": _Machine._remember,
-    "LONG_BINPUT": _Machine._remember,
-    "MEMOIZE": _Machine._remember,
-    "GET": _Machine._recall,
-    "BINGET": _Machine._recall,
-    "LONG_BINGET": _Machine._recall,
-    "GLOBAL": _Machine._name,
-    "STACK_GLOBAL": _Machine._name_from_stack,
-    "BINPERSID": _Machine._describe_storage,
-    "REDUCE": _Machine._describe_object,
-    "NEWOBJ": _Machine._describe_object,
-    "BUILD": _Machine._set_state,
-    "SETITEM": _Machine._add_item,
-    "SETITEMS": _Machine._add_items,
-    "APPEND": _Machine._append,
-    "APPENDS": _Machine._append_all,
-    "TUPLE": _Machine._make_tuple,
-    "LIST": _Machine._make_list,
-    "DICT": _Machine._make_dict,
-    "FROZENSET": _Machine._make_frozen_set,
-    "ADDITEMS": _Machine._add_elements,
-}
 
 
 def _check_key(value: Any) -> Any:
@@ -291,11 +242,36 @@ def _check_key(value: Any) -> Any:
     return value
 
 
-def _set_items(target: Any, values: list[Any]) -> None:
+def _name(module: Any, name: Any) -> Global:
+    if type(module) is not str or type(name) is not str:
+        raise ValueError("a class without a name")
+    return Global(module, name)
+
+
+def _pair(values: list[Any]) -> dict[Any, Any]:
+    """Make a mapping of keys and values that come in turn."""
+    return dict(zip(map(_check_key, values[::2]), values[1::2], strict=True))
+
+
+def _get_items(target: Any) -> dict[Any, Any]:
     items = target.items if isinstance(target, Placeholder) else target
     if type(items) is not dict:
         raise ValueError(f"items for {type(target).__name__}")
-    items.update(zip(map(_check_key, values[::2]), values[1::2], strict=True))
+    return items
+
+
+def _get_elements(target: Any) -> list[Any]:
+    elements = target.elements if isinstance(target, Placeholder) else target
+    if type(elements) is not list:
+        raise ValueError(f"elements for {type(target).__name__}")
+    return elements
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if isinstance(target, Placeholder):
+        target.state = state
+    elif not isinstance(target, dict):
+        raise ValueError(f"a state for {type(target).__name__}")
 
 
 def _make_storage(description: Any) -> Storage:
@@ -308,12 +284,22 @@ def _make_storage(description: Any) -> Storage:
     return Storage(DTYPES[kind.name], key, count)
 
 
-def _make(function: Any, args: Any) -> Any:
-    """Make what an object's description stands for, by exact names."""
+def _describe(function: Any, args: Any) -> Any:
+    """Give what a call stands for, by exact names: a tensor, a mapping, else a description of an object."""
     if not isinstance(function, Global) or not isinstance(args, tuple):
         raise ValueError("something is called that is no name")
-    maker = _MAKERS.get((function.module, function.name))
-    return maker(*args) if maker else Placeholder(function, args)
+    match function.module, function.name:
+        case "torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor":
+            return _make_tensor(*args)
+        case "torch._utils", "_rebuild_parameter":
+            return args[0]
+        case "collections", "OrderedDict":
+            return {_check_key(name): value for name, value in (args[0] if args else ())}
+        case "copyreg" | "copy_reg", "_reconstructor":
+            if not isinstance(args[0], Global):
+                raise ValueError("an object without a class")
+            return Placeholder(args[0])
+    return Placeholder(function, args)
 
 
 def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StoredTensor:
@@ -323,37 +309,6 @@ def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -
     if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and abs(number) < MAX_INDEX for number in numbers):
         raise ValueError("a tensor of a shape that cannot be")
     return StoredTensor(storage, offset, shape, strides)
-
-
-def _make_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _make_mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
-    return {_check_key(name): value for name, value in pairs}
-
-
-def _make_plain(of: Any, *_: Any) -> Placeholder:
-    if not isinstance(of, Global):
-        raise ValueError("an object without a class")
-    return Placeholder(of)
-
-
-_MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _make_tensor,
-    ("torch._utils", "_rebuild_tensor"): _make_tensor,
-    ("torch._utils", "_rebuild_parameter"): _make_parameter,
-    ("collections", "OrderedDict"): _make_mapping,
-    ("copyreg", "_reconstructor"): _make_plain,
-    ("copy_reg", "_reconstructor"): _make_plain,
-}
-
-
-def _get_elements(target: Any) -> list[Any]:
-    elements = target.elements if isinstance(target, Placeholder) else target
-    if type(elements) is not list:
-        raise ValueError(f"elements for {type(target).__name__}")
-    return elements
 
 
 def _simplify(value: Any, depth: int, budget: list[int]) -> Any:

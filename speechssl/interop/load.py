@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from speechssl.advice import spell
+from speechssl.checkpoints.checks import join, read_json, reading
 from speechssl.checkpoints.checksums import CHECKSUMS, check_whole
 from speechssl.checkpoints.model_folder import (
     AVERAGED,
@@ -25,16 +25,13 @@ from speechssl.checkpoints.model_folder import (
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
-from speechssl.interop.files import check_header, is_safetensors, read_json
+from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
-from speechssl.interop.inert_pickle import StoredTensor
-from speechssl.interop.names import join
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
-from speechssl.interop.torch_file import look_into, reading
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -72,7 +69,6 @@ def load_model(
             a torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        key: the key that errors name.
         weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
 
     Returns:
@@ -110,9 +106,9 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "mo
         CheckpointError: as `load_model`.
     """
     foreign = read_foreign(checkpoint, key)
-    if foreign is not None and weights != "model":
-        raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
     if foreign is not None:
+        if weights != "model":
+            raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         return foreign
     folder = find_checkpoint(checkpoint, key)
     return wrap(load_model(str(folder), key=key, weights=weights), update=read_card(folder, key).update)
@@ -147,36 +143,29 @@ def read_foreign(checkpoint: str, key: str) -> Foreign | None:
         CheckpointError: it is of another toolkit and does not load, or of none that is known.
     """
     # The readers say what is wrong; whatever they trip over that nobody thought of becomes a sentence here.
-    with reading(Path(checkpoint), key, "a model that can be read"):
-        return _read_foreign(checkpoint, key)
-
-
-def _read_foreign(checkpoint: str, key: str) -> Foreign | None:
-    if checkpoint.startswith(PREFIX):
-        return read_bundle(checkpoint.removeprefix(PREFIX), key)
-    path = Path(checkpoint)
-    if path.is_file():
-        return _read_file(path, key)
-    if is_hub_id(checkpoint):
-        return read_huggingface(fetch_from_hub(checkpoint, key), key)
-    if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
-        if "model_type" in stored:
-            return read_huggingface(path, key)
-        raise CheckpointError(
-            f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
-            "version nor model_type"
-        )
-    return None
+    with reading(path := Path(checkpoint), key, "a model that can be read"):
+        if checkpoint.startswith(PREFIX):
+            return read_bundle(checkpoint.removeprefix(PREFIX), key)
+        if path.is_file():
+            return _read_file(path, key)
+        if is_hub_id(checkpoint):
+            return read_huggingface(fetch_from_hub(checkpoint, key), key)
+        if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
+            if "model_type" in stored:
+                return read_huggingface(path, key)
+            raise CheckpointError(
+                f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
+                "version nor model_type"
+            )
+        return None
 
 
 def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> tuple[str, ...]:
     """Write a model in one of the formats.
 
     Args:
-        model: to write.
         out: a folder for `speechssl` and `huggingface`, else a file.
         format: one of `FORMATS`.
-        update: how far the training had come.
 
     Returns:
         What the format has no place for and is left behind; it is logged too.
@@ -202,7 +191,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         case "torchaudio":
             write_torchaudio(model, out, update)
         case "onnx" | "onnx_features":
-            write_onnx(model, out, _choose_output(model, format), update)
+            write_onnx(model, out, "features" if format == "onnx_features" else "", update)
         case _:
             raise ConfigError(f"`format` must be one of {', '.join(FORMATS)}, but is {format!r}")
     dropped = _list_left_behind(model, format)
@@ -215,16 +204,11 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     """List what a model has and a format has no place for."""
     config = model.config
     if format.startswith("onnx"):
-        return list_not_served(model, _choose_output(model, format))
+        return list_not_served(model, "features" if format == "onnx_features" else choose_output(model))
     theirs = EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
     return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
-
-
-def _choose_output(model: SpeechModel, format: str) -> str:
-    """Choose what an ONNX file gives: `onnx_features` says it, `onnx` goes by the model's head."""
-    return "features" if format == "onnx_features" else choose_output(model)
 
 
 def list_choices(foreign: Foreign) -> tuple[str, ...]:
@@ -236,7 +220,7 @@ def list_choices(foreign: Foreign) -> tuple[str, ...]:
 
 def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
-    names = _list_tensors(path, key)
+    names = list_tensors(path, key)
     if names is None:
         return read_fairseq(path, key)
     if is_torchaudio(names):
@@ -248,15 +232,3 @@ def _read_file(path: Path, key: str) -> Foreign:
         f"`{key}` must be a checkpoint of fairseq or torchaudio where it is a file, but {path} has the weights "
         f"{join(sorted(names))}"
     )
-
-
-def _list_tensors(path: Path, key: str) -> set[str] | None:
-    """List the names in a file of tensors; None for a file that holds more, as fairseq's do. Nothing is run."""
-    with reading(path, key):
-        if is_safetensors(path):
-            check_header(path)
-            with safe_open(path, framework="pt") as file:
-                return set(file.keys())
-    content = look_into(path, key).content
-    is_flat = isinstance(content, dict) and all(isinstance(value, StoredTensor) for value in content.values())
-    return {str(name) for name in content} if is_flat and content else None

@@ -1,123 +1,74 @@
-"""What each toolkit calls a weight: one table a family, from our names to theirs.
+"""What each toolkit calls a weight: one table, from our names to theirs.
 
-Only this direction is needed: a reader lists our names and looks each of them up under the family's name, so that
-what is missing and what is left over can be told in the words of the file.
+Only this direction is needed: a reader lists our names and looks up what the family calls them, so that what is missing
+and what is left over can be told in the words of the file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from speechssl.checkpoints.checks import SHARED, check_names, join
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.speech_model import SpeechModel
 
-LISTED, MAX_NAME = 4, 100
-"""So many names stand in an error, each of so many characters; the others are counted."""
-
-SHARED = "pretraining.backbone."
-"""Names under which the backbone appears a second time in the state of a model with pretraining heads."""
-
 MASK = "backbone.mask_embedding"
 CODEBOOK = "pretraining.quantizer.codebook"
-MAGNITUDE = "backbone.transformer.position.conv.parametrizations.weight.original0"
-DIRECTION = "backbone.transformer.position.conv.parametrizations.weight.original1"
 PROJECTION = ("backbone.projection.weight", "backbone.projection.bias")
 
-BLOCKS = "backbone.transformer.blocks."
-FIRST_BLOCK = f"{BLOCKS}0."
+_CONVS, _BLOCK = "feature_extractor.conv_layers.", "backbone.transformer.blocks.#."
+_POSITION, _NORM = "backbone.transformer.position.conv.", "parametrizations.weight.original"
 
-_BLOCK = r"^backbone\.transformer\.blocks\.(\d+)\."
-_LETTER = {"query": "q", "key": "k", "value": "v", "out": "out"}
-
-HUGGINGFACE = (
-    (r"^backbone\.encoder\.convs\.(\d+)\.", r"feature_extractor.conv_layers.\1.conv."),
-    (r"^backbone\.encoder\.group_norm\.", r"feature_extractor.conv_layers.0.layer_norm."),
-    (r"^backbone\.encoder\.layer_norms\.(\d+)\.", r"feature_extractor.conv_layers.\1.layer_norm."),
-    (r"^backbone\.feature_norm\.", "feature_projection.layer_norm."),
-    (r"^backbone\.projection\.", "feature_projection.projection."),
-    (r"^backbone\.mask_embedding$", "masked_spec_embed"),
-    (r"^backbone\.transformer\.position\.conv\.", "encoder.pos_conv_embed.conv."),
-    (r"^backbone\.transformer\.norm\.", "encoder.layer_norm."),
-    *(
-        (rf"{_BLOCK}attention\.{ours}\.", rf"encoder.layers.\1.attention.{theirs}_proj.")
-        for ours, theirs in _LETTER.items()
-    ),
-    (rf"{_BLOCK}attention_norm\.", r"encoder.layers.\1.layer_norm."),
-    (rf"{_BLOCK}ffn_norm\.", r"encoder.layers.\1.final_layer_norm."),
-    (rf"{_BLOCK}inner\.", r"encoder.layers.\1.feed_forward.intermediate_dense."),
-    (rf"{_BLOCK}outer\.", r"encoder.layers.\1.feed_forward.output_dense."),
-    (r"^pretraining\.quantizer\.logits\.", "quantizer.weight_proj."),
-    (r"^pretraining\.quantizer\.codebook$", "quantizer.codevectors"),
-    (r"^pretraining\.target_projection\.", "project_q."),
-    (r"^pretraining\.context_projection\.", "project_hid."),
-    (r"^head\.linear\.", "lm_head."),
+NAMES = (
+    ("backbone.encoder.convs.#.", f"{_CONVS}#.conv.", f"{_CONVS}#.0."),
+    ("backbone.encoder.group_norm.", f"{_CONVS}0.layer_norm.", f"{_CONVS}0.2."),
+    ("backbone.encoder.layer_norms.#.", f"{_CONVS}#.layer_norm.", f"{_CONVS}#.2.1."),
+    ("backbone.feature_norm.", "feature_projection.layer_norm.", "layer_norm."),
+    ("backbone.projection.", "feature_projection.projection.", "post_extract_proj."),
+    ("backbone.mask_embedding", "masked_spec_embed", "mask_emb"),
+    (f"{_POSITION}{_NORM}0", f"encoder.pos_conv_embed.conv.{_NORM}0", "encoder.pos_conv.0.weight_g"),
+    (f"{_POSITION}{_NORM}1", f"encoder.pos_conv_embed.conv.{_NORM}1", "encoder.pos_conv.0.weight_v"),
+    (f"{_POSITION}bias", "encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+    ("backbone.transformer.norm.", "encoder.layer_norm.", "encoder.layer_norm."),
+    (f"{_BLOCK}attention.query.", "encoder.layers.#.attention.q_proj.", "encoder.layers.#.self_attn.q_proj."),
+    (f"{_BLOCK}attention.key.", "encoder.layers.#.attention.k_proj.", "encoder.layers.#.self_attn.k_proj."),
+    (f"{_BLOCK}attention.value.", "encoder.layers.#.attention.v_proj.", "encoder.layers.#.self_attn.v_proj."),
+    (f"{_BLOCK}attention.out.", "encoder.layers.#.attention.out_proj.", "encoder.layers.#.self_attn.out_proj."),
+    (f"{_BLOCK}attention_norm.", "encoder.layers.#.layer_norm.", "encoder.layers.#.self_attn_layer_norm."),
+    (f"{_BLOCK}ffn_norm.", "encoder.layers.#.final_layer_norm.", "encoder.layers.#.final_layer_norm."),
+    (f"{_BLOCK}inner.", "encoder.layers.#.feed_forward.intermediate_dense.", "encoder.layers.#.fc1."),
+    (f"{_BLOCK}outer.", "encoder.layers.#.feed_forward.output_dense.", "encoder.layers.#.fc2."),
+    ("pretraining.quantizer.logits.", "quantizer.weight_proj.", "quantizer.weight_proj."),
+    ("pretraining.quantizer.codebook", "quantizer.codevectors", "quantizer.vars"),
+    ("pretraining.target_projection.", "project_q.", "project_q."),
+    ("pretraining.context_projection.", "project_hid.", "final_proj."),
+    ("head.linear.", "lm_head.", "proj."),
 )
-"""`transformers`, without the prefix `wav2vec2.` that its models with a head put before the backbone."""
+"""How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
+the network's; # is the number of a layer."""
 
-TORCHAUDIO = (
-    *((ours, f"encoder.{theirs}") for ours, theirs in HUGGINGFACE if theirs.startswith("feature_projection.")),
-    *(
-        (ours, f"encoder.transformer.{theirs.removeprefix('encoder.')}")
-        for ours, theirs in HUGGINGFACE
-        if theirs.startswith("encoder.")
-    ),
-    *((ours, theirs) for ours, theirs in HUGGINGFACE if theirs.startswith("feature_extractor.")),
-    (r"^head\.linear\.", "aux."),
-)
-"""torchaudio's `wav2vec2_model`, which has neither mask vector nor pretraining heads."""
-
-FAIRSEQ = (
-    (r"^backbone\.encoder\.convs\.(\d+)\.", r"feature_extractor.conv_layers.\1.0."),
-    (r"^backbone\.encoder\.group_norm\.", r"feature_extractor.conv_layers.0.2."),
-    (r"^backbone\.encoder\.layer_norms\.(\d+)\.", r"feature_extractor.conv_layers.\1.2.1."),
-    (r"^backbone\.feature_norm\.", "layer_norm."),
-    (r"^backbone\.projection\.", "post_extract_proj."),
-    (r"^backbone\.mask_embedding$", "mask_emb"),
-    (r"^backbone\.transformer\.position\.conv\.bias$", "encoder.pos_conv.0.bias"),
-    (r"^backbone\.transformer\.position\.conv\.parametrizations\.weight\.original0$", "encoder.pos_conv.0.weight_g"),
-    (r"^backbone\.transformer\.position\.conv\.parametrizations\.weight\.original1$", "encoder.pos_conv.0.weight_v"),
-    (r"^backbone\.transformer\.norm\.", "encoder.layer_norm."),
-    *(
-        (rf"{_BLOCK}attention\.{ours}\.", rf"encoder.layers.\1.self_attn.{theirs}_proj.")
-        for ours, theirs in _LETTER.items()
-    ),
-    (rf"{_BLOCK}attention_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
-    (rf"{_BLOCK}ffn_norm\.", r"encoder.layers.\1.final_layer_norm."),
-    (rf"{_BLOCK}inner\.", r"encoder.layers.\1.fc1."),
-    (rf"{_BLOCK}outer\.", r"encoder.layers.\1.fc2."),
-    (r"^pretraining\.quantizer\.logits\.", "quantizer.weight_proj."),
-    (r"^pretraining\.quantizer\.codebook$", "quantizer.vars"),
-    (r"^pretraining\.target_projection\.", "project_q."),
-    (r"^pretraining\.context_projection\.", "final_proj."),
-    (r"^head\.linear\.", "proj."),
-)
-"""fairseq's `Wav2Vec2Model`, without the prefixes that a fine-tuned model puts before it."""
-
-TABLES = {"huggingface": HUGGINGFACE, "torchaudio": TORCHAUDIO, "fairseq": FAIRSEQ}
+TORCHAUDIO = {
+    "encoder.": "encoder.transformer.",
+    "feature_projection.": "encoder.feature_projection.",
+    "feature_extractor.": "feature_extractor.",
+    "lm_head.": "aux.",
+}
+"""How torchaudio changes the beginnings of the names of `transformers`; it has no others."""
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "wav2vec2.")
 """What wrappers put before a name: DDP, compile, FSDP, Lightning (and torchaudio), models with a head."""
 
-
-def list_names(config: ModelConfig, kind: str) -> list[str]:
-    """List our names of all weights that a model has.
-
-    Args:
-        config: the network.
-        kind: `pretraining`, `ctc` or `backbone`.
-    """
-    # All blocks are alike, and to build 48 of them takes a second.
-    with torch.device("meta"):
-        model = SpeechModel(replace(config, num_layers=1), pretraining=kind == "pretraining")
-    names = [name for name in model.state_dict() if not name.startswith(SHARED)]
-    blocks = [name for name in names if name.startswith(FIRST_BLOCK)]
-    names += [f"{BLOCKS}{n}.{name.removeprefix(FIRST_BLOCK)}" for n in range(1, config.num_layers) for name in blocks]
-    return [*names, "head.linear.weight", "head.linear.bias"] if kind == "ctc" else names
+POSITIONS = {
+    "huggingface": "encoder.pos_conv_embed.conv.",
+    "torchaudio": "encoder.transformer.pos_conv_embed.conv.",
+    "fairseq": "encoder.pos_conv.0.",
+}
+"""Where the positional convolution is, whose weight norm torch has spelt in two ways."""
 
 
 def rename(name: str, family: str) -> str | None:
@@ -127,84 +78,127 @@ def rename(name: str, family: str) -> str | None:
         name: ours.
         family: `huggingface`, `torchaudio` or `fairseq`.
     """
-    for ours, theirs in TABLES[family]:
-        renamed, count = re.subn(ours, theirs, name)
-        if count:
-            return renamed
+    for ours, huggingface, fairseq in NAMES:
+        found = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
+        if found is None:
+            continue
+        theirs = fairseq if family == "fairseq" else huggingface
+        if family == "torchaudio":
+            start = next((start for start in TORCHAUDIO if theirs.startswith(start)), None)
+            if start is None:
+                return None
+            theirs = TORCHAUDIO[start] + theirs.removeprefix(start)
+        return theirs.replace("#", found[1] if found.groups() else "") + name[found.end() :]
     return None
 
 
-def strip_wrappers(name: str, wrappers: tuple[str, ...] = WRAPPERS) -> str:
-    """Take away the prefixes that wrappers put before a name, in any order and number."""
-    stripped = name
-    while True:
-        prefix = next((wrapper for wrapper in wrappers if stripped.startswith(wrapper)), None)
-        if prefix is None:
-            return stripped
-        stripped = stripped[len(prefix) :]
+def list_names(config: ModelConfig, kind: str) -> list[str]:
+    """List our names of all weights that a model has.
+
+    Args:
+        kind: `pretraining`, `ctc` or `backbone`.
+    """
+    # All blocks are alike, and building 48 of them takes a second.
+    with torch.device("meta"):
+        model = SpeechModel(replace(config, num_layers=1), pretraining=kind == "pretraining")
+    names = [name for name in model.state_dict() if not name.startswith(SHARED)]
+    blocks = "backbone.transformer.blocks."
+    first = [name for name in names if name.startswith(f"{blocks}0.")]
+    names += [name.replace(f"{blocks}0.", f"{blocks}{n}.") for n in range(1, config.num_layers) for name in first]
+    return [*names, "head.linear.weight", "head.linear.bias"] if kind == "ctc" else names
 
 
-def strip_all(
-    weights: dict[str, torch.Tensor], key: str, wrappers: tuple[str, ...] = WRAPPERS
-) -> dict[str, torch.Tensor]:
-    """Take the wrappers' prefixes away from all names.
+def respell(
+    weights: dict[str, Tensor], family: str, where: str, key: str, wrappers: tuple[str, ...] = WRAPPERS
+) -> dict[str, Tensor]:
+    """Bring a file's names to the family's present spelling, without the prefixes of wrappers.
+
+    Args:
+        weights: by the names in the file.
+        family: `huggingface`, `torchaudio` or `fairseq`.
+        wrappers: prefixes to strip, in any order and number.
 
     Raises:
-        CheckpointError: two names become one.
+        CheckpointError: two names become one, or the weight norm of the positional convolution was fused.
     """
-    stripped: dict[str, torch.Tensor] = {}
+    position = POSITIONS[family]
+    spellings = {f"{position}weight_{x}": f"{position}parametrizations.weight.original{n}" for n, x in enumerate("gv")}
+    if family == "fairseq":
+        spellings = {new: old for old, new in spellings.items()}
+    spellings["mask_time_emb_vector"] = "masked_spec_embed"
+    stripped: dict[str, Tensor] = {}
     for name, value in weights.items():
-        short = strip_wrappers(name, wrappers)
+        short = name
+        while prefix := next((wrapper for wrapper in wrappers if short.startswith(wrapper)), ""):
+            short = short.removeprefix(prefix)
         if short in stripped:
             raise CheckpointError(f"`{key}` must have each weight once, but has {join([short])} under two prefixes")
         stripped[short] = value
-    return stripped
+    if f"{position}weight" in stripped:
+        raise CheckpointError(
+            f"`{key}` must hold the positional convolution as two parts (weight_g and weight_v), but {where} has it "
+            f"fused as {position}weight"
+        )
+    return {spellings.get(name, name): value for name, value in stripped.items()}
 
 
-def check_names(expected: Iterable[str], found: Iterable[str], key: str, where: str) -> None:
-    """Compare the names that must be there with those that are.
-
-    Args:
-        expected: names of all weights, in the source's spelling.
-        found: names that the source has.
-        key: the key that the error names.
-        where: file or folder, for the error.
-
-    Raises:
-        CheckpointError: names are missing or left over.
-    """
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if not missing and not unexpected:
-        return
-    parts = [f"lacks {join(missing)}"] if missing else []
-    parts += [f"has the unknown {join(unexpected)}"] if unexpected else []
-    raise CheckpointError(f"`{key}` must have exactly the weights of its network, but {where} {' and '.join(parts)}")
-
-
-def check_shapes(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], key: str, where: str) -> None:
-    """Compare the shapes of weights with those of their network.
+def take_weights(
+    source: dict[str, Tensor], config: ModelConfig, kind: str, family: str, where: str, key: str
+) -> dict[str, Tensor]:
+    """Take the weights of a network from a file's, under our names; none may be missing or left over.
 
     Args:
-        expected: the network's weights.
-        found: those of a file, of the same names.
-        key: the key that the error names.
-        where: file or folder, for the error.
+        source: by the family's names.
+        kind: `pretraining`, `ctc` or `backbone`.
+        family: `huggingface`, `torchaudio` or `fairseq`.
 
     Raises:
-        CheckpointError: some differ.
+        CheckpointError: names are missing or left over, or a projection between equal widths does something.
     """
-    wrong = [
-        f"{name} {tuple(found[name].shape)} for {tuple(value.shape)}"
-        for name, value in expected.items()
-        if found[name].shape != value.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"`{key}` must have weights of its configuration's shapes, but {where} has {join(wrong)}")
+    theirs = {name: there for name in list_names(config, kind) if (there := rename(name, family)) is not None}
+    if has_identity(config, family):
+        source = _drop_identity(source, family, where, key)
+    check_names(theirs.values(), source, key, where)
+    weights = {name: source[there] for name, there in theirs.items()}
+    groups, codes = config.quantizer.num_groups, config.quantizer.num_codes
+    if CODEBOOK in weights and weights[CODEBOOK].shape[:2] == (1, groups * codes):
+        weights[CODEBOOK] = weights[CODEBOOK].reshape(groups, codes, -1)
+    return weights
 
 
-def join(names: Iterable[str], listed: int = LISTED) -> str:
-    """List a few names, each cut short, and count the others."""
-    names = list(names)
-    shown = [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names[:listed]]
-    others = f" and {len(names) - listed} more" if len(names) > listed else ""
-    return ", ".join(shown) + others
+def export_weights(model: SpeechModel, family: str) -> dict[str, Tensor]:
+    """Give the weights of a model under a family's names, without those that it has no place for."""
+    weights = {}
+    for name, value in list_weights(model).items():
+        theirs = rename(name, family)
+        if theirs is not None:
+            weights[theirs] = value.reshape(1, -1, value.shape[-1]) if name == CODEBOOK else value
+    if has_identity(model.config, family):
+        dim = model.config.model_dim
+        values = (torch.eye(dim), torch.zeros(dim))
+        weights |= {str(rename(name, family)): value for name, value in zip(PROJECTION, values, strict=True)}
+    return weights
+
+
+def list_weights(model: SpeechModel) -> dict[str, Tensor]:
+    """Name each tensor of a model once: the backbone is shared with the pretraining part."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(SHARED)}
+
+
+def has_identity(config: ModelConfig, family: str) -> bool:
+    """Say whether a family has a projection where ours has none: between equal widths, as the identity."""
+    return family != "fairseq" and config.conv_channels[-1] == config.model_dim
+
+
+def _drop_identity(source: dict[str, Tensor], family: str, where: str, key: str) -> dict[str, Tensor]:
+    """Take away the projection between equal widths; raises a `CheckpointError` where it is not the identity."""
+    names = [str(rename(name, family)) for name in PROJECTION]
+    weight, bias = (source.get(name) for name in names)
+    # The shape first: an identity for a long and narrow tensor would take all memory.
+    is_square = weight is not None and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+    if weight is None or bias is None or not is_square or not torch.equal(weight, torch.eye(len(weight))) or bias.any():
+        raise CheckpointError(
+            f"`{key}` must have the identity as projection where the feature encoder is as wide as the transformer, "
+            f"but {where} has not"
+        )
+    return {name: value for name, value in source.items() if name not in names}

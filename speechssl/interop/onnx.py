@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import OURS, find_kind, make_extra
-from speechssl.model.lengths import HOP_SAMPLES, compute_receptive_field, make_valid_mask
+from speechssl.model.lengths import HOP_SAMPLES, make_valid_mask
 from speechssl.model.speech_model import SpeechModel
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def count_min_samples(config: ModelConfig) -> int:
 
     A graph with a dynamic length is traced for lengths of 2 and more.
     """
-    return compute_receptive_field(config.frame_kernels, config.frame_strides) + HOP_SAMPLES
+    return config.receptive_field + HOP_SAMPLES
 
 
 def export_program(model: SpeechModel, what: str) -> ExportedProgram:
@@ -125,9 +125,7 @@ def write_onnx(model: SpeechModel, path: Path, what: str = "", update: int = 0) 
 
     Args:
         model: to write; its mode and its gradient flags stay as they are.
-        path: of the file.
         what: `logits` or `features`; empty: `choose_output`.
-        update: how far the training had come.
 
     Raises:
         ConfigError: onnx or onnxscript is not installed, or there is no such output.
@@ -153,17 +151,23 @@ def convert_program(program: ExportedProgram, what: str) -> ONNXProgram:
         program: from `export_program`.
         what: the name of its first output.
     """
-    with _quiet("torch.onnx"):
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    # The exporter warns of packages that no graph of ours needs (torchvision).
+    logger.setLevel(logging.ERROR)
+    try:
         converted = torch.onnx.export(
             program,
             dynamo=True,
             input_names=INPUTS,
             output_names=(what, "num_frames"),
-            # The program has these dimensions already; here they get their names, each once.
+            # The program has these dimensions already; here each gets its name once.
             dynamic_shapes=({0: "batch", 1: "samples"}, {}),
             external_data=False,
             verbose=False,
         )
+    finally:
+        logger.setLevel(level)
     assert converted is not None, "the exporter gives a program where it is given no file"
     return converted
 
@@ -174,7 +178,6 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
     Args:
         model: the network.
         what: `logits` or `features`.
-        update: how far the training had come.
 
     Returns:
         `output`, `sample_rate`, `audio` (what decides the audio that enters), `vocabulary` (symbols by class, the
@@ -185,33 +188,21 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "sample_rate": SAMPLE_RATE,
         "channels": 1,
         "min_samples": count_min_samples(config),
-        "receptive_field_samples": compute_receptive_field(config.frame_kernels, config.frame_strides),
+        "receptive_field_samples": config.receptive_field,
         "hop_samples": HOP_SAMPLES,
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,
         "group_norm_frames": config.group_norm_frames if config.has_group_norm else None,
     }
-    facts = {"output": what, "sample_rate": str(SAMPLE_RATE), "audio": _to_json(audio)}
+    facts = {"output": what, "sample_rate": str(SAMPLE_RATE), "audio": json.dumps(audio)}
     if what == "logits" and model.vocabulary is not None:
-        facts["vocabulary"] = _to_json(model.vocabulary.symbols)
-    return facts | {OURS: _to_json(make_extra(model, update))}
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a logger's warnings back: the exporter's list packages that no graph of ours needs (torchvision)."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+        facts["vocabulary"] = json.dumps(model.vocabulary.symbols, ensure_ascii=False)
+    return facts | {OURS: json.dumps(make_extra(model, update), ensure_ascii=False)}
 
 
 def check_packages() -> None:
-    """Look whether what the exporter needs is installed.
+    """Check that what the exporter needs is installed.
 
     Raises:
         ConfigError: it is not.
@@ -229,10 +220,6 @@ def list_left_behind(model: SpeechModel, what: str) -> tuple[str, ...]:
     heads = ("quantizer, target and context projection",) if find_kind(model) == "pretraining" else ()
     unused = ("CTC head",) if model.head is not None and what == "features" else ()
     return ("mask vector", *heads, *unused)
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager

@@ -9,16 +9,14 @@ from __future__ import annotations
 import mmap
 import struct
 import zipfile
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speechssl.errors import CheckpointError
+from speechssl.checkpoints.checks import reading
 from speechssl.interop.inert_pickle import Placeholder, Storage, StoredTensor, unpickle
-from speechssl.parsing import parsing
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """First number in torch's old container, which was the only one before torch 1.6."""
@@ -32,7 +30,6 @@ class StoredFile:
 
     Attributes:
         content: what was pickled: plain containers, `Placeholder` and `StoredTensor`.
-        path: of the file.
         size: its bytes.
     """
 
@@ -45,7 +42,6 @@ class StoredFile:
 
         Args:
             tensors: found in `content`.
-            key: the key that errors name.
 
         Raises:
             CheckpointError: a tensor lies outside its storage, does not fill its part of it, or all are larger than
@@ -76,10 +72,6 @@ class StoredFile:
 def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
     """Look into a file that torch has pickled, of the zip container or the old one.
 
-    Args:
-        path: of the file.
-        key: the key that errors name.
-
     Raises:
         CheckpointError: it is no such file, it is damaged, or it is not what torch and fairseq write (compressed, with
             other instructions than those that describe data).
@@ -87,57 +79,42 @@ def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
     with reading(path, key):
         if zipfile.is_zipfile(path):
             return _look_into_zip(path)
-        _check_start(path)
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start == b"PK":
+            raise ValueError("it is cut off")
+        if start[:1] != b"\x80":
+            raise ValueError("it does not begin as torch's files do")
         return _look_into_old(path)
 
 
-def _check_start(path: Path) -> None:
-    """Look at the first bytes of a file that is no whole archive."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK":
-        raise ValueError("it is cut off")
-    if start[:1] != b"\x80":
-        raise ValueError("it does not begin as torch's files do")
-
-
 def _look_into_zip(path: Path) -> StoredFile:
-    _check_archive(path)
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        places = {entry.filename: (_find_data(file, entry), entry.file_size) for entry in archive.infolist()}
-        described = [name for name in places if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(described) != 1 or places[described[0]][1] > MAX_PICKLE:
-            raise ValueError("it must have one data.pkl of at most 4 MB")
-        folder = described[0].removesuffix("data.pkl")
-        start, size = places[described[0]]
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            if f"{folder}byteorder" in places and _slice(view, places[f"{folder}byteorder"]) != b"little":
-                raise ValueError("its numbers are big-endian")
-            view.seek(start)
-            content = unpickle(_Window(view, start + size))
-    prefix = f"{folder}data/"
-    storages = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
-    return StoredFile(path, content, storages)
-
-
-def _check_archive(path: Path) -> None:
-    """Look at the directory of an archive; torch itself never compresses."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError("it is compressed, which torch's files never are")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("its entries are larger than the file")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        places = {entry.filename: (_find_data(view, entry), entry.file_size) for entry in entries}
+        described = [name for name in places if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(described) != 1 or places[described[0]][1] > MAX_PICKLE:
+            raise ValueError("it must have one data.pkl of at most 4 MB")
+        folder = described[0].removesuffix("data.pkl")
+        order, size = places.get(f"{folder}byteorder", (0, -1))
+        if size >= 0 and view[order : order + min(size, 16)] != b"little":
+            raise ValueError("its numbers are big-endian")
+        start, size = places[described[0]]
+        view.seek(start)
+        content = unpickle(_Window(view, start + size))
+    prefix = f"{folder}data/"
+    storages = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
+    return StoredFile(path, content, storages)
 
 
-def _slice(view: mmap.mmap, place: tuple[int, int]) -> bytes:
-    return view[place[0] : place[0] + min(place[1], 16)]
-
-
-def _find_data(file: Any, entry: zipfile.ZipInfo) -> int:
+def _find_data(view: mmap.mmap, entry: zipfile.ZipInfo) -> int:
     """Find where an entry's bytes begin: after its local header, whose length is not in the directory."""
-    file.seek(entry.header_offset + 26)
-    name_size, extra_size = struct.unpack("<HH", file.read(4))
+    name_size, extra_size = struct.unpack_from("<HH", view, entry.header_offset + 26)
     return int(entry.header_offset + 30 + name_size + extra_size)
 
 
@@ -177,16 +154,14 @@ def _list_item_sizes(content: Any) -> dict[str, int]:
         value = value.storage if isinstance(value, StoredTensor) else value
         if isinstance(value, Storage):
             sizes[value.key] = value.dtype.itemsize
-        elif isinstance(value, (dict, list, tuple, set, frozenset, Placeholder)) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.extend(_list_parts(value))
+        if not isinstance(value, (dict, list, tuple, set, frozenset, Placeholder)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Placeholder):
+            waiting += [value.args, value.state, value.items, value.elements]
+        else:
+            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
     return sizes
-
-
-def _list_parts(value: Any) -> list[Any]:
-    if isinstance(value, Placeholder):
-        return [value.args, value.state, value.items, value.elements]
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
 
 
 class _Window:
@@ -206,14 +181,3 @@ class _Window:
         if end < 0:
             raise ValueError("a line without an end")
         return self._view.read(end + 1 - start)
-
-
-def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractContextManager[None]:
-    """Turn whatever goes wrong while a file is read into a `CheckpointError`: "`key` must be …, but <path> is not".
-
-    Args:
-        path: of the file or folder.
-        key: the key that the error names.
-        must: what the value of the key must be.
-    """
-    return parsing(f"`{key}`", must, CheckpointError, str(path))

@@ -17,28 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speechssl.checkpoints.checks import read_json
 from speechssl.checkpoints.model_folder import ModelCard, build_config
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.files import detach, read_json, read_tensors, write_json, write_tensors
+from speechssl.interop.files import detach, read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import (
+    DRAWN,
     OURS,
     Foreign,
     choose_gradient_scale,
-    collapse,
     draw_mask_vector,
-    drop_identity,
     find_kind,
     make_extra,
-    make_identity,
     name_size,
     read_extra,
+    read_vocabulary,
 )
-from speechssl.interop.labels import make_vocabulary, restore_vocabulary
-from speechssl.interop.names import MASK, check_names, list_names, rename, strip_all
+from speechssl.interop.names import MASK, POSITIONS, export_weights, respell, take_weights
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import parsing
-from speechssl.text.vocabulary import Vocabulary
 
 PREFIX = "torchaudio:"
 """What a `checkpoint=` value begins with that names one of torchaudio's bundles."""
@@ -50,11 +48,6 @@ NEEDED = ("encoder_num_heads", "encoder_layer_norm_first")
 """Arguments of `wav2vec2_model` that no shape says."""
 
 _MODES = {"group": "group_norm", "layer": "layer_norm"}
-_POSITION = "encoder.transformer.pos_conv_embed.conv."
-_SPELLINGS = {
-    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
-    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
-}
 
 
 def is_torchaudio(names: set[str]) -> bool:
@@ -67,7 +60,6 @@ def read_torchaudio(path: Path, key: str = "checkpoint") -> Foreign:
 
     Args:
         path: of the state dict, `.pt` or safetensors.
-        key: the key that errors name.
 
     Returns:
         The model; its mask vector is drawn, since torchaudio has none.
@@ -92,7 +84,6 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
 
     Args:
         name: such as `WAV2VEC2_ASR_BASE_960H`.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: there is no such bundle, it is no wav2vec 2.0 model, or it cannot be fetched.
@@ -122,30 +113,24 @@ def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, 
         source: state dict, with torchaudio's names.
         facts: `torchaudio` (arguments of `wav2vec2_model`), `normalize_waveform`, `waveform_epsilon`, `labels`; or
             `speechssl`, which one of our exports has and which says everything.
-        where: file or bundle, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: a fact is missing or contradicts the weights, or weights are missing or left over.
     """
-    source = {_SPELLINGS.get(name, name): value.float() for name, value in strip_all(source, key).items()}
-    if f"{_POSITION}weight" in source:
-        raise CheckpointError(
-            f"`{key}` must hold the positional convolution as two parts, but {where} has it fused as {_POSITION}weight"
-        )
-    kind = "ctc" if "aux.weight" in source else "backbone"
-    config = _read_config(source, facts, where, key)
-    names = {name: rename(name, "torchaudio") for name in list_names(config, kind) if name != MASK}
-    if config.conv_channels[-1] == config.model_dim:
-        drop_identity(source, "torchaudio", where, key)
-    check_names({str(name) for name in names.values()}, source, key, where)
-    weights = {name: source[str(theirs)] for name, theirs in names.items()}
-    weights[MASK] = draw_mask_vector(config.model_dim)
-    vocabulary = _read_vocabulary(facts, len(source["aux.bias"]), where, key) if kind == "ctc" else None
+    weights = {name: value.float() for name, value in respell(source, "torchaudio", where, key).items()}
+    kind = "ctc" if "aux.weight" in weights else "backbone"
     ours = read_extra(facts, key)
+    config = build_config(ModelConfig, ours["model"], key) if ours else _derive(weights, facts, where, key)
+    weights = take_weights(weights, config, kind, "torchaudio", where, key)
+    weights[MASK] = draw_mask_vector(config.model_dim)
+    vocabulary = None
+    if kind == "ctc":
+        labels = facts.get("labels")
+        if not ours.get("vocabulary") and not (isinstance(labels, list) and all(isinstance(x, str) for x in labels)):
+            raise CheckpointError(f"`{key}` must say the labels of its head beside {where}, but does not")
+        vocabulary = read_vocabulary(ours, labels or (), len(weights["head.linear.bias"]), where, key)
     card = ModelCard(kind, config, vocabulary, ours.get("update", 0))
-    note = "no mask vector in it: one was drawn"
-    return Foreign("torchaudio", card, weights, notes=(note,), says_padding=bool(ours))
+    return Foreign("torchaudio", card, weights, notes=(DRAWN,), says_padding=bool(ours))
 
 
 def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
@@ -155,14 +140,10 @@ def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
         model: a backbone, a pretraining model or a recogniser. The mask vector and the pretraining heads have no
             place there and are left behind.
         path: of the state dict: safetensors where it ends so, else a torch file.
-        update: how far the training had come.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     config = model.config
-    renamed = {rename(name, "torchaudio"): value for name, value in collapse(model).items()}
-    weights = {name: value for name, value in renamed.items() if name is not None}
-    if config.conv_channels[-1] == config.model_dim:
-        weights |= make_identity(config.model_dim, "torchaudio")
+    weights = export_weights(model, "torchaudio")
     if path.suffix == ".safetensors":
         write_tensors(path, weights)
     else:
@@ -206,15 +187,6 @@ def make_arguments(config: ModelConfig, num_labels: int | None) -> dict[str, Any
     }
 
 
-def _read_config(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> ModelConfig:
-    """Find the network: from our own export's facts, or from shapes and the facts that shapes do not say."""
-    ours = read_extra(facts, key)
-    if not ours:
-        return _derive(source, facts, where, key)
-    config: ModelConfig = build_config(ModelConfig, ours["model"], key)
-    return config
-
-
 def _derive(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> ModelConfig:
     """Read the network off the shapes of its weights, and what they do not say off the facts."""
     given = facts.get("torchaudio")
@@ -237,7 +209,7 @@ def _list_values(source: dict[str, Tensor], given: dict[str, Any]) -> dict[str, 
     convs = [source[f"feature_extractor.conv_layers.{index}.conv.weight"] for index in range(count)]
     kernels = [conv.shape[2] for conv in convs]
     strides = [layer[2] for layer in given.get("extractor_conv_layer_config", [])] or STRIDES.get(tuple(kernels), [1])
-    position = source[f"{_POSITION}parametrizations.weight.original1"]
+    position = source[f"{POSITIONS['torchaudio']}parametrizations.weight.original1"]
     blocks = {name.split(".")[3] for name in source if name.startswith("encoder.transformer.layers.")}
     conv_norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in source else "group"
     return {
@@ -260,21 +232,3 @@ def _list_values(source: dict[str, Tensor], given: dict[str, Any]) -> dict[str, 
         "input_dropout": given.get("encoder_projection_dropout", 0.1),
         "layer_drop_prob": given.get("encoder_layer_drop", 0.05),
     }
-
-
-def _read_vocabulary(facts: dict[str, Any], num_rows: int, where: str, key: str) -> Vocabulary:
-    """Read the labels of a recogniser, the blank first."""
-    ours = read_extra(facts, key)
-    if ours.get("vocabulary"):
-        vocabulary = restore_vocabulary(ours["vocabulary"], where, key)
-    else:
-        labels = facts.get("labels")
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise CheckpointError(f"`{key}` must say the labels of its head beside {where}, but does not")
-        vocabulary = make_vocabulary(labels, where, key)
-    if len(vocabulary) != num_rows:
-        raise CheckpointError(
-            f"`{key}` must have a label for each of the {num_rows} outputs of its head, but {where} has "
-            f"{len(vocabulary)}"
-        )
-    return vocabulary

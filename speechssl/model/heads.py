@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from speechssl.model.cpu.dropout import Dropout
+from speechssl.model.layers import Dropout
 
 
 class CTCHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.model.heads import CTCHead
-from speechssl.model.lengths import check_num_samples, check_waveforms, compute_num_frames, compute_receptive_field
+from speechssl.model.lengths import check_num_samples, check_waveforms
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
 from speechssl.text.vocabulary import Vocabulary
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass
@@ -113,12 +116,38 @@ class SpeechModel(nn.Module):
         """Count the valid frames of each row: (B,) int64."""
         if num_samples is None:
             num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        return compute_num_frames(num_samples, self.config.frame_kernels, self.config.frame_strides)
+        return self.config.count_frames(num_samples)
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
-        shortest = compute_receptive_field(self.config.frame_kernels, self.config.frame_strides)
+        shortest = self.config.receptive_field
         check_waveforms(waveforms, self.backbone.mask_embedding, shortest)
         check_num_samples(waveforms, num_samples)
         if not self.config.normalize_waveform:
             return waveforms
         return normalize_waveforms(waveforms, num_samples, self.config.waveform_epsilon)
+
+
+def as_evaluating(model: AnyModule) -> AnyModule:
+    """Give a module in evaluation mode, and leave the given one as it is.
+
+    Where it is in training mode, the one that is given back has modules of its own, with the same weights, buffers and
+    hooks: switching the mode of a module that another thread is running would change what that thread computes.
+
+    Args:
+        model: any module; itself where all of it is in evaluation mode already.
+    """
+    return _share(model, {}) if any(module.training for module in model.modules()) else model
+
+
+def _share(module: AnyModule, done: dict[nn.Module, nn.Module]) -> AnyModule:
+    """Copy a module and those in it, each once, but nothing that they hold."""
+    if module not in done:
+        # Not copy.copy, which parametrised modules (weight norm) refuse.
+        twin = object.__new__(type(module))
+        done[module] = twin
+        twin.__dict__.update(module.__dict__)
+        children = {name: None if child is None else _share(child, done) for name, child in module._modules.items()}
+        twin.__dict__.update(_modules=children, training=False)
+    found = done[module]
+    assert isinstance(found, type(module))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -15,16 +16,10 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
-from speechssl.model.cpu import products as cpu_products
-from speechssl.model.cpu.attention import attend
-from speechssl.model.cpu.dropout import Dropout
-from speechssl.model.cpu.packing import Packing
+from speechssl.model.cpu import attention, on_cpu, packing, precision, products
+from speechssl.model.cpu.packing import Packing, Run, Scope
+from speechssl.model.layers import Dropout, LayerNorm, drop
 from speechssl.model.lengths import make_valid_mask
-from speechssl.model.norm import LayerNorm
-
-FEWEST_BF16_CHANNELS = 16
-"""oneDNN 3.12 convolves bf16 wrongly on CPUs with AMX where a group has 2 to 15 channels and many an even kernel: the
-result has the right size and nothing to do with the input. So fewer than these are convolved in float32 on a CPU."""
 
 
 class PositionalConvolution(nn.Module):
@@ -45,29 +40,27 @@ class PositionalConvolution(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Give what is added to `x`; padded frames must be zero."""
-        if x.device.type == "cpu" and self.conv.weight.shape[1] < FEWEST_BF16_CHANNELS:
-            with torch.autocast("cpu", enabled=False):
-                return self._convolve(x.float())
-        return self._convolve(x)
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on the CPU
-        y = F.conv2d(
+        # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on a CPU.
+        y = grouped_convolution(
             x.transpose(1, 2)[:, :, None],
             self.conv.weight[:, :, None],
             self.conv.bias,
-            padding=(0, self.conv.padding[0]),
-            groups=self.conv.groups,
+            self.conv.padding[0],
+            self.conv.groups,
         )
         return F.gelu(y.squeeze(2)[..., : x.shape[1]]).transpose(1, 2)
 
 
-Scope = Bool[Tensor, "B 1 1 T"] | Packing | None
-"""Which frames attend to which: to keys that are True; to those of their own row of a packed batch; to all."""
+@on_cpu(precision.grouped_convolution, when_compiled=True)
+def grouped_convolution(
+    x: Float[Tensor, "B D 1 T"], weight: Float[Tensor, "D I 1 k"], bias: Tensor | None, padding: int, groups: int
+) -> Float[Tensor, "B D 1 T2"]:
+    """Convolve over the last dimension, padded by `padding` on both sides; a group has I channels."""
+    return F.conv2d(x, weight, bias, padding=(0, padding), groups=groups)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with separate projections; scaled dot product, scale head_dim^-0.5."""
+    """Multi-head attention with separate projections."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,19 +73,28 @@ class SelfAttention(nn.Module):
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
         query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
-        if isinstance(scope, Packing):
-            rows = ((query[:, :, row], key[:, :, row], value[:, :, row]) for row in scope.slices)
-            y = torch.cat([self._attend(*row, None) for row in rows], 2)
-        else:
-            y = self._attend(query, key, value, scope)
+        y = attend(query, key, value, scope, self.dropout if self.training else 0.0)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
         return out
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        if cpu_products.is_for(query) and (dropout or query.dtype == torch.bfloat16):
-            return attend(query, key, value, key_mask, dropout)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask, dropout_p=dropout)
+
+@on_cpu(attention.attend)
+def attend(
+    query: Float[Tensor, "B H T d"],
+    key: Float[Tensor, "B H T d"],
+    value: Float[Tensor, "B H T d"],
+    scope: Scope,
+    dropout: float,
+) -> Float[Tensor, "B H T d"]:
+    """Compute softmax(query · keyᵀ / √d), drop out of it and weigh the values ("Attention is all you need", §3.2.1).
+
+    Args:
+        query, key, value: (B, H, T, d).
+        scope: keys that may be attended to, at least one a row.
+        dropout: probability of each weight to be dropped, after the softmax; 0 outside training.
+    """
+    assert not isinstance(scope, Packing), "rows are packed on a CPU only"
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=scope, dropout_p=dropout)
 
 
 class TransformerBlock(nn.Module):
@@ -107,7 +109,7 @@ class TransformerBlock(nn.Module):
         self.outer = nn.Linear(config.ffn_dim, config.model_dim)
         self.ffn_norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
-        self.activation_dropout = Dropout(config.activation_dropout)
+        self.activation_dropout = config.activation_dropout
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
         """Transform frames; those outside `scope` are never attended to."""
@@ -120,11 +122,14 @@ class TransformerBlock(nn.Module):
         return normed
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        z = self.inner(x)
-        if cpu_products.is_for(z):
-            return cpu_products.gelu_linear(z, self.outer, self.activation_dropout.prob if self.training else 0.0)
-        out: Tensor = self.outer(self.activation_dropout(F.gelu(z)))
-        return out
+        return gelu_linear(self.inner(x), self.outer, self.activation_dropout if self.training else 0.0)
+
+
+@on_cpu(products.gelu_linear)
+def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) -> Float[Tensor, "*rest O"]:
+    """Apply GELU, dropout and a linear layer to `z` (…, C); `dropout` is 0 outside training."""
+    out: Tensor = linear(drop(F.gelu(z), dropout))
+    return out
 
 
 class Transformer(nn.Module):
@@ -176,26 +181,35 @@ class Transformer(nn.Module):
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
             then each block's output, none of them after the final norm.
         """
-        scope: Scope = None
         if num_frames is not None:
-            valid = make_valid_mask(num_frames, x.shape[1])
-            x = torch.where(valid[..., None], x, 0.0)
-            scope = valid[:, None, None, :]
+            x = torch.where(make_valid_mask(num_frames, x.shape[1])[..., None], x, 0.0)
         x = x + self.position(x)
-        # A compiled block would be compiled again for the lengths of each packed batch.
-        if num_frames is not None and cpu_products.is_for(x) and not self.is_compiled:
-            scope = Packing(tuple(num_frames.tolist()), x.shape[1])
-            x = scope.pack(x)
+        # Blocks that are compiled would be compiled again for the lengths of each packed batch.
+        run = unwrap(run_rows) if self.is_compiled else run_rows
+        return run(x, num_frames, partial(self._run_blocks, keep))
+
+    def _run_blocks(self, keep: Tensor | None, x: Tensor, scope: Scope) -> tuple[Tensor, list[Tensor]]:
         x = self.dropout(x if self.norm_first else self.norm(x))
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
             x = run(x, scope) if keep is None else _keep_or_skip(block, run, (x, scope), keep[index])
             states.append(x)
-        x = self.norm(x) if self.norm_first else x
-        if isinstance(scope, Packing):
-            return scope.unpack(x), [scope.unpack(state) for state in states]
-        return x, states
+        return (self.norm(x) if self.norm_first else x), states
+
+
+@on_cpu(packing.run_rows)
+def run_rows(
+    x: Float[Tensor, "B T D"], num_frames: Int[Tensor, " B"] | None, run: Run
+) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
+    """Run blocks over padded rows, whose padding is never attended to.
+
+    Args:
+        x: (B, T, D).
+        num_frames: (B,) valid frames; None where nothing is padded.
+        run: the blocks.
+    """
+    return run(x, None if num_frames is None else make_valid_mask(num_frames, x.shape[1])[:, None, None, :])
 
 
 def _keep_or_skip(block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope], keep: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from speechssl.config.model import ModelConfig
 from speechssl.errors import ConfigError
-from speechssl.model.cpu.dropout import Dropout
 from speechssl.model.feature_encoder import FeatureEncoder
-from speechssl.model.lengths import HOP_SAMPLES, compute_hop, make_valid_mask
+from speechssl.model.layers import Dropout, LayerNorm, normalize_valid
+from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.log_mel import LogMelEncoder
-from speechssl.model.norm import LayerNorm
 from speechssl.model.transformer import Transformer
 
 
@@ -47,11 +46,11 @@ class Wav2Vec2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hop = compute_hop(config.frame_strides)
-        if hop != HOP_SAMPLES:
-            raise ConfigError(f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms), but give {hop}")
+        if config.hop_samples != HOP_SAMPLES:
+            must = f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms)"
+            raise ConfigError(f"{must}, but give {config.hop_samples}")
         channels = config.feature_dim
-        self.encoder = build_front_end(config)
+        self.encoder = LogMelEncoder(config) if config.front_end == "log_mel" else FeatureEncoder(config)
         self.feature_norm = LayerNorm(channels)
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
@@ -96,17 +95,6 @@ class Wav2Vec2(nn.Module):
         return context, states
 
 
-def build_front_end(config: ModelConfig) -> FeatureEncoder | LogMelEncoder:
-    """Build what turns waveforms (B, N) into features (B, T, C): the choice `model.front_end`."""
-    match config.front_end:
-        case "convolutions":
-            return FeatureEncoder(config)
-        case "log_mel":
-            return LogMelEncoder(config)
-        case other:
-            raise AssertionError(f"a configuration has no front end {other}")
-
-
 def normalize_waveforms(
     waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None, epsilon: float = 1e-5
 ) -> Float[Tensor, "B N"]:
@@ -115,10 +103,4 @@ def normalize_waveforms(
     Population variance, epsilon inside the root: 1e-5 in fairseq's `layer_norm` of the waveform, 1e-7 in Hugging
     Face's feature extractor. It matters where speech is quiet.
     """
-    lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
-    valid = make_valid_mask(lengths.long(), waveforms.shape[1])
-    count = lengths[:, None].clamp(min=1)
-    mean = torch.where(valid, waveforms, 0.0).sum(1, keepdim=True) / count
-    centred = torch.where(valid, waveforms - mean, 0.0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * torch.rsqrt(variance + epsilon)
+    return normalize_valid(waveforms, num_samples, epsilon)

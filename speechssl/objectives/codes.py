@@ -1,18 +1,26 @@
-"""Discrete targets of a waveform, one code a frame: a random projection of log-mel (BEST-RQ), or k-means clusters.
+"""Discrete targets of a waveform, one code a frame: a random projection of log-mel (BEST-RQ), or k-means clusters of
+MFCC or of a teacher's states (HuBERT).
 
 Log-mel and MFCC are Kaldi's, as torchaudio computes them: windows of 25 ms, 10 ms apart.
 """
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from speechssl.config.knobs import check
+from speechssl.config.model import ModelConfig
+from speechssl.config.objective import MaskedCodesConfig
+from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
+from speechssl.interop.load import load_model
 from speechssl.model.lengths import HOP_SAMPLES
-from speechssl.objectives.protocol import make_rng
+from speechssl.seeds import make_rng
 
 WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
 
@@ -101,6 +109,59 @@ def fit_centroids(features: FloatArray, num_codes: int, seed: int) -> FloatArray
     )
     centroids: FloatArray = kmeans.fit(features).cluster_centers_.astype(np.float32)
     return centroids
+
+
+class Teacher:
+    """A layer of a frozen model, whose states are made into codes.
+
+    Args:
+        config: the student's network, whose frames the teacher's must be.
+        task: which model, and which layer of it.
+
+    Raises:
+        ConfigError: the model does not load, or does not fit the student.
+    """
+
+    def __init__(self, config: ModelConfig, task: MaskedCodesConfig) -> None:
+        self.name, self.layer = task.teacher, task.teacher_layer
+        self.model = load_model(task.teacher, key="objective.teacher")
+        last, own = self.model.num_layers, self.model.config
+        check(
+            0 <= self.layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", self.layer
+        )
+        shape, wanted = own.frame_windows, config.frame_windows
+        check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
+        knows_level = own.normalize_waveform or not config.normalize_waveform
+        must = "a model that takes normalised waveforms, as `model` does"
+        check(knows_level, "objective.teacher", must, task.teacher)
+
+    @torch.no_grad()
+    def describe(self, batch: Batch) -> list[Tensor]:
+        """Give the states (T, D) of each row, which the teacher hears unmasked and in float32.
+
+        On a CPU one row after the other, so that the codes do not depend on what else is in the batch. A GPU takes all
+        rows at once, since it would wait for its launches most of the time, and codes agree to rounding.
+        """
+        model, device = self.model.to(batch.waveforms.device), batch.waveforms.device.type
+        with torch.autocast(device, enabled=False):
+            if device == "cpu":
+                return [model(row[None]).layers[self.layer][0] for row in split_rows(batch)]
+            frames = model(batch.waveforms, batch.num_samples)
+            states = zip(frames.layers[self.layer], frames.num_frames.tolist(), strict=True)
+            return [row[:count] for row, count in states]
+
+    def digest(self) -> Tensor:
+        """Digest the weights: (32,) uint8."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+
+def split_rows(batch: Batch) -> list[Tensor]:
+    """Give the waveform of each row without its padding."""
+    lengths = [batch.waveforms.shape[1]] * len(batch.ids) if batch.num_samples is None else batch.num_samples
+    return [waveform[: int(length)] for waveform, length in zip(batch.waveforms, lengths, strict=True)]
 
 
 def _centre(waveform: FloatArray, field: int, span: int) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from speechssl.config.model import ModelConfig
@@ -16,16 +16,16 @@ from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.evaluation.wer import compare
 from speechssl.inference.decoding.greedy import greedy_decode
-from speechssl.model.lengths import compute_num_frames
-from speechssl.model.masking import sample_channel_masks, sample_masks
+from speechssl.model.masking import sample_channel_masks
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.losses import compute_ctc_loss
-from speechssl.objectives.protocol import LossTerms, Metrics, draw_kept_layers, make_rng
+from speechssl.objectives.protocol import LossTerms, Metrics, Objective, draw_kept_layers, draw_masks
+from speechssl.seeds import make_rng
 from speechssl.text.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class CTCPrepare:
+class CTCCollate:
     """Encodes transcripts and draws masks in the loader's workers.
 
     Attributes:
@@ -42,18 +42,14 @@ class CTCPrepare:
         made = {"labels": labels, "num_labels": [np.array([len(row)]) for row in labels]}
         mask = self.config.mask
         if mask.prob > 0:
-            made["mask"] = list(sample_masks(self._count_frames(examples), mask, make_rng(seed, "mask", number)))
+            made["mask"] = list(draw_masks(examples, self.config, make_rng(seed, "mask", number)))
         if mask.channel_prob > 0:
             rng = make_rng(seed, "channel mask", number)
             made["channel_mask"] = list(sample_channel_masks(len(examples), self.config.model_dim, mask, rng))
         return made
 
-    def _count_frames(self, examples: Sequence[Example]) -> list[int]:
-        kernels, strides = self.config.frame_kernels, self.config.frame_strides
-        return [compute_num_frames(len(example.waveform), kernels, strides) for example in examples]
 
-
-class CTCObjective:
+class CTCObjective(Objective):
     """Fine-tuning with CTC: the sum over utterances, divided by their number.
 
     Args:
@@ -62,22 +58,18 @@ class CTCObjective:
         frozen_updates: so many first updates train only the head, the backbone runs without gradient.
     """
 
+    module: SpeechModel
     best_metric, tie_metric = "wer", "cer"
     """WER stays at 100 for long while CER falls already: by WER alone, the first checkpoint of all would be best."""
 
     def __init__(self, model: SpeechModel, seed: int, frozen_updates: int = 0) -> None:
         assert model.head is not None and model.vocabulary is not None, "CTC needs a head and a vocabulary"
-        self.model, self.seed, self.frozen_updates = model, seed, frozen_updates
-        self.head, self.vocabulary = model.head, model.vocabulary
+        self.module, self.seed, self.frozen_updates = model, seed, frozen_updates
+        self.vocabulary = model.vocabulary
 
-    @property
-    def module(self) -> nn.Module:
-        """Backbone and head."""
-        return self.model
-
-    def make_prepare(self) -> CTCPrepare:
+    def make_collate(self) -> CTCCollate:
         """Make the part of the work that loader workers do."""
-        return CTCPrepare(self.vocabulary, self.model.config)
+        return CTCCollate(self.vocabulary, self.module.config)
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Compute the CTC loss of one forward; masks and LayerDrop only in training."""
@@ -86,27 +78,27 @@ class CTCObjective:
         loss = compute_ctc_loss(logits, num_frames, batch.inputs["labels"], num_labels)
         count = torch.tensor(len(batch.ids), device=logits.device)
         stats = {"loss": loss.detach().double(), "labels": num_labels.sum().double()}
-        if not self.model.training:
+        if not self.module.training:
             stats |= self._count_errors(logits, num_frames, batch)
         return LossTerms(loss, count, stats)
 
     def forward(self, batch: Batch, update: int) -> tuple[Tensor, Tensor]:
         """Give logits (B, T, V) and valid frames (B,) of a batch, whose waveforms are normalised already."""
-        training = self.model.training
+        training = self.module.training
         masks = batch.inputs if training else {}
         return compute_logits(
-            self.model,
+            self.module,
             batch.waveforms,
             batch.num_samples,
             masks.get("mask"),
             masks.get("channel_mask"),
-            draw_kept_layers(self.model.config, self.seed, update) if training else None,
+            draw_kept_layers(self.module, self.seed, update),
             is_frozen=training and update <= self.frozen_updates,
         )
 
     def is_trained(self, name: str, update: int) -> bool:
         """The head always learns; the backbone after its frozen updates, without parts that nothing depends on."""
-        config = self.model.config
+        config = self.module.config
         if name.startswith("head."):
             return True
         if update <= self.frozen_updates or (name == "backbone.mask_embedding" and config.mask.prob == 0):
@@ -124,20 +116,6 @@ class CTCObjective:
             metrics["wer"] = 100.0 * sums["word_errors"] / max(sums["words"], 1.0)
             metrics["cer"] = 100.0 * sums["letter_errors"] / max(sums["letters"], 1.0)
         return metrics
-
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> None:
-        """Nothing is watched in fine-tuning."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing is remembered."""
-
-    def is_candidate(self, metrics: Metrics) -> bool:
-        """Any checkpoint may be the best."""
-        return True
 
     def _count_errors(self, logits: Tensor, num_frames: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Decode greedily and count errors against the labels, so that rates are sums over the validation set."""

@@ -38,6 +38,12 @@ def compute_perplexity(probs: Float[Tensor, "*rest V"]) -> Float[Tensor, "*rest"
     return torch.exp(-(probs * torch.log(probs + 1e-7)).sum(-1))
 
 
+def compute_entropy(counts: Float[Tensor, " V"]) -> float:
+    """Entropy, in bits, of codes that came so often."""
+    shares = counts / counts.sum().clamp(min=1)
+    return float(torch.special.entr(shares).sum()) * NATS_TO_BITS
+
+
 def average_by_sub_batch(
     values: Float[Tensor, "B M G V"], valid: Bool[Tensor, "B M"], membership: Float[Tensor, "S B"]
 ) -> Float[Tensor, "S G V"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.config.model import ModelConfig
-from speechssl.data.loader import Batch
+from speechssl.data.dataset import Example
+from speechssl.data.loader import Batch, Collate, collate_nothing
+from speechssl.model.masking import BoolArray, sample_masks
+from speechssl.model.speech_model import SpeechModel
+from speechssl.seeds import make_rng
 
 Metrics = dict[str, float | list[float]]
 
@@ -55,7 +60,7 @@ def add_terms(parts: Sequence[LossTerms]) -> LossTerms:
 
 @dataclass(frozen=True)
 class Health:
-    """What an objective that is watched says of an update; empty strings where all is well.
+    """What a watch says of an update; empty strings where all is well.
 
     Attributes:
         problem: why the run is lost.
@@ -66,71 +71,96 @@ class Health:
     warning: str = ""
 
 
-class Objective(Protocol):
-    """What the trainer asks of an objective."""
+class Watch(Protocol):
+    """Judges a run update by update, and remembers what it needs for that across a resume."""
 
-    best_metric: str
-    """Metric whose lowest validation value marks the best checkpoint."""
-
-    tie_metric: str
-    """Metric whose lower value decides between two that are equal by `best_metric`; the same one where none does."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Everything that is trained and saved."""
-        ...
-
-    def compute(self, batch: Batch, update: int) -> LossTerms:
-        """Compute the loss of one forward of update `update` (from 1). In evaluation mode nothing is drawn."""
-        ...
-
-    def is_trained(self, name: str, update: int) -> bool:
-        """Say whether the parameter of this name (of `module`) gets a gradient in update `update`."""
-        ...
-
-    def summarise(self, terms: LossTerms, update: int) -> Metrics:
-        """Turn the terms of a whole update, or of a whole validation, into the metrics that are logged."""
-        ...
-
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> Health | None:
-        """Judge an update that was made; None where nothing is watched."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what `check_health` remembers, for the checkpoint."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+    def observe(self, terms: LossTerms, metrics: Metrics, update: int) -> Health:
+        """Judge an update that was made."""
         ...
 
     def is_candidate(self, metrics: Metrics) -> bool:
         """Say whether a checkpoint with these validation metrics may become the best one."""
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what is remembered, for the checkpoint."""
+        ...
 
-def make_rng(seed: int, stream: str, *numbers: int) -> np.random.Generator:
-    """Make the generator of one purpose at one place of the run.
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        ...
 
-    Args:
-        seed: of the run.
-        stream: purpose, such as `mask`.
-        numbers: what it applies to, such as the number of a sub-batch.
+
+class Objective(ABC):
+    """What is learned, as the trainer knows it: `module`, `compute`, `summarise` and, where it is watched, `watch`.
+
+    Its part of the loader is what `make_collate` makes. All other members have an answer here that suits most.
+
+    Attributes:
+        module: everything that is trained and saved; a `SpeechModel` where there are checkpoints.
+        watch: None where nothing is watched.
+        best_metric: the metric whose lowest validation value marks the best checkpoint.
+        tie_metric: the metric whose lower value decides between two that are equal by `best_metric`; empty: none does.
     """
-    return np.random.default_rng([seed, int.from_bytes(stream.encode(), "little"), *numbers])
+
+    module: nn.Module
+    watch: Watch | None = None
+    best_metric: str = "loss"
+    tie_metric: str = ""
+
+    @abstractmethod
+    def compute(self, batch: Batch, update: int) -> LossTerms:
+        """Compute the loss of one forward of update `update` (from 1). In evaluation mode nothing is drawn."""
+
+    @abstractmethod
+    def summarise(self, terms: LossTerms, update: int) -> Metrics:
+        """Turn the terms of a whole update, or of a whole validation, into the metrics that are logged."""
+
+    def make_collate(self) -> Collate:
+        """Make what draws masks and targets in the loader's workers: immutable, a function of (audio, seed, number).
+
+        Called whenever the loader opens, so that it may hold what a checkpoint brought.
+        """
+        return collate_nothing
+
+    def is_trained(self, name: str, update: int) -> bool:
+        """Say whether the parameter of this name (of `module`) gets a gradient in update `update`.
+
+        Several processes wait for the gradient of every parameter that does.
+        """
+        is_frozen = isinstance(self.module, SpeechModel) and self.module.config.feature_gradient_scale == 0
+        return not is_frozen or ".encoder." not in name
 
 
-def make_torch_seed(seed: int, stream: str, *numbers: int) -> int:
-    """Derive a 63-bit seed for torch in the same way."""
-    return int(make_rng(seed, stream, *numbers).integers(0, 2**63 - 1))
+@dataclass(frozen=True)
+class Beginning:
+    """What a run offers an objective that must make something before the first update.
+
+    Attributes:
+        goes_on: the run goes on from a checkpoint, which holds what was made then.
+        total_s: seconds of `data.train`.
+        listen: `listen(seconds)` gives the batches of the first so many seconds of training, without `inputs`.
+        share: `share(make)` gives every process what `make()` returns on the first one, the only one that listens.
+    """
+
+    goes_on: bool
+    total_s: float
+    listen: Callable[[float], Iterator[Batch]]
+    share: Callable[[Callable[[], bytes]], bytes]
 
 
-def draw_kept_layers(config: ModelConfig, seed: int, update: int) -> Tensor | None:
+def draw_masks(examples: Sequence[Example], config: ModelConfig, rng: np.random.Generator) -> list[BoolArray]:
+    """Draw the mask of each row of a sub-batch: (T,) bool, True where masked."""
+    return sample_masks([config.count_frames(len(example.waveform)) for example in examples], config.mask, rng)
+
+
+def draw_kept_layers(model: SpeechModel, seed: int, update: int) -> Tensor | None:
     """Draw which blocks LayerDrop keeps in this update: a function of (seed, update), the same on every rank.
 
     Returns:
-        (L,) bool, or None where nothing can be dropped.
+        (L,) bool, or None where nothing can be dropped: in evaluation mode, or without LayerDrop.
     """
-    if config.layer_drop_prob == 0:
+    prob = model.config.layer_drop_prob
+    if prob == 0 or not model.training:
         return None
-    return torch.from_numpy(make_rng(seed, "layer drop", update).random(config.num_layers) > config.layer_drop_prob)
+    return torch.from_numpy(make_rng(seed, "layer drop", update).random(model.num_layers) > prob)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.data.loader import Batch
-from speechssl.objectives.protocol import LossTerms, Metrics
+from speechssl.objectives.protocol import LossTerms, Metrics, Objective
 
 
 class SpeakerProbe(nn.Module):
@@ -42,49 +42,24 @@ class SpeakerProbe(nn.Module):
         return logits
 
 
-class SpeakerObjective:
+class SpeakerObjective(Objective):
     """Cross-entropy over speakers; a batch brings `features` (B, S, D) and `labels` (B, 1) as its inputs.
 
     Args:
         probe: what is trained.
     """
 
-    best_metric = tie_metric = "loss"
-
     def __init__(self, probe: SpeakerProbe) -> None:
-        self.probe = probe
-
-    @property
-    def module(self) -> nn.Module:
-        """The probe."""
-        return self.probe
+        self.module: SpeakerProbe = probe
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Sum the cross-entropy, in nats, over the utterances of a batch."""
-        logits, labels = self.probe(batch.inputs["features"]), batch.inputs["labels"][:, 0]
+        logits, labels = self.module(batch.inputs["features"]), batch.inputs["labels"][:, 0]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         right = (logits.argmax(-1) == labels).sum().double()
         return LossTerms(loss, torch.tensor(len(labels), device=logits.device), {"right": right})
-
-    def is_trained(self, name: str, update: int) -> bool:
-        """Everything learns in every update."""
-        return True
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Loss in nats an utterance, and the share that was right."""
         count = float(terms.count)
         return {"loss": float(terms.sum) / count, "accuracy": float(terms.stats["right"]) / count}
-
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> None:
-        """Nothing is watched."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Nothing is remembered."""
-
-    def is_candidate(self, metrics: Metrics) -> bool:
-        """Any state may be the best."""
-        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.data.dataset import Example
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
-from speechssl.model.lengths import compute_num_frames
-from speechssl.model.masking import sample_masks, sample_negatives
+from speechssl.model.masking import sample_negatives
 from speechssl.model.pretraining import PretrainingOutput
 from speechssl.model.quantizer import sample_gumbel_noise
 from speechssl.model.speech_model import SpeechModel
@@ -29,34 +30,34 @@ from speechssl.objectives.losses import (
     compute_feature_penalty,
     compute_perplexity,
 )
-from speechssl.objectives.protocol import Health, LossTerms, Metrics, draw_kept_layers, make_rng, make_torch_seed
+from speechssl.objectives.protocol import LossTerms, Metrics, Objective, draw_kept_layers, draw_masks
+from speechssl.objectives.small_batch import describe_departure
+from speechssl.seeds import make_rng, make_torch_seed
+
+_logger = logging.getLogger("speechssl")
 
 
 @dataclass(frozen=True)
-class ContrastivePrepare:
+class ContrastiveCollate:
     """Draws masks and negatives in the loader's workers; a function of (seed, sub-batch).
 
     Attributes:
-        mask: of the model.
+        config: the network: masks, and how frames are counted.
         num_negatives: K.
-        kernels, strides: of the feature encoder, to count frames.
     """
 
-    mask: MaskConfig
+    config: ModelConfig
     num_negatives: int
-    kernels: tuple[int, ...]
-    strides: tuple[int, ...]
 
     def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
         """Return for each row `mask` (T,) bool and `negatives` (M, K) int64."""
         rng = make_rng(seed, "mask", number)
-        num_frames = [compute_num_frames(len(e.waveform), self.kernels, self.strides) for e in examples]
-        masks = sample_masks(num_frames, self.mask, rng)
+        masks = draw_masks(examples, self.config, rng)
         negatives = [sample_negatives(int(mask.sum()), self.num_negatives, rng) for mask in masks]
         return {"mask": masks, "negatives": negatives}
 
 
-class ContrastiveObjective:
+class ContrastiveObjective(Objective):
     """wav2vec 2.0 pretraining: contrastive loss, codebook diversity and feature penalty.
 
     The loss is the sum over masked frames of the contrastive term, plus for each sub-batch its diversity and
@@ -70,7 +71,8 @@ class ContrastiveObjective:
         warmup_updates: before them, a loss of guessing is no sign that the run is stuck.
     """
 
-    best_metric = tie_metric = "loss_contrastive"
+    module: SpeechModel
+    best_metric = "loss_contrastive"
 
     def __init__(
         self, config: ModelConfig, task: ContrastiveConfig, seed: int, max_updates: int, warmup_updates: int = 0
@@ -81,22 +83,16 @@ class ContrastiveObjective:
                 f"but are {config.mask.min_spans} and {config.mask.length}"
             )
         self.config, self.task, self.seed, self.max_updates = config, task, seed, max_updates
-        self.speech_model = SpeechModel(config, pretraining=True)
-        assert self.speech_model.pretraining is not None, "the model was asked for its pretraining heads"
-        self.model = self.speech_model.pretraining
+        self.module = SpeechModel(config, pretraining=True)
+        assert self.module.pretraining is not None, "the model was asked for its pretraining heads"
+        self.model = self.module.pretraining
         self.model.logit_temperature = task.logit_temperature
         quantizer = config.quantizer
         self.watch = CollapseWatch(quantizer.num_groups, quantizer.num_codes, warmup_updates)
 
-    @property
-    def module(self) -> SpeechModel:
-        """The model with its pretraining heads."""
-        return self.speech_model
-
-    def make_prepare(self) -> ContrastivePrepare:
-        """Make the part of the work that loader workers do."""
-        kernels, strides = tuple(self.config.frame_kernels), tuple(self.config.frame_strides)
-        return ContrastivePrepare(self.config.mask, self.task.num_negatives, kernels, strides)
+    def make_collate(self) -> ContrastiveCollate:
+        """Make what draws masks and negatives."""
+        return ContrastiveCollate(self.config, self.task.num_negatives)
 
     def temperature(self, update: int) -> float:
         """Gumbel temperature of update `update` (from 1): a function of the completed updates.
@@ -122,13 +118,9 @@ class ContrastiveObjective:
             batch.inputs["negatives"],
             noise,
             self.temperature(update) if training else 1.0,
-            draw_kept_layers(self.config, self.seed, update) if training else None,
+            draw_kept_layers(self.module, self.seed, update),
         )
         return compute_terms(output, batch.membership, self.task)
-
-    def is_trained(self, name: str, update: int) -> bool:
-        """All parameters learn in every update, but those of a frozen feature encoder."""
-        return self.config.feature_gradient_scale > 0 or ".encoder." not in name
 
     def summarise(self, terms: LossTerms, update: int) -> Metrics:
         """Turn sums into metrics: losses in bits a masked frame, as fairseq names and scales them."""
@@ -152,22 +144,6 @@ class ContrastiveObjective:
             "context_spread": math.sqrt(float(stats["context_variance"]) / float(stats["rows"])),
         }
 
-    def check_health(self, terms: LossTerms, metrics: Metrics, update: int) -> Health:
-        """Look for the signs of collapse (see `CollapseWatch`)."""
-        return self.watch.observe(terms.stats["code_counts"], metrics, update)
-
-    def state(self) -> dict[str, Tensor]:
-        """What the collapse watch remembers."""
-        return self.watch.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what the collapse watch remembered."""
-        self.watch.load_state(state)
-
-    def is_candidate(self, metrics: Metrics) -> bool:
-        """A checkpoint whose validation shows a collapse is never the best one: its loss can be very low."""
-        return not self.watch.has_signs(metrics)
-
     def _draw_noise(self, batch: Batch) -> Tensor:
         """Draw Gumbel noise for each sub-batch from its own generator, so that stacking does not change it."""
         device, quantizer = batch.waveforms.device, self.config.quantizer
@@ -179,6 +155,20 @@ class ContrastiveObjective:
             drawn = sample_gumbel_noise(shape, generator, device)
             noise[size["first"] : size["first"] + size["rows"], : size["negatives"]] = drawn
         return noise
+
+
+def build(config: PretrainConfig, task: ContrastiveConfig) -> ContrastiveObjective:
+    """Build the objective with fresh weights; BASE outside of what is known to converge is warned of.
+
+    Raises:
+        ConfigError: the model's masks are too few or too short.
+    """
+    departure = describe_departure(config.model, config.training)
+    if departure and not config.init:
+        _logger.warning(departure)
+    updates = config.training.planned_updates
+    warmup_updates = round(config.training.warmup_share * updates)
+    return ContrastiveObjective(config.model, task, config.seed, updates, warmup_updates)
 
 
 def compute_terms(output: PretrainingOutput, membership: Tensor, task: ContrastiveConfig) -> LossTerms:

@@ -16,7 +16,6 @@ import soundfile
 from speechssl.audio.reading import SAMPLE_RATE, load_audio
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import compute_receptive_field
 from speechssl.model.speech_model import SpeechModel
 from speechssl.report.figures import count
 from speechssl.report.run_folder import RunFolder
@@ -137,7 +136,7 @@ def choose_evenly(candidates: Sequence[T], number: int) -> list[T]:
 def list_long_enough(live: Live, shortest_s: float = 0.0) -> list[int]:
     """List the rows that last at least so long, and in any case one frame."""
     config = live.model.config
-    least = max(compute_receptive_field(config.frame_kernels, config.frame_strides), round(shortest_s * SAMPLE_RATE))
+    least = max(config.receptive_field, round(shortest_s * SAMPLE_RATE))
     return [int(index) for index in np.flatnonzero(live.manifest.num_samples_16k >= least)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, METRICS, RESULT, SKIPPED
+from speechssl.config.objective import drop_other_objectives
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_json, read_text, read_yaml
 from speechssl.training.records import MAX_LOG_BYTES, read_log
@@ -102,7 +103,7 @@ def load_run(path: Path) -> RunFolder:
     config: Row = {}
     if os.path.lexists(path / CONFIG):
         check_sum(path / CONFIG, DataError)
-        config = read_yaml(path / CONFIG, limit=MAX_CONFIG_BYTES)
+        config = drop_other_objectives(read_yaml(path / CONFIG, limit=MAX_CONFIG_BYTES))
     result = _load_json(path / RESULT)
     kind = _find_kind(path, config, result)
     tables = path if kind == "evaluate" else path / "evaluation"

@@ -11,7 +11,7 @@ _DECORATION = re.compile(
     "[\u00ad\u034f\u061c\u0640\u07fa\u115f\u1160\u17b4\u17b5\u180a-\u180d\u180f\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""What changes the look, the direction or nothing: soft hyphens, tatweel and its kin, variation selectors, word
+"""What changes the look, the direction or nothing: soft hyphens, tatweel and similar, variation selectors, word
 joiners, byte-order marks, marks of direction, fillers (Unicode's Default_Ignorable_Code_Point without the joiners)."""
 
 _UNSEEN_SPACES = str.maketrans({"\u200b": " ", "\u2800": " "})
@@ -50,7 +50,7 @@ _UNWRITTEN = str.maketrans(
         **{code: code - 0x13F8 + 0x13F0 for code in range(0x13F8, 0x13FE)},
     }
 )
-"""The case that nobody writes, to the one that all do: Georgian capitals (Mtavruli), Cherokee small letters."""
+"""From the case that is not used in running text to the usual one: Georgian Mtavruli, Cherokee small letters."""
 
 _DOTS = re.compile("[iıİ]\u0307+")
 """An i with a second dot, as Python's lower case of İ is."""
@@ -59,7 +59,7 @@ _MAX_ALPHABET = 40
 """Letters of the largest alphabet with ı (those of Turkic languages have at most 34), and some of loanwords."""
 
 _SHARE_OF_I = 0.1
-"""Of all i in texts in which ı is a letter of its own, at least so many are ı or İ; Turkish has a third."""
+"""If at least this share of all i letters are ı or İ, then ı is a letter of its own; in Turkish it is a third."""
 
 
 def fold(text: str, case: str, dotless_i: bool = False, own: Mapping[str, str] | None = None) -> str:
@@ -84,7 +84,7 @@ def change_case(text: str, case: str, dotless_i: bool = False, own: Mapping[str,
     text = _DOTS.sub(lambda match: "İ" if match[0][0] == "İ" else "i", text)
     if case == "upper":
         text = text.replace("i", "İ") if dotless_i else text.replace("İ", "I")
-        text = _capitalise(text, own or {})
+        text = "".join(own.get(c) or c.upper() for c in text) if own else text.replace("ẞ", "ß").upper()
     elif case == "lower":
         text = text.replace("I", "ı") if dotless_i else text.replace("ı", "i")
         text = text.replace("İ", "i").lower()
@@ -123,12 +123,6 @@ def is_dotless_alphabet(symbols: Iterable[str], case: str) -> bool:
     letters = {symbol for symbol in symbols if len(symbol) == 1 and symbol.isalpha()}
     pair = {"I", "İ"} if case == "upper" else {"i", "ı"}
     return pair <= letters and bool(letters & set("ğşĞŞ")) and len(letters) <= _MAX_ALPHABET
-
-
-def _capitalise(text: str, own: Mapping[str, str]) -> str:
-    if own:
-        return "".join(own.get(letter) or letter.upper() for letter in text)
-    return text.replace("ẞ", "ß").upper()
 
 
 def _spells(character: str) -> bool:
@@ -187,11 +181,9 @@ class _Placing:
         """Tell by the neighbours what a mark is; at an edge, take it for lone until its other half is found."""
         before = start > 0 and _spells(self.text[start - 1])
         after = end < len(self.text) and _spells(self.text[end])
-        mark = self.text[start]
-        is_single = end == start + 1
+        mark, is_single = self.text[start], end == start + 1
         allowed = before or after if mark in _EITHER else before and after and mark != _LOW_QUOTE
-        is_apostrophe = is_single and allowed
-        self.letters[start:end] = ["'" if is_apostrophe else " "] * (end - start)
+        self.letters[start:end] = ["'" if is_single and allowed else " "] * (end - start)
         if is_single and after and not before:
             self.openings += [] if self._is_elision(start) else [start]
         elif not after and start > 0 and not self.text[start - 1].isspace():

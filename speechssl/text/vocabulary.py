@@ -17,7 +17,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from speechssl.config.verbs import TextConfig
+from speechssl.advice import spell
+from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.text.spelling import JOINERS, find_own, fold, has_dotless_i, is_dotless_alphabet, spell_symbol
 
@@ -33,7 +34,7 @@ FAIRSEQ_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJ
 _ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
 
 _ODD_SHARE = 0.1
-"""So many letters of the other case do not make two cases of an imported vocabulary."""
+"""An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
 
 _SPOKEN_SIGNS = frozenset("%&@#'")
 """What Unicode files under punctuation but people say, or spell with."""
@@ -78,9 +79,8 @@ class Vocabulary:
         if twice:
             raise ConfigError(f"`text.vocabulary` must have each symbol once, but has {twice[0]!r} twice")
         if WORD_BOUNDARY not in self.symbols[1:]:
-            raise ConfigError(
-                f"`text.vocabulary` must have the boundary '|' after the blank, but is {_show(self.symbols)}"
-            )
+            shown = _show(self.symbols)
+            raise ConfigError(f"`text.vocabulary` must have the boundary '|' after the blank, but is {shown}")
         if len(self.symbols) < 3:
             raise ConfigError(f"`text.vocabulary` must have at least one letter, but is {_show(self.symbols)}")
 
@@ -272,8 +272,7 @@ def write_keep(letters: Iterable[str]) -> str:
     """
     # A mark behind a letter would be one with it.
     ordered = sorted(letters, key=lambda c: not unicodedata.combining(c))
-    text = "".join(c if _is_plain(c) else _escape(c) for c in ordered)
-    return f"text.keep={text}" if text.isascii() and text.isalnum() else f"'text.keep=\"{text}\"'"
+    return spell("text.keep", "".join(c if _is_plain(c) else _escape(c) for c in ordered))
 
 
 def name_letters(counts: Mapping[str, int] | Iterable[str], most: int = 20) -> str:
@@ -300,9 +299,8 @@ def _is_plain(character: str) -> bool:
 def _read_label(character: str, spelling: str) -> str:
     """Check that a character of `text.keep` can be a label, and give how it is spelt."""
     if not spelling:
-        raise ConfigError(
-            f"`text.keep` must be what spells words, but U+{ord(character):04X} is left out of every text"
-        )
+        code = f"U+{ord(character):04X}"
+        raise ConfigError(f"`text.keep` must be what spells words, but {code} is left out of every text")
     if spelling.isspace() or spelling == WORD_BOUNDARY or unicodedata.category(character) == "Cs":
         raise ConfigError(f"`text.keep` must be characters other than spaces and '|', but has {character!r}")
     return spelling
@@ -321,9 +319,7 @@ def _join_words(text: str) -> str:
 
 def _find_letters(texts: Iterable[str]) -> list[str]:
     """Sort the letters, combining marks, apostrophes and joiners that occur in folded texts."""
-    seen: set[str] = set()
-    for text in texts:
-        seen.update(text)
+    seen = set().union(*texts)
     letters = [c for c in seen if c == "'" or c in JOINERS or unicodedata.category(c)[0] in "LM"]
     if not any(c.isalpha() for c in letters):
         raise DataError("`data.train` must have transcripts with letters for text.vocabulary=data, but has none")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from speechssl.model.sharding import find_local, spread_like
+from speechssl.checkpoints.sharding import find_local, spread_like
 
 
 class WeightAverage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class LeftOutTable:
         sizes: utterances behind each key, such as `data.train`.
     """
 
-    def __init__(self, folder: Path, sizes: dict[str, int]) -> None:
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
         self.path, self.sizes = folder / LEFT_OUT, sizes
         self.rows = read_left_out(folder)
         # Counts anew in each process: files may have come back since.

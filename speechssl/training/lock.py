@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from speechssl.config.knobs import MISSING
 from speechssl.durable import open_own, writing
 from speechssl.errors import ConfigError
 
@@ -22,6 +23,52 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 _logger = logging.getLogger("speechssl")
 _held: set[int] = set()
+
+
+def find_rank() -> int:
+    """Find which of several processes this is, as torchrun says; 0 of one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def hold_run(out: str) -> Iterator[None]:
+    """Make the folder of a run and hold it while inside; what was made and not written to goes again.
+
+    Of several processes the first one holds it for all.
+
+    Raises:
+        ConfigError: it is not given, is a file, cannot be written, or another run is using it.
+    """
+    if find_rank() != 0:
+        yield
+        return
+    if out in ("", MISSING):
+        raise ConfigError("`out` must be given (run folder to write), but is missing")
+    folder = Path(out)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ConfigError(f"`out` must be a folder, but {folder} is a file")
+    with writing(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        stack.enter_context(hold_folder(folder))
+        if made:
+            # While it is held still: another run that comes in between has a lock of its own.
+            stack.callback(_remove_lone_lock, folder)
+        yield
+
+
+def _remove_lone_lock(folder: Path) -> None:
+    with suppress(OSError):  # somebody has deleted the folder
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it holds a run
+            folder.rmdir()
 
 
 @contextmanager
@@ -43,14 +90,6 @@ def hold_folder(folder: Path) -> Iterator[None]:
     finally:
         _held.discard(handle)
         os.close(handle)
-
-
-def remove_unused(folder: Path) -> None:
-    """Remove a folder that holds nothing but its lock, while it is held."""
-    with suppress(OSError):  # another run has just come, or somebody has deleted it
-        if os.listdir(folder) == [LOCK]:
-            (folder / LOCK).unlink()
-            folder.rmdir()
 
 
 def _lock(handle: int, folder: Path) -> None:

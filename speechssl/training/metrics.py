@@ -1,44 +1,34 @@
-"""What a run logs: one JSON line an update or validation, and the same curves for TensorBoard."""
+"""What a run logs: one JSON line an update or validation, figures of the machine, and a line for people."""
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import logging
-import math
 import os
 import resource
 import shutil
-import socket
 import sys
-import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from speechssl.checkpoints.layout import DAMAGED, METRICS, name_sums
-from speechssl.durable import Appender, remove, write_in_one_step, writing
+from speechssl.durable import Appender, clean, remove, write_in_one_step, writing
 from speechssl.objectives.protocol import Metrics
 from speechssl.training.records import Log, add_sum, read_log
 
 _logger = logging.getLogger("speechssl")
 
+MIB = 2**20
+_STATM = Path("/proc/self/statm")
+
+SHOWN = ("loss", "loss_contrastive", "accuracy", "hard_perplexity", "wer", "cer", "grad_norm", "lr", "audio_s_per_s")
+"""What a line of progress shows: the metrics that a user looks at first."""
+
 MEASURED = frozenset({"audio_s_per_s", "loader_wait", "memory_mib", "gpu_memory_mib", "gpu_use"})
 """Metrics of the machine rather than of the run: all others are the same to the bit in a run that was resumed."""
-
-
-class MetricsWriter(Protocol):
-    """Where metrics go."""
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Take one record with `update` and `split`."""
-        ...
-
-    def close(self) -> None:
-        """Finish."""
-        ...
 
 
 class JsonLinesWriter:
@@ -75,7 +65,7 @@ class JsonLinesWriter:
         """
         if self.files is None:
             self.files = Appender(name_sums(self.path)), Appender(self.path)
-        line = (json.dumps({key: _clean(value) for key, value in record.items()}) + "\n").encode()
+        line = (json.dumps(clean(record)) + "\n").encode()
         self.total, own = add_sum(self.total, line)
         # The checksum first: a kill between the two leaves none without its line's, and one too many is no harm.
         for file, piece in zip(self.files, (own, line), strict=True):
@@ -107,66 +97,6 @@ class JsonLinesWriter:
             _logger.warning("%s has no line of the updates %d to %d: they are lost", self.path, last + 1, update)
 
 
-class TensorBoardWriter:
-    """`tensorboard/` of a run folder: one file a process, written at once and by this thread.
-
-    Torch's own writer works in a thread, whose traceback on a full disk nobody can catch.
-
-    Args:
-        folder: of the run.
-        update: the update that the run goes on from; later points are hidden.
-
-    Raises:
-        ConfigError: it cannot be written, or `tensorboard` is a link.
-    """
-
-    def __init__(self, folder: Path, update: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.event, self.summary = Event, Summary
-        place = folder / "tensorboard"
-        with writing(place):
-            if place.is_symlink():
-                raise OSError(errno.ELOOP, "it is a link", str(place))
-            place.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self.file = Appender(place / name, is_new=True)
-        self.records = RecordWriter(self.file)
-        for event in (Event(file_version="brain.Event:2"), Event(step=update + 1, session_log=SessionLog(status=1))):
-            self._add(event)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add each number of a record.
-
-        Raises:
-            ConfigError: it cannot be written.
-        """
-        named = name_numbers(record)
-        values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in named.items()]
-        self._add(self.event(step=record["update"], summary=self.summary(value=values)))
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
-
-    def _add(self, event: Any) -> None:
-        event.wall_time = time.time()
-        self.records.write(event.SerializeToString())
-
-
-def name_numbers(record: dict[str, Any]) -> dict[str, float]:
-    """Name each number of a record `<split>/<name>`, as trackers want them; those of a list with their index behind."""
-    named: dict[str, float] = {}
-    for name, value in record.items():
-        if name in ("update", "split"):
-            continue
-        tag = f"{record['split']}/{name}"
-        named |= {f"{tag}_{k}": item for k, item in enumerate(value)} if isinstance(value, list) else {tag: value}
-    return named
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the records of a run folder, up to where its log is damaged."""
     return read_log(folder / METRICS).records
@@ -178,18 +108,6 @@ def find_last_metrics(folder: Path, split: str) -> dict[str, Any] | None:
         if record.get("split") == split:
             return {name: value for name, value in record.items() if name not in ("update", "split")}
     return None
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return value
-
-
-MIB = 2**20
-_STATM = Path("/proc/self/statm")
 
 
 def measure_system(device: torch.device) -> Metrics:
@@ -229,3 +147,15 @@ def read_resident_bytes() -> int:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def format_progress(update: int, total: int, split: str, metrics: Metrics) -> str:
+    """Write one plain line of progress."""
+
+    def show(value: float | list[float]) -> str:
+        if isinstance(value, list):
+            return "+".join(f"{item:.0f}" for item in value)
+        return f"{value:.2e}" if 0 < abs(value) < 1e-2 else f"{value:.4g}"
+
+    parts = [f"{name} {show(metrics[name])}" for name in SHOWN if name in metrics]
+    return f"{split} {update}/{total}  " + "  ".join(parts)

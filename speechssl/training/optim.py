@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from speechssl.checkpoints.sharding import is_spread, spread_like
 from speechssl.config.training import TrainingConfig
-from speechssl.model.sharding import is_spread, spread_like
 
 FIELDS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter; nothing of one that has never had a gradient."""
@@ -71,7 +71,9 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
         parameter = parameters[name]
         if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        moved = value.to(_find_step_device(parameter)) if field == "step" else spread_like(value, parameter)
+        # The fused AdamW counts steps where its parameter is.
+        counter_device = parameter.device if parameter.is_cuda else torch.device("cpu")
+        moved = value.to(counter_device) if field == "step" else spread_like(value, parameter)
         loaded.setdefault(parameter, {})[field] = moved
     for name, parameter in parameters.items():
         held = loaded.get(parameter, {})
@@ -79,8 +81,3 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
             raise ValueError(f"the optimizer's state of {name} must have {', '.join(FIELDS)}, but has {sorted(held)}")
     optimizer.state.clear()
     optimizer.state.update(loaded)
-
-
-def _find_step_device(parameter: Tensor) -> torch.device:
-    """The fused AdamW counts steps where its parameter is."""
-    return parameter.device if parameter.is_cuda else torch.device("cpu")

@@ -1,88 +1,112 @@
-"""What `pretrain` and `finetune` share: the run folder, the trainer's setup, the result and the report."""
+"""The one road of `pretrain` and `finetune`, from a configuration to its result.
+
+Claim the folder → join the ranks → data and objective (`build`) → trainer → result → report.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from speechssl.checkpoints.layout import REPORT, SKIPPED
-from speechssl.checkpoints.provenance import Provenance
+from speechssl.checkpoints.layout import CHECKPOINTS, REPORT, list_published, read_update
 from speechssl.checkpoints.replacement import Replacement, drop_replaced, recover
-from speechssl.checkpoints.rotation import list_published
+from speechssl.checkpoints.snapshot import Provenance
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
-from speechssl.data.loader import Batch
-from speechssl.devices import resolve_precision, use_deterministic_algorithms
+from speechssl.data.manifest import Manifest
+from speechssl.devices import check_room, resolve_precision, use_deterministic_algorithms
 from speechssl.durable import write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.model.transformer import Transformer
-from speechssl.objectives.protocol import Objective, make_torch_seed
+from speechssl.objectives.protocol import Objective
 from speechssl.report.page import build_report
+from speechssl.seeds import make_torch_seed
 from speechssl.training.data_record import check_record, describe_data, digest_texts, write_record
-from speechssl.training.distributed.ranks import Ranks, check_division
-from speechssl.training.left_out import LeftOutTable, read_left_out
-from speechssl.training.metrics import JsonLinesWriter, find_last_metrics
+from speechssl.training.distributed.ranks import Ranks, check_division, join_ranks
+from speechssl.training.left_out import read_left_out
+from speechssl.training.logs import RunLogs
+from speechssl.training.metrics import find_last_metrics
+from speechssl.training.network import Config, adopt_network
 from speechssl.training.run_folder import claim_run, find_version, open_run, read_stored
 from speechssl.training.schedules import describe_schedule
-from speechssl.training.setup import Setup
-from speechssl.training.sources import ManifestSource
+from speechssl.training.sources import ManifestSource, describe_plan
 from speechssl.training.stop import StopFlag
-from speechssl.training.trackers import open_writers
 from speechssl.training.trainer import Trainer
 
 _logger = logging.getLogger("speechssl")
 
-TrainingVerbConfig = PretrainConfig | FinetuneConfig
+
+@dataclass(frozen=True)
+class Task:
+    """What a training verb makes of its configuration.
+
+    Attributes:
+        objective: what is learned, with fresh weights or those of `init`.
+        train: batches to learn from.
+        valid: batches to validate on; None for none.
+        learns_texts: whether updates are a function of the transcripts.
+    """
+
+    objective: Objective
+    train: ManifestSource
+    valid: ManifestSource | None = None
+    learns_texts: bool = False
+
+    @property
+    def sources(self) -> dict[str, ManifestSource]:
+        """The sources by the keys that their manifests stand behind."""
+        return {"data.train": self.train} | ({} if self.valid is None else {"data.valid": self.valid})
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifests by their keys."""
+        return {key: source.manifest for key, source in self.sources.items()}
 
 
-def open_folder(config: TrainingVerbConfig, ranks: Ranks) -> tuple[Path, dict[str, Any] | None]:
-    """Check `out`, or return the result of the finished run that it holds; rank 0 does so for all.
+def run_training(config: Config, build: Callable[[Config, Ranks, bool], Task]) -> dict[str, Any]:
+    """Train, or go on where an earlier run of the same configuration stopped. The caller holds the run folder.
 
-    Nothing is written yet: what is refused later leaves the folder as it was.
+    Args:
+        config: of the verb.
+        build: makes the task, given also the ranks, and whether the run goes on from a checkpoint.
 
     Returns:
-        The folder, and the result if there is nothing left to do (an empty one on the other ranks).
+        The result; only rank 0 writes it, and the report.
+    """
+    with join_ranks(config.device) as ranks:
+        check_division(ranks, config.training)
+        config, folder = adopt_network(config), Path(config.out)
+        result = _find_result(config, folder) if ranks.is_main else {}
+        # One rank decides: another may see the folder of a network drive later.
+        if ranks.find_max(int(ranks.is_main and result is not None)):
+            _logger.info("%s is finished; raise training.max_updates to go on", folder)
+            return result or {}
+        # Nothing is written until the trainer is made: what is refused on the way leaves the folder as it was.
+        planned = ranks.find_max(_plan_schedule(config, folder) if ranks.is_main else 0)
+        config = replace(config, training=replace(config.training, schedule_updates=planned))
+        goes_on = bool(ranks.find_max(int(ranks.is_main and _goes_on(config, folder))))
+        check_room(config.model, ranks.device)
+        precision = choose_precision(config, ranks)
+        seed_weights(config.seed)
+        task = build(config, ranks, goes_on)
+        _logger.info(describe_plan(task.train, config.training, "data.train"))
+        return train(config, folder, task, ranks, precision, goes_on)
+
+
+def _find_result(config: PretrainConfig | FinetuneConfig, folder: Path) -> dict[str, Any] | None:
+    """Return the result of the finished run that a folder holds; None where something is left to do.
 
     Raises:
-        ConfigError: `out` holds a run with other values, or the result of another verb; or with overwrite=true what
-            the new run starts from.
+        ConfigError: it holds a run with other values, or the result of another verb; or with overwrite=true what the
+            new run starts from.
     """
-    check_division(ranks, config.training)
-    folder = Path(config.out)
-    result = _open(config, folder) if ranks.is_main else {}
-    is_finished = ranks.find_max(int(ranks.is_main and result is not None))
-    if not is_finished:
-        planned = _plan_schedule(config, folder) if ranks.is_main else 0
-        config.training.schedule_updates = ranks.find_max(planned)
-    return folder, result if is_finished else None
-
-
-def _plan_schedule(config: TrainingVerbConfig, folder: Path) -> int:
-    """Find the updates that the schedule is laid over: those that the run began with, unless the command says others.
-
-    What is new, or behind the end, is said.
-    """
-    training = config.training
-    stored = (None if config.overwrite else read_stored(folder)) or {}
-    before = stored.get("training", {})
-    # A run of before this key had one schedule over what it had planned last.
-    begun = before.get("schedule_updates") or before.get("max_updates") or training.planned_updates
-    training = replace(training, schedule_updates=training.schedule_updates or begun)
-    published = list_published(folder / "checkpoints") if stored else []
-    done = int(published[-1].name.removeprefix("update-")) if published else 0
-    for line in describe_schedule(training, begun if published else training.planned_updates, done):
-        _logger.warning(line)
-    return training.planned_updates
-
-
-def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
     recover(folder)
     if not config.overwrite:
         result = open_run(folder, config)
@@ -90,24 +114,36 @@ def _open(config: TrainingVerbConfig, folder: Path) -> dict[str, Any] | None:
             # Killed, or a disk was full, after the result was written.
             build_report([folder], folder / REPORT)
         return result
-    sources = {"init": config.init}
-    if isinstance(config, PretrainConfig):
-        sources["objective.teacher"] = config.objective.teacher
-    for key, value in sources.items():
+    for key, value in config.checkpoints_read.items():
         path = Path(value).resolve()
-        is_ours = path == folder.resolve() or path.is_relative_to((folder / "checkpoints").resolve())
+        is_ours = path == folder.resolve() or path.is_relative_to((folder / CHECKPOINTS).resolve())
         if value and is_ours and Path(value).exists():
             raise ConfigError(f"`{key}` must be no part of {folder}, which overwrite=true replaces, but is {value}")
     return None
 
 
-def goes_on(config: TrainingVerbConfig, folder: Path) -> bool:
+def _goes_on(config: PretrainConfig | FinetuneConfig, folder: Path) -> bool:
     """Say whether a run has checkpoints to go on from: then it needs nothing that it began with but its data."""
-    return not config.overwrite and bool(list_published(folder / "checkpoints"))
+    return not config.overwrite and bool(list_published(folder / CHECKPOINTS))
+
+
+def _plan_schedule(config: PretrainConfig | FinetuneConfig, folder: Path) -> int:
+    """Find the updates that the schedule is laid over: those that the run began with, unless the command says others.
+
+    What is new, or behind the end, is said.
+    """
+    stored = None if config.overwrite else read_stored(folder)
+    begun = (stored or {}).get("training", {}).get("schedule_updates") or config.training.planned_updates
+    training = replace(config.training, schedule_updates=config.training.schedule_updates or begun)
+    published = list_published(folder / CHECKPOINTS) if stored else []
+    done = read_update(published[-1]) if published else 0
+    for line in describe_schedule(training, begun if published else training.planned_updates, done):
+        _logger.warning(line)
+    return training.planned_updates
 
 
 @contextmanager
-def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterator[None]:
+def _claim(config: PretrainConfig | FinetuneConfig, folder: Path, trainer: Trainer) -> Iterator[None]:
     """Make the folder this run's while inside, once every rank has got so far; rank 0 does so for all.
 
     A run that ends without having made an update, because it was refused or stopped, leaves the folder as it was.
@@ -128,7 +164,7 @@ def _claim(config: TrainingVerbConfig, folder: Path, trainer: Trainer) -> Iterat
         drop_replaced(folder)
 
 
-def choose_precision(config: TrainingVerbConfig, ranks: Ranks) -> str:
+def choose_precision(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> str:
     """Choose the precision, and say on what the run computes."""
     # One process decides for all: `auto` is measured.
     precision = ranks.broadcast(resolve_precision(config.precision, ranks.device))
@@ -152,56 +188,38 @@ def set_up_blocks(module: nn.Module, activation_checkpointing: bool, compile: bo
                 part.compile_blocks()
 
 
-def find_provenance(
-    precision: str, source: ManifestSource, valid: ManifestSource | None, with_texts: bool = False
-) -> Provenance:
-    """Gather what the updates of a run are a function of, beside its configuration."""
-    sets = {"data.train": source.manifest} | ({} if valid is None else {"data.valid": valid.manifest})
-    data = {key: manifest.digest for key, manifest in sets.items()}
-    if with_texts:
-        # An entry of its own: checkpoints of before have none, and still go on.
-        data |= {f"{key} (transcripts)": digest_texts(manifest) for key, manifest in sets.items()}
-    return Provenance(precision, data, {name: find_version(name) for name in ("speechssl", "torch")})
-
-
 def train(
-    config: TrainingVerbConfig,
+    config: PretrainConfig | FinetuneConfig,
     folder: Path,
-    objective: Objective,
-    source: ManifestSource,
-    valid: ManifestSource | None,
+    task: Task,
     ranks: Ranks,
     precision: str,
+    goes_on: bool,
 ) -> dict[str, Any]:
-    """Train to the end, write the result and the report, and return the result; only rank 0 writes."""
-    set_up_blocks(objective.module, config.training.activation_checkpointing, config.training.compile)
-    stop = StopFlag(config.training.max_hours, since=ranks.began)
-    sets = {"data.train": source} if valid is None else {"data.train": source, "data.valid": valid}
-    sizes = {key: len(each.manifest) for key, each in sets.items()}
-    with_texts = isinstance(config, FinetuneConfig)
-    provenance = find_provenance(precision, source, valid, with_texts)
-    record = describe_data({key: each.manifest for key, each in sets.items()}, with_texts) if ranks.is_main else None
-    if record is not None and goes_on(config, folder):
+    """Train to the end, write the result and the report, and return the result."""
+    training, objective, main = config.training, task.objective, ranks.is_main
+    set_up_blocks(objective.module, training.activation_checkpointing, training.compile)
+    record = describe_data(task.manifests, task.learns_texts) if main else None
+    if record is not None and goes_on:
         check_record(folder, record, read_left_out(folder))
+    stop = StopFlag(training.max_hours, since=ranks.began)
     # Several processes agree to stop between updates, and none ends alone.
-    source, *rest = (replace(each, must_stop=lambda: ranks.is_alone and stop.is_requested) for each in sets.values())
-    validate: Callable[[], Iterator[Batch]] | None = rest[0].validate if rest else None
-    setup = Setup(
+    hooks: dict[str, Any] = {"must_stop": lambda: ranks.is_alone and stop.is_requested}
+    sources = [replace(each, make_collate=objective.make_collate, **hooks) for each in task.sources.values()]
+    sizes = {key: len(manifest) for key, manifest in task.manifests.items()}
+    trainer = Trainer(
         objective=objective,
-        config=config.training,
-        source=source,
+        config=training,
+        source=sources[0],
         ranks=ranks,
         precision=precision,
         seed=config.seed,
-        validate=validate,
-        store=CheckpointStore(folder, config.training.keep_checkpoints, provenance),
-        open_writers=lambda progress: open_writers(folder, progress, config.logging, asdict(config)),
-        open_skipped=lambda progress: JsonLinesWriter(folder, progress.update, name=SKIPPED),
-        open_left_out=lambda: LeftOutTable(folder, sizes),
+        validate=sources[1].validate if len(sources) > 1 else None,
+        store=CheckpointStore(folder, training.keep_checkpoints, find_provenance(task, precision)),
+        logs=RunLogs(folder if main else None, config.logging, asdict(config), sizes),
         stop=stop,
     )
-    trainer = Trainer(setup)
-    deterministic = use_deterministic_algorithms(config.training.deterministic)
+    deterministic = use_deterministic_algorithms(training.deterministic)
     with stop.listen(), deterministic, _claim(config, folder, trainer):
         if record is not None:
             write_record(folder, record)
@@ -218,7 +236,15 @@ def train(
         "train": find_last_metrics(folder, "train"),
         "valid": find_last_metrics(folder, "valid"),
     }
-    if ranks.is_main:
+    if main:
         write_result(folder, result)
         build_report([folder], folder / REPORT)
     return result
+
+
+def find_provenance(task: Task, precision: str) -> Provenance:
+    """Gather what the updates of a run are a function of, beside its configuration."""
+    data = {key: manifest.digest for key, manifest in task.manifests.items()}
+    if task.learns_texts:
+        data |= {f"{key} (transcripts)": digest_texts(manifest) for key, manifest in task.manifests.items()}
+    return Provenance(precision, data, {name: find_version(name) for name in ("speechssl", "torch")})

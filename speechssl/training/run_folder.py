@@ -9,14 +9,15 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.checkpoints.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RESULT, list_damaged, list_published
+from speechssl.config.objective import drop_other_objectives
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
@@ -24,28 +25,13 @@ from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
 _logger = logging.getLogger("speechssl")
 
 
-FREE_KEYS = frozenset(
-    {
-        "out",
-        "overwrite",
-        "device",
-        "data.num_workers",
-        "training.max_updates",
-        "training.schedule_updates",
-        "training.validate_every",
-        "training.max_hours",
-        "training.log_every",
-        "training.on_collapse",
-        "training.spike_sigmas",
-        "training.max_skipped_in_row",
-        "logging.tensorboard",
-        "logging.wandb_project",
-        "logging.mlflow_experiment",
-        "training.digest_every",
-        "training.timeout_s",
-        "training.sharding",
-    }
-)
+FREE_KEYS = frozenset((
+    "out", "overwrite", "device", "data.num_workers",
+    "logging.tensorboard", "logging.wandb_project", "logging.mlflow_experiment",
+    "training.max_updates", "training.schedule_updates", "training.validate_every", "training.max_hours",
+    "training.log_every", "training.on_collapse", "training.spike_sigmas", "training.max_skipped_in_row",
+    "training.digest_every", "training.timeout_s", "training.sharding",
+))  # fmt: skip
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
 `training.schedule_updates` changes those to come, and the run says how."""
 
@@ -69,11 +55,8 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         ConfigError: the folder holds a run with other values, or a longer one, or the result of another verb; or the
             configuration that its checkpoints were made with is damaged or gone.
     """
-    # Here, since it brings torch along, which takes seconds: other verbs ask this module for names alone.
-    from speechssl.checkpoints.rotation import list_damaged, list_published
-
     stored = read_stored(folder)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     if stored is None and (list_published(checkpoints) or list_damaged(checkpoints)):
         raise ConfigError(
             f"`out` must hold the {CONFIG} of its run, but {folder} has checkpoints and no {CONFIG}: nothing can be "
@@ -117,7 +100,7 @@ def read_stored(folder: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     check_sum(path, ConfigError)
-    return read_yaml(path, ConfigError)
+    return drop_other_objectives(read_yaml(path, ConfigError))
 
 
 def check_sum(path: Path, error: type[SpeechSSLError]) -> None:
@@ -165,12 +148,15 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _fill(stored: dict[str, Any], config: Any) -> dict[str, Any]:
     """Give the keys that a stored configuration lacks their defaults; flat."""
-    return {**flatten(asdict(type(config)())), **flatten(stored)}
+    sections = {item.name: type(getattr(config, item.name))() for item in fields(config)}
+    defaults = asdict(replace(type(config)(), **{name: made for name, made in sections.items() if is_dataclass(made)}))
+    return {**flatten(defaults), **flatten(stored)}
 
 
 def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     before, after = stored, flatten(wanted)
-    for key in sorted(before.keys() | after.keys()):
+    # What was chosen comes before the keys that the choice brings.
+    for key in sorted(before.keys() | after.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if key not in FREE_KEYS and before.get(key) != after.get(key):
             raise ConfigError(
                 f"`{key}` must stay {before.get(key)!r} for the run in {folder} to go on, but is {after.get(key)!r} "

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.data import SelectionConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import PretrainConfig, SelectionConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.data.augment import count_at_speed
 from speechssl.data.dataset import ReadOptions
-from speechssl.data.loader import Batch, Prepare, iterate_plans, iterate_updates
+from speechssl.data.loader import Batch, Collate, collate_nothing, iterate_plans, iterate_updates
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
 from speechssl.errors import DataError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.masking import compute_min_frames
 from speechssl.training.distributed.ranks import Ranks
 
@@ -36,19 +38,19 @@ class ManifestSource:
         manifest: utterances, already selected.
         planner: which sub-batches each update holds.
         options: how utterances are read.
-        prepare: what the objective does in the workers.
         num_workers: loader processes.
         pin_memory: for copies to a GPU.
         must_stop: asked while workers are waited for; where it says so, nothing more comes.
+        make_collate: makes what the objective does in the workers, each time that they begin.
     """
 
     manifest: Manifest
     planner: UpdatePlanner
     options: ReadOptions
-    prepare: Prepare
     num_workers: int
     pin_memory: bool
     must_stop: Callable[[], bool] = lambda: False
+    make_collate: Callable[[], Collate] = lambda: collate_nothing
 
     def __call__(self, first: int, last: int) -> Iterator[list[Batch]]:
         """Yield the batches of each update from `first` to `last`, both included."""
@@ -56,7 +58,7 @@ class ManifestSource:
             self.manifest,
             self.planner,
             self.options,
-            self.prepare,
+            self.make_collate(),
             (first, last),
             self.num_workers,
             self.pin_memory,
@@ -67,8 +69,16 @@ class ManifestSource:
         """Yield the batches of one pass over all utterances; the same ones every time."""
         plans = self.planner.plan_epoch_once()
         return iterate_plans(
-            self.manifest, plans, self.options, self.prepare, self.num_workers, self.pin_memory, self.must_stop
+            self.manifest, plans, self.options, self.make_collate(), self.num_workers, self.pin_memory, self.must_stop
         )
+
+    def listen(self, seconds: float) -> Iterator[Batch]:
+        """Yield the batches of the first so many seconds of training: a random sample, whatever the number of ranks."""
+        alone = UpdatePlanner(self.manifest.num_samples_16k, replace(self.planner.config, rank=0, num_ranks=1))
+        update_s = alone.config.sub_batch_samples * alone.config.sub_batches_per_update / SAMPLE_RATE
+        last = math.ceil(min(seconds / update_s, alone.updates_per_epoch))
+        batches = chain.from_iterable(replace(self, planner=alone)(1, last))
+        return (batch for batch in batches if batch.plan.is_counted)
 
 
 def select_utterances(
@@ -113,7 +123,6 @@ def leave_out(manifest: Manifest, keep: npt.NDArray[np.bool_], key: str, reason:
 
 def build_source(
     manifest: Manifest,
-    prepare: Prepare,
     options: ReadOptions,
     training: TrainingConfig,
     data: SelectionConfig,
@@ -128,7 +137,6 @@ def build_source(
 
     Args:
         manifest: utterances.
-        prepare: the objective's part of the work.
         options: how utterances are read; its seed is the plan's too.
         training: sizes of update, sub-batch and forward.
         data: number of workers.
@@ -151,7 +159,7 @@ def build_source(
         num_ranks=ranks.size,
     )
     planner = UpdatePlanner(manifest.num_samples_16k, config)
-    return ManifestSource(manifest, planner, options, prepare, data.num_workers, ranks.device.type == "cuda")
+    return ManifestSource(manifest, planner, options, data.num_workers, ranks.device.type == "cuda")
 
 
 def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -> str:
@@ -178,7 +186,7 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
     """
     samples = manifest.num_samples_16k
     shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
+    frames = config.model.count_frames(shortest)
     keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
     reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
     return leave_out(manifest, np.asarray(keep), key, reason)

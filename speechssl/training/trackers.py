@@ -1,27 +1,26 @@
-"""Experiment trackers behind the one writer protocol: Weights & Biases and MLflow, imported only when asked for."""
+"""The curves of a run for others to draw: TensorBoard, Weights & Biases and MLflow, imported only when asked for."""
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
+import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from speechssl.checkpoints.layout import TRACKERS
-from speechssl.checkpoints.state import Progress
-from speechssl.config.training import LoggingConfig
-from speechssl.durable import write_in_one_step
+from speechssl.durable import Appender, write_in_one_step, writing
 from speechssl.errors import ConfigError
 from speechssl.parsing import parsing, read_json
-from speechssl.training.metrics import JsonLinesWriter, MetricsWriter, TensorBoardWriter, name_numbers, read_metrics
+from speechssl.training.metrics import read_metrics
 from speechssl.training.run_folder import flatten
-
-"""File of a run folder: the id that the run has with each tracker, and what has been sent to them."""
 
 TRACKER_KEYS = {"wandb": "logging.wandb_project", "mlflow": "logging.mlflow_experiment"}
 """Package of a tracker → the key that asks for it."""
@@ -30,33 +29,76 @@ PARAMS_A_CALL = 100
 """Most parameters that MLflow's server takes at once."""
 
 
-def open_writers(
-    folder: Path, progress: Progress, config: LoggingConfig, run: dict[str, Any]
-) -> Sequence[MetricsWriter]:
-    """Open all writers of a run.
+class MetricsWriter(Protocol):
+    """Where metrics go."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Take one record with `update` and `split`."""
+        ...
+
+    def close(self) -> None:
+        """Finish."""
+        ...
+
+
+class TensorBoardWriter:
+    """`tensorboard/` of a run folder: one file a process, written at once and by this thread.
+
+    Torch's own writer works in a thread, whose traceback on a full disk nobody can catch.
 
     Args:
         folder: of the run.
-        progress: where the run goes on from.
-        config: which there are.
-        run: the run's configuration, which the trackers show.
+        update: the update that the run goes on from; later points are hidden.
 
     Raises:
-        ConfigError: the package of a tracker is not installed.
+        ConfigError: it cannot be written, or `tensorboard` is a link.
     """
-    for name, value in (("wandb", config.wandb_project), ("mlflow", config.mlflow_experiment)):
-        if value:
-            # Before anything is opened that would have to be closed again.
-            import_tracker(name, TRACKER_KEYS[name])
-    ledger = open_ledger(folder) if config.wandb_project or config.mlflow_experiment else Ledger(folder / TRACKERS)
-    writers: list[MetricsWriter] = [JsonLinesWriter(folder, progress.update, progress.validated_update)]
-    if config.tensorboard:
-        writers.append(TensorBoardWriter(folder, progress.update))
-    if config.wandb_project:
-        writers.append(WandbWriter(folder, config.wandb_project, run, ledger))
-    if config.mlflow_experiment:
-        writers.append(MlflowWriter(folder, config.mlflow_experiment, run, ledger))
-    return writers
+
+    def __init__(self, folder: Path, update: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.event, self.summary = Event, Summary
+        place = folder / "tensorboard"
+        with writing(place):
+            if place.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link", str(place))
+            place.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file = Appender(place / name, is_new=True)
+        self.records = RecordWriter(self.file)
+        for event in (Event(file_version="brain.Event:2"), Event(step=update + 1, session_log=SessionLog(status=1))):
+            self._add(event)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add each number of a record.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        named = name_numbers(record)
+        values = [self.summary.Value(tag=tag, simple_value=value) for tag, value in named.items()]
+        self._add(self.event(step=record["update"], summary=self.summary(value=values)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+
+
+def name_numbers(record: dict[str, Any]) -> dict[str, float]:
+    """Name each number of a record `<split>/<name>`, as trackers want them; those of a list with their index behind."""
+    named: dict[str, float] = {}
+    for name, value in record.items():
+        if name in ("update", "split"):
+            continue
+        tag = f"{record['split']}/{name}"
+        named |= {f"{tag}_{k}": item for k, item in enumerate(value)} if isinstance(value, list) else {tag: value}
+    return named
 
 
 @dataclass
@@ -75,14 +117,12 @@ class Ledger:
     ids: dict[str, str] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
 
-    def find_id(self, tracker: str) -> str:
-        """Return the id that the run has with a tracker, or an empty string."""
-        return self.ids.get(tracker, "")
-
-    def keep_id(self, tracker: str, run_id: str) -> None:
-        """Remember the id of the run, on disk too."""
-        self.ids[tracker] = run_id
-        self.save()
+    def find_id(self, tracker: str, make: Callable[[], str]) -> str:
+        """Return the id that the run has with a tracker; a new run is given one, which is remembered on disk."""
+        if tracker not in self.ids:
+            self.ids[tracker] = make()
+            self.save()
+        return self.ids[tracker]
 
     def is_new(self, record: dict[str, Any]) -> bool:
         """Say whether a record was not sent by this run before it was interrupted."""
@@ -124,17 +164,10 @@ class WandbWriter:
     """
 
     def __init__(self, folder: Path, project: str, run: dict[str, Any], ledger: Ledger) -> None:
-        wandb = import_tracker("wandb", TRACKER_KEYS["wandb"])
         self.ledger = ledger
-        if not ledger.find_id("wandb"):
-            ledger.keep_id("wandb", uuid.uuid4().hex[:16])
-        self.run = wandb.init(
-            project=project,
-            name=folder.resolve().name,
-            id=ledger.find_id("wandb"),
-            resume="allow",
-            dir=str(folder),
-            config=run,
+        run_id = ledger.find_id("wandb", lambda: uuid.uuid4().hex[:16])
+        self.run = import_tracker("wandb").init(
+            project=project, name=folder.resolve().name, id=run_id, resume="allow", dir=str(folder), config=run
         )
 
     def write(self, record: dict[str, Any]) -> None:
@@ -158,11 +191,9 @@ class MlflowWriter:
     """
 
     def __init__(self, folder: Path, experiment: str, run: dict[str, Any], ledger: Ledger) -> None:
-        mlflow = import_tracker("mlflow", TRACKER_KEYS["mlflow"])
+        mlflow = import_tracker("mlflow")
         self.ledger, self.entities, self.client = ledger, mlflow.entities, mlflow.MlflowClient()
-        if not ledger.find_id("mlflow"):
-            ledger.keep_id("mlflow", self._create(experiment, folder.resolve().name, run))
-        self.run_id = ledger.find_id("mlflow")
+        self.run_id = ledger.find_id("mlflow", lambda: self._create(experiment, folder.resolve().name, run))
         self.client.update_run(self.run_id, status="RUNNING")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -187,7 +218,7 @@ class MlflowWriter:
         return run_id
 
 
-def import_tracker(name: str, key: str) -> ModuleType:
+def import_tracker(name: str) -> ModuleType:
     """Import the package of a tracker; its extra has the same name.
 
     Raises:
@@ -199,5 +230,6 @@ def import_tracker(name: str, key: str) -> ModuleType:
         if error.name != name:
             raise
         raise ConfigError(
-            f"`{key}` must be empty where {name} is not installed (pip install 'speechssl[{name}]'), but is set"
+            f"`{TRACKER_KEYS[name]}` must be empty where {name} is not installed (pip install 'speechssl[{name}]'), "
+            "but is set"
         ) from error

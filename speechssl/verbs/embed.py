@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import EmbedConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
 from speechssl.inference.embedding_files import SUFFIXES, check_place, write_embeddings
+from speechssl.inference.source import Source
 from speechssl.interop.load import load_model
-from speechssl.progress import track
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
-_logger = logging.getLogger("speechssl")
 
-
-def run(config: EmbedConfig) -> dict[str, Any]:
+@verb
+def embed(config: EmbedConfig) -> dict[str, Any]:
     """Embed every utterance and return what was written where; what cannot be used is left out and listed.
 
     Raises:
@@ -37,13 +36,12 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     out = _resolve_file(config)
     start = time.monotonic()
-    tables = track(iterate_tables(embedder, manifest, left_out), "embed", len(manifest), "utterances")
+    tables = iterate_tables(embedder, Source.from_manifest(manifest, left_out))
     num_rows = write_embeddings(out, tables, embedder.dim)
     seconds = time.monotonic() - start
     is_folder = not Path(config.out).suffix
     left_out.save(out.parent if is_folder else out)
     used = left_out.drop_from(manifest)
-    _logger.info("%d embeddings of %d numbers in %s", num_rows, embedder.dim, out)
     result: dict[str, Any] = {
         "out": str(out),
         "num_utterances": len(used),

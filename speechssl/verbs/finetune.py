@@ -2,232 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.checkpoints.model_folder import load_backbone_into
-from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig
-from speechssl.data.augment import count_at_speed
-from speechssl.data.dataset import ReadOptions
-from speechssl.data.manifest import Manifest
-from speechssl.devices import check_room
-from speechssl.errors import DataError
-from speechssl.interop.load import load_model
-from speechssl.model.lengths import compute_num_frames
-from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import CTCObjective, needs_more_frames
-from speechssl.text.vocabulary import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
-from speechssl.training.distributed.ranks import Ranks, join_ranks
-from speechssl.training.run import choose_precision, goes_on, open_folder, seed_weights, train
-from speechssl.training.schedules import compute_frozen_updates
-from speechssl.training.sources import ManifestSource, build_source, describe_plan, leave_out, select_utterances
-
-MAX_KEPT = 40
-"""More characters than these nobody types after `text.keep=`."""
-
-_logger = logging.getLogger("speechssl")
+from speechssl.training.lock import hold_run
+from speechssl.verbs.frame import verb
 
 
-def run(config: FinetuneConfig) -> dict[str, Any]:
-    """Fine-tune, or go on where an earlier run of the same command stopped."""
-    with join_ranks(config.device) as ranks:
-        return _run(config, ranks)
-
-
-def _run(config: FinetuneConfig, ranks: Ranks) -> dict[str, Any]:
-    folder, result = open_folder(config, ranks)
-    if result is not None:
-        _logger.info("%s is finished; raise training.max_updates to go on", folder)
-        return result
-    check_room(config.model, ranks.device)
-    precision = choose_precision(config, ranks)
-    train_set = _select(config, config.data.train, "data.train")
-    valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
-    vocabulary = make_vocabulary(config, train_set, valid_set)
-    seed_weights(config.seed)
-    model = SpeechModel(config.model, vocabulary)
-    if config.init and not goes_on(config, folder):
-        start_from(model, config)
-    frozen = count_frozen_updates(config)
-    objective = CTCObjective(model, config.seed, frozen)
-    source = _build_source(config, objective, train_set, "data.train", ranks)
-    valid = _build_source(config, objective, valid_set, "data.valid", ranks) if valid_set else None
-    _logger.info(describe_plan(source, config.training, "data.train"))
-    return train(config, folder, objective, source, valid, ranks, precision)
-
-
-def make_vocabulary(config: FinetuneConfig, train_set: Manifest, valid_set: Manifest | None) -> Vocabulary:
-    """Make the labels, and say which characters of the transcripts are none; rows without a transcript have no say.
-
-    Raises:
-        ConfigError: as `build_vocabulary`.
-        DataError: as `build_vocabulary` and `check_letters`; in `data.valid` nothing is refused, nobody learns from it.
-    """
-    texts = [text for text in train_set.column("text") if text]
-    vocabulary = build_vocabulary(config.text, texts)
-    check_letters(vocabulary, texts, config.text.unknown)
-    if valid_set is not None:
-        check_letters(vocabulary, valid_set.column("text"), "drop", "data.valid")
-    return vocabulary
-
-
-def count_frozen_updates(config: FinetuneConfig) -> int:
-    """Count the first updates in which only the head learns.
-
-    Without `init` a share below 1 counts for nothing: the presets' shares spare what was pretrained. 1 keeps the
-    encoder as it was drawn for the whole run, the random frozen encoder that a pretrained one must beat.
-    """
-    return compute_frozen_updates(config.training) if config.init or config.training.freeze_share >= 1 else 0
-
-
-def start_from(model: SpeechModel, config: FinetuneConfig) -> None:
-    """Copy the weights of `init`; the last `reset_layers` blocks and the norm after them stay as initialised.
-
-    The CTC head of a recogniser comes along where it has all labels, in whatever order, and no block starts afresh.
-
-    Raises:
-        CheckpointError, ConfigError: as `load_model`; or there are not so many blocks.
-    """
-    last = model.config.num_layers
-    check(
-        0 <= config.reset_layers <= last,
-        "reset_layers",
-        f"between 0 and {last}, the blocks there are",
-        config.reset_layers,
-    )
-    source = load_model(config.init, key="init", weights=config.weights)
-    load_backbone_into(model, source, last - config.reset_layers)
-    _take_head(model, source, config)
-
-
-def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) -> None:
-    """Copy the CTC head where `source` has one that fits, and say what became of it."""
-    if source.head is None or source.vocabulary is None:
-        return
-    assert model.head is not None and model.vocabulary is not None, "a recogniser is what is trained"
-    rows = match_labels(source.vocabulary, model.vocabulary)
-    missing = [symbol for symbol, row in zip(model.vocabulary.symbols, rows, strict=True) if row is None]
-    missing = [symbol for symbol in missing if len(symbol) == 1]
-    if config.reset_layers == 0 and not missing:
-        _move_rows(model.head, source.head, rows)
-        _logger.info("init=%s: its CTC head goes on too, by the letters of its labels", config.init)
-        return
-    why = f"with reset_layers={config.reset_layers} the blocks before it do"
-    if config.reset_layers == 0:
-        why = f"it has no label for {name_letters(missing)}"
-    _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
-
-
-def match_labels(there: Vocabulary, here: Vocabulary) -> list[int | None]:
-    """Find which output of a recogniser is which of another: the blank, each letter by its spelling, specials in order.
+@verb
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Fine-tune, or go on where an earlier run of the same configuration stopped.
 
     Args:
-        there: labels of the head that is trained.
-        here: labels of the head that is to go on.
+        config: with `init` and no `model`, the network is that of the checkpoint.
 
     Returns:
-        For each symbol of `here` its index in `there`; None where there is none.
-    """
-    own = {symbol: k for k, symbol in reversed(list(enumerate(there.symbols))) if k != BLANK and len(symbol) == 1}
-    spelt = {here.fold_symbol(symbol): k for symbol, k in own.items()} | own
-    specials = iter([k for k, symbol in enumerate(there.symbols) if k != BLANK and len(symbol) != 1])
-    rows: list[int | None] = [BLANK]
-    for symbol in here.symbols[1:]:
-        rows.append(
-            spelt.get(symbol, spelt.get(here.fold_symbol(symbol))) if len(symbol) == 1 else next(specials, None)
-        )
-    return rows
-
-
-def _move_rows(head: nn.Module, source: nn.Module, rows: Sequence[int | None]) -> None:
-    """Copy the rows of a trained head; a row of which it has none keeps what was drawn."""
-    weights, trained = head.state_dict(), source.state_dict()
-    for name, value in weights.items():
-        value.copy_(torch.stack([value[k] if row is None else trained[name][row] for k, row in enumerate(rows)]))
-
-
-def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:
-    manifest = select_utterances(paths, key, config.data, config.seed, key == "data.train")
-    manifest.require("text", key)
-    return manifest
-
-
-def check_letters(vocabulary: Vocabulary, texts: Sequence[str | None], unknown: str, key: str = "data.train") -> None:
-    """Say which characters of the transcripts are no labels, so that nothing is lost unseen.
-
-    Args:
-        vocabulary: labels.
-        texts: transcripts.
-        unknown: `text.unknown`; punctuation, which nobody speaks, is only listed.
-        key: where the transcripts come from.
+        As `pretrain`.
 
     Raises:
-        DataError: letters or digits are outside the vocabulary, and `unknown` is `refuse`.
+        Exception: as `pretrain`.
     """
-    counts = vocabulary.unknown_letters(text for text in texts if text)
-    spoken = {letter: count for letter, count in counts.most_common() if not is_silent(letter)}
-    if spoken and unknown == "refuse":
-        raise DataError(
-            f"`{key}` must be spelt in the vocabulary, but has {name_letters(spoken)} outside it "
-            f"({_advise_labels(spoken)}text.unknown=drop leaves them out of the labels)"
-        )
-    if counts:
-        # Validation is scored against the labels (`CTCObjective`), `evaluate` against what was said.
-        scored = "; the wer and cer of validation leave them out too, evaluate counts those that are spoken as errors"
-        note = scored if spoken and key == "data.valid" else ""
-        listed = name_letters(dict(counts.most_common()))
-        _logger.warning("%s has characters outside the vocabulary, left out of the labels: %s%s", key, listed, note)
+    # As in `pretrain`.
+    with hold_run(config.out):
+        from speechssl.training.finetuning import build_task
+        from speechssl.training.run import run_training
 
-
-def _advise_labels(spoken: Mapping[str, int]) -> str:
-    """Name the keys that make labels of characters; of the data's own only letters become labels by themselves."""
-    keep = f"{write_keep(spoken)} adds them, " if len(spoken) <= MAX_KEPT else ""
-    return keep + ("text.vocabulary=data takes all letters, " if any(map(str.isalpha, spoken)) else "")
-
-
-def _build_source(
-    config: FinetuneConfig, objective: CTCObjective, manifest: Manifest, key: str, ranks: Ranks
-) -> ManifestSource:
-    is_training = key == "data.train"
-    network = config.model
-    options = ReadOptions(
-        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
-    )
-    return build_source(
-        select_usable(manifest, objective.vocabulary, config, key),
-        objective.make_prepare(),
-        options,
-        config.training,
-        config.data,
-        ascending_epochs=config.data.ascending_epochs,
-        speeds=config.data.speed_perturbation,
-        is_training=is_training,
-        ranks=ranks,
-    )
-
-
-def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneConfig, key: str) -> Manifest:
-    """Leave out utterances without labels, longer than `data.max_s`, or with more labels than frames allow.
-
-    In training there must be frames enough at the fastest speed; `data.max_s` is the length at speed 1.
-
-    Raises:
-        DataError: none is left.
-    """
-    texts = manifest.column("text")
-    labels = [vocabulary.encode(text or "") for text in texts]
-    samples = manifest.num_samples_16k
-    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = compute_num_frames(shortest, config.model.frame_kernels, config.model.frame_strides)
-    too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
-    keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
-    keep &= samples <= config.data.max_s * SAMPLE_RATE
-    reason = f"without labels, longer than data.max_s={config.data.max_s:g} s or too short for their text"
-    return leave_out(manifest, keep, key, reason)
+        return run_training(config, build_task)

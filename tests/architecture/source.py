@@ -23,6 +23,10 @@ class Module:
     def num_lines(self) -> int:
         return len(self.path.read_text(encoding="utf-8").splitlines())
 
+    def say(self, node: ast.AST | None, what: object) -> str:
+        """Say what is wrong at a node of this file, or in the whole file, as an editor can jump to it."""
+        return f"{self.path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {what}"
+
 
 @cache
 def load_modules() -> dict[str, Module]:
@@ -35,16 +39,16 @@ def load_modules() -> dict[str, Module]:
     return modules
 
 
-def list_imports(tree: ast.AST) -> list[str]:
-    """List the dotted names that a tree imports, those inside functions included."""
-    names = []
+def list_imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
+    """List the dotted names that a tree imports with the statements that do, those inside functions included."""
+    found: list[tuple[ast.stmt, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found += [(node, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import of {node.module}"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+            found += [(node, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
 
 
 def resolve(name: str, modules: dict[str, Module]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -28,12 +27,12 @@ def read_pins() -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
-def test_each_has_a_floor_and_a_tested_version_above_it(requirement: Requirement) -> None:
-    assert any(part.operator == ">=" for part in requirement.specifier), "no lower bound"
+def test_each_has_a_floor_and_a_tested_version_above_it() -> None:
+    floorless = [str(item) for item in REQUIREMENTS if all(part.operator != ">=" for part in item.specifier)]
+    assert not floorless, "no lower bound"
     pins = read_pins()
-    assert canonicalize_name(requirement.name) in pins, "not in tools/constraints.txt"
-    assert pins[canonicalize_name(requirement.name)] in requirement.specifier
+    untested = [str(item) for item in REQUIREMENTS if pins.get(canonicalize_name(item.name), "") not in item.specifier]
+    assert not untested, "no version of tools/constraints.txt fits"
 
 
 def test_torch_has_no_known_hole_in_its_readers() -> None:

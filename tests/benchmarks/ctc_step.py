@@ -24,10 +24,11 @@ from speechssl.bench.flops import count_row, keep_share
 from speechssl.bench.jobs import TrainingJob
 from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
+from speechssl.config.data import TextConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import BenchConfig, TextConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.dataset import Example, FloatArray
-from speechssl.data.loader import Batch, collate, pad_stack
+from speechssl.data.loader import Batch, pad_stack, stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.devices import autocast, resolve_device
 from speechssl.model.speech_model import SpeechModel
@@ -88,10 +89,10 @@ def make_our_step(config: BenchConfig, device: torch.device, precision: str, row
     vocabulary = build_vocabulary(TextConfig(), ())
     seed_weights(config.seed)
     objective = CTCObjective(SpeechModel(config.model, vocabulary), config.seed)
-    prepare, batches = objective.make_prepare(), []
+    collate, batches = objective.make_collate(), []
     for number, examples in enumerate(rows):
         plan = ForwardPlan(number + 1, (SubBatch(number, 0, tuple(range(len(examples))), 0),), is_last=True)
-        batches.append([collate(plan, [(examples, prepare(examples, config.seed, number))])])
+        batches.append([stack(plan, [(examples, collate(examples, config.seed, number))])])
     where = (device, precision)
     return OurStep(TrainingJob(objective, cycle(batches), TrainingConfig(), where, config.seed, _count_nothing), device)
 

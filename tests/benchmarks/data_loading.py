@@ -28,12 +28,12 @@ import torch
 from speechssl.audio.reading import SAMPLE_RATE, load_audio
 from speechssl.bench.meter import read_device_name, read_worker_mib
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import iterate_updates
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, save_manifest
 from speechssl.data.sampler import PlanConfig, UpdatePlanner
-from speechssl.objectives.wav2vec2 import ContrastivePrepare
+from speechssl.objectives.wav2vec2 import ContrastiveCollate
 from tests.benchmarks.extraction import open_utterances
 from tests.benchmarks.side_by_side import ROOT
 
@@ -97,12 +97,9 @@ def make_planner(manifest: Manifest) -> UpdatePlanner:
     return UpdatePlanner(manifest.num_samples_16k, PlanConfig(1, samples, 1, samples, int(CROP_S * SAMPLE_RATE)))
 
 
-def make_prepare() -> ContrastivePrepare:
+def make_collate() -> ContrastiveCollate:
     """Make masks and negatives as pretraining of BASE does."""
-    network, task = ModelConfig(), ContrastiveConfig()
-    return ContrastivePrepare(
-        network.mask, task.num_negatives, tuple(network.conv_kernels), tuple(network.conv_strides)
-    )
+    return ContrastiveCollate(ModelConfig(), ContrastiveConfig().num_negatives)
 
 
 def time_epoch(manifest: Manifest, num_workers: int) -> float:
@@ -110,7 +107,7 @@ def time_epoch(manifest: Manifest, num_workers: int) -> float:
     start, audio_s = time.perf_counter(), 0.0
     planner = make_planner(manifest)
     updates = (1, planner.sub_batches_per_epoch)
-    for batches in iterate_updates(manifest, planner, ReadOptions(1), make_prepare(), updates, num_workers):
+    for batches in iterate_updates(manifest, planner, ReadOptions(1), make_collate(), updates, num_workers):
         audio_s += batches[0].audio_s
     return audio_s / (time.perf_counter() - start)
 
@@ -172,7 +169,7 @@ def measure_manifest(path: str) -> dict[str, float]:
     planned = time.perf_counter() - start
     start = time.perf_counter()
     updates = (1, PSS_UPDATES + 8)
-    batches = iterate_updates(manifest, make_planner(manifest), ReadOptions(1), make_prepare(), updates, 2)
+    batches = iterate_updates(manifest, make_planner(manifest), ReadOptions(1), make_collate(), updates, 2)
     next(batches)
     first = time.perf_counter() - start
     for _ in range(PSS_UPDATES):

@@ -27,14 +27,14 @@ from speechssl.bench.batches import make_noise
 from speechssl.bench.flops import count_row
 from speechssl.cli.compose import compose
 from speechssl.config.verbs import BenchConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.data.loader import pad_stack
 from speechssl.data.manifest import Manifest
 from speechssl.devices import autocast, resolve_device
 from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
 from speechssl.inference.embedding_files import write_embeddings
+from speechssl.inference.source import Source
 from speechssl.interop.load import load_model, write_model
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.speech_model import SpeechModel
 from speechssl.training.run import seed_weights
 from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
@@ -141,7 +141,7 @@ def build_ours(task: Task, precision: str, out: Path) -> Callable[[], None]:
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", task.batch_s, precision=precision)
 
     def run() -> None:
-        write_embeddings(out, iterate_tables(embedder, task.manifest), embedder.dim)
+        write_embeddings(out, iterate_tables(embedder, Source.from_manifest(task.manifest)), embedder.dim)
 
     return run
 
@@ -202,7 +202,7 @@ def embed_batches(task: Task, forward: Forward, batches: Sequence[list[int]], pr
         num_samples = torch.tensor([len(row) for row in audio], device=task.device)
         with autocast(task.device, precision):
             layers = forward(waveforms, num_samples if len(batch) > 1 else None)
-        counts = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides).tolist()
+        counts = network.count_frames(num_samples).tolist()
         stacked = torch.stack([layer.float() for layer in layers])
         for row, (index, count) in enumerate(zip(batch, counts, strict=True)):
             made[index] = stacked[:, row, :count].mean(1).cpu().numpy()

@@ -21,7 +21,6 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.cli.compose import compose
 from speechssl.config.verbs import BenchConfig
 from speechssl.devices import autocast, resolve_device
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.transformer import PositionalConvolution
 from tests.benchmarks.side_by_side import Contest, Contestant, hold, make_parser
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build_contestant(config: BenchConfig, device: torch.device, precision: str, name: str) -> Contestant:
     """Build one of `WAYS`; a run is a forward and a backward."""
     network, num_samples = config.model, round(config.seconds * SAMPLE_RATE)
-    num_frames = compute_num_frames(num_samples, network.frame_kernels, network.frame_strides)
+    num_frames = network.count_frames(num_samples)
     torch.manual_seed(config.seed)
     module = PositionalConvolution(network.model_dim, network.position_kernel, network.position_groups).to(device)
     x = torch.randn(config.batch, num_frames, network.model_dim, device=device, requires_grad=True)

@@ -29,7 +29,6 @@ from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import BenchConfig
 from speechssl.devices import autocast, resolve_device
-from speechssl.model.lengths import compute_num_frames
 from tests.benchmarks.side_by_side import COMPILED, Contest, Contestant, hold, make_parser
 
 NAMES = (
@@ -74,7 +73,7 @@ def build_contestant(config: BenchConfig, device: torch.device, name: str) -> Co
 def count_step(config: BenchConfig) -> float:
     """Count the operations of a step; the masked frames are those that are expected."""
     num_samples = round(config.seconds * SAMPLE_RATE)
-    frames = compute_num_frames(num_samples, config.model.conv_kernels, config.model.conv_strides)
+    frames = config.model.count_frames(num_samples)
     mask = config.model.mask
     masked = frames * (1.0 - (1.0 - mask.prob / mask.length) ** mask.length)
     heads = count_pretraining_heads(config.model, masked)
@@ -151,7 +150,7 @@ def make_their_batches(config: BenchConfig, device: torch.device) -> list[dict[s
 
     network, rng = config.model, np.random.default_rng(config.seed)
     num_samples = round(config.seconds * SAMPLE_RATE)
-    shape = (config.batch, compute_num_frames(num_samples, network.conv_kernels, network.conv_strides))
+    shape = (config.batch, network.count_frames(num_samples))
     batches = []
     for _ in range(NUM_BATCHES):
         waveforms = np.stack([make_noise(num_samples, rng) for _ in range(config.batch)])

@@ -11,6 +11,7 @@ from speechssl.bench import meter as bench_meter
 from speechssl.model.transformer import PositionalConvolution
 from tests.benchmarks import ctc_step, data_loading, extraction, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio
+from tests.cases import each_case
 
 TINY = ["model=tiny", "device=cpu", "warmup_steps=1"]
 
@@ -84,7 +85,7 @@ def test_a_ratio_is_taken_turn_by_turn() -> None:
     assert (middle, spread, low, high) == (2.0, 0.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize("kernel", [6, 7])
+@each_case("kernel", [6, 7])
 def test_all_ways_to_positions_come_to_the_same(kernel: int) -> None:
     torch.manual_seed(1)
     module, x = PositionalConvolution(12, kernel, 3), torch.randn(2, 15, 12)

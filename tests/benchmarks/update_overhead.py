@@ -17,12 +17,12 @@ from statistics import median
 from typing import Any
 
 from speechssl.cli.compose import compose
-from speechssl.objectives.wav2vec2 import ContrastiveObjective
+from speechssl.objectives.collapse import CollapseWatch
 from speechssl.training import trainer
 from speechssl.training.average import WeightAverage
 from speechssl.training.guard import NumericalGuard
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter
-from speechssl.verbs.pretrain import run
+from speechssl.training.metrics import JsonLinesWriter
+from speechssl.training.trackers import TensorBoardWriter
 
 WARM_UP = 5
 
@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     """Run, and print the table."""
     clock(NumericalGuard, "judge", "guard")
     clock(WeightAverage, "update", "moving average")
-    clock(ContrastiveObjective, "check_health", "collapse watch")
+    clock(CollapseWatch, "observe", "collapse watch")
     clock(trainer, "measure_system", "system figures")
     clock(JsonLinesWriter, "write", "metrics.jsonl")
     clock(TensorBoardWriter, "write", "TensorBoard")
@@ -56,7 +56,7 @@ def main(words: list[str]) -> None:
     keys = {word.partition("=")[0] for word in words}
     with tempfile.TemporaryDirectory() as out:
         defaults = [word for word in sorted(given) if word.partition("=")[0] not in keys]
-        run(compose("pretrain", [*defaults, *words, f"out={out}/run"]))
+        pretrain(compose("pretrain", [*defaults, *words, f"out={out}/run"]))
     whole = median(times["update"][WARM_UP:])
     print(f"\n| part | ms an update | share of {1000 * whole:.0f} ms |\n| --- | --- | --- |")
     total = 0.0

@@ -20,16 +20,16 @@ import torch
 from speechssl.audio.reading import load_audio, read_info
 from speechssl.checkpoints.layout import METRICS
 from speechssl.checkpoints.model_folder import save_model
-from speechssl.checkpoints.state import Progress, TrainingState
-from speechssl.checkpoints.store import CheckpointStore
-from speechssl.checkpoints.validity import FILES, find_problem
+from speechssl.checkpoints.snapshot import Progress
+from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
 from speechssl.config.model import ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig, FinetuneConfig, PretrainConfig, ReportConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig, ReportConfig
 from speechssl.corpora.folder import read_sidecar
 from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table
-from speechssl.data.inputs import find_files
+from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
@@ -40,7 +40,8 @@ from speechssl.text.vocabulary import Vocabulary
 from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
 from speechssl.training.run_folder import claim_run, open_run
-from speechssl.verbs.report import run as report
+from speechssl.training.state import TrainingState
+from speechssl.verbs import report
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from speechssl.errors import DataError
+from tests.cases import each_case
 from tests.fuzz import run, worker
 from tests.fuzz.kinds import KINDS, Kind
 from tests.fuzz.mutator import INSIDE, TEXTS, mutate
@@ -18,14 +19,14 @@ SECONDS = 8.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@each_case("kind", KINDS)
 def test_damaged_files_end_in_a_sentence(kind: str) -> None:
     outcome = run.fuzz(kind, seed=0, seconds=SECONDS)
     assert outcome.num_cases > 10
     assert not outcome.faults, outcome.describe()
 
 
-@pytest.mark.parametrize("suffix", [*TEXTS, *INSIDE, ".wav"])
+@each_case("suffix", [*TEXTS, *INSIDE, ".wav"])
 def test_a_case_is_decided_by_its_seed_and_changes_the_file(suffix: str) -> None:
     content = b'{"a": 1, "b": [true, "x"]}\n'
     damaged = [mutate(content, f"x{suffix}", random.Random(f"{seed}")) for seed in range(200)]

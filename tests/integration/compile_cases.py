@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ContrastiveConfig, TextConfig
-from speechssl.model.lengths import compute_num_frames
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import compute_logits
 from speechssl.objectives.losses import compute_ctc_loss
@@ -57,7 +57,7 @@ def draw(model: SpeechModel, num_samples: int, seed: int) -> dict[str, Any]:
     """Draw a batch of three ragged rows, with everything that a loader and an objective draw."""
     generator = torch.Generator().manual_seed(seed)
     config, quantizer = model.config, model.config.quantizer
-    num_frames = compute_num_frames(num_samples, config.conv_kernels, config.conv_strides)
+    num_frames = config.count_frames(num_samples)
     mask = torch.zeros(3, num_frames, dtype=torch.bool)
     mask[:, 3 + seed : 3 + seed + NUM_MASKED] = True
     uniform = torch.rand(3, NUM_MASKED, quantizer.num_groups, quantizer.num_codes, generator=generator)

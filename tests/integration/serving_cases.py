@@ -14,8 +14,8 @@ import yaml
 
 import speechssl
 from speechssl.cli.main import main
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.interop.onnx import export_program
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary

@@ -13,6 +13,7 @@ from speechssl.checkpoints.model_folder import load_weights
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.load import load_model
 from speechssl.training.average import WeightAverage
+from tests.cases import each_case
 from tests.integration.test_training import (
     finetune,
     manifests,  # noqa: F401  (a fixture)
@@ -34,7 +35,7 @@ def equal(model: torch.nn.Module, stored: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(state[name], value) for name, value in stored.items())
 
 
-@pytest.mark.parametrize("name", ["pre", "ctc"])
+@each_case("name", ["pre", "ctc"])
 def test_either_weights_are_loaded_by_choice(runs: Path, name: str) -> None:
     best = runs / name / "checkpoints" / "best"
     stored = {key: load_file(best / f"{key}.safetensors") for key in ("model", "ema")}

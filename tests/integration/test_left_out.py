@@ -137,6 +137,6 @@ def test_a_validation_of_which_nothing_can_be_read_is_one_sentence(manifests: Pa
 
 def test_codes_are_fitted_to_what_can_be_read(manifests: Path, tmp_path: Path) -> None:
     damage(manifests, [0, 1])
-    keys = {"objective.name": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 4}
+    keys = {"objective": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 4}
     result = pretrain(manifests, tmp_path / "run", **SMALL, **keys, **{"training.max_updates": 6})
     assert result["num_left_out"] == 2

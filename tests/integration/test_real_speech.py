@@ -11,7 +11,7 @@ import torch
 from speechssl.audio.reading import load_audio
 from speechssl.cli.compose import compose
 from speechssl.data.dataset import Example
-from speechssl.data.loader import collate
+from speechssl.data.loader import stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 
@@ -29,9 +29,9 @@ def test_untrained_loss_is_chance(name: str, tolerance: float) -> None:
     torch.manual_seed(1)
     objective = ContrastiveObjective(config.model, config.objective, 1, 100)
     examples = read_examples(4, 160_000)
-    prepared = objective.make_prepare()(examples, 1, 0)
+    prepared = objective.make_collate()(examples, 1, 0)
     plan = ForwardPlan(1, (SubBatch(0, 0, (0, 1, 2, 3), 160_000),), True)
-    batch = collate(plan, [(examples, prepared)])
+    batch = stack(plan, [(examples, prepared)])
     for training in (False, True):
         objective.module.train(training)
         with torch.no_grad():

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from speechssl.cli.run import build_config
+from speechssl.cli.compose import build_config
 from speechssl.cli.words import read_words
 from speechssl.config.verbs import PretrainConfig
+from tests.cases import each_case
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "distributed"
 OFFLINE = FOLDER.parent / "offline"
@@ -45,12 +46,12 @@ def read_launch(folder: Path) -> tuple[dict[str, str], PretrainConfig]:
     return vars(given), build_config(request)
 
 
-@pytest.mark.parametrize("path", [FOLDER / "one_node", FOLDER / "nodes.sbatch", OFFLINE / "pack", OFFLINE / "there"])
+@each_case("path", [FOLDER / "one_node", FOLDER / "nodes.sbatch", OFFLINE / "pack", OFFLINE / "there"])
 def test_bash_understands_it(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-@pytest.mark.parametrize("gpus", [1, 8])
+@each_case("gpus", [1, 8])
 def test_one_node_shares_the_papers_batch_out(gpus: int, stand_ins: Path) -> None:
     subprocess.run([FOLDER / "one_node", str(gpus), "m/train.tsv", "m/valid.tsv", "runs/a b"], check=True)
     asked, config = read_launch(stand_ins)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from speechssl.inference.decoding.ngram import load_arpa
+from tests.cases import each_case
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,8 +73,8 @@ def test_what_cannot_be_read_or_written_is_told_before_the_counting(tmp_path: Pa
     assert not (tmp_path / "lm.arpa").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
+@each_case(
+    "words, told",
     [
         (["out=lm.arpa"], "train_ngram must be given texts and out="),
         (["gone.txt", "out=lm.arpa"], "a text must be a file, but gone.txt does not exist"),

@@ -16,9 +16,8 @@ import torchaudio
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
-from speechssl.model.lengths import compute_num_frames
 from speechssl.model.pretraining import PretrainingModel
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.wav2vec2 import Wav2Vec2
@@ -76,7 +75,7 @@ def draw_inputs(config: ModelConfig, lengths: list[int]) -> Inputs:
     waveforms = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
     for row, length in zip(waveforms, lengths, strict=True):
         row[:length] = rng.normal(0, 0.1, length)
-    num_frames = [int(compute_num_frames(n, config.conv_kernels, config.conv_strides)) for n in lengths]
+    num_frames = [int(config.count_frames(n)) for n in lengths]
     is_padded = len(set(lengths)) > 1
     return Inputs(torch.from_numpy(waveforms), torch.tensor(lengths) if is_padded else None, num_frames)
 

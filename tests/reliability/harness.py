@@ -18,10 +18,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from speechssl.checkpoints.layout import list_published
 from speechssl.checkpoints.model_folder import AVERAGED, WEIGHTS
-from speechssl.checkpoints.rotation import list_published
-from speechssl.checkpoints.validity import STATE, TENSORS, find_problem
-from speechssl.data.inputs import scan_files
+from speechssl.checkpoints.snapshot import STATE
+from speechssl.checkpoints.store import TENSORS, find_problem
+from speechssl.data.files import scan_files
 from speechssl.data.manifest import build_manifest, save_manifest
 from speechssl.training.metrics import MEASURED
 from tests.conftest import write_librispeech

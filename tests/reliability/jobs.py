@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from speechssl.checkpoints.saver import Saver
-from speechssl.checkpoints.state import Progress, TrainingState
+from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.config.model import ModelConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import ContrastiveConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
+from speechssl.training.state import TrainingState
 from tests.reliability.harness import (
     CRASH_POINTS,
     ROOT,

@@ -29,7 +29,7 @@ def run_case(case: dict[str, Any]) -> None:
     if "stop_after" in case:
         StopFlag.check = lambda self: ("stopped by the test", 75) if next(calls) == case["stop_after"] else None
     if "desync_at" in case:
-        Trainer._make_update = lambda self, batches: desync(self, batches, case["desync_at"])
+        Trainer._make_update = lambda self, update, batches: desync(self, update, batches, case["desync_at"])
     verb = {"pretrain": speechssl.pretrain, "finetune": speechssl.finetune}[case["verb"]]
     end = "finished"
     try:
@@ -40,10 +40,10 @@ def run_case(case: dict[str, Any]) -> None:
     Path(f"{case['keys']['out']}.rank{os.environ['RANK']}").write_text(end, encoding="utf-8")
 
 
-def desync(trainer: Trainer, batches: Any, at: int) -> Any:
+def desync(trainer: Trainer, update: int, batches: Any, at: int) -> Any:
     """Make an update, and then what a bad memory chip does."""
-    made = _make_update(trainer, batches)
-    if trainer.progress.update == at and os.environ["RANK"] == "1":
+    made = _make_update(trainer, update, batches)
+    if update == at and os.environ["RANK"] == "1":
         weight = list(trainer.objective.module.parameters())[5]
         with torch.no_grad():
             weight.view(torch.int32).view(-1)[3] ^= 1

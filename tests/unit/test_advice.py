@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 import speechssl
 from speechssl.advice import quote_for_shell, spell
 from speechssl.cli.compose import compose_request
-from speechssl.cli.overrides import parse_override
-from speechssl.cli.words import read_words
+from speechssl.cli.words import parse_override, read_words
 from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.folder import read_folder
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.verbs.prepare import guess_corpus
+from tests.cases import each_case
 
 TEXTS = [
     "plain", "runs/base", "a b", " a", "it's", 'say "no"', "both ' and \"", "back\\slash", "end\\", 'end\\"',
@@ -47,7 +47,7 @@ def type_into(shell: str, words: list[str]) -> list[str]:
     return typed
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@each_case("shell", ["bash", "zsh"])
 def test_what_is_pasted_into_a_shell_is_read_as_that_value(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
@@ -64,8 +64,8 @@ def test_quoting_alone_gives_back_the_word() -> None:
     assert type_into("bash", [quote_for_shell(text) for text in TEXTS]) == TEXTS
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
+@each_case(
+    "key, value",
     [
         ("data.train", ["m/a.tsv", "m/b c.tsv", "it's", "1e5", "null"]),
         ("data.limit_s", 600.0),
@@ -91,8 +91,8 @@ def test_mappings_are_spelt() -> None:
     assert compose_request(request).columns == columns
 
 
-@pytest.mark.parametrize(
-    ("value", "spelt"),
+@each_case(
+    "value, spelt",
     [
         ("runs/base", "key=runs/base"),
         ("speaker=19", "key=speaker=19"),
@@ -112,9 +112,7 @@ def follow(verb: str, advice: str) -> dict[str, Any]:
     return {key: OmegaConf.create({"value": value})["value"] for key, value in request.values.items()}
 
 
-@pytest.mark.parametrize(
-    "value", ["a(b", "Füße (1)", "it's (1)", 'say "a"', "a\u200cb(", "a\\((", '(\\d+)"', "${x", "x=y=z"]
-)
+@each_case("value", ["a(b", "Füße (1)", "it's (1)", 'say "a"', "a\u200cb(", "a\\((", '(\\d+)"', "${x", "x=y=z"])
 def test_a_value_that_cannot_be_parsed_is_told_how_to_be_typed(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_override(f"out={value}")

@@ -11,12 +11,13 @@ import torch
 
 import speechssl
 from speechssl import devices
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.inference import recognise as recognition
 from speechssl.model.lengths import check_waveforms
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_save_and_load_give_the_same_frames(model: SpeechModel, tmp_path: Path) 
     assert all(parameter.requires_grad for parameter in speechssl.load(tmp_path / "saved", trainable=True).parameters())
 
 
-@pytest.mark.parametrize("format", ["huggingface", "fairseq"])
+@each_case("format", ["huggingface", "fairseq"])
 def test_other_formats_keep_the_pretraining_heads(format: str, model: SpeechModel, tmp_path: Path) -> None:
     speechssl.save(model, tmp_path / "saved.pt", format=format)
     loaded = speechssl.load(tmp_path / "saved.pt").state_dict()
@@ -101,9 +102,9 @@ def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
     return SpeechModel(tiny_model_config, speechssl.build_vocabulary(TextConfig(), [])).eval()
 
 
-@pytest.mark.parametrize("function", ["embed", "transcribe"])
-@pytest.mark.parametrize(
-    ("key", "value"),
+@each_case("function", ["embed", "transcribe"])
+@each_case(
+    "key, value",
     [
         ("precision", "fp16"),
         ("window_s", 1.0),
@@ -142,7 +143,7 @@ def test_auto_is_resolved(recogniser: SpeechModel, monkeypatch: pytest.MonkeyPat
     assert asked == ["bf16"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@each_case("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_tensors_of_every_float_are_audio(dtype: torch.dtype, recogniser: SpeechModel) -> None:
     wave = (0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))).to(dtype)
     table, expected = (speechssl.embed(recogniser, x, sample_rate=16_000) for x in (wave, wave.float().numpy()))
@@ -186,7 +187,7 @@ def test_a_recogniser_gives_its_logits(recogniser: SpeechModel, model: SpeechMod
     assert model(waveforms, lengths).logits is None
 
 
-@pytest.mark.parametrize(
+@each_case(
     "waveforms",
     [
         torch.zeros(8000),
@@ -196,14 +197,13 @@ def test_a_recogniser_gives_its_logits(recogniser: SpeechModel, model: SpeechMod
         torch.zeros(1, 399),
         torch.zeros(0, 8000),
     ],
-    ids=lambda value: f"{value.dtype} {list(value.shape)}",
 )
 def test_a_model_says_what_it_takes(waveforms: torch.Tensor, recogniser: SpeechModel) -> None:
     with pytest.raises(speechssl.DataError, match=r"`waveforms` must be a tensor \(rows, samples\) of float32"):
         recogniser(waveforms)
 
 
-@pytest.mark.parametrize("waveforms", [np.zeros((1, 8000), np.float32), [torch.zeros(8000)], None], ids=type)
+@each_case("waveforms", [np.zeros((1, 8000), np.float32), [torch.zeros(8000)], None])
 def test_what_is_no_tensor_gets_a_sentence(waveforms: object) -> None:
     # As a model calls it; the shape checks of the tests would be faster there.
     with pytest.raises(speechssl.DataError, match=r"such as torch\.from_numpy\(x\)\[None\], but is of type"):

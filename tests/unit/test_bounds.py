@@ -11,6 +11,7 @@ from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.devices import check_room
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 MISTAKES: dict[str, str] = {
     "data.num_workers=100000": r"`data.num_workers` must be between 0 and 256, but is 100000",
@@ -26,20 +27,20 @@ MISTAKES: dict[str, str] = {
     "training.timeout_s=1e30": r"`training.timeout_s` must be positive and at most",
     "training.lr=nan": r"`training.lr` must be a finite number",
     "objective.num_negatives=1000000000": r"`objective.num_negatives` must be between",
-    "objective.num_codes=1000000000": r"`objective.num_codes` must be between",
-    "objective.code_dim=1000000000": r"`objective.code_dim` must be between",
-    "objective.stack_frames=1000000000": r"`objective.stack_frames` must be between",
+    "objective=masked_codes objective.num_codes=1000000000": r"`objective.num_codes` must be between",
+    "objective=masked_codes objective.code_dim=1000000000": r"`objective.code_dim` must be between",
+    "objective=masked_codes objective.stack_frames=1000000000": r"`objective.stack_frames` must be between",
 }
 
 
-@pytest.mark.parametrize("word", MISTAKES)
-def test_a_size_that_nothing_holds_is_one_sentence(word: str) -> None:
-    with pytest.raises(ConfigError, match=MISTAKES[word]) as caught:
-        compose("pretrain", ["out=x", word])
+@each_case("words", MISTAKES)
+def test_a_size_that_nothing_holds_is_one_sentence(words: str) -> None:
+    with pytest.raises(ConfigError, match=MISTAKES[words]) as caught:
+        compose("pretrain", ["out=x", *words.split()])
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "sizes",
     [
         {"model_dim": 65_536, "num_heads": 16, "num_layers": 256},

@@ -7,11 +7,12 @@ import torch
 
 from speechssl import devices
 from speechssl.devices import resolve_precision, use_deterministic_algorithms
+from tests.cases import each_case
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("gain", "expected"), [(0.5, "float32"), (1.2, "float32"), (1.8, "bf16"), (4.0, "bf16")])
+@each_case("gain, expected", [(0.5, "float32"), (1.2, "float32"), (1.8, "bf16"), (4.0, "bf16")])
 def test_auto_is_bf16_where_the_cpu_multiplies_it_much_faster(
     gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from speechssl.durable import REFUSALS, Appender, open_own, remove, write_in_one_step, writing
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def victim(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [*REFUSALS, errno.EIO, errno.EACCES, errno.ESTALE])
+@each_case("number", [*REFUSALS, errno.EIO, errno.EACCES, errno.ESTALE])
 def test_what_a_disk_refuses_is_one_sentence(tmp_path: Path, number: int) -> None:
     sentence = "`out` must be a place that can be written, but .*x could not be"
     with pytest.raises(ConfigError, match=sentence), writing(tmp_path / "x"):
@@ -31,7 +32,7 @@ def test_other_errors_pass_where_only_refusals_are_meant(tmp_path: Path) -> None
         (tmp_path / "none").read_text()
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+@each_case("kind", ["link", "dangling link", "second name", "pipe", "folder"])
 def test_only_a_file_of_its_own_is_opened(tmp_path: Path, victim: Path, kind: str) -> None:
     path = tmp_path / "own"
     match kind:

@@ -7,11 +7,10 @@ import pytest
 
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.parsing import open_regular, parsing, read_bytes, read_json, read_text, read_yaml, show
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize(
-    "raised", [KeyError("a"), OverflowError("too big"), RecursionError(), MemoryError(), EOFError()]
-)
+@each_case("raised", [KeyError("a"), OverflowError("too big"), RecursionError(), MemoryError(), EOFError()])
 def test_whatever_a_parser_raises_becomes_the_sentence(raised: Exception) -> None:
     with (
         pytest.raises(CheckpointError, match=r"^x\.pt must be a whole checkpoint, but is not \("),
@@ -25,7 +24,7 @@ def test_our_own_sentences_pass() -> None:
         raise ConfigError("mine")
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+@each_case("stop", [KeyboardInterrupt, SystemExit])
 def test_a_request_to_stop_passes(stop: type[BaseException]) -> None:
     with pytest.raises(stop), parsing("x", "y"):
         raise stop
@@ -53,10 +52,9 @@ def test_a_file_over_the_limit_is_refused(tmp_path: Path) -> None:
         read_text(tmp_path / "a", limit=4)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content",
     [b"", b"[1, 2]", b"3", b"\xff\xfe", b'{"a": ', b"[" * 100_000, b'{"a": 1e999', b"\0\0\0"],
-    ids=["empty", "list", "number", "no UTF-8", "cut off", "deep", "huge number cut off", "zeros"],
 )
 def test_what_is_no_mapping_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
@@ -90,8 +88,8 @@ def test_the_file_is_named_where_the_subject_is_a_key() -> None:
         open_regular("/there/is/no/such")
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [("a", "'a'"), ([1, 2], "[1, 2]"), ({"a": None}, "{'a': None}"), (2.5, "2.5"), (None, "None")]
+@each_case(
+    "value, shown", [("a", "'a'"), ([1, 2], "[1, 2]"), ({"a": None}, "{'a': None}"), (2.5, "2.5"), (None, "None")]
 )
 def test_what_is_short_is_shown_whole(value: object, shown: str) -> None:
     assert show(value) == shown

@@ -8,10 +8,9 @@ from typing import Any
 from recipes.librispeech_mini.study.cells import Keys
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.bench.flops import BACKWARD, count_pretraining_heads, count_row
-from speechssl.cli.run import build_config
+from speechssl.cli.compose import build_config
 from speechssl.cli.words import Request, escape
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
-from speechssl.model.lengths import compute_num_frames
 
 VOCABULARY = 32
 """Labels of the CTC head."""
@@ -38,7 +37,7 @@ def count_pretraining(keys: Keys, seconds: float) -> float:
     """
     config: PretrainConfig = compose("pretrain", keys)
     network, num_samples = config.model, round(seconds * SAMPLE_RATE)
-    num_frames = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides)
+    num_frames = network.count_frames(num_samples)
     num_masked = num_frames * (1.0 - math.exp(-network.mask.prob))
     if keys.get("objective") == "masked_codes":
         predicted = num_frames if keys.get("objective.unmasked_weight") else num_masked
@@ -62,7 +61,7 @@ def count_finetuning(keys: Keys, seconds: float) -> float:
     """
     config: FinetuneConfig = compose("finetune", keys)
     network, num_samples = config.model, round(seconds * SAMPLE_RATE)
-    num_frames = compute_num_frames(num_samples, network.conv_kernels, network.conv_strides)
+    num_frames = network.count_frames(num_samples)
     head = 2.0 * num_frames * network.model_dim * VOCABULARY
     if config.training.freeze_share >= 1:
         return (count_row(network, num_samples, backward=False) + (1.0 + BACKWARD) * head) / seconds

@@ -23,8 +23,7 @@ USAGE = """usage:
   run cell=<name> data=<LibriSpeech> [fsdd=<FSDD>] [text=<LibriSpeech-text>] [out=runs/study] [results=<folder>]
       [rehearse=true] [device=auto] [precision=auto] [workers=1] [max_hours=0]
                                               one cell; the same command again goes on where it stopped
-  run table [results=<folder>] [page=<README.md>]
-                                              the table, from the results, between two marker lines of the page
+  run table [results=<folder>]                tables.md in the folder of the results, made from them
   run digits checkpoint=<run> manifest=<fsdd.tsv> out=<folder>
 """
 
@@ -33,7 +32,7 @@ KEYS = {
     "cell": (
         *("cell", "data", "fsdd", "text", "out", "results", "rehearse", "device", "precision", "workers", "max_hours"),
     ),
-    "table": ("results", "page"),
+    "table": ("results",),
     "digits": ("checkpoint", "manifest", "out"),
 }
 
@@ -50,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
             case "cells":
                 print_line(format_cells(given))
             case "table":
-                page = Path(given.get("page", HERE.parent / "README.md"))
-                table.update_page(page, Path(given.get("results", HERE / "results")))
+                print_line(str(table.write_tables(Path(given.get("results", HERE / "results")))))
             case "digits":
                 print_line(format_line(digits.run(**given)))
             case _:

@@ -30,9 +30,8 @@ from recipes.librispeech_mini.study.records import (
     write_record,
 )
 from speechssl.api import run_verb
-from speechssl.checkpoints.header import read_header
 from speechssl.checkpoints.layout import RESULT
-from speechssl.checkpoints.validity import STATE
+from speechssl.checkpoints.snapshot import STATE, read_header
 from speechssl.data.manifest import load_manifests
 from speechssl.errors import SpeechSSLError, StoppedOnRequest
 from speechssl.training.metrics import read_metrics

@@ -1,4 +1,4 @@
-"""The few lines at the top of the page: an hour of labels, arm by arm, and which arms have no figures yet."""
+"""The first table of the page: an hour of labels, arm by arm, and which arms have no figures yet."""
 
 from __future__ import annotations
 

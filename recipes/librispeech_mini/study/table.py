@@ -1,4 +1,4 @@
-"""The study's tables in Markdown, from the records of its steps, written between marker lines of a page."""
+"""The study's tables in Markdown, from the records of its steps."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from recipes.librispeech_mini.study.plan import TEST_SPLITS
 from recipes.librispeech_mini.study.records import Record, read_all
 from recipes.librispeech_mini.study.speakers import build_digits, build_speakers, build_verification
 from recipes.librispeech_mini.study.summary import EMPTY, build_summary
-from speechssl.errors import DataError
 
-SUMMARY_BEGIN, SUMMARY_END = "<!-- summary: begin -->", "<!-- summary: end -->"
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+HEAD = (
+    "# Tables of the study\n\nWritten by `recipes/librispeech_mini/study/run table` from the records in this folder; "
+    "do not edit. What the arms are: [README](../../README.md)."
+)
 
 TERA = 1e12
 
@@ -54,23 +55,12 @@ _ANCHORS = (
 """Published figures: what five hours give without pretraining, and what hours seen buy. Other test sets than here."""
 
 
-def update_page(page: Path, results: Path) -> None:
-    """Write the summary and the tables of all results between the marker lines of a page.
-
-    Raises:
-        DataError: the page is not there or has no such lines.
-    """
-    if not page.is_file():
-        raise DataError(f"`page` must be a file with the lines {BEGIN} and {END}, but {page} is not there")
-    text, records = page.read_text(encoding="utf-8"), read_all(results)
-    parts = ((SUMMARY_BEGIN, SUMMARY_END, build_summary(records)), (BEGIN, END, build_table(records)))
-    for begin, end, content in parts:
-        before, found_begin, rest = text.partition(f"{begin}\n")
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
-            raise DataError(f"`page` must have the lines {begin} and {end}, but {page} has not")
-        text = f"{before}{begin}\n\n{content}\n{end}{after}"
-    page.write_text(text, encoding="utf-8")
+def write_tables(results: Path) -> Path:
+    """Write the summary and all tables as `tables.md` beside the results that they come from."""
+    records, page = read_all(results), results / "tables.md"
+    results.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{HEAD}\n\n{build_summary(records)}\n{build_table(records)}", encoding="utf-8")
+    return page
 
 
 def build_table(records: Records) -> str:
@@ -169,7 +159,10 @@ def _build_problems(records: Records) -> str:
 
 
 def _build_anchors() -> str:
-    title = "Published anchors, on other test sets than these (sources stand above the table)."
+    title = (
+        "Published anchors, on other test sets than these: Kaldi's from its recipe for Mini LibriSpeech, wav2vec 2.0's "
+        "from a replication at many batch sizes (arXiv 2402.13723)."
+    )
     return f"{title}\n\n{tabulate(['system', 'labels', 'hours seen in pretraining', 'figure'], _ANCHORS)}"
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
-from speechssl.interop.families import FAMILIES, refuse_family
-from speechssl.interop.foreign import name_size
+from speechssl.interop.fairseq.literals import read_conv_layers, read_temperature
+from speechssl.interop.foreign import FAMILIES, name_size, read_field, refuse_family, refuse_field
 from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
@@ -89,7 +88,6 @@ TASK: dict[str, Any] = {
 """Fields of the contrastive task, no part of the network: what differs from ours is left behind, and named."""
 
 _NORMS = {"default": "group", "layer_norm": "layer"}
-_MUST = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,6 @@ def find_sections(stored: dict[str, Any], is_finetuned: bool, where: str, key: s
     Args:
         stored: `cfg` and `args` as plain values.
         is_finetuned: whether the weights are those of a fine-tuned model.
-        where: file, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: there is none, or a fine-tuned model's lacks that of its network.
@@ -148,8 +144,6 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
     Args:
         sections: from `find_sections`.
         kind: `pretraining`, `ctc` or `backbone`.
-        where: file, for errors.
-        key: the key that errors name.
 
     Returns:
         The network, and the fields left behind.
@@ -162,10 +156,11 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
         refuse_family(family, where, key)
     field = _Reader(where, key)
     _check_required(sections, kind, field)
+    trained = PRETRAINING if sections.training is sections.model else FINETUNING
     try:
         config = ModelConfig(
             **{ours: field.read(sections.model, *theirs) for ours, theirs in NETWORK.items()},
-            **_read_training(sections, field),
+            **{ours: field.read(sections.training, *theirs) for ours, theirs in trained.items()},
             **_read_convolutions(sections.model, field),
             normalize_waveform=field.read(sections.task, "normalize", False),
             mask=_read_mask(sections, kind, field),
@@ -181,7 +176,6 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
     """Make a `cfg` of plain values that fairseq builds the network from.
 
     Args:
-        config: the network.
         kind: `pretraining` or `ctc`.
     """
     task = {"normalize": config.normalize_waveform, "sample_rate": 16_000, "data": "."}
@@ -189,7 +183,12 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
         "common": {},
         "model": _write_network(config),
         "task": {"_name": "audio_pretraining", **task},
-        "criterion": _write_criterion(),
+        "criterion": {
+            "_name": "wav2vec",
+            "infonce": True,
+            "log_keys": ["prob_perplexity", "temp"],
+            "loss_weights": [ContrastiveConfig().diversity_weight, ContrastiveConfig().feature_penalty_weight],
+        },
     }
     if kind == "pretraining":
         return pretrained
@@ -214,23 +213,17 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads single fields, and says what is wrong with them."""
+    """Reads single fields of one file, and says what is wrong with them; null stands for the default."""
 
     where: str
     key: str
 
     def read(self, section: dict[str, Any], name: str, default: Any) -> Any:
-        """Read one field of the type of its default; a whole number will do for a float."""
-        value = section.get(name)
-        value = default if value is None else value
-        is_number = isinstance(default, float) and type(value) in (int, float) and abs(value) < MAX_NUMBER
-        if not is_number and type(value) is not type(default):
-            raise self.refuse(name, _MUST[type(default)], value)
-        return float(value) if is_number else value
+        given = {name: section[name]} if section.get(name) is not None else {}
+        return read_field(given, name, default, self.where, self.key)
 
     def refuse(self, name: str, must: str, value: Any) -> CheckpointError:
-        """Say what a field must be."""
-        return CheckpointError(f"`{self.key}` must have {must} as {name}, but {self.where} has {show(value)}")
+        return refuse_field(name, must, value, self.where, self.key)
 
 
 def _get_part(whole: dict[str, Any], name: str) -> dict[str, Any]:
@@ -244,16 +237,10 @@ def _check_required(sections: Sections, kind: str, field: _Reader) -> None:
     """Refuse what would change the results: another network, another loss."""
     wanted = {**REQUIRED, **(REQUIRED_HEADS if kind == "pretraining" else {})}
     for name, value in wanted.items():
-        found = field.read(sections.model, name, value)
-        if found != value:
+        if (found := field.read(sections.model, name, value)) != value:
             raise field.refuse(name, repr(value), found)
     if kind == "pretraining" and not field.read(sections.model, "quantize_targets", False):
         raise field.refuse("quantize_targets", "True", False)
-
-
-def _read_training(sections: Sections, field: _Reader) -> dict[str, Any]:
-    fields = PRETRAINING if sections.training is sections.model else FINETUNING
-    return {ours: field.read(sections.training, *theirs) for ours, theirs in fields.items()}
 
 
 def _read_convolutions(model: dict[str, Any], field: _Reader) -> dict[str, Any]:
@@ -304,10 +291,8 @@ def _add_heads(config: ModelConfig, model: dict[str, Any], field: _Reader) -> Mo
 
 def _list_dropped(sections: Sections) -> tuple[str, ...]:
     """List what the contrastive task of the file has otherwise than ours."""
-    dropped = []
-    for name, value in TASK.items():
-        found = sections.model.get(name)
-        dropped += [f"{name}={show(found)}"] if found is not None and found != value else []
+    found = {name: sections.model.get(name) for name in TASK}
+    dropped = [f"{k}={show(v)}" for k, v in found.items() if v is not None and v != TASK[k]]
     task, weights = ContrastiveConfig(), sections.criterion.get("loss_weights")
     ours = [task.diversity_weight, task.feature_penalty_weight]
     return (*dropped, *((f"loss_weights={show(weights)}",) if weights not in (None, ours) else ()))
@@ -335,9 +320,3 @@ def _write_network(config: ModelConfig) -> dict[str, Any]:
         "mask_prob": mask.prob,
         **{theirs: getattr(mask, ours) for ours, (theirs, _) in MASKS.items()},
     }
-
-
-def _write_criterion() -> dict[str, Any]:
-    task = ContrastiveConfig()
-    weights = [task.diversity_weight, task.feature_penalty_weight]
-    return {"_name": "wav2vec", "infonce": True, "log_keys": ["prob_perplexity", "temp"], "loss_weights": weights}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.checkpoints.checks import read_json
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.files import read_json, write_json
-from speechssl.interop.labels import make_vocabulary
+from speechssl.interop.files import write_json
+from speechssl.interop.foreign import make_vocabulary
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
@@ -81,7 +83,6 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
         folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json.
         num_rows: outputs of the head.
         pad_id: `pad_token_id` of config.json: the CTC blank there.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of
@@ -102,7 +103,8 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
     boundary = special["word_delimiter_token"]
     symbols = [WORD_BOUNDARY if token == boundary else token for token in tokens]
     known = {str(value) for value in special.values()}
-    long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not _is_bracketed(symbol)]
+    is_special = re.compile(r"<.*>|\[.*\]", re.DOTALL).fullmatch
+    long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not is_special(symbol)]
     if long:
         raise CheckpointError(
             f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {show(long[0])}"
@@ -143,7 +145,10 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
     write_json(folder / PREPROCESSOR, {**extractor, "processor_class": "Wav2Vec2Processor"})
     write_json(folder / PROCESSOR, {"processor_class": "Wav2Vec2Processor", "feature_extractor": extractor})
     tokens = export_tokens(vocabulary)
-    special = find_special(tokens)
+    unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)
+    bos, eos = (token if token in tokens else None for token in ("<s>", "</s>"))
+    # A special token that is no label is null: the tokenizer would add it with an index beyond the head.
+    special = {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": tokens[BLANK]}
     write_json(folder / VOCABULARY, {token: index for index, token in enumerate(tokens)})
     write_json(folder / SPECIALS, {name: token for name, token in special.items() if token is not None})
     tokenizer = {
@@ -157,16 +162,6 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
         "model_max_length": 10**30,
     }
     write_json(folder / TOKENIZER, tokenizer)
-
-
-def find_special(tokens: tuple[str, ...]) -> dict[str, str | None]:
-    """Find the tokenizer's special tokens among the labels; a special token that is no label is null.
-
-    One that is named but no label would be added by the tokenizer with an index beyond the head.
-    """
-    unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)
-    bos, eos = (token if token in tokens else None for token in ("<s>", "</s>"))
-    return {"bos_token": bos, "eos_token": eos, "unk_token": unknown, "pad_token": tokens[BLANK]}
 
 
 def _read_tokens(folder: Path, num_rows: int, key: str) -> tuple[str, ...]:
@@ -202,7 +197,3 @@ def _read_special(folder: Path, key: str) -> dict[str, str]:
             raise CheckpointError(f"`{key}` must have text as {name} in {folder}, but has {show(value)}")
         special[name] = default if value is None else value
     return special
-
-
-def _is_bracketed(symbol: str) -> bool:
-    return (symbol[0], symbol[-1]) in (("<", ">"), ("[", "]"))

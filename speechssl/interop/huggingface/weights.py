@@ -8,27 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from speechssl.checkpoints.checks import join, read_json, restore_vocabulary
 from speechssl.checkpoints.model_folder import ModelCard
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.files import read_json, read_tensors, write_json, write_tensors
-from speechssl.interop.foreign import (
-    OURS,
-    Foreign,
-    collapse,
-    draw_mask_vector,
-    drop_identity,
-    find_kind,
-    make_extra,
-    make_identity,
-    read_extra,
-)
+from speechssl.interop.files import read_tensors, write_json, write_tensors
+from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, find_kind, make_extra, read_extra
 from speechssl.interop.huggingface.config import ARCHITECTURES, read_config, write_config
-from speechssl.interop.huggingface.processor import Labels, export_tokens, read_audio, read_labels, write_processor
-from speechssl.interop.labels import restore_vocabulary
-from speechssl.interop.names import CODEBOOK, check_names, join, list_names, rename, strip_all
+from speechssl.interop.huggingface.processor import export_tokens, read_audio, read_labels, write_processor
+from speechssl.interop.names import export_weights, respell, take_weights
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
@@ -37,14 +26,6 @@ INDEX = ".index.json"
 HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 """What stands beside the backbone and so has no prefix `wav2vec2.`."""
 
-_POSITION = "encoder.pos_conv_embed.conv."
-_SPELLINGS = {
-    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
-    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
-    "mask_time_emb_vector": "masked_spec_embed",
-}
-"""Older names of the weight norm's two parts and of the mask vector."""
-
 
 def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     """Read a Hugging Face folder.
@@ -52,7 +33,6 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     Args:
         folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
             file of either spelling and, for CTC, vocab.json.
-        key: the key that errors name.
 
     Returns:
         The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
@@ -62,24 +42,33 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
         CheckpointError: a file is missing or damaged, another architecture, an adapter, weights missing or left over,
             a positional convolution whose weight norm was fused, or a vocabulary that does not fit the head.
     """
+    where = str(folder / CONFIG)
     stored = read_json(folder / CONFIG, key)
     # Before the weights, so that another architecture is called that.
-    read_config(stored, "backbone", str(folder / CONFIG), key)
-    source, head = _read_weights(folder, stored, key)
+    read_config(stored, "backbone", where, key)
+    source, head = _take_head_off(_read_files(folder, key), stored)
+    source = respell(source, "huggingface", str(folder), key)
     kind = _find_kind(source, stored)
-    config, dropped = read_config(stored, kind, str(folder / CONFIG), key)
+    config, dropped = read_config(stored, kind, where, key)
     ours = read_extra(stored, key)
     config = _set_audio(config, folder, bool(ours), key)
     notes: list[str] = []
     if kind != "pretraining" and "masked_spec_embed" not in source:
         source["masked_spec_embed"] = draw_mask_vector(config.model_dim)
-        notes.append("no mask vector in it: one was drawn")
-    weights = _take(source, config, kind, folder, key)
+        notes.append(DRAWN)
+    weights = take_weights(source, config, kind, "huggingface", str(folder), key)
     vocabulary = None
     if kind == "ctc":
         labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
-        vocabulary = _restore_vocabulary(labels, ours, str(folder / CONFIG), key)
-        notes += _move_blank(weights, labels)
+        vocabulary, order = labels.vocabulary, list(labels.order)
+        # The vocabulary that was exported, where the file still has its tokens.
+        exported = restore_vocabulary(ours["vocabulary"], where, key) if ours.get("vocabulary") else None
+        if exported and export_tokens(exported) == vocabulary.symbols:
+            vocabulary = exported
+        if order != sorted(order):
+            # The blank's row of the head comes to the front, where ours is.
+            weights |= {name: weights[name][order] for name in ("head.linear.weight", "head.linear.bias")}
+            notes.append(f"the blank {labels.vocabulary.symbols[0]!r} moved from output {order[0]} to 0")
     card = ModelCard(kind, config, vocabulary, ours.get("update", 0))
     return Foreign("huggingface", card, weights, (*dropped, *head), tuple(notes), says_padding=bool(ours))
 
@@ -87,50 +76,29 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
 def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None:
     """Write a folder that `transformers` opens in the class of the model's head.
 
+    The weight norm of the positional convolution is written in torch's parametrised spelling. What Hugging Face has no
+    field for is in config.json under `speechssl`.
+
     Args:
         model: a backbone, a pretraining model or a recogniser.
         folder: made if it is missing.
-        update: how far the training had come.
-
-    The weight norm of the positional convolution is written in torch's parametrised spelling. Where the feature
-    encoder is as wide as the transformer there is no projection here; Hugging Face always has one, and gets the
-    identity. What it has no field for stands in config.json under `speechssl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config
     kind = find_kind(model)
-    weights = {}
-    for name, value in collapse(model).items():
-        theirs = rename(name, "huggingface")
-        assert theirs is not None, f"{name} has a name there"
-        prefix = "" if kind == "backbone" or theirs.startswith(HEADS) else "wav2vec2."
-        weights[prefix + theirs] = value.reshape(1, -1, value.shape[-1]) if name == CODEBOOK else value
-    if config.conv_channels[-1] == config.model_dim:
-        prefix = "" if kind == "backbone" else "wav2vec2."
-        weights |= {prefix + name: value for name, value in make_identity(config.model_dim, "huggingface").items()}
+    weights = {
+        name if kind == "backbone" or name.startswith(HEADS) else f"wav2vec2.{name}": value
+        for name, value in export_weights(model, "huggingface").items()
+    }
     write_tensors(folder / WEIGHTS, weights)
     tokens = export_tokens(model.vocabulary) if model.vocabulary else ()
     bos, eos = (tokens.index(token) if token in tokens else None for token in ("<s>", "</s>"))
-    fields = write_config(config, kind, len(tokens) or 32, bos, eos)
+    fields = write_config(model.config, kind, len(tokens) or 32, bos, eos)
     write_json(folder / CONFIG, {**fields, OURS: make_extra(model, update)})
-    write_processor(folder, config, model.vocabulary)
-
-
-def _read_weights(folder: Path, stored: dict[str, Any], key: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Read all weights of a folder under Hugging Face's present names, without prefixes, and what is left behind."""
-    source, head = _take_head_off(_read_files(folder, key), stored)
-    source = strip_all(source, key)
-    source = {_SPELLINGS.get(name, name): value for name, value in source.items()}
-    if f"{_POSITION}weight" in source:
-        raise CheckpointError(
-            f"`{key}` must hold the positional convolution as two parts (weight_g and weight_v), but {folder} has it "
-            f"fused as {_POSITION}weight, which transformers itself would replace by random values"
-        )
-    return source, head
+    write_processor(folder, model.config, model.vocabulary)
 
 
 def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Leave a head behind that there is none of here, such as a classifier: all that stands outside of the backbone."""
+    """Leave behind a head that has no counterpart here, such as a classifier: all that is outside of the backbone."""
     others = (name for name in _list_architectures(stored) if name not in ARCHITECTURES.values())
     name = next((name for name in others if name.startswith("Wav2Vec2For")), None)
     backbone = {weight: value for weight, value in source.items() if "wav2vec2." in weight}
@@ -141,7 +109,7 @@ def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[d
 
 
 def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
-    """Read the weights as they lie there: safetensors before torch's files, whole before in shards."""
+    """Read the weights: safetensors rather than torch's files, whole rather than in shards."""
     for name in (WEIGHTS, PICKLE):
         if (folder / name).is_file():
             return read_tensors(folder / name, key)
@@ -187,36 +155,3 @@ def _set_audio(config: ModelConfig, folder: Path, is_ours: bool, key: str) -> Mo
     normalize, epsilon = read_audio(folder, key)
     keeps = is_ours and config.normalize_waveform == normalize
     return replace(config, normalize_waveform=normalize, waveform_epsilon=config.waveform_epsilon if keeps else epsilon)
-
-
-def _take(source: dict[str, Tensor], config: ModelConfig, kind: str, folder: Path, key: str) -> dict[str, Tensor]:
-    """Take the weights under our names; none may be missing or left over."""
-    theirs = {name: str(rename(name, "huggingface")) for name in list_names(config, kind)}
-    if config.conv_channels[-1] == config.model_dim:
-        drop_identity(source, "huggingface", str(folder), key)
-    check_names(theirs.values(), source, key, str(folder))
-    weights = {name: source[there] for name, there in theirs.items()}
-    groups, codes = config.quantizer.num_groups, config.quantizer.num_codes
-    if CODEBOOK in weights and weights[CODEBOOK].shape[:2] == (1, groups * codes):
-        weights[CODEBOOK] = weights[CODEBOOK].reshape(groups, codes, -1)
-    return weights
-
-
-def _restore_vocabulary(labels: Labels, ours: dict[str, Any], where: str, key: str) -> Vocabulary:
-    """Give the vocabulary that was exported, where the file still has its tokens; else the file's."""
-    stored = ours.get("vocabulary")
-    if stored:
-        vocabulary = restore_vocabulary(stored, where, key)
-        if export_tokens(vocabulary) == labels.vocabulary.symbols:
-            return vocabulary
-    return labels.vocabulary
-
-
-def _move_blank(weights: dict[str, Tensor], labels: Labels) -> list[str]:
-    """Bring the blank's row of the head to the front, where ours is."""
-    order = list(labels.order)
-    if order == sorted(order):
-        return []
-    for name in ("head.linear.weight", "head.linear.bias"):
-        weights[name] = weights[name][order]
-    return [f"the blank {labels.vocabulary.symbols[0]!r} moved from output {order[0]} to 0"]

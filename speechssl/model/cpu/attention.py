@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from speechssl.model.cpu.dropout import Kept, draw_kept
+from speechssl.model.cpu.packing import Packing, Scope
 
 _PART_BYTES = 4 << 20
 """Memory of the scores that are made at a time, one matrix at least."""
@@ -26,23 +28,23 @@ def attend(
     query: Float[Tensor, "B H T d"],
     key: Float[Tensor, "B H T d"],
     value: Float[Tensor, "B H T d"],
-    key_mask: Bool[Tensor, "B 1 1 T"] | None,
+    scope: Scope,
     dropout: float,
 ) -> Float[Tensor, "B H T d"]:
-    """Compute softmax(query · key^T / √d), drop out of it and weigh the values.
+    """As the transformer's `attend`.
 
-    Args:
-        query, key, value: (B, H, T, d).
-        key_mask: (B, 1, 1, T), True on keys that may be attended to, at least one a row; None: all.
-        dropout: probability of each weight to be dropped, after the softmax; 0 outside training.
-
-    Source: as `F.scaled_dot_product_attention`, whose mask of float32 draws takes most of its time on the CPU, and
-    which multiplies bf16 there no faster than float32.
+    torch's own draws its mask of dropout in float32, which takes most of its time, and multiplies bf16 no faster than
+    float32; without dropout and in float32 it is the fastest.
     """
+    if isinstance(scope, Packing):
+        rows = ((query[:, :, row], key[:, :, row], value[:, :, row]) for row in scope.slices)
+        return torch.cat([attend(*row, None, dropout) for row in rows], 2)
+    if not dropout and query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=scope)
     batch, heads, length, dim = query.shape
     kept = draw_kept((batch * heads, length, length), dropout) if dropout else None
     flat = [x.reshape(batch * heads, length, dim) for x in (query, key, value)]
-    bias = None if key_mask is None else _make_bias(key_mask, heads)
+    bias = None if scope is None else _make_bias(scope, heads)
     out: Tensor = _Attention.apply(*flat, bias, kept)
     return out.view(query.shape)
 

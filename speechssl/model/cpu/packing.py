@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +36,24 @@ class Packing:
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
         """Put the padding back, as zeros."""
         return pad_rows([x[0, frames] for frames in self.slices], self.length)
+
+
+Scope = Bool[Tensor, "B 1 1 T"] | Packing | None
+"""Which frames attend to which: to keys that are True; to those of their own row of a packed batch; to all."""
+
+Run = Callable[[Tensor, Scope], tuple[Tensor, list[Tensor]]]
+"""What transforms frames (B, T, D) in a scope: an output and states, each as large."""
+
+
+def run_rows(
+    x: Float[Tensor, "B T D"], num_frames: Int[Tensor, " B"] | None, run: Run
+) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
+    """As the transformer's `run_rows`, on packed rows; padded frames are zero in the results."""
+    if num_frames is None:
+        return run(x, None)
+    packing = Packing(tuple(num_frames.tolist()), x.shape[1])
+    out, states = run(packing.pack(x), packing)
+    return packing.unpack(out), [packing.unpack(state) for state in states]
 
 
 def pad_rows(rows: list[Tensor], length: int) -> Float[Tensor, "B T D"]:

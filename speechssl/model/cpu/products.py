@@ -21,11 +21,6 @@ from speechssl.model.cpu.dropout import Kept, draw_kept
 from speechssl.model.lengths import make_valid_mask
 
 
-def is_for(x: Tensor) -> bool:
-    """Say whether this file is for `x`: on the CPU, and not for a graph that is compiled or exported."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 @dataclass(frozen=True)
 class WindowProduct:
     """A first convolution with its norm, not computed yet: row b is shift[b] + windows[b] · weights[b].
@@ -56,11 +51,10 @@ def fold_group_norm(
 
     Args:
         waveforms: (B, N).
-        conv: from one channel, without bias, which would have no effect.
+        conv: from one channel; its bias has no effect, and a gradient of zero.
         norm: with one group a channel.
         num_valid: (B,) outputs of each row that enter its statistics; None takes all.
     """
-    assert conv.bias is None, "a convolution before group norm has no bias here"
     windows, weight = _unfold(waveforms, conv), conv.weight[:, 0].t().double()
     x, count = windows.double(), torch.tensor(windows.shape[1])
     if num_valid is not None:
@@ -71,6 +65,8 @@ def fold_group_norm(
     variance = (weight * (covariance @ weight)).sum(1, keepdim=True).clamp(min=0)
     scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
     shift = norm.bias.double() - (mean @ weight) * scale
+    if conv.bias is not None:
+        shift = shift + 0.0 * conv.bias
     dtype = _choose_dtype(windows)
     return WindowProduct(windows.to(dtype), (weight * scale).to(dtype), shift.to(dtype))
 
@@ -98,7 +94,7 @@ def gelu_convolution(z: Tensor | WindowProduct, conv: nn.Conv1d) -> Float[Tensor
 
 
 def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) -> Float[Tensor, "*rest O"]:
-    """Apply GELU, dropout and a linear layer to `z` (…, C); `dropout` is 0 outside training."""
+    """As the transformer's `gelu_linear`; GELU and dropout are computed again in the backward."""
     # A kernel of one frame sees no rows' ends: all rows are one.
     flat = z.reshape(1, -1, z.shape[-1])
     kept = draw_kept(flat.shape, dropout) if dropout else None

@@ -14,6 +14,7 @@ import soundfile
 
 from speechssl.audio.reading import AudioFile, load_audio, read_info
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 Speech = Callable[..., np.ndarray]
 
@@ -56,8 +57,8 @@ def count_frames(data: bytes) -> int:
     return count
 
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
-@pytest.mark.parametrize("rate", RATES.values())
+@each_case("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+@each_case("rate", RATES.values())
 def test_mp3_without_a_header_is_read_to_its_end(tmp_path: Path, speech: Speech, rate: int, mode: str) -> None:
     # Silence first: the first frame is then far shorter than the others, and libmpg123's guess far off.
     samples = np.concatenate([np.zeros(rate), speech(3.0, 1, 120.0, rate)])
@@ -112,7 +113,7 @@ def test_frames_behind_junk_are_found_in_a_file_called_mp3(tmp_path: Path, speec
     assert read_info(tmp_path / "a.mp3").num_samples == count_frames(bare) * 576
 
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@each_case("mode", ["CONSTANT", "VARIABLE"])
 def test_a_stretch_of_mp3_is_that_of_the_whole(tmp_path: Path, speech: Speech, mode: str) -> None:
     path = tmp_path / "a.mp3"
     for header in (True, False):
@@ -148,8 +149,8 @@ def test_a_stretch_at_the_end_of_vorbis_is_that_of_the_whole(tmp_path: Path, spe
             assert file.read(first, 200) == pytest.approx(whole[first : first + 200], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("container", "subtype"),
+@each_case(
+    "container, subtype",
     [
         ("WAV", "GSM610"),
         ("WAV", "IMA_ADPCM"),
@@ -174,7 +175,7 @@ def test_codecs_that_cannot_seek_are_read_and_dropped(
     assert len(load_audio(path)) == 2 * info.num_samples
 
 
-@pytest.mark.parametrize("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "VOC", "FLAC", "OGG", "MP3"])
+@each_case("kind", ["WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "VOC", "FLAC", "OGG", "MP3"])
 def test_whole_files_are_taken_and_files_that_were_cut_off_are_not(tmp_path: Path, speech: Speech, kind: str) -> None:
     path = tmp_path / "a"
     samples = speech(4.0, 1)
@@ -187,7 +188,7 @@ def test_whole_files_are_taken_and_files_that_were_cut_off_are_not(tmp_path: Pat
             read_info(path)
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "W64"])
+@each_case("kind", ["WAV", "FLAC", "OGG", "W64"])
 def test_joined_files_of_which_one_would_be_read_are_refused(tmp_path: Path, speech: Speech, kind: str) -> None:
     path, other = tmp_path / "a", tmp_path / "b"
     soundfile.write(path, speech(2.0, 1), 16_000, format=kind)
@@ -206,8 +207,8 @@ def change_wav(path: Path, length: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("length", "reason"),
+@each_case(
+    "length, reason",
     [
         (0, "its header says that it holds no samples where 32000 bytes follow: it was never finished"),
         (2_000_000_000, "has 32044 bytes where its header says 2000000044: it was cut off, or its length was never"),
@@ -246,7 +247,7 @@ def test_chunks_tags_and_padding_after_the_samples_are_no_fault(tmp_path: Path, 
         assert read_info(path).num_samples == 15_999
 
 
-@pytest.mark.parametrize("total", [5_000, 30_000, 90_000])
+@each_case("total", [5_000, 30_000, 90_000])
 def test_a_flac_whose_header_is_wrong_is_refused(tmp_path: Path, speech: Speech, total: int) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, speech(4.0, 1), 16_000)
@@ -258,7 +259,7 @@ def test_a_flac_whose_header_is_wrong_is_refused(tmp_path: Path, speech: Speech,
         read_info(path)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each_case("seed", range(40))
 def test_any_flac_that_is_whole_is_taken(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     count, channels = int(rng.integers(1, 30_000)), int(rng.integers(1, 4))
@@ -290,7 +291,7 @@ def test_flac_behind_a_tag_is_read_and_its_stretches_too(tmp_path: Path, speech:
     assert np.array_equal(load_audio(path, 20_001, 300), whole[20_001:20_301])
 
 
-@pytest.mark.parametrize("rate", [1, 100, 1_999, 768_001])
+@each_case("rate", [1, 100, 1_999, 768_001])
 def test_a_rate_at_which_nothing_is_speech_costs_nothing(tmp_path: Path, rate: int) -> None:
     """A minute of noise said to be at 1 Hz would become sixteen thousand minutes."""
     path = tmp_path / "a.wav"
@@ -305,8 +306,8 @@ def test_a_rate_at_which_nothing_is_speech_costs_nothing(tmp_path: Path, rate: i
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("length", [2**63 - 1, -(2**63), -2, 2**40])
-@pytest.mark.parametrize("kind", ["CAF", "W64"])
+@each_case("length", [2**63 - 1, -(2**63), -2, 2**40])
+@each_case("kind", ["CAF", "W64"])
 def test_a_chunk_that_leads_out_of_the_file_is_a_sentence_or_no_fault(
     tmp_path: Path, speech: Speech, kind: str, length: int
 ) -> None:

@@ -18,6 +18,7 @@ from speechssl.audio.reading import (
     suggest_ffmpeg,
 )
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 Speech = Callable[..., np.ndarray]
 
@@ -34,8 +35,8 @@ def test_the_header_says_rate_channels_and_samples(tmp_path: Path) -> None:
     assert read_info(tmp_path / "a.wav") == AudioInfo(44_100, 2, 441)
 
 
-@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
-@pytest.mark.parametrize("num_samples", [1, 2_001, 20_000])
+@each_case("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
+@each_case("num_samples", [1, 2_001, 20_000])
 def test_any_rate_gives_the_announced_number_of_samples(tmp_path: Path, rate: int, num_samples: int) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(num_samples), rate)
     audio = load_audio(tmp_path / "a.wav")
@@ -44,7 +45,7 @@ def test_any_rate_gives_the_announced_number_of_samples(tmp_path: Path, rate: in
     assert abs(len(audio) - num_samples * 16_000 / rate) <= 0.5
 
 
-@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+@each_case("rate", [8_000, 44_100, 48_000])
 def test_a_tone_keeps_its_pitch_and_height(rate: int) -> None:
     tone = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(rate) / rate)
     expected = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(16_000) / 16_000)
@@ -61,8 +62,8 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     assert load_audio(tmp_path / "a.wav") == pytest.approx(np.full(100, 0.125))
 
 
-@pytest.mark.parametrize("suffix", ["flac", "wav", "ogg"])
-@pytest.mark.parametrize(("offset", "count"), [(0, 1), (0, 16_000), (7_001, 9_000), (31_000, 1_000), (32_000, 0)])
+@each_case("suffix", ["flac", "wav", "ogg"])
+@each_case("offset, count", [(0, 1), (0, 16_000), (7_001, 9_000), (31_000, 1_000), (32_000, 0)])
 def test_a_partial_read_is_a_slice_of_the_whole(
     tmp_path: Path, speech: Speech, suffix: str, offset: int, count: int
 ) -> None:
@@ -83,7 +84,7 @@ def test_a_partial_read_of_another_rate_counts_in_the_files_own_samples(tmp_path
     assert part[200:] == pytest.approx(whole[8_200:], abs=1e-3)
 
 
-@pytest.mark.parametrize(("offset", "count"), [(-1, 5), (0, 32_001), (32_001, None), (5, -1)])
+@each_case("offset, count", [(-1, 5), (0, 32_001), (32_001, None), (5, -1)])
 def test_a_stretch_outside_the_file_is_refused(flac: Path, offset: int, count: int | None) -> None:
     with pytest.raises(DataError, match=r"a\.flac must hold the samples .* but has 32000"):
         load_audio(flac, offset, count)
@@ -144,14 +145,14 @@ def test_8_bits_of_a_wav_have_their_silence_at_128() -> None:
     assert convert_waveform(np.array([0, 128, 192], dtype=np.uint8), 16_000).tolist() == [-1.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, bool, complex])
+@each_case("dtype", [np.uint16, np.uint32, bool, complex])
 def test_types_that_have_no_range_are_refused(dtype: type) -> None:
     with pytest.raises(DataError, match="a waveform must be of floats, signed integers or uint8, but is of "):
         convert_waveform(np.zeros(800, dtype=dtype), 16_000)
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au"])
-@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@each_case("name", ["a.wav", "a.aiff", "a.au"])
+@each_case("subtype", ["PCM_16", "FLOAT"])
 def test_a_file_that_was_cut_off_is_not_whole(tmp_path: Path, speech: Speech, name: str, subtype: str) -> None:
     path = tmp_path / name
     soundfile.write(path, speech(1.0, 3), 16_000, subtype)
@@ -183,7 +184,7 @@ def test_a_stretch_is_counted_at_the_rate_that_the_file_has(tmp_path: Path, spee
         load_audio(path, 0, 8_000, 8_000)
 
 
-@pytest.mark.parametrize("shape", [(1, 16_000), (2, 16_000)])
+@each_case("shape", [(1, 16_000), (2, 16_000)])
 def test_channels_come_last(shape: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"\(samples, channels\), but has \("):
         convert_waveform(np.zeros(shape), 16_000)
@@ -195,8 +196,8 @@ def test_a_waveform_has_a_rate() -> None:
         convert_waveform(np.zeros(10), 0)
 
 
-@pytest.mark.parametrize("name", ["a.au", "a.snd", "a.gsm", "a.vox", "a.raw", "a.wav", "a.mp3", "a"])
-@pytest.mark.parametrize("content", [b"<html><body>404 Not Found</body></html>\n" * 400, bytes(range(256)) * 40])
+@each_case("name", ["a.au", "a.snd", "a.gsm", "a.vox", "a.raw", "a.wav", "a.mp3", "a"])
+@each_case("content", [b"<html><body>404 Not Found</body></html>\n" * 400, bytes(range(256)) * 40])
 def test_bytes_are_no_speech_whatever_they_are_called(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="must be audio that libsndfile reads"):
@@ -210,7 +211,7 @@ def test_gsm_frames_alone_are_read_by_their_name(tmp_path: Path, speech: Speech)
     assert len(load_audio(path)) == 32_000
 
 
-@pytest.mark.parametrize("rate", [1, 1_999, 1_000_000])
+@each_case("rate", [1, 1_999, 1_000_000])
 def test_rates_at_which_there_is_no_speech_are_refused_before_anything_is_decoded(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(100), rate)
     for read in (read_info, load_audio, lambda path: load_audio(path, 0, 10)):
@@ -224,8 +225,8 @@ def test_rates_at_the_edges_are_read(tmp_path: Path) -> None:
         assert len(load_audio(tmp_path / "a.wav")) == 1_600
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
+@each_case(
+    "content, says",
     [
         (b"\xff\xf1\x50\x80" + bytes(200), "holds AAC in ADTS: ffmpeg"),
         (b"OggS\0\2" + bytes(22) + b"\x7fFLAC" + bytes(60), "holds FLAC in Ogg: ffmpeg"),
@@ -246,7 +247,7 @@ def test_what_a_file_holds_is_named_whatever_it_is_called(tmp_path: Path, conten
 NAMES = ("$(touch pwned).m4a", "-i.m4a", "it's a talk.m4a", "a:b.m4a", "a.FLAC", "dir/-x.m4a", "a;b&c|d.m4a", "`x`.m4a")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_the_ffmpeg_command_names_its_files_to_a_shell(tmp_path: Path, name: str) -> None:
     """A shell that runs the command with a stand-in for ffmpeg shows what ffmpeg would get."""
     command = suggest_ffmpeg(name, "-ignore_length 1")
@@ -272,8 +273,8 @@ def test_one_channel_can_be_chosen(tmp_path: Path) -> None:
         load_audio(tmp_path / "a.wav", channel=3)
 
 
-@pytest.mark.parametrize(
-    ("mix", "cancels"),
+@each_case(
+    "mix, cancels",
     [("opposite", True), ("nearly opposite", True), ("alike", False), ("unrelated", False), ("one silent", False)],
 )
 def test_channels_that_cancel_are_said_once(

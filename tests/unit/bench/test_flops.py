@@ -13,10 +13,9 @@ from speechssl.bench.jobs import TrainingJob, build_job
 from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
-from speechssl.model.cpu import products as cpu_products
-from speechssl.model.lengths import compute_num_frames
+from speechssl.model import cpu
+from speechssl.model.log_mel import LogMelEncoder
 from speechssl.model.speech_model import SpeechModel
-from speechssl.model.wav2vec2 import build_front_end
 
 CROP_S = 15.625
 """The longest crop of BASE's pretraining."""
@@ -51,7 +50,7 @@ def test_forward_equals_the_counter_of_torch(tiny_model_config: ModelConfig, mon
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with math, torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, num_samples))
-    frames = compute_num_frames(num_samples, tiny_model_config.conv_kernels, tiny_model_config.conv_strides)
+    frames = tiny_model_config.count_frames(num_samples)
     # The even positional kernel makes one output more than is kept.
     positions = count_transformer(tiny_model_config, frames)["positions"]
     expected = count_row(tiny_model_config, num_samples, backward=False) + positions / frames
@@ -74,7 +73,7 @@ def test_bench_does_not_count_blocks_that_layer_drop_skips(job: str) -> None:
         built = build_job(config, (torch.device("cpu"), "float32"))
         assert isinstance(built, TrainingJob)
         counts.append(built.run_step(Stopwatch(torch.device("cpu"))).flop)
-    frames = compute_num_frames(32_000, config.model.conv_kernels, config.model.conv_strides)
+    frames = config.model.count_frames(32_000)
     parts = count_transformer(config.model, frames)
     assert counts[0] - counts[1] == pytest.approx(2 * 3 * 0.2 * (parts["blocks"] + parts["attention"]))
 
@@ -86,7 +85,7 @@ def test_a_training_that_skips_every_second_block_runs_as_many_products_as_count
     config = replace(
         tiny_model_config, layer_drop_prob=0.5, num_layers=4, dropout=0.0, attention_dropout=0.0, input_dropout=0.0
     )
-    monkeypatch.setattr(cpu_products, "is_for", lambda _: False)
+    monkeypatch.setattr(cpu, "is_for", lambda *_: False)
     model = SpeechModel(config).train()
     counts = []
     for keep in ([True, False, True, False], [False] * 4):
@@ -107,7 +106,7 @@ def test_a_projection_that_is_not_there_costs_nothing() -> None:
 
 def test_log_mel_forward_equals_the_counter_of_torch(tiny_model_config: ModelConfig) -> None:
     config = replace(tiny_model_config, front_end="log_mel")
-    encoder = build_front_end(config)
+    encoder = LogMelEncoder(config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder(torch.zeros(1, 16_000), None)
     front_end = count_front_end(config, 16_000)

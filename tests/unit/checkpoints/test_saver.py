@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speechssl.checkpoints.saver import Saver
-from speechssl.checkpoints.state import Progress, Snapshot
+from speechssl.checkpoints.snapshot import Progress, Snapshot
 from speechssl.checkpoints.store import CheckpointStore
 from speechssl.errors import CheckpointError, StoppedOnRequest
 

@@ -20,6 +20,7 @@ from speechssl.corpora import download
 from speechssl.corpora.download import ARCHIVES, Archive, download_parts, unpack
 from speechssl.corpora.librispeech import list_splits
 from speechssl.errors import ConfigError, DataError
+from tests.cases import each_case
 
 PATH = "/31/dev-clean-2.tar.gz"
 
@@ -136,10 +137,11 @@ def test_a_broken_connection_is_resumed_where_it_stopped(tmp_path: Path, server:
     assert server.requests == [PATH, f"{PATH} bytes=20000-"]
 
 
-@pytest.mark.parametrize("error", [ssl.SSLError("record layer failure"), OSError(113, "No route to host")])
+@each_case("error", [ssl.SSLError("record layer failure"), OSError(113, "No route to host")])
 def test_what_tls_and_routes_say_is_a_broken_connection(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
+    server.requests.clear()
     read, errors = http.client.HTTPResponse.readinto, [None, error]
 
     def read_once(response: http.client.HTTPResponse, block: memoryview) -> int:
@@ -198,7 +200,7 @@ def test_a_corrupted_archive_is_deleted_and_named(tmp_path: Path, server: Server
     assert list_splits(download_parts(["dev-clean-2"], tmp_path, server.url)) == ["dev-clean-2"]
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "LibriSpeech/dev-clean-2/../../../../evil"])
+@each_case("name", ["../evil", "/tmp/evil", "LibriSpeech/dev-clean-2/../../../../evil"])
 def test_an_archive_cannot_write_outside(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -226,20 +228,21 @@ def test_an_archive_of_something_else_is_refused(
         download_parts(["dev-clean-2"], tmp_path, server.url)
 
 
-@pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (503, 5)])
+@each_case("status, tries", [(404, 1), (403, 1), (503, 5)])
 def test_a_server_that_refuses_is_named(tmp_path: Path, server: Server, status: int, tries: int) -> None:
     server.status = status
+    server.requests.clear()
     with pytest.raises(DataError, match=rf"dev-clean-2\.tar\.gz must be there, but the server answers {status}"):
         download_parts(["dev-clean-2"], tmp_path, server.url)
     assert len(server.requests) == tries
 
 
 def test_a_server_out_of_reach_is_named(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(DataError, match="must be within reach, but is not .*; the same command goes on"):
+    with pytest.raises(DataError, match="must be reachable, but is not .*; the same command resumes"):
         download_parts(["dev-clean-2"], tmp_path, "http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize(
+@each_case(
     "url",
     ["", "foo", "server/path", "gopher://server", "http://", "http:///path", "http://a:b", "http://[::1", "http://a..b",
      "http://server/ä", "http://server/a b"],
@@ -257,7 +260,7 @@ def test_a_folder_is_a_server_too(tmp_path: Path, server: Server) -> None:
     assert list_splits(tree) == ["dev-clean-2"]
 
 
-@pytest.mark.parametrize("root", ["file", "file/below", "ls"])
+@each_case("root", ["file", "file/below", "ls"])
 def test_a_root_that_is_a_file_gets_a_sentence(tmp_path: Path, root: str) -> None:
     (tmp_path / "ls").mkdir()
     for name in ("file", "ls/LibriSpeech"):
@@ -291,16 +294,16 @@ HOSTILE = {
         "must have at most 1153433 bytes, but the server announces 1000000000000",
     ),
     "no length and no end": (b"200 OK\r\n\r\n" + ENDLESS, "must have at most 1153433 bytes, but the server sends more"),
-    "a chunk of -1 bytes": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + ENDLESS, "within reach|at most"),
-    "a chunk that is no number": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "must be within reach"),
+    "a chunk of -1 bytes": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + ENDLESS, "reachable|at most"),
+    "a chunk that is no number": (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "must be reachable"),
     "half an address": (b"302 Found\r\nLocation: http://[\r\n\r\n", "must be a file that can be fetched, but is not"),
-    "a port that is none": (b"302 Found\r\nLocation: http://a:b/\r\n\r\n", "must be within reach"),
+    "a port that is none": (b"302 Found\r\nLocation: http://a:b/\r\n\r\n", "must be reachable"),
     "a file of this machine": (b"302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "the server answers 302"),
     "itself": (b"302 Found\r\nLocation: " + PATH.encode() + b"\r\n\r\n", "the server answers 302"),
     "nowhere": (b"302 Found\r\n\r\n", "the server answers 302"),
-    "a line without end": (b"200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "must be within reach"),
-    "200 headers": (b"200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "must be within reach"),
-    "a status that is none": (b"abc OK\r\n\r\n", "must be within reach"),
+    "a line without end": (b"200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "must be reachable"),
+    "200 headers": (b"200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "must be reachable"),
+    "a status that is none": (b"abc OK\r\n\r\n", "must be reachable"),
     "nothing": (b"200 OK\r\nContent-Length: 0\r\n\r\n", "must have the MD5 sum"),
     "a name of its own": (b"200 OK\r\nContent-Disposition: x; filename=../evil\r\n\r\nx", "must have the MD5 sum"),
     "another part than was asked for": (b"206 Partial\r\nContent-Range: bytes 7-8/9\r\n\r\nx", "must have the MD5 sum"),
@@ -310,7 +313,7 @@ HOSTILE = {
 
 # urllib keeps the answers of a chain of redirections, and closes them when it is done with them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("name", HOSTILE)
+@each_case("name", HOSTILE)
 def test_what_a_hostile_server_says_is_one_short_sentence(name: str, tmp_path: Path, server: Server) -> None:
     answer, sentence = HOSTILE[name]
     server.answer = b"HTTP/1.0 " + answer
@@ -347,7 +350,7 @@ def make_bomb(kind: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["file", "name", "headers"])
+@each_case("kind", ["file", "name", "headers"])
 def test_an_archive_that_unpacks_to_more_than_speech_does_is_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(make_bomb(kind))
     (tmp_path / "LibriSpeech").mkdir()

@@ -5,6 +5,7 @@ import pytest
 
 from speechssl.corpora.folder import drop_sample_numbers, read_folder
 from speechssl.errors import ConfigError, DataError
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def test_a_pattern_finds_the_speaker(folder: Path, caplog: pytest.LogCaptureFixt
     assert "speaker_pattern does not match 1 files, such as" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("pattern", "sentence"),
+@each_case(
+    "pattern, sentence",
     [
         ("(", r"`speaker_pattern` must be a regular expression, but \("),
         (r"\w", r"`speaker_pattern` must have one group, .* has 0"),
@@ -66,7 +67,7 @@ def test_a_transcript_in_another_encoding_is_named(folder: Path) -> None:
         read_folder(folder, "")
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".TXT"])
+@each_case("suffix", [".txt", ".TXT"])
 def test_what_is_no_file_where_a_transcript_should_be_is_named(folder: Path, suffix: str) -> None:
     beside = folder / f"top{suffix}"
     os.mkfifo(beside)
@@ -80,6 +81,7 @@ def test_what_is_no_file_where_a_transcript_should_be_is_named(folder: Path, suf
     beside.symlink_to("gone")
     with pytest.raises(DataError, match=rf"top{suffix} .* cannot be read \(No such file"):
         read_folder(folder, "")
+    beside.unlink()
 
 
 def test_the_sample_numbers_of_timit_are_not_words(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ import soundfile
 
 from speechssl.corpora.librispeech import find_tree, list_splits, read_sexes, read_splits
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 
 def write_tree(root: Path) -> Path:
@@ -134,7 +135,7 @@ def test_sexes_are_unknown_without_the_list(tmp_path: Path) -> None:
     assert read_sexes(tmp_path / "SPEAKERS.TXT") == {}
 
 
-@pytest.mark.parametrize("name", ["train/84/1/84-1.trans.txt", "train/9/2/x.trans.txt", "SPEAKERS.TXT"])
+@each_case("name", ["train/84/1/84-1.trans.txt", "train/9/2/x.trans.txt", "SPEAKERS.TXT"])
 def test_what_is_no_file_where_a_text_should_be_is_named(tmp_path: Path, name: str) -> None:
     tree = write_tree(tmp_path)
     (tree / name).unlink(missing_ok=True)

@@ -6,8 +6,9 @@ import soundfile
 
 from speechssl.audio.reading import load_audio, read_info
 from speechssl.corpora.scan import Recording, find_cuts, find_quietest, scan_recordings
-from speechssl.data.audio_files import find_audio, make_ids
+from speechssl.data.files import find_audio, make_ids
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 RATE = 8_000
 
@@ -33,7 +34,7 @@ def test_a_long_file_is_cut_in_its_pauses_and_nothing_is_lost(tmp_path: Path) ->
     assert all(np.abs(part[-1_000:]).max() < 0.01 for part in parts[:-1])
 
 
-@pytest.mark.parametrize("seconds", [30.01, 40.0, 50.3, 3600.7])
+@each_case("seconds", [30.01, 40.0, 50.3, 3600.7])
 def test_rows_of_a_file_without_pauses_are_neither_long_nor_short(tmp_path: Path, seconds: float) -> None:
     write_noise(tmp_path / "a.wav", seconds)
     cuts = find_cuts(tmp_path / "a.wav", read_info(tmp_path / "a.wav"))

@@ -8,6 +8,7 @@ import pytest
 from speechssl.corpora.subset import describe, hold_out, parse_length, take_subsets
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import ConfigError, DataError
+from tests.cases import each_case
 
 ROOT = Path("/corpus")
 
@@ -30,12 +31,12 @@ def make_manifest(num_rows: int, num_speakers: int, has_text: bool = True, parts
     return build_manifest(rows, ROOT)
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("10m", 600), ("1h", 3600), ("90s", 90), ("0.5h", 1800)])
+@each_case("name, seconds", [("10m", 600), ("1h", 3600), ("90s", 90), ("0.5h", 1800)])
 def test_lengths_are_read(name: str, seconds: float) -> None:
     assert parse_length(name) == seconds
 
 
-@pytest.mark.parametrize("name", ["", "10", "m", "10min", "-1h", "0m", "1h30m"])
+@each_case("name", ["", "10", "m", "10min", "-1h", "0m", "1h30m"])
 def test_what_is_no_length_gets_a_sentence(name: str) -> None:
     with pytest.raises(ConfigError, match="`subset` must be lengths such as 10m, 1h or 90s, but one is"):
         parse_length(name)
@@ -79,7 +80,7 @@ def test_whole_speakers_are_held_out(caplog: pytest.LogCaptureFixture) -> None:
     assert not hold_out({"all": manifest}, 0.1, 2).manifests["valid"].table.equals(valid.table)
 
 
-@pytest.mark.parametrize("num_speakers", [0, 1])
+@each_case("num_speakers", [0, 1])
 def test_whole_files_are_held_out_where_speakers_are_unknown(num_speakers: int) -> None:
     held_out = hold_out({"all": make_manifest(400, num_speakers, parts=4)}, 0.1, 1)
     assert held_out.unit == "file"

@@ -4,6 +4,7 @@ import pytest
 
 from speechssl.corpora.table import read_table
 from speechssl.errors import ConfigError, DataError
+from tests.cases import each_case
 
 DEFAULT = {"path": "path", "text": "text", "speaker": "speaker"}
 
@@ -24,7 +25,7 @@ def test_columns_are_named_by_the_user(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@each_case("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_is_the_one_in_the_header(tmp_path: Path, delimiter: str) -> None:
     table = write(tmp_path, f"path{delimiter}text\r\na.wav{delimiter}HELLO\r\n")
     assert read_table(table, None, DEFAULT)["all"][0].text == "HELLO"
@@ -42,8 +43,8 @@ def test_paths_start_from_the_root_and_rows_may_have_splits_and_ids(tmp_path: Pa
     assert splits["test"][0].path == tmp_path / "audio" / "a.wav"
 
 
-@pytest.mark.parametrize(
-    ("content", "columns", "sentence"),
+@each_case(
+    "content, columns, sentence",
     [
         ("file\na.wav\n", DEFAULT, r"`columns\.path` must be a column of .*, which has file, but is path"),
         ("path\na.wav\n", {**DEFAULT, "text": "said"}, r"`columns\.text` must be a column of .* but is said"),
@@ -55,8 +56,8 @@ def test_a_wrong_column_gets_a_sentence(tmp_path: Path, content: str, columns: d
         read_table(write(tmp_path, content), None, columns)
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
+@each_case(
+    "content, sentence",
     [
         ("path,text\n", "`table` must list audio, but .* has no rows"),
         ("path,text\na.wav,A,B\n", "must have 2 fields in each row, but row 2 of .* has 3"),

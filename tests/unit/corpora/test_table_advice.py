@@ -15,10 +15,11 @@ import soundfile
 
 from speechssl.cli.words import read_words as parse_words
 from speechssl.config.verbs import PrepareConfig
-from speechssl.corpora.table_advice import check_places
+from speechssl.corpora.table import check_places
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
-from speechssl.verbs.prepare import run
+from speechssl.verbs import prepare as run
+from tests.cases import each_case
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
 COMMON_VOICE = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\nab\tc1.wav\tx\tHello “you”\t2\t\n"
@@ -107,8 +108,8 @@ def test_texts_and_speakers_that_are_not_taken_are_named_with_the_words_that_tak
     assert "WARNING" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("header", "keys"),
+@each_case(
+    "header, keys",
     [
         ("path,Sentence", "columns.text=Sentence"),
         ("path,transcription,spk_id", "columns.text=transcription columns.speaker=spk_id"),
@@ -124,7 +125,7 @@ def test_usual_names_are_known_in_any_case(header: str, keys: str, caplog: pytes
     assert f"{keys} would take" in caplog.text if keys else "WARNING" not in caplog.text
 
 
-@pytest.mark.parametrize("header", ["audio_filepath,text", "file_name,transcription", "wav_filename,n,transcript"])
+@each_case("header", ["audio_filepath,text", "file_name,transcription", "wav_filename,n,transcript"])
 def test_a_path_of_another_name_is_found(header: str) -> None:
     write("a.wav")
     write("t.csv", f"{header}\na.wav,{'5,' * (header.count(',') - 1)}HELLO\n")
@@ -144,7 +145,7 @@ def test_a_table_without_a_header_gets_one() -> None:
     assert manifest.column("text")[0] == "Printing, in the only sense, with one of us, differs"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content",
     [
         "a.wav,HELLO\n",
@@ -163,7 +164,7 @@ def test_a_row_at_the_head_is_known_by_what_it_holds(content: str) -> None:
     assert manifest.has("text") == ("HELLO" in content)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.jsonl", "manifest.csv"])
+@each_case("name", ["manifest.json", "manifest.jsonl", "manifest.csv"])
 def test_json_of_nemo_is_no_table_and_becomes_one(name: str) -> None:
     write("a.wav")
     write(name, '{"audio_filepath": "a.wav", "duration": 0.1, "text": "oh, \\"hello\\""}\n')
@@ -188,8 +189,8 @@ def test_paths_that_start_from_another_folder_are_found() -> None:
     assert follow(refuse("table=cv/en/train.tsv", "root=cv")).column("id") == ["c1"]
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
+@each_case(
+    "path, reason",
     [
         ("clips\\a.wav", r"write clips/a.wav for clips\\a.wav"),
         ("/data/of/others/clips/a.wav", "write clips/a.wav for /data/of/others/clips/a.wav"),
@@ -221,7 +222,7 @@ def test_a_clip_that_is_named_twice_is_said_with_its_rows() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content",
     [b"\xff\xfep\0a\0t\0h\0\n\0", b"path\n\xff.wav\n", b"path\na\0.wav\n", b"path\n\n \n", b"path\n/\n"],
 )
@@ -251,8 +252,8 @@ def test_names_without_end_do_not_make_a_sentence_without_end() -> None:
 def test_a_path_without_end_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write("t.csv", f"path\n{'a/' * 2000}b.wav\n")
     asked: list[object] = []
-    monkeypatch.setattr("speechssl.corpora.table_advice.os.path.isfile", lambda path: bool(asked.append(path)))
-    monkeypatch.setattr("speechssl.corpora.table_advice.os.scandir", refuse_to_list)
+    monkeypatch.setattr("speechssl.corpora.table.os.path.isfile", lambda path: bool(asked.append(path)))
+    monkeypatch.setattr("speechssl.corpora.table.os.scandir", refuse_to_list)
     with pytest.raises(DataError, match="start from"):
         check_places(Path("t.csv"), Path.cwd(), [Path.cwd() / f"{'a/' * 2000}b.wav"])
     assert len(asked) < 400

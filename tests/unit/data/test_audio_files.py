@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from speechssl.data.audio_files import find_audio, make_ids, walk_once
+from speechssl.data.files import find_audio, make_ids, walk_once
 from speechssl.errors import DataError
+from tests.cases import each_case
 
 
 class Listing(nullcontext[None]):
@@ -29,7 +30,7 @@ class Listing(nullcontext[None]):
 SCAN = os.scandir
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@each_case("backwards", [False, True])
 def test_a_folder_and_the_links_to_it_have_one_name_in_any_order_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
 ) -> None:
@@ -64,8 +65,8 @@ def test_a_folder_that_cannot_be_read_is_named(
         find_audio(tmp_path / "closed")
 
 
-@pytest.mark.parametrize(
-    ("names", "ids"),
+@each_case(
+    "names, ids",
     [
         (["a.wav", "a.mp3", "a.wav.mp3"], ["a.wav", "a.mp3", "a.wav.mp3"]),
         (["a.wav.mp3", "a.mp3.wav", "b.wav"], ["a.wav", "a.mp3", "b"]),

@@ -12,18 +12,19 @@ import pytest
 import soundfile
 import torch
 
+from speechssl.config.data import FinetuneDataConfig, PretrainDataConfig, TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig, TextConfig
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.augment import bound_lengths, change_speed, count_at_speed, draw_speeds
 from speechssl.data.dataset import Example, ReadOptions, read_sub_batch
 from speechssl.data.loader import iterate_updates
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError, DataError
-from speechssl.model.lengths import compute_num_frames
 from speechssl.text.vocabulary import build_vocabulary
+from speechssl.training.finetuning import select_usable
 from speechssl.training.sources import select_long_enough
-from speechssl.verbs.finetune import select_usable
+from tests.cases import each_case
 
 SPEEDS = (0.9, 1.0, 1.1)
 CROPS = PlanConfig(
@@ -46,7 +47,7 @@ def find_pitch(sound: np.ndarray) -> float:
     return float(np.fft.rfftfreq(len(sound), 1 / 16_000)[spectrum.argmax()])
 
 
-@pytest.mark.parametrize("speed", [0.9, 1.1, 1.25])
+@each_case("speed", [0.9, 1.1, 1.25])
 def test_a_tone_moves_with_the_tempo(speed: float) -> None:
     faster = change_speed(make_tone(1_000.0, 32_000), speed)
     assert len(faster) == count_at_speed(32_000, speed) == round(32_000 / speed)
@@ -84,7 +85,7 @@ def test_one_that_stands_there_twice_is_drawn_twice_as_often() -> None:
     assert Counter(drawn.tolist()) == {0.9: 100, 1.0: 200, 1.1: 100}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 100, 1_001])
+@each_case("count", [1, 2, 3, 4, 100, 1_001])
 def test_no_epoch_is_longer_than_the_bound_and_the_bound_is_tight(count: int) -> None:
     lengths = draw_lengths(count, count)
     falling, bound = np.argsort(-lengths, kind="stable"), bound_lengths(lengths, SPEEDS)
@@ -95,7 +96,7 @@ def test_no_epoch_is_longer_than_the_bound_and_the_bound_is_tight(count: int) ->
         assert bound.sum() < 1.005 * actual.sum()
 
 
-@pytest.mark.parametrize("config", [CROPS, WHOLE], ids=["crops", "whole"])
+@each_case("config", [CROPS, WHOLE])
 def test_an_epoch_holds_every_utterance_once_in_sub_batches_that_fit(config: PlanConfig) -> None:
     lengths = draw_lengths(331)
     planner = UpdatePlanner(lengths, config)
@@ -124,7 +125,7 @@ def test_an_epoch_holds_every_utterance_once_in_sub_batches_that_fit(config: Pla
     assert speeds[0] != speeds[1] != speeds[2]
 
 
-@pytest.mark.parametrize("config", [CROPS, WHOLE], ids=["crops", "whole"])
+@each_case("config", [CROPS, WHOLE])
 def test_any_update_can_be_asked_for_directly_and_forwards_fit(config: PlanConfig) -> None:
     lengths = draw_lengths(331)
     in_order = UpdatePlanner(lengths, config)
@@ -161,8 +162,8 @@ def prepare(examples: list[Example], seed: int, number: int) -> dict[str, list[n
     return {"length": [np.array([len(example.waveform)]) for example in examples]}
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("crop", [0, 12_000])
+@each_case("normalize", [False, True])
+@each_case("crop", [0, 12_000])
 def test_what_is_read_is_what_was_planned(tones: Manifest, crop: int, normalize: bool) -> None:
     config = PlanConfig(1, 64_000, 2, 128_000, max_samples=crop, speeds=SPEEDS)
     planner = UpdatePlanner(tones.num_samples_16k, config)
@@ -179,7 +180,7 @@ def test_what_is_read_is_what_was_planned(tones: Manifest, crop: int, normalize:
     assert seen == set(SPEEDS)
 
 
-@pytest.mark.parametrize("crop", [0, 12_000])
+@each_case("crop", [0, 12_000])
 def test_workers_and_where_a_run_begins_change_nothing(tones: Manifest, crop: int) -> None:
     planner = UpdatePlanner(tones.num_samples_16k, PlanConfig(1, 64_000, 2, 64_000, max_samples=crop, speeds=SPEEDS))
     runs = [
@@ -198,7 +199,7 @@ def test_workers_and_where_a_run_begins_change_nothing(tones: Manifest, crop: in
 def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> None:
     """The text and the word boundary after it need all frames at speed 1, so that at 1.1 they are too few."""
     vocabulary, network = build_vocabulary(TextConfig(), []), ModelConfig()
-    frames = compute_num_frames(int(tones.num_samples_16k[0]), network.conv_kernels, network.conv_strides)
+    frames = network.count_frames(int(tones.num_samples_16k[0]))
     rows = [replace(tones[0], text=("AB" * frames)[: frames - 1]), replace(tones[1], text="AB")]
     manifest = build_manifest(rows, Path(tones[0].path).parent)
     kept = {}
@@ -210,9 +211,7 @@ def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> 
 
 def test_frames_suffice_for_masks_at_the_fastest_speed(tones: Manifest) -> None:
     network = ModelConfig()
-    network.mask.length = (
-        compute_num_frames(int(tones.num_samples_16k[0]), network.conv_kernels, network.conv_strides) // 2 - 1
-    )
+    network.mask.length = network.count_frames(int(tones.num_samples_16k[0])) // 2 - 1
     config = PretrainConfig(out="x", data=PretrainDataConfig(min_s=0.5), model=network)
     assert len(select_long_enough(tones.select(np.array([0])), config, "data.train")) == 1
     config.data.speed_perturbation = [1.2]
@@ -220,7 +219,7 @@ def test_frames_suffice_for_masks_at_the_fastest_speed(tones: Manifest) -> None:
         select_long_enough(tones.select(np.array([0])), config, "data.train")
 
 
-@pytest.mark.parametrize("speeds", [[0.9, 0.0], [1.0, 2.5], [-1.0], [float("nan")]])
+@each_case("speeds", [[0.9, 0.0], [1.0, 2.5], [-1.0], [float("nan")]])
 def test_impossible_speeds_are_refused(speeds: list[float]) -> None:
     for schema in (PretrainDataConfig, FinetuneDataConfig):
         with pytest.raises(ConfigError, match=r"`data\.speed_perturbation` must be speeds between 0\.5 and 2, but is"):

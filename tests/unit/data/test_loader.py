@@ -16,10 +16,11 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from speechssl.audio import waveform
 from speechssl.data.dataset import Example, ReadOptions
-from speechssl.data.loader import Batch, collate, iterate_updates, pad_stack
+from speechssl.data.loader import Batch, iterate_updates, pad_stack, stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 
 def prepare(examples: list[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
@@ -54,7 +55,7 @@ def equal(one: Batch, two: Batch) -> bool:
     return bool(torch.equal(one.waveforms, two.waveforms) and lengths and same_inputs and one.ids == two.ids)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@each_case("workers", [1, 2])
 def test_workers_change_nothing(manifest: Manifest, workers: int) -> None:
     alone, helped = read(manifest, 1, 6, 0), read(manifest, 1, 6, workers)
     assert len(alone) == len(helped) == 6
@@ -111,7 +112,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_an_utterance(manifest: Ma
         read(manifest, 1, 1, 0, cache_dir=str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("size", [0, 20_000])
+@each_case("size", [0, 20_000])
 def test_a_damaged_file_of_the_cache_is_named(manifest: Manifest, tmp_path: Path, size: int) -> None:
     cache = str(tmp_path / "cache")
     read(manifest, 1, 6, 0, cache_dir=cache)
@@ -145,7 +146,7 @@ def test_membership_and_sizes_tell_the_sub_batches_apart(manifest: Manifest) -> 
     assert [size["rows"] for size in batch.sizes] == batch.membership.sum(1).int().tolist()
 
 
-@pytest.mark.parametrize("padded", [True, False])
+@each_case("padded", [True, False])
 def test_torchs_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
     """Without a GPU: what would be pinned is copied and noted."""
     pinned: list[int] = []
@@ -158,7 +159,7 @@ def test_torchs_loader_pins_every_tensor_of_a_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     rows = [Example(name, np.ones(size, np.float32), None, None) for name, size in (("a", 16_000), ("b", 15_000))]
     plan = ForwardPlan(1, (SubBatch(0, 0, (0, 1), 0),), True)
-    batch = collate(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
+    batch = stack(plan, [(rows if padded else rows[:1], {"drawn": [np.ones(3)] * (2 if padded else 1)})])
     result = pin_memory(batch)
     assert isinstance(result, Batch) and equal(result, batch)
     tensors = [result.waveforms, result.membership, *result.inputs.values()]
@@ -173,7 +174,7 @@ def test_pad_stack() -> None:
     assert stacked.tolist() == [[[1, 0, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@each_case("workers", [0, 1])
 def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
@@ -195,7 +196,7 @@ def test_a_notice_comes_once_and_not_from_every_worker_of_every_pass(
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@each_case("workers", [0, 1])
 def test_a_damaged_file_is_left_out_and_named(manifest: Manifest, tmp_path: Path, workers: int) -> None:
     soundfile.write(tmp_path / "short.flac", np.zeros(8_000, dtype=np.float32), 16_000)
     rows = [manifest[row] for row in range(11)] + [Utterance("damaged", tmp_path / "short.flac", 16_000, 20_000)]
@@ -209,7 +210,7 @@ def test_a_damaged_file_is_left_out_and_named(manifest: Manifest, tmp_path: Path
     assert not any("damaged" in batch.ids for batches in less for batch in batches if batch.plan.is_counted)
 
 
-@pytest.mark.parametrize("crop", [True, False])
+@each_case("crop", [True, False])
 def test_a_forward_of_which_nothing_can_be_read_is_silent_and_not_counted(tmp_path: Path, crop: bool) -> None:
     rows = [Utterance(f"u{number}", tmp_path / "gone.flac", 16_000, 20_000 + number) for number in range(6)]
     for batches in read(build_manifest(rows, tmp_path), 1, 3, 0, crop):

@@ -11,6 +11,7 @@ import pytest
 
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, load_manifests, save_manifest
 from speechssl.errors import ConfigError, DataError
+from tests.cases import each_case
 
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
 """Text that says it is UTF-8 and is not, as a flipped bit leaves it."""
@@ -42,7 +43,7 @@ def make_manifest(num_rows: int = 40, seed: int = 0, root: Path = Path("/corpus"
     return Manifest(manifest.table.append_column("sex", sexes), root, "m/train.tsv")
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+@each_case("suffix", ["tsv", "parquet"])
 def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     rows = [
         Utterance(f"id {text}", tmp_path / f"{n} {text}.flac", 16_000, n + 1, 7 * n, text, None if n == 3 else text)
@@ -61,8 +62,8 @@ def test_further_columns_are_kept(tmp_path: Path) -> None:
     assert set(load_manifest(tmp_path / "m.tsv").column("sex")) == {"F", "M"}
 
 
-@pytest.mark.parametrize(
-    ("first", "folder"),
+@each_case(
+    "first, folder",
     [("", "place"), ("# root=/somewhere\n", "/somewhere"), ("# root=../other\n", "other"), ("# root=\n", "place")],
 )
 def test_paths_start_from_the_root_line_or_the_manifests_folder(tmp_path: Path, first: str, folder: str) -> None:
@@ -74,8 +75,8 @@ def test_paths_start_from_the_root_line_or_the_manifests_folder(tmp_path: Path, 
     assert manifest.num_samples_16k.tolist() == [5, 12]
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
+@each_case(
+    "content, sentence",
     [
         ("", "has no header line with id, path"),
         ("a sentence\n", "has no header line"),
@@ -122,8 +123,8 @@ def test_several_manifests_become_one_with_absolute_paths(tmp_path: Path) -> Non
         load_manifests([str(tmp_path / "1.tsv")] * 2, "data.train")
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "sentence"),
+@each_case(
+    "name, values, sentence",
     [
         ("text", [["A", "B"]], "must have text in its column text, but .*list"),
         ("speaker", [{"id": 1}], "must have text in its column speaker, but .*struct"),
@@ -155,7 +156,7 @@ def test_columns_that_hold_the_same_in_another_kind_are_taken(tmp_path: Path) ->
     assert load_manifest(tmp_path / "m.parquet")[0] == Utterance("7", tmp_path / "a.wav", 16_000, 5, 0, None, "A")
 
 
-@pytest.mark.parametrize("values", [pa.array([b"\xff"]), pa.array([["F"]]), pa.array([{"a": 1}])])
+@each_case("values", [pa.array([b"\xff"]), pa.array([["F"]]), pa.array([{"a": 1}])])
 def test_a_further_column_without_single_values_gets_a_sentence_where_it_is_used(
     tmp_path: Path, values: pa.Array
 ) -> None:
@@ -168,7 +169,7 @@ def test_a_further_column_without_single_values_gets_a_sentence_where_it_is_used
         manifest.limit_to(1.0, 0)
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "parquet"])
+@each_case("suffix", ["tsv", "parquet"])
 def test_a_named_pipe_is_no_manifest(tmp_path: Path, suffix: str) -> None:
     os.mkfifo(tmp_path / f"m.{suffix}")
     with pytest.raises(DataError, match=rf"m\.{suffix} is no regular file"):
@@ -181,8 +182,8 @@ def test_a_text_as_long_as_a_day_is_read(tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "m.tsv").column("text") == [text, "B"]
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
+@each_case(
+    "content, sentence",
     [
         (HEADER + "a\ta\t16000\t5\n" * 2, "must name each utterance once, but a is 2 times in"),
         (HEADER.replace("id", "\t".join(map(str, range(1001)))), "must have at most 1000 columns, but .* has 1004"),
@@ -190,7 +191,6 @@ def test_a_text_as_long_as_a_day_is_read(tmp_path: Path) -> None:
         ("# root=" + "/a" * 3000 + "\n" + HEADER + "a\ta\t16000\t5\n", "must have a root of at most 4096 characters"),
         (HEADER + "a\ta\udcff\t16000\t5\n", r".*must be a whole manifest, but is not .*UTF8"),
     ],
-    ids=["twice", "columns", "root with NUL", "long root", "no UTF-8"],
 )
 def test_a_hostile_manifest_gets_a_sentence(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "m.tsv").write_bytes(content.encode(errors="surrogateescape"))

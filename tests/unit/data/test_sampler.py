@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from speechssl.data.sampler import PlanConfig, UpdatePlanner, round_up
+from tests.cases import each_case
 
 CONFIG = PlanConfig(
     seed=1, sub_batch_samples=160_000, sub_batches_per_update=4, forward_samples=160_000, max_samples=64_000
@@ -57,7 +57,7 @@ def test_order_and_company_change_with_epoch_and_seed() -> None:
     assert first != [other.find_sub_batch(n).indices for n in range(size)]
 
 
-@pytest.mark.parametrize("forward_s", [10, 20, 40, 1_000])
+@each_case("forward_s", [10, 20, 40, 1_000])
 def test_forwards_hold_the_same_sub_batches_whatever_fits(forward_s: int) -> None:
     lengths = draw_lengths(331)
     small = UpdatePlanner(lengths, CONFIG).plan_update(5)
@@ -108,7 +108,7 @@ def draw_shared_plan(rng: np.random.Generator, num_ranks: int) -> list[UpdatePla
     return [UpdatePlanner(lengths, replace(config, rank=rank)) for rank in range(num_ranks)]
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+@each_case("num_ranks", [1, 2, 3, 4])
 def test_ranks_share_an_update_out_whole_and_in_order(num_ranks: int) -> None:
     """D3: the same plan with any number of ranks, each sub-batch once, and as many forwards on every rank."""
     rng = np.random.default_rng(num_ranks)
@@ -128,7 +128,7 @@ def test_ranks_share_an_update_out_whole_and_in_order(num_ranks: int) -> None:
                 assert all(plan.is_counted for plan in share)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+@each_case("num_ranks", [1, 2, 3, 4])
 def test_ranks_validate_every_utterance_once(num_ranks: int) -> None:
     rng = np.random.default_rng(num_ranks)
     idle = 0

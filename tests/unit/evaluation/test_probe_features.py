@@ -6,21 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 import torch
 
 from speechssl.audio.reading import load_audio
 from speechssl.config.model import ModelConfig
-from speechssl.data.inputs import expand_audio
+from speechssl.data.files import expand_audio
 from speechssl.evaluation.probe_features import limit_source, pool_log_mel, pool_states, standardise
-from speechssl.inference.recognise import Source
+from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 Speech = Callable[..., np.ndarray]
 
 
-@pytest.mark.parametrize("sample_rate", [16_000, 22_050])
+@each_case("sample_rate", [16_000, 22_050])
 def test_only_the_first_seconds_are_read(tmp_path: Path, speech: Speech, sample_rate: int) -> None:
     for name, seconds in (("long", 3.0), ("short", 0.8)):
         soundfile.write(tmp_path / f"{name}.flac", speech(seconds, 1, sample_rate=sample_rate), sample_rate)

@@ -25,6 +25,7 @@ from speechssl.evaluation.verification import (
     read_trials,
     score_trials,
 )
+from tests.cases import each_case
 
 
 def test_separable_scores_have_no_errors_and_reversed_ones_nothing_else() -> None:
@@ -126,7 +127,7 @@ def test_a_large_test_set_does_not_make_all_its_pairs() -> None:
     assert len(set(trials.first.tolist()) | set(trials.second.tolist())) <= MAX_UTTERANCES
 
 
-@pytest.mark.parametrize("speakers", [["a", "a", "a"], ["a", "b", "c"]])
+@each_case("speakers", [["a", "a", "a"], ["a", "b", "c"]])
 def test_trials_of_one_kind_are_refused(speakers: list[str]) -> None:
     with pytest.raises(DataError, match=r"`data\.test` must give trials of one speaker and of two"):
         make_trials(speakers, None, 10, 1)
@@ -139,8 +140,8 @@ def test_a_trials_file_names_utterances(tmp_path: Path) -> None:
     assert (trials.first.tolist(), trials.second.tolist(), trials.same.tolist()) == ([0, 0], [1, 2], [True, False])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
+@each_case(
+    "text, message",
     [
         ("1 a b\nyes a c\n", ":2 has 'yes a c'"),
         ("1 a b\n0 a\n", ":2 has '0 a'"),
@@ -182,7 +183,7 @@ def test_one_speaker_of_each_sex_gives_no_trials() -> None:
 VOX = [f"{s}/{v}/0000{k}" for s in ("id1", "id2") for v in ("x6", "8j") for k in (1, 2)]
 
 
-@pytest.mark.parametrize("spelling", ["{}", "{}.wav", "{}.m4a", "./{}.wav", "vox/{}.wav", "/data/vox/{}.flac"])
+@each_case("spelling", ["{}", "{}.wav", "{}.m4a", "./{}.wav", "vox/{}.wav", "/data/vox/{}.flac"])
 def test_trials_name_files_by_the_end_of_their_path(tmp_path: Path, spelling: str) -> None:
     """As VoxCeleb's own lists do, whatever the ids are and into whatever format the files were converted."""
     path = tmp_path / "trials.txt"

@@ -15,12 +15,13 @@ import soundfile
 import torch
 
 from speechssl.config.model import ModelConfig
-from speechssl.data.inputs import expand_audio
-from speechssl.data.manifest import Manifest
+from speechssl.data.files import expand_audio
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.embed import Embedder, choose_layers, embed, iterate_tables
 from speechssl.inference.embedding_files import write_embeddings
+from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 Speech = Callable[..., np.ndarray]
 
@@ -41,8 +42,8 @@ def model(tiny_model_config: ModelConfig) -> SpeechModel:
 
 
 @pytest.fixture
-def manifest(folder: Path) -> Manifest:
-    return expand_audio([str(folder)])
+def source(folder: Path) -> Source:
+    return Source.from_manifest(expand_audio([str(folder)]))
 
 
 def vectors(table: object) -> np.ndarray:
@@ -70,7 +71,7 @@ def test_mean_is_that_of_the_models_own_frames(model: SpeechModel, folder: Path)
     np.testing.assert_allclose(peaks, frames.layers[2][0].max(0).values.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_s", [0.5, 3.0, 60.0])
+@each_case("batch_s", [0.5, 3.0, 60.0])
 def test_the_batch_does_not_matter(model: SpeechModel, folder: Path, batch_s: float) -> None:
     alone = vectors(embed(model, str(folder), batch_s=0.1))
     np.testing.assert_allclose(vectors(embed(model, str(folder), batch_s=batch_s)), alone, atol=2e-5)
@@ -98,10 +99,10 @@ def test_long_audio_goes_in_windows_whose_result_does_not_depend_on_the_batch(
     np.testing.assert_allclose(pooled, vectors(windowed).mean(0), atol=1e-5)
 
 
-def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp_path: Path) -> None:
+def test_every_format_holds_the_same(model: SpeechModel, source: Source, tmp_path: Path) -> None:
     embedder = Embedder(model, choose_layers([0, 2], 2))
     for suffix in (".parquet", ".npy", ".safetensors"):
-        assert write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, manifest), embedder.dim) == 10
+        assert write_embeddings(tmp_path / f"out{suffix}", iterate_tables(embedder, source), embedder.dim) == 10
     expected = np.stack(pq.read_table(tmp_path / "out.parquet").column("embedding").to_pylist())
     assert expected.shape == (10, model.dim)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
@@ -115,15 +116,15 @@ def test_every_format_holds_the_same(model: SpeechModel, manifest: Manifest, tmp
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npy", ".safetensors"])
+@each_case("suffix", [".parquet", ".npy", ".safetensors"])
 def test_an_interruption_keeps_what_is_done_under_another_name(
-    model: SpeechModel, manifest: Manifest, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+    model: SpeechModel, source: Source, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     embedder = Embedder(model, choose_layers([0, 2], 2))
     out, part = tmp_path / f"out{suffix}", tmp_path / f".out{suffix}.part"
 
     def break_off(after: int) -> Iterator[pa.Table]:
-        yield from islice(iterate_tables(embedder, manifest), after)
+        yield from islice(iterate_tables(embedder, source), after)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +132,7 @@ def test_an_interruption_keeps_what_is_done_under_another_name(
     assert not out.exists()
     assert f"broken off: the first 4 rows are in {part}" in caplog.text
     whole = tmp_path / f"whole{suffix}"
-    write_embeddings(whole, iterate_tables(embedder, manifest), embedder.dim)
+    write_embeddings(whole, iterate_tables(embedder, source), embedder.dim)
     np.testing.assert_array_equal(read_file(part, suffix), read_file(whole, suffix)[:4])
     if suffix != ".parquet":
         lines = (tmp_path / "whole.index.tsv").read_text().splitlines()[:5]
@@ -148,20 +149,18 @@ def read_file(path: Path, suffix: str) -> np.ndarray:
     return np.load(path) if suffix == ".npy" else safetensors.numpy.load_file(path)["embeddings"]
 
 
-@pytest.mark.parametrize(
-    "layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)], ids=repr
-)
+@each_case("layer", [3, -1, [0, 9], "first", "3", True, [True], 1.0, None, {}, [], b"\x01", np.array(0.5)])
 def test_a_layer_that_is_not_there(layer: object) -> None:
     with pytest.raises(ConfigError, match="`layer` must be 0 to 2"):
         choose_layers(layer, 2)
 
 
-@pytest.mark.parametrize("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)], ids=repr)
+@each_case("layer", [np.int64(1), np.array([1]), torch.tensor(1), (1,), range(1, 2)])
 def test_a_layer_may_be_any_whole_number(layer: object) -> None:
     assert choose_layers(layer, 2).names == ("1",)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
+@each_case("text", ["", "[]", "{", '{"layer_weights": [1, "x", 2]}', '{"layer_weights": 3}', "\udce9"])
 def test_a_damaged_probe_gets_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match="must be"):

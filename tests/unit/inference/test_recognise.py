@@ -18,10 +18,11 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
 from speechssl.inference.decoding.beam import build_decoder
-from speechssl.inference.recognise import Source, iterate_texts, plan_batches, recognise, require_recogniser, transcribe
-from speechssl.model.lengths import compute_num_frames
+from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
+from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from tests.cases import each_case
 
 VOCABULARY = Vocabulary(FAIRSEQ_SYMBOLS)
 
@@ -38,7 +39,7 @@ class EchoModel(nn.Module):
     def logits(self, waveforms: Tensor, num_samples: Tensor | None) -> tuple[Tensor, Tensor]:
         self.calls.append((tuple(waveforms.shape), num_samples is None, self.training))
         lengths = torch.full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
-        frames = compute_num_frames(lengths, self.config.conv_kernels, self.config.conv_strides)
+        frames = self.config.count_frames(lengths)
         symbols = (waveforms[:, ::320][:, : int(frames.max())] * 64).round().long()
         return torch.nn.functional.one_hot(symbols, len(VOCABULARY)).float(), frames
 
@@ -67,12 +68,12 @@ def manifest(tmp_path: Path) -> Manifest:
     return write(tmp_path, {f"u{k}": say(text) for k, text in enumerate(TEXTS)})
 
 
-@pytest.mark.parametrize("batch_s", [0.1, 1.0, 3.0, 60.0])
-@pytest.mark.parametrize("batches_a_chunk", [1, 32])
+@each_case("batch_s", [0.1, 1.0, 3.0, 60.0])
+@each_case("batches_a_chunk", [1, 32])
 def test_texts_come_in_the_manifests_order(
     manifest: Manifest, batch_s: float, batches_a_chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", batches_a_chunk)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", batches_a_chunk)
     assert recognise(EchoModel(), manifest, batch_s=batch_s) == TEXTS
 
 
@@ -127,7 +128,7 @@ def test_a_model_in_training_mode_recognises_in_evaluation_mode(manifest: Manife
 
 
 def test_texts_keep_coming(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_BATCHES_A_CHUNK", 1)
+    monkeypatch.setattr(recognition, "CHUNK_BATCHES", 1)
     model = EchoModel()
     texts = iterate_texts(model, Source.from_manifest(manifest), batch_s=0.1)
     assert next(texts) == (0, TEXTS[0])
@@ -156,13 +157,13 @@ def test_what_cannot_be_read_is_left_out_and_the_others_stay_in_order(tmp_path: 
         transcribe(EchoModel(), [tmp_path / "tea.wav", tmp_path / "cut.wav"])
 
 
-@pytest.mark.parametrize("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
+@each_case("audio", [3, None, b"x", [0.5, 0.25], {"array": np.zeros(800)}, [np.zeros(800), None]])
 def test_what_is_neither_paths_nor_waveforms_gets_a_sentence(audio: object) -> None:
     with pytest.raises(DataError, match="`audio` must be"):
         transcribe(EchoModel(), audio, sample_rate=16_000)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", ["16000", 16_000.5, True, 0])
+@each_case("rate", ["16000", 16_000.5, True, 0])
 def test_a_rate_that_is_none_gets_a_sentence(rate: object) -> None:
     with pytest.raises(DataError, match="`sample_rate` must be"):
         transcribe(EchoModel(), say("TEA"), sample_rate=rate)  # type: ignore[arg-type]
@@ -209,20 +210,6 @@ def test_transcribe_takes_waveforms_with_their_rate(tmp_path: Path) -> None:
         transcribe(EchoModel(), waveforms)
     with pytest.raises(DataError, match="also has files"):
         transcribe(EchoModel(), [waveforms[0], "a.wav"], sample_rate=16_000)
-
-
-def test_batches_are_of_similar_length_and_keep_within_their_size() -> None:
-    second = 16_000
-    lengths = np.array([5, 100, 7, 7, 3, 10]) * second
-    indices = np.array([0, 2, 3, 5])
-    assert plan_batches(indices, lengths, 14 * second, equal=False) == [[5], [2, 3], [0]]
-    assert plan_batches(indices, lengths, 100 * second, equal=False) == [[5, 2, 3, 0]]
-    assert plan_batches(indices, lengths, 100 * second, equal=True) == [[5], [2, 3], [0]]
-    assert plan_batches(np.array([1]), lengths, 14 * second, equal=False) == [[1]]
-    assert plan_batches(np.array([], dtype=np.int64), lengths, 14 * second, equal=False) == []
-    fractions = np.array([20_000, 17_000])
-    assert plan_batches(np.arange(2), fractions, 50_000, equal=False) == [[0], [1]], "padding to 32,000 counts"
-    assert plan_batches(np.arange(2), np.array([20_000, 20_000]), 50_000, equal=True) == [[0, 1]]
 
 
 def test_a_real_model_says_the_same_in_any_batch(tmp_path: Path, tiny_model_config: ModelConfig) -> None:

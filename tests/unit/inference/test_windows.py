@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from speechssl.inference.windows import Window, plan_windows
+from tests.cases import each_case
 
 SIZES = [480_001, 480_319, 480_320, 640_000, 799_999, 800_000, 1_000_003, 3_600 * 16_000]
 
 
-@pytest.mark.parametrize("num_samples", SIZES)
-@pytest.mark.parametrize("receptive", [330, 400, 465])
+@each_case("num_samples", SIZES)
+@each_case("receptive", [330, 400, 465])
 def test_kept_frames_are_those_of_a_single_pass(num_samples: int, receptive: int) -> None:
     windows = plan_windows(num_samples, 480_000, receptive)
     frames = [w.start // 320 + k for w in windows for k in range(w.first, w.last)]

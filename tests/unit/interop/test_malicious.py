@@ -32,6 +32,7 @@ from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.interop.torch_file import MAGIC
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 from tests.unit.interop.fairseq_files import export
 
 SECONDS, MEGABYTES = 5.0, 200
@@ -132,8 +133,8 @@ def check(path: Path, marker: Path, reason: str = "`checkpoint` must ", good: bo
     assert ("antigravity" in sys.modules) == modules
 
 
-@pytest.mark.parametrize("writer", [save, save_old], ids=["zip", "old"])
-@pytest.mark.parametrize("name", NAMES)
+@each_case("writer", [save, save_old])
+@each_case("name", NAMES)
 def test_a_payload_among_the_weights_is_refused(
     name: str, writer: Callable[[Any, Path], None], stored: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -149,7 +150,7 @@ def test_a_payload_among_the_weights_is_refused(
         check(tmp_path / f"{place}.pt", marker)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_a_payload_beside_the_weights_is_never_run(name: str, stored: dict[str, Any], tmp_path: Path) -> None:
     """A good model with something else in its optimizer state loads, and that is never looked at."""
     marker = tmp_path / "executed"
@@ -158,7 +159,7 @@ def test_a_payload_beside_the_weights_is_never_run(name: str, stored: dict[str, 
     check(tmp_path / "a.pt", marker, good=True)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_the_other_doors(name: str, tmp_path: Path) -> None:
     """A bare pickle, a Hugging Face folder's pytorch_model.bin, a torchaudio file."""
     marker = tmp_path / "executed"
@@ -201,7 +202,7 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", INSTRUCTIONS)
+@each_case("name", INSTRUCTIONS)
 def test_instructions_that_no_such_file_has(name: str, tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     description = b"\x80\x02" + INSTRUCTIONS[name].encode("latin-1")
@@ -233,7 +234,7 @@ TENSORS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", TENSORS)
+@each_case("name", TENSORS)
 def test_tensors_that_lie_about_their_storage(name: str, tmp_path: Path) -> None:
     save_archive(tmp_path / "a.pt", describe_tensor(*TENSORS[name]), bytes(16))
     check(tmp_path / "a.pt", tmp_path / "x", "must be a whole checkpoint, but")
@@ -252,7 +253,7 @@ def hold_itself() -> Any:
     return value
 
 
-@pytest.mark.parametrize(
+@each_case(
     "cfg",
     [
         {"model": {"x": nest(30, 2)}},
@@ -265,7 +266,6 @@ def hold_itself() -> Any:
         {"model": {"final_dim": "${oc.env:HOME}"}},
         {"model": {"_target_": "os.system", "quantize_targets": "yes"}},
     ],
-    ids=range(9),
 )
 def test_configurations_that_grow_or_compute(cfg: Any, stored: dict[str, Any], tmp_path: Path) -> None:
     save({**stored, "cfg": cfg}, tmp_path / "a.pt")
@@ -289,7 +289,7 @@ HUGE = {
 SIZES = r"`model\.{}` must be a whole number between 1 and \d+, but is "
 
 
-@pytest.mark.parametrize("ours", HUGE)
+@each_case("ours", HUGE)
 def test_networks_without_end_are_refused_by_name_before_they_are_built(
     ours: str, stored: dict[str, Any], tiny_model_config: ModelConfig, tmp_path: Path
 ) -> None:
@@ -317,7 +317,7 @@ def write_ours(folder: Path, config: ModelConfig, key: str, value: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("value", [None, 3, [], "x", {"num_layers": "2"}, {"num_layers": 2.5}, {"mask": 3}])
+@each_case("value", [None, 3, [], "x", {"num_layers": "2"}, {"num_layers": 2.5}, {"mask": 3}])
 def test_a_configuration_of_ours_that_is_none(value: Any, tiny_model_config: ModelConfig, tmp_path: Path) -> None:
     folder = write_ours(tmp_path / "ours", tiny_model_config, "name", "x")
     content = json.loads((folder / "config.json").read_text())
@@ -442,7 +442,7 @@ def test_a_folder_of_ours_cannot_name_classes(tiny_model_config: ModelConfig, tm
     check(tmp_path / "ours", tmp_path / "executed", "has \\['_target_'\\]")
 
 
-@pytest.mark.parametrize("header", [b"{" * 100_000, struct.pack("<Q", 2**40) + b"{", struct.pack("<Q", 2) + b"{}" * 9])
+@each_case("header", [b"{" * 100_000, struct.pack("<Q", 2**40) + b"{", struct.pack("<Q", 2) + b"{}" * 9])
 def test_safetensors_that_lie(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(header)
     check(tmp_path / "a.safetensors", tmp_path / "executed")

@@ -9,12 +9,13 @@ import torch
 
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.names import MASK, TABLES, list_names, rename, strip_all
+from speechssl.interop.names import MASK, POSITIONS, list_names, rename, respell
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize("family", TABLES)
-@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
-@pytest.mark.parametrize("norm", ["group", "layer"])
+@each_case("family", POSITIONS)
+@each_case("kind", ["backbone", "pretraining", "ctc"])
+@each_case("norm", ["group", "layer"])
 def test_every_weight_has_one_name(family: str, kind: str, norm: str, tiny_model_config: ModelConfig) -> None:
     # As many blocks as two digits, so that 1 and 10 are told apart.
     config = replace(tiny_model_config, num_layers=12, conv_norm=norm, conv_bias=norm == "layer")
@@ -28,6 +29,6 @@ def test_every_weight_has_one_name(family: str, kind: str, norm: str, tiny_model
 
 def test_wrappers_are_stripped_in_any_order() -> None:
     weights = {"module._orig_mod.model.wav2vec2.a": torch.zeros(1), "_orig_mod.module.b": torch.zeros(1)}
-    assert set(strip_all(weights, "checkpoint")) == {"a", "b"}
+    assert set(respell(weights, "fairseq", "a.pt", "checkpoint")) == {"a", "b"}
     with pytest.raises(CheckpointError, match="has a under two prefixes"):
-        strip_all({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "checkpoint")
+        respell({"module.a": torch.zeros(1), "a": torch.zeros(1)}, "fairseq", "a.pt", "checkpoint")

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import speechssl
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop import onnx
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import Vocabulary, build_vocabulary
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def recogniser(tiny_model_config: ModelConfig) -> SpeechModel:
     return SpeechModel(tiny_model_config, build_vocabulary(TextConfig(), []))
 
 
-@pytest.mark.parametrize("what", onnx.OUTPUTS)
+@each_case("what", onnx.OUTPUTS)
 def test_it_gives_what_the_model_gives_and_zero_beyond(what: str, recogniser: SpeechModel) -> None:
     model, waveforms = recogniser.eval(), 0.1 * torch.randn(3, 4_000)
     num_samples = torch.tensor([4_000, 2_000, 300])
@@ -72,7 +73,7 @@ def test_an_output_that_is_not_there(recogniser: SpeechModel, tiny_model_config:
         onnx.export_program(recogniser, "text")
 
 
-@pytest.mark.parametrize("format", ["onnx", "onnx_features"])
+@each_case("format", ["onnx", "onnx_features"])
 def test_a_missing_package_names_the_extra(
     format: str, recogniser: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,46 +12,41 @@ from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.errors import DataError
 from speechssl.model.feature_encoder import FeatureEncoder
-from speechssl.model.lengths import (
-    HOP_SAMPLES,
-    check_num_samples,
-    compute_hop,
-    compute_num_frames,
-    compute_receptive_field,
-    make_valid_mask,
-)
+from speechssl.model.lengths import HOP_SAMPLES, check_num_samples, make_valid_mask
+from speechssl.model.log_mel import LogMelEncoder
 
-PUBLISHED = ModelConfig()
 VALUES = {400: 1, 719: 1, 720: 2, 16_000: 49, 32_000: 99, 160_000: 499, 250_000: 781, 320_000: 999}
 
 
-@pytest.mark.parametrize(("num_samples", "num_frames"), VALUES.items())
-def test_published_stack_gives_the_published_counts(num_samples: int, num_frames: int) -> None:
-    assert compute_num_frames(num_samples, PUBLISHED.conv_kernels, PUBLISHED.conv_strides) == num_frames
-
-
-def test_closed_form_and_every_kind_of_input() -> None:
-    lengths = np.arange(0, 4_000)
-    counts = compute_num_frames(lengths, PUBLISHED.conv_kernels, PUBLISHED.conv_strides)
+def test_published_counts_the_closed_form_and_every_kind_of_input() -> None:
+    lengths = np.arange(0, 60_000)
     expected = np.where(lengths >= 400, (lengths - 400) // 320 + 1, 0)
-    assert (counts == expected).all()
-    tensors = compute_num_frames(torch.from_numpy(lengths), PUBLISHED.conv_kernels, PUBLISHED.conv_strides)
-    assert (tensors.numpy() == expected).all()
-    assert [compute_num_frames(int(n), PUBLISHED.conv_kernels, PUBLISHED.conv_strides) for n in (0, 399)] == [0, 0]
+    for front_end in ("convolutions", "log_mel"):
+        config = ModelConfig(front_end=front_end)
+        assert {length: config.count_frames(length) for length in VALUES} == VALUES
+        assert [config.count_frames(length) for length in (0, 399)] == [0, 0]
+        assert (config.count_frames(lengths) == expected).all()
+        tensors = config.count_frames(torch.from_numpy(lengths))
+        assert tensors.dtype == torch.int64 and (tensors.numpy() == expected).all()
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "base", "large", "large_lv60k", "xls_r_1b", "xls_r_2b"])
-def test_every_model_has_frames_of_20_ms_that_see_25_ms(name: str) -> None:
-    model = compose("pretrain", [f"model={name}", "out=x"]).model
-    assert compute_hop(model.conv_strides) == HOP_SAMPLES
-    assert compute_receptive_field(model.conv_kernels, model.conv_strides) == 400
+def test_every_model_has_frames_of_20_ms_that_see_25_ms() -> None:
+    for name in ("tiny", "small", "base", "large", "large_lv60k", "xls_r_1b", "xls_r_2b"):
+        for front_end in ("convolutions", "log_mel"):
+            config = compose("pretrain", [f"model={name}", f"model.front_end={front_end}", "out=x"]).model
+            assert (config.hop_samples, config.receptive_field) == (HOP_SAMPLES, 400), (name, front_end)
 
 
-@pytest.mark.parametrize("num_samples", [400, 719, 720, 4_321])
-def test_count_is_what_the_convolutions_make(tiny_model_config: ModelConfig, num_samples: int) -> None:
-    encoder = FeatureEncoder(tiny_model_config)
-    frames, _ = encoder(torch.randn(1, num_samples), None)
-    assert frames.shape[1] == compute_num_frames(num_samples, encoder.kernels, encoder.strides)
+def test_count_is_what_the_front_ends_make(tiny_model_config: ModelConfig) -> None:
+    odd = replace(tiny_model_config, front_end="log_mel", mel_channels=[24, 24, 32], mel_kernels=[5, 1, 3])
+    encoders = (
+        FeatureEncoder(tiny_model_config),
+        LogMelEncoder(replace(odd, mel_channels=[], mel_kernels=[3, 3])),
+        LogMelEncoder(odd),
+    )
+    for num_samples in (400, 719, 720, 880, 1_039, 1_040, 4_321, 16_000, 23_999, 48_123):
+        found = {encoder(torch.randn(1, num_samples), None)[0].shape for encoder in encoders}
+        assert found == {(1, tiny_model_config.count_frames(num_samples), 32)}
 
 
 def test_valid_mask() -> None:
@@ -57,20 +54,17 @@ def test_valid_mask() -> None:
     assert mask.tolist() == [[False, False, False], [True, True, False], [True, True, True]]
 
 
-@pytest.mark.parametrize(
-    ("num_samples", "sentence"),
-    [
+def test_lengths_are_those_of_the_batch() -> None:
+    for num_samples, sentence in (
         (torch.tensor([800.0, 400.0]), "must be of int64, but is of float32"),
         (torch.tensor([80, 40], dtype=torch.uint8), "must be of int64, but is of uint8"),
         (torch.tensor([800]), r"must have a length for each of 2 rows, but has the shape \(1,\)"),
         (torch.tensor([[800, 400]]), r"must have a length for each of 2 rows, but has the shape \(1, 2\)"),
         (torch.tensor([800, 801]), "must be between 0 and the 800 samples of a row, but has 801"),
         (torch.tensor([-1, 800]), "must be between 0 and the 800 samples of a row, but has -1"),
-    ],
-)
-def test_lengths_are_those_of_the_batch(num_samples: torch.Tensor, sentence: str) -> None:
-    with pytest.raises(DataError, match=f"`num_samples` {sentence}"):
-        check_num_samples(torch.zeros(2, 800), num_samples)
+    ):
+        with pytest.raises(DataError, match=f"`num_samples` {sentence}"):
+            check_num_samples(torch.zeros(2, 800), num_samples)
 
 
 def test_right_lengths_pass_and_values_elsewhere_are_not_waited_for() -> None:

@@ -21,12 +21,10 @@ def share(prob: float, num_frames: int, rows: int = 1_000) -> float:
     return float(np.mean([sample_span_mask(num_frames, prob, 10, 2, rng).mean() for _ in range(rows)]))
 
 
-@pytest.mark.parametrize(
-    ("prob", "num_frames", "expected", "tolerance"),
-    [(0.65, 781, 0.49, 0.01), (0.75, 781, 0.54, 0.01), (0.5, 781, 0.40, 0.01), (0.65, 99, 0.495, 0.015)],
-)
-def test_masked_share_is_the_references(prob: float, num_frames: int, expected: float, tolerance: float) -> None:
-    assert share(prob, num_frames) == pytest.approx(expected, abs=tolerance)
+def test_masked_share_is_the_references() -> None:
+    for prob, num_frames, expected in ((0.65, 781, 0.49), (0.75, 781, 0.54), (0.5, 781, 0.40), (0.65, 99, 0.495)):
+        tolerance = 0.015 if num_frames < 100 else 0.01
+        assert share(prob, num_frames) == pytest.approx(expected, abs=tolerance), (prob, num_frames)
 
 
 def test_spread_and_runs_are_the_references() -> None:
@@ -72,11 +70,11 @@ def test_masks_are_a_function_of_the_generator() -> None:
     assert any((a != b).any() for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize(("prob", "expected"), [(0.25, 0.23), (0.5, 0.40), (0.1, 0.10)])
-def test_channel_coverage_is_the_references(prob: float, expected: float) -> None:
-    masks = sample_channel_masks(400, 768, MaskConfig(channel_prob=prob), np.random.default_rng(7))
-    assert masks.shape == (400, 768)
-    assert masks.mean() == pytest.approx(expected, abs=0.015)
+def test_channel_coverage_is_the_references() -> None:
+    for prob, expected in ((0.25, 0.23), (0.5, 0.40), (0.1, 0.10)):
+        masks = sample_channel_masks(400, 768, MaskConfig(channel_prob=prob), np.random.default_rng(7))
+        assert masks.shape == (400, 768)
+        assert masks.mean() == pytest.approx(expected, abs=0.015)
 
 
 def test_negatives_are_never_the_frame_itself_and_cover_all_others() -> None:

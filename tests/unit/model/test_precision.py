@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +12,9 @@ from torch import Tensor, nn
 from speechssl.cli.compose import compose
 from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import PretrainConfig
-from speechssl.model.norm import LayerNorm
+from speechssl.model.layers import LayerNorm
 from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import PositionalConvolution
 from speechssl.objectives.losses import compute_contrastive_loss
 
@@ -62,19 +66,18 @@ def test_loss_and_gradients_in_bf16_are_those_of_float32(name: str) -> None:
             assert error < 0.1, f"{key}: {error:.3f}"
 
 
-@pytest.mark.parametrize("groups", [2, 4, 16])
-@pytest.mark.parametrize("channels", [2, 8, 12, 16, 48])
-@pytest.mark.parametrize("kernel", [16, 32, 128])
-def test_positions_in_bf16_whatever_the_channels_of_a_group(groups: int, channels: int, kernel: int) -> None:
+def test_positions_in_bf16_whatever_the_channels_of_a_group() -> None:
     """oneDNN's bf16 convolution with AMX gives noise for 2 to 15 channels and most even kernels."""
-    torch.manual_seed(0)
-    position = PositionalConvolution(groups * channels, kernel, groups)
-    x = torch.randn(2, 150, groups * channels)
-    with torch.no_grad():
-        expected = position(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = position(x.bfloat16())
-    assert float((found.float() - expected).norm() / expected.norm()) < 0.02
+    for groups, channels, kernel in product((2, 4, 16), (2, 8, 12, 16, 48), (16, 32, 128)):
+        torch.manual_seed(0)
+        position = PositionalConvolution(groups * channels, kernel, groups)
+        x = torch.randn(2, 150, groups * channels)
+        with torch.no_grad():
+            expected = position(x)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = position(x.bfloat16())
+        error = float((found.float() - expected).norm() / expected.norm())
+        assert error < 0.02, f"{groups} groups of {channels}, kernel {kernel}: {error:.3f}"
 
 
 def test_the_norm_of_many_bf16_frames_has_the_gradients_of_float32() -> None:
@@ -93,3 +96,17 @@ def test_the_norm_of_many_bf16_frames_has_the_gradients_of_float32() -> None:
     for parameter, value in zip(norm.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+
+
+@torch.no_grad()
+def test_a_network_in_float64_is_so_all_through(tiny_model_config: ModelConfig) -> None:
+    """Which tells rounding from faults, where a difference to a peer grows with depth."""
+    waveforms, num_samples = torch.randn(2, 9_000), torch.tensor([9_000, 6_000])
+    for conv_norm, group_norm_frames in product(("group", "layer"), ("valid", "all")):
+        torch.manual_seed(0)
+        config = replace(tiny_model_config, conv_norm=conv_norm, group_norm_frames=group_norm_frames)
+        model = SpeechModel(config).eval()
+        expected = model(waveforms, num_samples).last
+        found = model.double()(waveforms.double(), num_samples).last
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)

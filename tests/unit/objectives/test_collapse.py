@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from speechssl.objectives.collapse import CollapseWatch
+from speechssl.objectives.protocol import LossTerms
 
 HEALTHY = {
     "removed_negatives": 0.05, "loss_contrastive": 5.0, "context_spread": 0.5, "hard_perplexity": [40.0, 40.0],
@@ -22,12 +23,11 @@ FEW_CODES = {"removed_negatives": 0.25, "loss_of_guessing": 6.248, "hard_perplex
 """Two codes a codebook, equally often: of 100 negatives 25 equal the target."""
 
 
-def counts(collapsed: bool, frames: float = 12_000.0) -> torch.Tensor:
-    if not collapsed:
-        return torch.full((2, 64), frames / 64, dtype=torch.float64)
-    made = torch.zeros(2, 64, dtype=torch.float64)
-    made[:, 3] = frames
-    return made
+def counts(collapsed: bool, frames: float = 12_000.0) -> LossTerms:
+    made = torch.full((2, 64), 0.0 if collapsed else frames / 64, dtype=torch.float64)
+    if collapsed:
+        made[:, 3] = frames
+    return LossTerms(torch.zeros(()), torch.ones(()), {"code_counts": made})
 
 
 def feed(watch: CollapseWatch, metrics: dict, collapsed: bool, updates: range) -> list[str]:
@@ -63,7 +63,7 @@ def test_constant_features_for_250_updates(watch: CollapseWatch) -> None:
     found = feed(watch, HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5}, False, range(50, 300))
     assert found[:-1] == [""] * 249
     assert "guessing (6.66 bits) and features no longer differ" in found[-1]
-    assert watch.has_signs(HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5})
+    assert not watch.is_candidate(HEALTHY | {"loss_contrastive": 6.655, "feature_variance": 1e-5})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_guessing_is_seen_where_negatives_are_removed(watch: CollapseWatch, dead
     found = feed(watch, metrics, False, range(50, 300))
     assert found[:-1] == [""] * 249
     assert f"that of guessing (6.25 bits) and {what} no longer differ" in found[-1]
-    assert watch.has_signs(metrics)
+    assert not watch.is_candidate(metrics)
 
 
 def test_few_codes_that_are_learned_are_healthy(watch: CollapseWatch) -> None:
@@ -83,7 +83,7 @@ def test_few_codes_that_are_learned_are_healthy(watch: CollapseWatch) -> None:
     learning = HEALTHY | FEW_CODES | {"loss_contrastive": 6.1, "context_spread": 0.02, "feature_variance": 0.05}
     assert not any(feed(watch, learning, False, range(50, 600)))
     assert not any(warn(watch, learning, False, range(600, 1_100)))
-    assert not watch.has_signs(learning)
+    assert watch.is_candidate(learning)
     assert not any(feed(watch, HEALTHY | FEW_CODES | {"loss_contrastive": 6.25}, False, range(1_100, 1_600)))
 
 
@@ -124,10 +124,10 @@ def test_state_goes_through_a_checkpoint(watch: CollapseWatch) -> None:
 
 
 def test_a_collapsed_validation_is_no_candidate(watch: CollapseWatch) -> None:
-    assert watch.has_signs(SAME_CODES)
-    assert watch.has_signs(ALL_EQUAL)
-    assert not watch.has_signs(HEALTHY)
-    assert not watch.has_signs(ALL_EQUAL | {"loss_contrastive": float("nan")}), "the trainer refuses it for itself"
+    assert not watch.is_candidate(SAME_CODES)
+    assert not watch.is_candidate(ALL_EQUAL)
+    assert watch.is_candidate(HEALTHY)
+    assert watch.is_candidate(ALL_EQUAL | {"loss_contrastive": float("nan")}), "the trainer refuses it for itself"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,33 @@ import torch
 
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import ObjectiveConfig
+from speechssl.config.objective import MaskedCodesConfig
+from speechssl.config.verbs import PretrainConfig
 from speechssl.data.dataset import Example
-from speechssl.data.loader import Batch, collate
+from speechssl.data.loader import Batch, stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives import codes as targets
+from speechssl.objectives import masked_codes
 from speechssl.objectives.masked_codes import MaskedCodesObjective
-from speechssl.objectives.protocol import add_terms
+from speechssl.objectives.protocol import Beginning, add_terms
 
 Speech = Callable[..., np.ndarray]
 
 
-def build(config: ModelConfig, seed: int = 1, **keys: Any) -> MaskedCodesObjective:
+def build(config: ModelConfig, seed: int = 1, heard: Sequence[Batch] = (), **keys: Any) -> MaskedCodesObjective:
+    """Build an objective that is fitted to what is heard; without, one whose centroids a checkpoint would bring."""
     for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
         setattr(config, name, 0.0)
     torch.manual_seed(0)
-    return MaskedCodesObjective(config, ObjectiveConfig(name="masked_codes", **({"num_codes": 64} | keys)), seed)
+    task = MaskedCodesConfig(**({"num_codes": 64} | keys))
+    beginning = Beginning(not heard, 0.0, lambda seconds: iter(heard), lambda make: make())
+    return masked_codes.build(PretrainConfig(model=config, seed=seed), task, beginning)
+
+
+def set_codes(objective: MaskedCodesObjective, codes: np.ndarray) -> None:
+    objective.module.objective.codes.copy_(torch.from_numpy(codes))
 
 
 @pytest.fixture
@@ -50,12 +59,12 @@ def teacher(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
 
 def make_batch(objective: MaskedCodesObjective, speech: Speech, numbers: tuple[int, ...] = (0, 1)) -> Batch:
     """Sub-batches 0 and 1 have rows of 2.0 and 3.0 s."""
-    prepare, parts, plans = objective.make_prepare(), [], []
+    collate, parts, plans = objective.make_collate(), [], []
     for number in numbers:
         rows = [Example(f"{number}-{row}", speech(2.0 + number, 10 * number + row), None, None) for row in range(3)]
-        parts.append((rows, prepare(rows, 1, number)))
+        parts.append((rows, collate(rows, 1, number)))
         plans.append(SubBatch(number, 0, (0, 1, 2), len(rows[0].waveform)))
-    return collate(ForwardPlan(1, tuple(plans), True), parts)
+    return stack(ForwardPlan(1, tuple(plans), True), parts)
 
 
 # By the definition, without a line of the package: Kaldi's log-mel, window by window.
@@ -134,8 +143,8 @@ def test_a_step_in_the_sound_changes_the_codes_there_and_only_there(tiny_model_c
         waveform = (0.1 * np.where(time < 1.0, quiet, 3 * loud)).astype(np.float32)
         if keys:
             x = targets.compute_mfcc(waveform, 99, 400)
-            objective.set_codes(np.concatenate([x[[20, 80]], 1e3 * np.ones((62, 39))]).astype(np.float32).tobytes())
-        codes = objective.prepare._find_codes(waveform, np.ones(99, dtype=np.bool_))
+            set_codes(objective, np.concatenate([x[[20, 80]], 1e3 * np.ones((62, 39))]).astype(np.float32))
+        codes = objective.make_collate().find_codes(waveform, np.ones(99, dtype=np.bool_))
         changes = np.flatnonzero(np.diff(codes[3:-3])) + 4  # the ends are reflected
         assert codes[20] != codes[80]
         # 25 ms from 0.98 s on reach beyond 1.0 s; differences of MFCC reach 40 ms further.
@@ -149,12 +158,12 @@ def test_with_subtract_mean_codes_do_not_depend_on_loudness(tiny_model_config: M
     for subtract_mean, is_same in ((True, True), (False, False)):
         objective = build(tiny_model_config, targets="kmeans", subtract_mean=subtract_mean)
         x = targets.compute_mfcc(waveform, 99, 400, subtract_mean)
-        objective.set_codes(targets.fit_centroids(x.numpy(), 64, 1).tobytes())
-        codes, quieter = (objective.prepare._find_codes(factor * waveform, masked) for factor in (1.0, 0.02))
+        set_codes(objective, targets.fit_centroids(x.numpy(), 64, 1))
+        codes, quieter = (objective.make_collate().find_codes(factor * waveform, masked) for factor in (1.0, 0.02))
         assert len(set(codes)) > 20
         assert bool((codes == quieter).mean() > 0.99) == is_same
         batch = make_batch(objective, speech, (0,))
-        row = objective._describe(batch)[0]
+        row = masked_codes.describe_by_mfcc(batch.waveforms[0].numpy(), tiny_model_config, objective.task)
         assert torch.equal(row, targets.compute_mfcc(batch.waveforms[0].numpy(), len(row), 400, subtract_mean))
 
 
@@ -175,9 +184,8 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
     keys: dict[str, Any] = {"targets": source if source != "teacher" else "kmeans", "num_codes": 20}
     if source == "teacher":
         keys |= {"teacher": str(teacher), "teacher_layer": 1}
-    objective = build(tiny_model_config, **keys, intermediate_layer=1, unmasked_weight=0.5)
-    if objective.needs_fit:
-        objective.set_codes(objective.fit([make_batch(objective, speech)]))
+    heard = [make_batch(build(tiny_model_config, **keys), speech)]
+    objective = build(tiny_model_config, heard=heard, **keys, intermediate_layer=1, unmasked_weight=0.5)
     stacked = objective.compute(make_batch(objective, speech, (0, 1)), 1)
     together = add_terms([objective.compute(make_batch(objective, speech, (number,)), 1) for number in (0, 1)])
     assert float(stacked.sum.detach()) == pytest.approx(float(together.sum.detach()), rel=1e-5)
@@ -193,19 +201,19 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_prepare_is_a_function_of_seed_audio_and_sub_batch(
+def test_collate_is_a_function_of_seed_audio_and_sub_batch(
     objective: MaskedCodesObjective, tiny_model_config: ModelConfig, speech: Speech
 ) -> None:
     rows = [Example(str(k), speech(2.0, k), None, None) for k in range(3)]
-    prepare = objective.make_prepare()
-    first, again, other = prepare(rows, 1, 5), pickle.loads(pickle.dumps(prepare))(rows, 1, 5), prepare(rows, 1, 6)
+    collate = objective.make_collate()
+    first, again, other = collate(rows, 1, 5), pickle.loads(pickle.dumps(collate))(rows, 1, 5), collate(rows, 1, 6)
     assert all((a == b).all() for a, b in zip(first["codes"], again["codes"], strict=True))
     assert any((a != b).any() for a, b in zip(first["mask"], other["mask"], strict=True))
     assert [mask.sum() for mask in first["mask"]] == [len(row) for row in first["codes"]]
-    reseeded = build(tiny_model_config, seed=2).make_prepare()(rows, 1, 5)
+    reseeded = build(tiny_model_config, seed=2).make_collate()(rows, 1, 5)
     assert any((a != b).any() for a, b in zip(first["codes"], reseeded["codes"], strict=True))
     louder = [replace(row, waveform=0.5 * row.waveform) for row in rows]
-    assert all((a == b).mean() > 0.99 for a, b in zip(first["codes"], prepare(louder, 1, 5)["codes"], strict=True))
+    assert all((a == b).mean() > 0.99 for a, b in zip(first["codes"], collate(louder, 1, 5)["codes"], strict=True))
 
 
 def test_losses_add_up_in_bits_and_entropy_is_of_all_targets_so_far(
@@ -221,7 +229,7 @@ def test_losses_add_up_in_bits_and_entropy_is_of_all_targets_so_far(
     entropy = -sum(p * math.log2(p) for p in shares if p > 0)
     assert metrics["target_entropy"] == pytest.approx(entropy, rel=1e-6)
     assert metrics["code_perplexity"] == pytest.approx(2**entropy, rel=1e-6)
-    objective.counts += 1_000.0
+    objective.watch.counts += 1_000.0
     assert objective.summarise(terms, 1)["target_entropy"] > 5.9
 
 
@@ -234,27 +242,28 @@ def test_health_is_silent_where_all_is_well_and_names_what_is_not(
     objective: MaskedCodesObjective, speech: Speech
 ) -> None:
     terms, metrics = make_healthy(objective, speech)
-    health = objective.check_health(terms, metrics, 1)
+    health = objective.watch.observe(terms, metrics, 1)
     assert not health.problem and not health.warning
-    few = objective.check_health(terms, metrics | {"masked_share": 0.1}, 2)
+    few = objective.watch.observe(terms, metrics | {"masked_share": 0.1}, 2)
     assert "10% of the frames are masked, where model.mask.prob=0.65 should give 48%" in few.warning
-    objective.counts[3] = 1e6
-    same = objective.check_health(terms, metrics | {"code_perplexity": 1.2}, 3)
+    objective.watch.counts[3] = 1e6
+    same = objective.watch.observe(terms, metrics | {"code_perplexity": 1.2}, 3)
     assert "the targets use 1.2 of 64 codes" in same.warning
 
 
 def test_predictions_that_stay_constant_after_the_warm_up_are_a_collapse(
     objective: MaskedCodesObjective, speech: Speech
 ) -> None:
-    objective.warmup_updates = 10
+    objective.watch.warmup_updates = 10
     terms, metrics = make_healthy(objective, speech)
     stuck = metrics | {"prediction_perplexity": 1.0, "loss_codes": metrics["target_entropy"]}
-    problems = [objective.check_health(terms, stuck, update).problem for update in range(1, 311)]
+    problems = [objective.watch.observe(terms, stuck, update).problem for update in range(1, 311)]
     assert not any(problems[:309]) and "for 300 updates up to 310, one code is predicted" in problems[309]
-    fresh = build(objective.config)
-    fresh.load_state(objective.state())
-    assert fresh.check_health(terms, stuck, 311).problem
-    assert not fresh.check_health(terms, metrics | {"prediction_perplexity": 1.0, "loss_codes": 0.5}, 312).problem
+    fresh = build(objective.module.config).watch
+    fresh.warmup_updates = 10
+    fresh.load_state(objective.watch.state())
+    assert fresh.observe(terms, stuck, 311).problem
+    assert not fresh.observe(terms, metrics | {"prediction_perplexity": 1.0, "loss_codes": 0.5}, 312).problem
 
 
 def test_k_means_is_the_same_every_time_and_finds_clusters() -> None:
@@ -269,26 +278,18 @@ def test_k_means_is_the_same_every_time_and_finds_clusters() -> None:
         targets.fit_centroids(points, 2001, 1)
 
 
-@pytest.mark.parametrize(
-    ("keys", "sentence"),
-    [
+def test_a_wrong_key_is_one_sentence(tiny_model_config: ModelConfig, teacher: Path) -> None:
+    taught = {"targets": "kmeans", "teacher": str(teacher)}
+    for keys, sentence in (
         ({"targets": "vq"}, "`objective.targets` must be one of random_projection, kmeans, but is 'vq'"),
-        (
-            {"num_codes": 1},
-            "`objective.num_codes` must be between 2 and 65536, or 0 for .*, but is 1",
-        ),
+        ({"num_codes": 1}, "`objective.num_codes` must be between 2 and 65536, or 0 for .*, but is 1"),
         ({"intermediate_layer": 2}, r"`objective.intermediate_layer` must be 0 \(none\) to 1, but is 2"),
-        ({"targets": "kmeans", "teacher": "missing"}, "`objective.teacher` must be a run folder .* does not exist"),
-        ({"targets": "kmeans", "teacher": "own", "teacher_layer": 3}, "`objective.teacher_layer` must be between 0"),
-    ],
-)
-def test_a_wrong_key_is_one_sentence(
-    tiny_model_config: ModelConfig, teacher: Path, keys: dict[str, Any], sentence: str
-) -> None:
-    if "teacher" in keys:
-        keys = keys | {"teacher": str(teacher if keys["teacher"] == "own" else teacher / "missing")}
-    with pytest.raises(SpeechSSLError, match=sentence):
-        build(tiny_model_config, **keys)
+        (taught | {"teacher": str(teacher / "missing")}, "`objective.teacher` must be a run folder .* does not exist"),
+        (taught | {"teacher_layer": 3}, "`objective.teacher_layer` must be between 0"),
+        ({"name": "wav2vec2"}, "`objective.name` must be left to the choice"),
+    ):
+        with pytest.raises(SpeechSSLError, match=sentence):
+            build(tiny_model_config, **keys)
 
 
 def test_a_teacher_must_hear_what_the_student_hears(tiny_model_config: ModelConfig, teacher: Path) -> None:

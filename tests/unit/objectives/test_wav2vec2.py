@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import ContrastiveConfig
+from speechssl.config.objective import ContrastiveConfig
 from speechssl.data.dataset import Example
-from speechssl.data.loader import Batch, collate
+from speechssl.data.loader import Batch, stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.errors import ConfigError
 from speechssl.objectives.protocol import LossTerms, add_terms
@@ -31,12 +31,12 @@ def objective(tiny_model_config: ModelConfig) -> ContrastiveObjective:
 
 def make_batch(objective: ContrastiveObjective, speech: Speech, numbers: tuple[int, ...]) -> Batch:
     """Sub-batches 0 and 1 have rows of 2.0 and 3.0 s."""
-    prepare, parts, plans = objective.make_prepare(), [], []
+    collate, parts, plans = objective.make_collate(), [], []
     for number in numbers:
         rows = [Example(f"{number}-{row}", speech(2.0 + number, 10 * number + row), None, None) for row in range(3)]
-        parts.append((rows, prepare(rows, 1, number)))
+        parts.append((rows, collate(rows, 1, number)))
         plans.append(SubBatch(number, 0, (0, 1, 2), len(rows[0].waveform)))
-    return collate(ForwardPlan(1, tuple(plans), True), parts)
+    return stack(ForwardPlan(1, tuple(plans), True), parts)
 
 
 def gradients(objective: ContrastiveObjective, terms: LossTerms) -> dict[str, torch.Tensor]:
@@ -88,10 +88,10 @@ def test_a_dead_model_with_few_codes_is_caught(objective: ContrastiveObjective, 
     assert metrics["removed_negatives"] == pytest.approx(0.25, abs=0.05)
     assert metrics["loss_contrastive"] == pytest.approx(metrics["loss_of_guessing"], abs=1e-5)
     assert metrics["loss_of_guessing"] < math.log2(31) - 0.3
-    problems = [objective.check_health(terms, metrics, update).problem for update in range(1, 251)]
+    problems = [objective.watch.observe(terms, metrics, update).problem for update in range(1, 251)]
     assert problems[:-1] == [""] * 249
     assert "context vectors no longer differ" in problems[-1]
-    assert not objective.is_candidate(metrics)
+    assert not objective.watch.is_candidate(metrics)
 
 
 def test_guessing_costs_what_is_left_to_choose_from(objective: ContrastiveObjective, speech: Speech) -> None:
@@ -115,10 +115,10 @@ def test_losses_add_up_in_bits(objective: ContrastiveObjective, speech: Speech) 
     assert metrics["temperature"] == 2.0
 
 
-def test_prepare_is_a_function_of_seed_and_sub_batch(objective: ContrastiveObjective, speech: Speech) -> None:
+def test_collate_is_a_function_of_seed_and_sub_batch(objective: ContrastiveObjective, speech: Speech) -> None:
     rows = [Example(str(k), speech(2.0, k), None, None) for k in range(3)]
-    prepare = objective.make_prepare()
-    first, again, other = prepare(rows, 1, 5), prepare(rows, 1, 5), prepare(rows, 1, 6)
+    collate = objective.make_collate()
+    first, again, other = collate(rows, 1, 5), collate(rows, 1, 5), collate(rows, 1, 6)
     assert all((a == b).all() for a, b in zip(first["negatives"], again["negatives"], strict=True))
     assert any((a != b).any() for a, b in zip(first["mask"], other["mask"], strict=True))
     assert {mask.sum() for mask in first["mask"]} == {len(row) for row in first["negatives"]}

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.cases import each_case
 
 SCRIPT = Path(__file__).parents[3] / "recipes" / "slurm" / "pretrain.sbatch"
 
@@ -39,7 +39,7 @@ def test_75_requeues(tmp_path: Path) -> None:
     assert calls == ["srun --ntasks=1 speechssl pretrain model=tiny out=a b", "scontrol requeue 42"]
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 130, 143])
+@each_case("code", [0, 1, 2, 130, 143])
 def test_other_codes_are_handed_on(code: int, tmp_path: Path) -> None:
     found, calls, _ = run_script(tmp_path, code)
     assert (found, len(calls)) == (code, 1)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import unicodedata
 
-import pytest
-
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.text.spelling import fold, has_dotless_i, is_dotless_alphabet
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, find_case
+from tests.cases import each_case
 
 TURKISH = ("<pad>", "|", *"abcçdefgğhıijklmnoöprsştuüvyz")
 
 
-@pytest.mark.parametrize("case", ["upper", "lower"])
+@each_case("case", ["upper", "lower"])
 def test_turkish_has_two_letters_i_in_both_directions(case: str) -> None:
     text = "İyi ılık ISPARTA, ısparta ilik"
     vocabulary = build_vocabulary(TextConfig(vocabulary="data", case=case), [text])
@@ -60,8 +59,8 @@ def test_a_vocabulary_keeps_what_its_letters_mean_and_an_older_one_what_they_mea
     assert fold("Iı", "keep", dotless_i=True) == "Iı"
 
 
-@pytest.mark.parametrize(
-    ("written", "variant"),
+@each_case(
+    "written, variant",
     [
         ("გამარჯობა", "ᲒᲐᲛᲐᲠᲯᲝᲑᲐ"),  # Georgian: nobody writes Mtavruli
         ("ᏣᎳᎩ ᏴᏫ", "ꮳꮃꭹ ᏼꮻ"),  # Cherokee: nobody writes small letters
@@ -116,7 +115,7 @@ QUOTES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "written"), QUOTES)
+@each_case("text, written", QUOTES)
 def test_the_place_tells_a_quote_from_an_apostrophe(text: str, written: str) -> None:
     vocabulary = Vocabulary(FAIRSEQ_SYMBOLS)
     assert vocabulary.normalise(text) == written.replace("' S", "'S")
@@ -135,8 +134,8 @@ def test_what_is_folded_stays_as_it_is() -> None:
             assert vocabulary.normalise_reference(vocabulary.fold(reference)) == reference, ascii(text)
 
 
-@pytest.mark.parametrize(
-    ("sign", "folded"),
+@each_case(
+    "sign, folded",
     [
         ("\u200b", "ab cd"),  # zero-width space: Khmer's between words
         ("\u2800", "ab cd"),  # blank of braille

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from speechssl.config.verbs import TextConfig
+from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError, SpeechSSLError
 from speechssl.text.spelling import fold
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary, is_silent
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def test_encode_is_fairseqs_ltr_with_a_boundary_after_each_word(fairseq: Vocabul
     assert "".join(symbols) == "HELLO|WORLD|"
 
 
-@pytest.mark.parametrize(
-    ("text", "normal"),
+@each_case(
+    "text, normal",
     [
         ("don't", "DON'T"),
         ("don\u2019t", "DON'T"),
@@ -69,7 +70,7 @@ def test_composed_and_decomposed_letters_are_one() -> None:
     assert fold("e\u0301", "upper") == fold("\u00c9", "upper") == "\u00c9"
 
 
-@pytest.mark.parametrize("mark", ["\u200e", "\u200f", "\u061c", "\u2060", "\u202a", "\u2069", "\ufeff", "\u00ad"])
+@each_case("mark", ["\u200e", "\u200f", "\u061c", "\u2060", "\u202a", "\u2069", "\ufeff", "\u00ad"])
 def test_what_cannot_be_seen_is_nothing(mark: str) -> None:
     assert fold(f"{mark}shalom{mark} b", "keep") == "shalom b"
 
@@ -129,7 +130,7 @@ def test_dict_survives_json(fairseq: Vocabulary) -> None:
         assert hash(again) == hash(vocabulary)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "stored", [{}, {"symbols": 3, "case": "upper", "keep": ""}, {"symbols": [1, 2, 3], "case": "upper", "keep": ""}]
 )
 def test_a_damaged_vocabulary_is_a_checkpoint_error(stored: dict[str, object]) -> None:
@@ -137,8 +138,8 @@ def test_a_damaged_vocabulary_is_a_checkpoint_error(stored: dict[str, object]) -
         Vocabulary.from_dict(stored)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
+@each_case(
+    "config, message",
     [
         (TextConfig(case="lower"), "`text.case` must be upper"),
         (TextConfig(keep="a b"), "`text.keep` must be"),
@@ -159,7 +160,7 @@ def test_no_letters_is_a_data_error() -> None:
         build_vocabulary(TextConfig(vocabulary="data"), ["12", "", "''"])
 
 
-@pytest.mark.parametrize("symbols", [("<s>", "|"), ("<s>", "A", "B"), ("<s>", "|", "A", "A")])
+@each_case("symbols", [("<s>", "|"), ("<s>", "A", "B"), ("<s>", "|", "A", "A")])
 def test_a_vocabulary_needs_blank_boundary_and_distinct_letters(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"`text\.vocabulary`"):
         Vocabulary(symbols)

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from speechssl.errors import ConfigError
-from speechssl.training.lock import LOCK, hold_folder
+from speechssl.training.lock import LOCK, hold_folder, hold_run
 
 HOLD = """
 import os, sys, time
@@ -76,22 +77,39 @@ def test_without_locks_there_is_a_warning(
     assert "cannot be locked here (No locks available)" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe"])
-def test_a_lock_that_leads_elsewhere_is_refused_and_nothing_there_changes(tmp_path: Path, kind: str) -> None:
+def test_a_lock_that_leads_elsewhere_is_refused_and_nothing_there_changes(tmp_path: Path) -> None:
     victim, lock = tmp_path / "victim", tmp_path / LOCK
     victim.write_text("precious")
-    match kind:
-        case "link":
-            lock.symlink_to(victim)
-        case "dangling link":
-            lock.symlink_to("none")
-        case "second name":
-            lock.hardlink_to(victim)
-        case _:
-            os.mkfifo(lock)
-    with pytest.raises(ConfigError, match=r"`out` must be a place that can be written, but .*\.lock could not be"):
-        hold_folder(tmp_path).__enter__()
-    assert victim.read_text() == "precious" and not (tmp_path / "none").exists()
+    kinds: tuple[Callable[[], object], ...] = (
+        lambda: lock.symlink_to(victim), lambda: lock.symlink_to("none"), lambda: lock.hardlink_to(victim),
+        lambda: os.mkfifo(lock),
+    )  # fmt: skip
+    for make in kinds:
+        make()
+        with pytest.raises(ConfigError, match=r"`out` must be a place that can be written, but .*\.lock could not be"):
+            hold_folder(tmp_path).__enter__()
+        assert victim.read_text() == "precious" and not (tmp_path / "none").exists()
+        lock.unlink()
+
+
+def test_the_folder_of_a_run_is_made_and_goes_again_where_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for out, left in (("mine/a/b", ["mine"]), ("mine", [".lock", "mine"])):
+        with hold_run(str(tmp_path / out)):
+            assert (tmp_path / out / LOCK).exists()
+        assert sorted(path.name for path in tmp_path.rglob("*")) == left
+    with hold_run(str(tmp_path / "c" / "d")):
+        (tmp_path / "c" / "d" / "config.yaml").touch()
+    assert (tmp_path / "c" / "d" / LOCK).exists()
+    for out, problem in ((str(tmp_path / "c" / "d" / "config.yaml"), "is a file"), ("", "must be given")):
+        with pytest.raises(ConfigError, match=f"`out` .*{problem}"), hold_run(out):
+            pass
+
+
+def test_of_several_processes_the_first_holds_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with hold_run(str(tmp_path / "run")):
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,28 @@
-"""The log holds each line once, however a run was cut."""
+"""The log holds each line once, however a run was cut; figures of the machine beside it."""
 
 from __future__ import annotations
 
+import mmap
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from speechssl.checkpoints.layout import METRICS
 from speechssl.errors import ConfigError
-from speechssl.training.metrics import JsonLinesWriter, TensorBoardWriter, find_last_metrics, read_metrics
+from speechssl.training import metrics as telemetry
+from speechssl.training.metrics import (
+    MEASURED,
+    JsonLinesWriter,
+    find_last_metrics,
+    measure_system,
+    read_metrics,
+    read_resident_bytes,
+)
 from speechssl.training.records import read_log
+from speechssl.training.trackers import TensorBoardWriter
 
 
 def write(folder: Path, *records: tuple[int, str]) -> None:
@@ -64,16 +77,18 @@ def test_a_log_that_is_gone_is_missed(tmp_path: Path, caplog: pytest.LogCaptureF
     assert read_log(tmp_path / METRICS).problem == ""
 
 
-@pytest.mark.parametrize("cut", [METRICS, "metrics.crc32"])
-def test_a_kill_between_the_two_files_is_no_damage(tmp_path: Path, cut: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kill_between_the_two_files_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Either may be the older one, when the log was cut back and when it grew."""
-    write(tmp_path, *((update, "train") for update in range(1, 6)))
-    lines = (tmp_path / cut).read_bytes().splitlines(keepends=True)
-    (tmp_path / cut).write_bytes(b"".join(lines[:3]))
-    JsonLinesWriter(tmp_path, 2).close()
-    write(tmp_path, (3, "train"))
-    assert [update for update, _ in read(tmp_path)] == [1, 2, 3]
-    assert "damaged" not in caplog.text and read_log(tmp_path / METRICS).problem == ""
+    for cut in (METRICS, "metrics.crc32"):
+        run = tmp_path / f"cut {cut}"
+        run.mkdir()
+        write(run, *((update, "train") for update in range(1, 6)))
+        lines = (run / cut).read_bytes().splitlines(keepends=True)
+        (run / cut).write_bytes(b"".join(lines[:3]))
+        JsonLinesWriter(run, 2).close()
+        write(run, (3, "train"))
+        assert [update for update, _ in read(run)] == [1, 2, 3]
+        assert "damaged" not in caplog.text and read_log(run / METRICS).problem == ""
 
 
 def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
@@ -109,3 +124,37 @@ def test_a_tensorboard_folder_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tensorboard could not be \(it is a link\)"):
         TensorBoardWriter(tmp_path, 0)
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    before = read_resident_bytes()
+    # Straight from the system: torch may be given memory that the process has had before.
+    with mmap.mmap(-1, 64 * 2**20) as held:
+        held.write(b"x" * len(held))
+        assert 40 * 2**20 < read_resident_bytes() - before < 200 * 2**20
+    found = measure_system(torch.device("cpu"))
+    assert found.keys() == {"memory_mib"}
+    assert 50 < found["memory_mib"] < 100_000  # type: ignore[operator]
+
+
+def test_without_proc_the_peak_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = read_resident_bytes()
+    monkeypatch.setattr(telemetry, "_STATM", Path("/nowhere"))
+    assert read_resident_bytes() >= 0.9 * resident
+
+
+class NVMLError(Exception):
+    """As the driver's package has it."""
+
+
+def test_a_gpu_says_its_memory_and_its_use_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device) -> int:
+        raise NVMLError("not supported")
+
+    driver = SimpleNamespace(NVMLError=NVMLError)
+    for package, use, expected in ((driver, lambda _: 73, 0.73), (driver, refuse, None), (None, refuse, None)):
+        monkeypatch.setitem(sys.modules, "pynvml", package)  # type: ignore[arg-type]
+        monkeypatch.setattr(torch, "cuda", SimpleNamespace(max_memory_allocated=lambda d: 3 * 2**20, utilization=use))
+        found = measure_system(torch.device("cuda"))
+        assert (found["gpu_memory_mib"], found.get("gpu_use")) == (3.0, expected)
+        assert found.keys() <= MEASURED

@@ -11,14 +11,16 @@ import pytest
 from speechssl.training.stop import StopFlag
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
-def test_a_signal_is_noted_with_its_code(number: signal.Signals, code: int) -> None:
-    stop = StopFlag()
-    with stop.listen():
-        assert not stop.is_requested and stop.check() is None
-        os.kill(os.getpid(), number)
-        assert stop.is_requested
-    assert stop.check() == (f"stopped by {number.name}", code)
+def test_a_signal_is_noted_with_its_code_and_the_handlers_before_come_back() -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
+        before, stop = signal.getsignal(number), StopFlag()
+        with stop.listen():
+            assert signal.getsignal(number) is not before
+            assert not stop.is_requested and stop.check() is None
+            os.kill(os.getpid(), number)
+            assert stop.is_requested
+        assert stop.check() == (f"stopped by {number.name}", code)
+        assert signal.getsignal(number) is before
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
@@ -38,10 +40,3 @@ def test_the_time_limit() -> None:
         stop = StopFlag(max_hours=1.0, since=time.monotonic() - passed_s)
         stop.has_moved = True
         assert stop.is_requested == is_over
-
-
-def test_the_handlers_before_come_back() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
-    with StopFlag().listen():
-        assert signal.getsignal(signal.SIGUSR1) is not before
-    assert signal.getsignal(signal.SIGUSR1) is before

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from speechssl.checkpoints.layout import TRACKERS
-from speechssl.checkpoints.state import Progress
+from speechssl.checkpoints.snapshot import Progress
 from speechssl.config.training import LoggingConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError
+from speechssl.training.logs import RunLogs
 from speechssl.training.metrics import JsonLinesWriter
-from speechssl.training.trackers import open_writers
 
 WANDB = """
 calls = []
@@ -69,14 +69,11 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 
 def log(folder: Path, first: int, last: int) -> None:
     """Make the updates from `first` to `last`, with a validation after every fourth."""
-    writers = open_writers(folder, Progress(first - 1), CONFIG, asdict(PretrainConfig(out="x")))
-    for update in range(first, last + 1):
-        for split in ("train", "valid") if update % 4 == 0 else ("train",):
-            record = {"update": update, "split": split, "loss": 5.0 / update, "hard_perplexity": [3.0, 4.0]}
-            for writer in writers:
-                writer.write(record)
-    for writer in writers:
-        writer.close()
+    logs = RunLogs(folder, CONFIG, asdict(PretrainConfig(out="x")))
+    with logs.opened(Progress(first - 1)):
+        for update in range(first, last + 1):
+            for split in ("train", "valid") if update % 4 == 0 else ("train",):
+                logs.write({"update": update, "split": split, "loss": 5.0 / update, "hard_perplexity": [3.0, 4.0]})
 
 
 def test_a_run_that_goes_on_is_the_same_run_and_nothing_is_sent_twice(fakes: tuple[Any, Any], tmp_path: Path) -> None:
@@ -114,24 +111,25 @@ def test_a_run_in_another_folder_is_another_run(fakes: tuple[Any, Any], tmp_path
     assert len(fakes[1].experiments) == 1
 
 
-@pytest.mark.parametrize(("name", "key"), [("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")])
-def test_a_missing_package_names_its_extra(
-    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Absent:
         @staticmethod
         def find_spec(wanted: str, *_: object) -> None:
-            if wanted == name:
-                raise ModuleNotFoundError(name=name)
+            if wanted in ("wandb", "mlflow"):
+                raise ModuleNotFoundError(name=wanted)
 
-    monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
-    config = LoggingConfig(tensorboard=False, **{key: "speech"})
-    with pytest.raises(ConfigError, match=rf"`logging.{key}` must be empty .*pip install 'speechssl\[{name}\]'"):
-        open_writers(tmp_path, Progress(), config, {})
+    for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        logs = RunLogs(tmp_path, LoggingConfig(tensorboard=False, **{key: "speech"}))
+        sentence = rf"`logging.{key}` must be empty .*pip install 'speechssl\[{name}\]'"
+        with pytest.raises(ConfigError, match=sentence), logs.opened(Progress()):
+            pass
 
 
 def test_nothing_is_imported_or_written_unless_asked_for(tmp_path: Path) -> None:
-    (writer,) = open_writers(tmp_path, Progress(), LoggingConfig(tensorboard=False), {})
-    assert isinstance(writer, JsonLinesWriter)
+    logs = RunLogs(tmp_path, LoggingConfig(tensorboard=False))
+    with logs.opened(Progress()):
+        assert [type(writer) for writer in logs.writers] == [JsonLinesWriter]
+    RunLogs().write({"update": 1, "split": "train", "loss": 1.0})
     assert list(tmp_path.iterdir()) == []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
 import torch
 
-from speechssl.checkpoints.state import Progress
+from speechssl.checkpoints.snapshot import Progress
 from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
@@ -15,7 +14,6 @@ from speechssl.objectives.ctc import CTCObjective
 from speechssl.objectives.protocol import LossTerms, Metrics
 from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
 from speechssl.training.distributed.ranks import Ranks
-from speechssl.training.setup import Setup
 from speechssl.training.trainer import Trainer
 
 NAN = float("nan")
@@ -54,41 +52,25 @@ def train(script: list[tuple[float, float]], began: Progress | None = None, brok
             yield [make_batch(update)]
 
     config = TrainingConfig(max_updates=len(script), validate_every=1)
+    objective = ScriptedRecogniser(script, broken)
     trainer = Trainer(
-        Setup(
-            ScriptedRecogniser(script, broken),
-            config,
-            source,
-            Ranks(),
-            "float32",
-            1,
-            validate=lambda: iter([make_batch(0)]),
-            is_quiet=True,
-        )
+        objective, config, source, Ranks(), "float32", 1, validate=lambda: iter([make_batch(0)]), is_quiet=True
     )
     trainer.state.progress = began or Progress()
     trainer.run()
     return trainer.progress
 
 
-@pytest.mark.parametrize(
-    ("script", "best"),
-    [
+def test_among_equal_word_errors_fewer_letter_errors_are_best() -> None:
+    cases = (
         ([(100.0, 100.0), (100.0, 94.0), (100.0, 81.9)], 3),
         ([(100.0, 94.0), (100.0, 97.0), (100.0, 94.0)], 1),
         ([(100.0, 81.0), (99.0, 85.0), (100.0, 70.0)], 2),
-    ],
-)
-def test_among_equal_word_errors_fewer_letter_errors_are_best(script: list[tuple[float, float]], best: int) -> None:
-    progress = train(script)
-    assert (progress.best_update, progress.best_value, progress.best_tie) == (best, *script[best - 1])
-
-
-def test_a_run_of_before_takes_the_next_one_that_equals_its_best() -> None:
-    """Its checkpoint does not know the letter errors of its best one."""
-    before = Progress(update=1, best_value=100.0, best_update=1, validated_update=1)
-    assert train([(100.0, 100.0), (100.0, 95.0)], before).best_update == 2
-    before = Progress(update=1, best_value=90.0, best_update=1, validated_update=1)
+    )
+    for script, best in cases:
+        progress = train(script)
+        assert (progress.best_update, progress.best_value, progress.best_tie) == (best, *script[best - 1])
+    before = Progress(update=1, best_value=90.0, best_tie=80.0, best_update=1, validated_update=1)
     assert train([(90.0, 80.0), (91.0, 70.0)], before).best_update == 1
 
 
@@ -96,13 +78,5 @@ def test_a_validation_that_is_not_finite_is_never_the_best() -> None:
     assert train([(NAN, NAN)]).best_value is None
     assert train([(NAN, NAN), (80.0, 40.0), (NAN, 30.0), (70.0, NAN)]).best_update == 2
     assert train([(float("inf"), 50.0), (80.0, 40.0), (90.0, 10.0)]).best_update == 2
-
-
-def test_a_loss_that_is_not_finite_counts_although_the_error_rates_are() -> None:
-    """An output of nothing but NaN decodes to some text, with a WER like any other."""
+    # An output of nothing but NaN decodes to some text, with a WER like any other: its loss tells.
     assert train([(90.0, 40.0), (80.0, 30.0)], broken=2).best_update == 1
-
-
-def test_a_best_value_of_before_that_is_not_a_number_is_replaced() -> None:
-    before = Progress(update=1, best_value=NAN, best_update=1, validated_update=1)
-    assert train([(NAN, NAN), (80.0, 40.0)], before).best_update == 2

@@ -13,14 +13,15 @@ import torch
 import yaml
 
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.config.training import TrainingConfig
-from speechssl.config.verbs import FinetuneConfig, TextConfig
+from speechssl.config.verbs import FinetuneConfig
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
-from speechssl.verbs.finetune import check_letters, count_frozen_updates, make_vocabulary, start_from
+from speechssl.training.finetuning import check_letters, count_frozen_updates, make_vocabulary, start_from
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_what_is_advised_helps(caplog: pytest.LogCaptureFixture) -> None:
     vocabulary = build_vocabulary(TextConfig(), [])
     with pytest.raises(DataError, match="'É' 1 .*text.vocabulary=data takes all letters"):
         check_letters(vocabulary, ["CAFÉ"], "refuse")
-    with pytest.raises(DataError, match=r"'1' 1 .*outside it \(text.keep=1 adds them, text.unknown=drop"):
+    with pytest.raises(DataError, match=r"'1' 1 .*outside it \('text.keep=\"1\"' adds them, text.unknown=drop"):
         check_letters(vocabulary, ["ROOM 1"], "refuse")
     check_letters(vocabulary, ["CAFÉ"], "drop", "data.valid")
     assert "data.valid has characters outside the vocabulary, left out of the labels: 'É' 1 ×" in caplog.text
@@ -70,9 +71,9 @@ def test_what_is_advised_can_be_typed(shell: str) -> None:
     check_letters(vocabulary, [f"X{letter}X" for letter in ODD], "refuse")
 
 
-def test_plain_advice_has_no_quotes_and_long_advice_no_letters() -> None:
+def test_advice_is_quoted_and_long_advice_names_no_letters() -> None:
     vocabulary = build_vocabulary(TextConfig(), [])
-    assert read_advice(vocabulary, "ROOM 102") == "text.keep=102"
+    assert read_advice(vocabulary, "ROOM 102") == "'text.keep=\"102\"'"
     chinese = "".join(map(chr, range(0x4E00, 0x4E00 + 3500)))
     with pytest.raises(DataError) as caught:
         check_letters(vocabulary, [chinese], "refuse")

@@ -15,18 +15,19 @@ import soundfile
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.cli.compose import build_config
 from speechssl.cli.main import main
-from speechssl.cli.run import build_config
 from speechssl.cli.words import read_words
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.data.manifest import Utterance, build_manifest, save_manifest
 from speechssl.errors import StoppedOnRequest
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
-from speechssl.training import stop
+from speechssl.training import run, stop
 from speechssl.training.distributed import ranks as distributed
-from speechssl.verbs import pretrain
+
+RESULT = {"out": "x", "updates": 0, "best_update": 0, "hours_seen": 0.0, "valid": None}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_batch_or_rate_that_nobody_has_seen_converge_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(pretrain, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     with caplog.at_level(logging.WARNING, "speechssl"):
         common = {"data.train": [manifest], "out": str(tmp_path / "run"), "device": "cpu", "precision": "float32"}
         speechssl.pretrain(**keys, **common)
@@ -68,7 +69,7 @@ def test_a_batch_or_rate_that_nobody_has_seen_converge_is_warned_of_once(
 def test_k_means_is_said_to_hear_no_more_than_there_is(
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pretrain, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     keys = {"model": "tiny", "objective": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 4}
     common = {"data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
     with caplog.at_level(logging.INFO, "speechssl"):
@@ -80,7 +81,7 @@ def test_k_means_is_said_to_hear_no_more_than_there_is(
 
 def test_setting_up_counts_for_the_time_limit(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a scheduler: reading `init`, manifests and the fit of k-means are part of the run."""
-    passed_s, seed_weights = [0.0], pretrain.seed_weights
+    passed_s, seed_weights = [0.0], run.seed_weights
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s[0])
     for module in (distributed, stop):
         monkeypatch.setattr(module, "time", clock, raising=False)
@@ -89,7 +90,7 @@ def test_setting_up_counts_for_the_time_limit(manifest: str, tmp_path: Path, mon
         passed_s[0] += 3_600.0
         seed_weights(seed)
 
-    monkeypatch.setattr(pretrain, "seed_weights", take_an_hour)
+    monkeypatch.setattr(run, "seed_weights", take_an_hour)
     keys = {"model": "tiny", "data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
     keys |= {"training.update_s": 12, "training.sub_batch_s": 12, "training.forward_s": 12, "training.max_updates": 3}
     # An update a call, so that the run comes to its end.
@@ -147,7 +148,7 @@ def test_weights_that_do_not_fit_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrain, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     save_model(SpeechModel(replace(tiny_model_config, name="tiny"), pretraining=True), tmp_path / "pre")
     words = [f"init={tmp_path / 'pre'}", f"data.train={manifest}", f"out={tmp_path / 'x'}", "device=cpu"]
     assert main(["pretrain", *words, "model.quantizer.num_codes=64", "precision=float32"]) == 2

@@ -14,11 +14,12 @@ import torch
 from speechssl.config.decoding import DecodingConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.decoding.beam import BeamSearch, build_decoder
-from speechssl.inference.decoding.greedy import collapse, greedy_decode
+from speechssl.inference.decoding.greedy import greedy_decode, merge_path
 from speechssl.inference.decoding.lm_fit import Beginnings
 from speechssl.inference.decoding.ngram import Ngram, save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from tests.cases import each_case
 
 SMALL = Vocabulary(("<s>", "<pad>", "|", "A", "B"))
 FAIRSEQ = Vocabulary(FAIRSEQ_SYMBOLS)
@@ -36,7 +37,7 @@ def sum_over_paths(log_probs: np.ndarray, vocabulary: Vocabulary = SMALL) -> dic
     texts: dict[str, float] = defaultdict(float)
     for path in itertools.product(range(len(vocabulary)), repeat=len(log_probs)):
         prob = math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
-        texts[vocabulary.decode(collapse(path))] += prob
+        texts[vocabulary.decode(merge_path(path))] += prob
     return {text: math.log(prob) for text, prob in texts.items()}
 
 
@@ -44,7 +45,7 @@ def make_lm() -> Ngram:
     return train_ngram(["A B", "AB A", "A BA A", "B A", "BB AB"], order=3)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@each_case("seed", range(6))
 def test_a_wide_beam_finds_the_best_of_all_texts(seed: int) -> None:
     log_probs = draw(6, seed)
     texts = sum_over_paths(log_probs)
@@ -53,8 +54,8 @@ def test_a_wide_beam_finds_the_best_of_all_texts(seed: int) -> None:
     assert BeamSearch(SMALL, EXACT).search(log_probs) == (best, pytest.approx(texts[best]))
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("weight", [0.3, 1.5])
+@each_case("seed", range(6))
+@each_case("weight", [0.3, 1.5])
 def test_a_wide_beam_with_an_ngram_finds_the_best_of_all_texts(seed: int, weight: float) -> None:
     log_probs, lm = draw(6, seed, sharpness=1.0), make_lm()
     config = DecodingConfig(
@@ -103,7 +104,7 @@ def test_the_penalty_of_unknown_words_keeps_them_out_and_is_not_needed_to_write_
     assert BeamSearch(FAIRSEQ, hard, lm).search(log_probs)[0] != "QUIXOTIC"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each_case("seed", range(4))
 def test_a_wider_beam_never_scores_worse_than_the_best_path(seed: int) -> None:
     log_probs = draw(40, seed, FAIRSEQ, sharpness=3.0)
     texts = [BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=k)).search(log_probs) for k in (1, 8, 64)]
@@ -176,8 +177,8 @@ FRENCH = Vocabulary(("<pad>", "|", *"abcdefghijklmnopqrstuvwxyzé\u2019"), "lowe
 GERMAN = Vocabulary(("<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZß"), "upper")
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "words", "text"),
+@each_case(
+    "vocabulary, words, text",
     [
         (FAIRSEQ, ["the", "cat", "sat", "I"], "THE CAT SAT"),
         (FAIRSEQ, ["The", "Cat,", "sat", "'"], "THE CAT SAT"),
@@ -186,7 +187,6 @@ GERMAN = Vocabulary(("<pad>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZß"), "upper")
         (FRENCH, ["e\u0301te\u0301", "bonne\u00ad"], "été été bonne"),
         (GERMAN, ["Straße", "grau"], "STRAßE GRAU"),
     ],
-    ids=("case", "capitals and commas", "apostrophes", "the recogniser's apostrophes", "NFD", "sharp s"),
 )
 def test_an_ngram_is_brought_to_the_recognisers_spelling(
     vocabulary: Vocabulary, words: list[str], text: str, tmp_path: Path
@@ -261,7 +261,7 @@ def make_noisy_speech(seed: int) -> tuple[str, np.ndarray, Ngram]:
     return said, torch.from_numpy(logits).log_softmax(-1).numpy(), train_ngram([*words, said], 2)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@each_case("seed", range(2))
 def test_texts_that_put_off_their_boundaries_do_not_crowd_out_what_was_said(seed: int) -> None:
     said, log_probs, lm = make_noisy_speech(seed)
     search = BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=50), lm)

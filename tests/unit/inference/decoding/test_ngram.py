@@ -15,6 +15,7 @@ import pytest
 from speechssl.errors import DataError
 from speechssl.inference.decoding.ngram import END, UNKNOWN, Ngram, load_arpa, save_arpa
 from speechssl.inference.decoding.ngram_training import FALLBACK, estimate_discounts, train_ngram
+from tests.cases import each_case
 
 ARPA = """
 \\data\\
@@ -94,8 +95,8 @@ def test_compressed_files_and_files_with_spaces_read_alike(tmp_path: Path) -> No
     assert load_arpa(tmp_path / "lm.arpa.gz") == plain
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
+@each_case(
+    "change, told",
     [
         (("\\data\\", "data"), "it has no line \\data\\"),
         (("ngram 2=3", "ngram two=3"), "line 4 of its head is 'ngram two=3'"),
@@ -151,7 +152,7 @@ def test_what_other_toolkits_leave_in_a_file_is_read(tmp_path: Path) -> None:
         assert (read.log_probs, read.backoffs) == (plain.log_probs, plain.backoffs), name
 
 
-@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2003", "\u2028", "\x85", "\x1c"])
+@each_case("space", ["\u00a0", "\u3000", "\u2003", "\u2028", "\x85", "\x1c"])
 def test_words_end_at_plain_spaces_only(space: str, tmp_path: Path) -> None:
     model = load_arpa(write(tmp_path, ARPA.replace("\tA\t", f"\tNEW{space}YORK\t").replace("A B", f"NEW{space}YORK B")))
     assert model.words == [f"NEW{space}YORK", "B"]
@@ -174,8 +175,8 @@ def test_words_are_spelt_otherwise_when_they_are_read(tmp_path: Path) -> None:
     assert model.counts == [7, 5, 1], "as the file has it"
 
 
-@pytest.mark.parametrize(
-    ("lines", "told"),
+@each_case(
+    "lines, told",
     [
         (["\\data\\\n", "ngram 1=1\n\n", "\\1-grams:\n-1\t", *["A" * 10**6] * 60], "a line of more than"),
         (["\\data\\\n", "ngram 1=1\n\n", "\\1-grams:\n", *["\n" * 10**6] * 60], "more than 1000 empty lines"),
@@ -187,7 +188,6 @@ def test_words_are_spelt_otherwise_when_they_are_read(tmp_path: Path) -> None:
             "more than 30 times its size comes out of it",
         ),
     ],
-    ids=("line", "empty", "before", "twice", "order", "long words"),
 )
 def test_a_small_file_never_takes_much(lines: list[str], told: str, tmp_path: Path) -> None:
     path = tmp_path / "lm.arpa.gz"
@@ -204,7 +204,7 @@ def test_a_small_file_never_takes_much(lines: list[str], told: str, tmp_path: Pa
     assert peak < 60e6
 
 
-@pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
+@each_case("name", ["lm.arpa", "lm.arpa.gz"])
 def test_damage_is_told_and_never_a_traceback(name: str, tmp_path: Path) -> None:
     model = train_ngram(make_texts(20, 1), 2)
     save_arpa(model, tmp_path / name)
@@ -224,7 +224,7 @@ def test_damage_is_told_and_never_a_traceback(name: str, tmp_path: Path) -> None
             assert name == "lm.arpa" or read.log_probs.keys() == model.log_probs.keys(), "gzip has a checksum"
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@each_case("order", [1, 2, 3, 4])
 def test_the_probabilities_of_every_context_sum_to_one(order: int) -> None:
     model = train_ngram(make_texts(60, 1), order)
     followers = [*model.words, END, UNKNOWN]

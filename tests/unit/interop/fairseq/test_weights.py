@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.fairseq.weights import DICTIONARY, read_fairseq, write_fairseq
-from speechssl.interop.foreign import build_model, collapse
+from speechssl.interop.fairseq.labels import DICTIONARY
+from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
+from speechssl.interop.foreign import build_model
 from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
+from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
+from tests.cases import each_case
 from tests.unit.interop.fairseq_files import LAYOUTS, LIBRISPEECH, assert_same_weights, export, stand_ins, write
 
 NORMS = (
@@ -50,9 +53,9 @@ def make(kind: str, config: ModelConfig) -> SpeechModel:
     return SpeechModel(config, build_vocabulary(TextConfig(), [])).eval()
 
 
-@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["pretraining", "ctc"])
+@each_case("is_zip", [True, False])
+@each_case("layout", LAYOUTS)
+@each_case("kind", ["pretraining", "ctc"])
 def test_every_layout_is_read(
     kind: str, layout: str, is_zip: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -60,7 +63,7 @@ def test_every_layout_is_read(
     write(export(model, tmp_path), layout, tmp_path / "theirs.pt", is_zip)
     foreign = read_fairseq(tmp_path / "theirs.pt")
     assert (foreign.family, foreign.card.kind, foreign.card.update) == ("fairseq", kind, 7)
-    assert_same_weights(foreign.weights, collapse(model))
+    assert_same_weights(foreign.weights, list_weights(model))
     config = model.config
     assert replace(foreign.card.model, name=config.name, quantizer=config.quantizer, target_dim=16) == replace(
         config, feature_dropout=foreign.card.model.feature_dropout
@@ -93,18 +96,18 @@ def test_float16_becomes_float32(pretrained: SpeechModel, tmp_path: Path) -> Non
         write(export(pretrained, tmp_path), "namespace", tmp_path / "half.pt", is_zip, half=True)
         weights = read_fairseq(tmp_path / "half.pt").weights
         assert {value.dtype for value in weights.values()} == {torch.float32}
-        assert_same_weights(weights, {name: value.half().float() for name, value in collapse(pretrained).items()})
+        assert_same_weights(weights, {name: value.half().float() for name, value in list_weights(pretrained).items()})
 
 
-@pytest.mark.parametrize("changes", NORMS, ids=["group post", "layer pre", "layer post", "group pre"])
-@pytest.mark.parametrize("kind", ["pretraining", "ctc"])
+@each_case("changes", NORMS)
+@each_case("kind", ["pretraining", "ctc"])
 def test_what_is_written_comes_back_bitwise(
     kind: str, changes: dict[str, Any], tiny_model_config: ModelConfig, tmp_path: Path
 ) -> None:
     model = make(kind, replace(tiny_model_config, waveform_epsilon=1e-7, **changes))
     write_fairseq(model, tmp_path / "a.pt", update=12)
     foreign = read_fairseq(tmp_path / "a.pt")
-    assert_same_weights(foreign.weights, collapse(model))
+    assert_same_weights(foreign.weights, list_weights(model))
     assert (foreign.card.model, foreign.card.vocabulary) == (model.config, model.vocabulary)
     assert (foreign.card.update, foreign.dropped, foreign.says_padding) == (12, (), True)
 
@@ -184,8 +187,8 @@ def name_data(stored: dict[str, Any], data: object, labels: object = "ltr") -> d
     return {**stored, "cfg": {**stored["cfg"], "task": {**stored["cfg"]["task"], "data": data, "labels": labels}}}
 
 
-@pytest.mark.parametrize(
-    ("data", "labels"),
+@each_case(
+    "data, labels",
     [
         (".", "ltr"),
         (None, "ltr"),
@@ -205,7 +208,7 @@ def test_labels_are_not_guessed(data: object, labels: object, recogniser: Speech
         read_fairseq(tmp_path / "it.pt")
 
 
-@pytest.mark.parametrize("data", [LIBRISPEECH, "/data/LibriSpeech/raw", "s3://x/libri-light", "libri960"])
+@each_case("data", [LIBRISPEECH, "/data/LibriSpeech/raw", "s3://x/libri-light", "libri960"])
 def test_letters_of_librispeech_are_taken_with_a_warning(
     data: str, recogniser: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,7 +231,7 @@ def test_the_dictionary_in_a_file_comes_first(
     assert "WARNING" not in [record.levelname for record in caplog.records]
 
 
-@pytest.mark.parametrize("name", ["hubert", "hubert_ctc", "data2vec_audio", "wav2vec2-conformer"])
+@each_case("name", ["hubert", "hubert_ctc", "data2vec_audio", "wav2vec2-conformer"])
 def test_another_family_is_named(name: str, pretrained: SpeechModel, tmp_path: Path) -> None:
     save = change(export(pretrained, tmp_path), "_name", name)
     write(save, "plain", tmp_path / "a.pt")
@@ -250,8 +253,8 @@ def change(stored: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     return {**stored, "cfg": {**stored["cfg"], "model": model}}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
+@each_case(
+    "name, value",
     [
         ("quantize_targets", False),
         ("quantize_input", True),
@@ -329,12 +332,12 @@ def test_dropouts_and_masks_of_a_fine_tuned_model_are_its_own(recogniser: Speech
     assert foreign.dropped == ("heads of pretraining",)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+@each_case("prefix", ["module.", "_orig_mod.module."])
 def test_wrappers_prefixes_are_taken_away(prefix: str, recogniser: SpeechModel, tmp_path: Path) -> None:
     stored = export(recogniser, tmp_path)
     stored["model"] = {prefix + name: value for name, value in stored["model"].items()}
     write(stored, "plain", tmp_path / "a.pt")
-    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, collapse(recogniser))
+    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, list_weights(recogniser))
 
 
 def test_weights_are_missing_or_too_many(pretrained: SpeechModel, tmp_path: Path) -> None:
@@ -351,7 +354,7 @@ def test_the_new_spelling_of_weight_norm_and_a_fused_weight(pretrained: SpeechMo
     magnitude, direction = (stored["model"].pop(f"encoder.pos_conv.0.weight_{x}") for x in "gv")
     new = {f"encoder.pos_conv.0.parametrizations.weight.original{n}": v for n, v in enumerate((magnitude, direction))}
     write({**stored, "model": stored["model"] | new}, "plain", tmp_path / "a.pt")
-    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, collapse(pretrained))
+    assert_same_weights(read_fairseq(tmp_path / "a.pt").weights, list_weights(pretrained))
     fused = {"encoder.pos_conv.0.weight": direction}
     write({**stored, "model": stored["model"] | fused}, "plain", tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="has it fused as encoder.pos_conv.0.weight"):
@@ -366,7 +369,7 @@ def test_what_fairseq_has_no_model_for_is_not_written(tiny_model_config: ModelCo
     assert not (tmp_path / "a.pt").exists()
 
 
-@pytest.mark.parametrize("is_resaved", [False, True], ids=["as written", "without our facts"])
+@each_case("is_resaved", [False, True])
 def test_a_recogniser_of_hugging_face_goes_there_and_back(
     is_resaved: bool, recogniser: SpeechModel, tmp_path: Path
 ) -> None:

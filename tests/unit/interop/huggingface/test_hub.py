@@ -15,8 +15,8 @@ from threading import Thread
 
 import pytest
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop import load as entrance
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
@@ -24,6 +24,7 @@ from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
+from tests.cases import each_case
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,8 +141,8 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         fetch_from_hub("facebook/wav2vec2-base-960h")
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
+@each_case(
+    "value, expected",
     [
         ("facebook/wav2vec2-base-960h", True),
         ("facebook/wav2vec2-base@1a2b3c", True),

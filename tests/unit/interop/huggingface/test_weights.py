@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
-from speechssl.config.verbs import TextConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.families import FAMILIES
-from speechssl.interop.foreign import build_model
+from speechssl.interop.foreign import FAMILIES, build_model
 from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import Vocabulary, build_vocabulary
+from tests.cases import each_case
 
 Change = Callable[[Path], object]
 
@@ -40,6 +41,11 @@ def folder(tmp_path: Path, tiny_model_config: ModelConfig) -> Path:
     return tmp_path / "hf"
 
 
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """Copy a folder for one case, which changes it."""
+    return Path(shutil.copytree(folder, tmp_path / "hf"))
+
+
 def edit(folder: Path, name: str, **values: Any) -> None:
     """Change keys of a JSON file; None takes one away."""
     stored = json.loads((folder / name).read_text()) | values
@@ -52,9 +58,9 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(weights, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("frames", ["valid", "all"])
-@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
+@each_case("norm", ["group", "layer"])
+@each_case("frames", ["valid", "all"])
+@each_case("kind", ["backbone", "pretraining", "ctc"])
 def test_round_trip_is_bitwise(
     kind: str, frames: str, norm: str, tmp_path: Path, tiny_model_config: ModelConfig
 ) -> None:
@@ -275,8 +281,9 @@ MISTAKES: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence(mistake: str, folder: Path) -> None:
+@each_case("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
     change, sentence = MISTAKES[mistake]
     load_model(str(folder))
     change(folder)
@@ -313,16 +320,18 @@ def split(folder: Path, name: str, num_shards: int = 2) -> dict[str, str]:
     return places
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_shards_of_either_kind_load(name: str, folder: Path) -> None:
+@each_case("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_of_either_kind_load(name: str, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
     whole = read_huggingface(folder).weights
     split(folder, name, 3)
     found = read_huggingface(folder).weights
     assert all(torch.equal(found[weight], value) for weight, value in whole.items())
 
 
-@pytest.mark.parametrize("place", ["../evil.bin", "/etc/passwd", "..", "a/b.bin", "", 3, None, ["a"], "config.json"])
-def test_shards_lie_beside_their_list(place: Any, folder: Path) -> None:
+@each_case("place", ["../evil.bin", "/etc/passwd", "..", "a/b.bin", "", 3, None, ["a"], "config.json"])
+def test_shards_lie_beside_their_list(place: Any, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
     places = split(folder, "pytorch_model.bin")
     index = folder / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {**places, "x": place}}))
@@ -347,8 +356,10 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_that_there_is_none_of_here_is_left_behind_and_named(name: str, folder: Path) -> None:
+@each_case("name", HEADS)
+def test_a_head_that_there_is_none_of_here_is_left_behind_and_named(name: str, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
+
     def put_on(weights: dict[str, torch.Tensor]) -> None:
         weights.update({weight: torch.ones(2) for weight in HEADS[name]})
         del weights["lm_head.weight"], weights["lm_head.bias"]
@@ -366,15 +377,17 @@ def test_a_head_that_there_is_none_of_here_is_left_behind_and_named(name: str, f
         read_huggingface(folder)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_that_does_not_load_is_named(name: str, folder: Path) -> None:
+@each_case("name", FAMILIES)
+def test_a_family_that_does_not_load_is_named(name: str, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
     edit(folder, "config.json", model_type=name)
     with pytest.raises(CheckpointError, match=f"describes {re.escape(FAMILIES[name])}, which does not load yet"):
         read_huggingface(folder)
 
 
-@pytest.mark.parametrize("num_labels", [30, 3500])
-def test_labels_without_a_word_boundary_are_one_short_sentence(num_labels: int, folder: Path) -> None:
+@each_case("num_labels", [30, 3500])
+def test_labels_without_a_word_boundary_are_one_short_sentence(num_labels: int, folder: Path, tmp_path: Path) -> None:
+    folder = copy(folder, tmp_path)
     tokens = ["[PAD]", "[UNK]", *map(chr, range(0x4E00, 0x4E00 + num_labels))]
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     edit(folder, "tokenizer_config.json", pad_token="[PAD]", unk_token="[UNK]")

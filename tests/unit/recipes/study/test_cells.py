@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,13 @@ from recipes.librispeech_mini.study.flops import count_finetuning, count_pretrai
 from recipes.librispeech_mini.study.plan import Places, Step, build_steps, estimate_hours
 from recipes.librispeech_mini.study.records import format_command, read_all
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 RESULTS = Path(__file__).parents[4] / "recipes" / "librispeech_mini" / "study" / "results"
 PLACES = Places(Path("/corpus"), Path("/digits"), Path("/text"), Path("/runs"), Path("/results"))
 
 
+@cache
 def list_steps(name: str) -> dict[str, Step]:
     return {step.name: step for step in build_steps(find_cell(name, TWO_CORES), TWO_CORES, PLACES)}
 
@@ -56,7 +59,7 @@ def test_seeds_and_labels_are_those_of_the_study() -> None:
     assert {cell.arm for cell in cells if cell.kind == "long"} == {LONG_ARM, "scratch"}
 
 
-@pytest.mark.parametrize("trial", ["trial-wav2vec2-preset", "trial-scratch-log_mel"])
+@each_case("trial", ["trial-wav2vec2-preset", "trial-scratch-log_mel"])
 def test_a_trial_reads_no_test_and_no_probe(trial: str) -> None:
     words = [str(command.keys) for step in list_steps(trial).values() for command in step.commands]
     assert not [line for line in words if "test.tsv" in line or "test-other" in line]
@@ -92,7 +95,7 @@ def count_flop(step: Step) -> float:
     return float(keys["training.max_updates"] * keys["training.update_s"] * fill * step.flop_per_s)
 
 
-@pytest.mark.parametrize("labels", [FEW, ALL])
+@each_case("labels", [FEW, ALL])
 def test_what_was_run_held_as_much_speech_as_the_match_assumes(labels: str) -> None:
     """The operations that the records count, which come from the hours heard, and not from the plan."""
     records = read_all(RESULTS)["kmeans-1"]
@@ -102,7 +105,7 @@ def test_what_was_run_held_as_much_speech_as_the_match_assumes(labels: str) -> N
     assert count_flop(scratch) == pytest.approx(sum(record["flop"] for record in run), rel=0.01)
 
 
-@pytest.mark.parametrize("step", ["pretrain", "finetune-1h", "finetune-all"])
+@each_case("step", ["pretrain", "finetune-1h", "finetune-all"])
 def test_updates_of_the_wide_network_held_as_much_speech_as_its_match_assumes(step: str) -> None:
     record = read_all(RESULTS)["gpu-12x512-wav2vec2-1"][step]
     held = 3600 * record["hours_seen"] / (record["updates"] * record["update_s"])

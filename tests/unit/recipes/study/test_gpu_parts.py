@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from recipes.librispeech_mini.study.cells import GPU, GPU_ARMS, GPU_SINGLE_ARMS,
 from recipes.librispeech_mini.study.gpu import Part, find_steps, list_parts, read_words, run_parts
 from recipes.librispeech_mini.study.plan import Places, build_steps
 from speechssl.errors import ConfigError
+from tests.cases import each_case
 
 PLACES = Places(Path("/corpus"), Path("/digits"), Path("/text"), Path("/runs"), Path("/results"))
 
 
+@cache
 def list_all(name: str) -> list[Part]:
     cell = next(cell for cell in list_gpu_cells(GPU, 1) if cell.name == name)
     return list_parts(cell, build_steps(cell, GPU["small"], PLACES))
@@ -74,7 +77,7 @@ def test_parts_run_at_the_same_time_and_no_more_than_asked() -> None:
     assert count == [0, 2]
 
 
-@pytest.mark.parametrize("code", [1, 75])
+@each_case("code", [1, 75])
 def test_what_needs_a_part_that_did_not_end_well_is_not_run(code: int) -> None:
     parts = make_parts(("early", set()), ("late", {"early"}), ("other", set()))
     codes = {"early": code, "other": 0}

@@ -20,6 +20,7 @@ from recipes.librispeech_mini.study.plan import Command, Places, Step, build_ste
 from recipes.librispeech_mini.study.records import open_record, read_record, write_record
 from recipes.librispeech_mini.study.runner import OUT_OF_TIME, Settings, measure_updates, run_cell, run_step
 from speechssl.errors import CollapseError, StoppedOnRequest
+from tests.cases import each_case
 
 HOURS_AN_UPDATE, FLOP_PER_S = 0.01, 2e9
 
@@ -161,8 +162,8 @@ def test_a_part_makes_again_what_other_parts_need_and_drops_what_they_measured_o
     assert kept is not None and kept["metrics"] == metrics, "what is done stays"
 
 
-@pytest.mark.parametrize(
-    ("stop", "status"),
+@each_case(
+    "stop, status",
     [
         (StoppedOnRequest("time was up", OUT_OF_TIME), "stopped"),
         (CollapseError("Pretraining has collapsed."), "failed"),

@@ -10,18 +10,8 @@ import pytest
 from recipes.librispeech_mini.study.figures import list_rows
 from recipes.librispeech_mini.study.records import read_all, read_record, write_record
 from recipes.librispeech_mini.study.summary import build_summary
-from recipes.librispeech_mini.study.table import (
-    BEGIN,
-    EMPTY,
-    END,
-    SUMMARY_BEGIN,
-    SUMMARY_END,
-    build_table,
-    update_page,
-)
-from speechssl.errors import DataError
+from recipes.librispeech_mini.study.table import EMPTY, build_table, write_tables
 
-SUMMARY = f"{SUMMARY_BEGIN}\n{SUMMARY_END}"
 SPEAKERS = {"test": ("61", "121"), "test-other": ("367",)}
 
 
@@ -247,29 +237,13 @@ def test_a_trial_is_no_cell_of_the_comparison(results: Path) -> None:
     assert "| trial-scratch-log_mel |" not in build_table(read_all(results))
 
 
-def test_the_page_is_changed_between_its_lines_alone(results: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n\n{SUMMARY}\nmiddle\n\n{BEGIN}\n\nwhat stood here\n{END}\n\nafter\n")
-    update_page(page, results)
-    first = page.read_text()
-    assert first.startswith(f"before\n\n{SUMMARY_BEGIN}\n") and f"{SUMMARY_END}\nmiddle\n\n{BEGIN}\n" in first
-    assert first.endswith(f"{END}\n\nafter\n") and "what stood here" not in first
-    update_page(page, results)
-    assert page.read_text() == first
-
-
-def test_without_cells_the_page_says_so_and_keeps_the_anchors(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"{SUMMARY}\n{BEGIN}\n{END}\n")
-    update_page(page, tmp_path / "none")
-    assert EMPTY in page.read_text() and "Kaldi" in page.read_text()
-
-
-@pytest.mark.parametrize("text", ["nothing\n", f"{BEGIN}\n{END}\n"])
-def test_a_page_without_the_lines_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text(text)
-    with pytest.raises(DataError, match="`page` must have the lines"):
-        update_page(tmp_path / "page.md", tmp_path)
+def test_the_tables_stand_beside_their_results(results: Path, tmp_path: Path) -> None:
+    page = write_tables(results)
+    text = page.read_text()
+    assert page.parent == results and write_tables(results).read_text() == text
+    assert build_summary(read_all(results)) in text and build_table(read_all(results)) in text
+    empty = write_tables(tmp_path / "none").read_text()
+    assert EMPTY in empty and "Kaldi" in empty
 
 
 def test_the_summary_says_what_an_hour_of_labels_gives_and_which_arms_have_no_figures(results: Path) -> None:

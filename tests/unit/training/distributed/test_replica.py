@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from speechssl.bench.batches import make_batches
+from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import BenchConfig, ContrastiveConfig, TextConfig
+from speechssl.config.objective import ContrastiveConfig
+from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import RanksError
 from speechssl.model.speech_model import SpeechModel
@@ -27,6 +29,7 @@ from speechssl.training.distributed.replica import (
     build_replica,
     compute_digests,
 )
+from tests.cases import each_case
 
 
 class ScriptedRanks(Ranks):
@@ -48,8 +51,8 @@ def test_one_flipped_bit_changes_the_digest_of_its_parameter() -> None:
     assert (compute_digests(module) != before).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize(
-    ("rows", "who"),
+@each_case(
+    "rows, who",
     [
         ([[1, 2], [1, 2], [1, 3]], "rank 2 differ, first in"),
         ([[1, 2], [9, 2], [1, 2], [1, 2]], "rank 1 differ, first in"),
@@ -82,12 +85,12 @@ def build_objectives(config: ModelConfig) -> Iterator[tuple[Objective, Batch, in
         network = replace(config, feature_gradient_scale=scale, layer_drop_prob=0.5)
         bench = BenchConfig(model=network, batch=2, seconds=1.0)
         contrastive = ContrastiveObjective(network, ContrastiveConfig(), seed=1, max_updates=10)
-        yield contrastive, next(make_batches(bench, contrastive.make_prepare()))[0], 1
+        yield contrastive, next(make_batches(bench, contrastive.make_collate()))[0], 1
         for prob in (0.0, 0.65):
             masked = replace(network, mask=replace(network.mask, prob=prob))
             model = SpeechModel(masked, build_vocabulary(TextConfig(), ()))
             ctc = CTCObjective(model, seed=1, frozen_updates=2)
-            batch = next(make_batches(replace(bench, job="ctc", model=masked), ctc.make_prepare()))[0]
+            batch = next(make_batches(replace(bench, job="ctc", model=masked), ctc.make_collate()))[0]
             yield from ((ctc, batch, update) for update in (2, 3))
 
 

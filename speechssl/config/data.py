@@ -1,0 +1,111 @@
+"""Which speech a verb reads, and how transcripts become labels; `F:` in a source means fairseq."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from speechssl.config.knobs import DAY_S, MAX_WORKERS, check, check_choice, knob
+
+
+@dataclass(kw_only=True)
+class SelectionConfig:
+    """Which rows of which manifests."""
+
+    limit_s: float = knob(0.0, "take a seeded, speaker-balanced subset of `data.train` this long; 0: all of it", "s")
+    where: str = knob("", "keep the rows with this value, as column=value")
+    num_workers: int = knob(2, "processes that read audio; 0 reads in the main process")
+    cache_dir: str = knob("", "keep decoded audio here as 16 kHz WAV; empty: decode every time")
+
+    def __post_init__(self) -> None:
+        check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
+        check(0 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}", self.num_workers)
+
+
+@dataclass(kw_only=True)
+class TrainDataConfig(SelectionConfig):
+    """How speech is changed before a model learns from it."""
+
+    speed_perturbation: list[float] = knob([], "speeds, one of which is drawn for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
+
+    def __post_init__(self) -> None:
+        SelectionConfig.__post_init__(self)
+        within = all(0.5 <= speed <= 2.0 for speed in self.speed_perturbation)
+        check(within, "data.speed_perturbation", "speeds between 0.5 and 2", self.speed_perturbation)
+
+    @property
+    def fastest(self) -> float:
+        """The speed at which an utterance is shortest."""
+        return max(self.speed_perturbation, default=1.0)
+
+
+@dataclass(kw_only=True)
+class PretrainDataConfig(TrainDataConfig):
+    """Unlabelled speech."""
+
+    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) to learn from")
+    valid: list[str] = knob([], "manifest or list of manifests to validate on; empty: none")
+    min_s: float = knob(2.0, "shortest utterance that is used", "s", "F: min_sample_size")
+    max_s: float = knob(15.625, "longest crop", "s", "F: max_sample_size 250000")
+
+    def __post_init__(self) -> None:
+        TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
+        check(0 < self.min_s <= self.max_s, "data.min_s", f"positive and at most data.max_s ({self.max_s:g} s)", self.min_s)
+
+
+@dataclass(kw_only=True)
+class FinetuneDataConfig(TrainDataConfig):
+    """Transcribed speech."""
+
+    train: list[str] = knob([], "manifest or list of manifests with `text`")
+    valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
+    max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
+    ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
+
+    def __post_init__(self) -> None:
+        TrainDataConfig.__post_init__(self)
+        check(0 < self.max_s <= DAY_S, "data.max_s", f"positive and at most {DAY_S:g} s, a day", self.max_s)
+
+
+@dataclass(kw_only=True)
+class TestDataConfig:
+    """Which rows are evaluated."""
+
+    test: list[str] = knob([], "manifest or list of manifests with `text`")
+    where: str = knob("", "keep the rows with this value, as column=value")
+
+
+@dataclass(kw_only=True)
+class ProbeDataConfig:
+    """Labelled speech for a probe."""
+
+    train: list[str] = knob([], "manifest or list of manifests with `speaker`")
+    test: list[str] = knob([], "the same; empty: split `data.train` by utterance, stratified")
+    trials: str = knob("", "verification trials, one `label id id` a line; empty: made from data.test")
+    where: str = knob("", "keep the rows with this value, as column=value")
+    max_s: float = knob(10.0, "longest stretch of an utterance that is used, from its start", "s")
+
+    def __post_init__(self) -> None:
+        check(self.max_s >= 0.025, "data.max_s", "at least 0.025 s, one frame", self.max_s)
+
+
+@dataclass(kw_only=True)
+class BenchDataConfig(SelectionConfig):
+    """Speech to measure with."""
+
+    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) for `load`, and for `pretrain` in place of noise")
+
+
+@dataclass(kw_only=True)
+class TextConfig:
+    """From transcripts to CTC labels."""
+
+    vocabulary: str = knob("fairseq", "`fairseq`: its 32 symbols; `data`: the letters of data.train")
+    case: str = knob("upper", "`upper`, `lower` or `keep`")
+    keep: str = knob("", "characters outside the vocabulary that are kept as labels of their own, such as 0123456789")
+    unknown: str = knob("refuse", "letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
+
+    def __post_init__(self) -> None:
+        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))
+        check_choice("text.case", self.case, ("upper", "lower", "keep"))
+        check_choice("text.unknown", self.unknown, ("refuse", "drop"))

@@ -1,0 +1,176 @@
+"""The one loop of inference: utterances in batches through a model, long ones in windows, results in their order.
+
+Batches change speed and memory, never a result (1e-5 in float32): padding is masked, or avoided where a model's group
+norm would see it, and audio longer than a window always goes in the same windows (`inference/windows.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.data.sampler import round_up
+from speechssl.inference.source import FloatArray, IntArray, Source
+from speechssl.inference.windows import plan_windows
+from speechssl.model.speech_model import SpeechModel, as_evaluating
+from speechssl.progress import track
+
+R = TypeVar("R")
+
+Forward = Callable[[SpeechModel, Tensor, Tensor | None], tuple[list[Tensor], Tensor]]
+"""Model, waveforms (B, N) and valid samples (B,) → tensors (B, T, …) and valid frames (B,)."""
+
+Reduce = Callable[[Iterator[list[Tensor]]], R]
+"""All frames of one utterance → its result. They come piece by piece, so that hours of audio fit in memory: each piece
+has one tensor (t, …) for each that `Forward` gave."""
+
+CHUNK_BATCHES = 32
+"""Utterances are sorted by length within so many batches' worth of audio: little padding, and results keep coming."""
+
+_READ_AHEAD = 2
+"""Batches that threads read while the model works (libsndfile and soxr let go of the interpreter's lock)."""
+
+
+def run_model(
+    model: SpeechModel,
+    source: Source,
+    forward: Forward,
+    reduce: Reduce[R],
+    *,
+    batch_s: float,
+    window_s: float,
+    description: str,
+    chunk_batches: int,
+) -> Iterator[tuple[int, R]]:
+    """Run a model over utterances, with progress on stderr.
+
+    Args:
+        model: on whatever device; it works in evaluation mode, and is left as it is.
+        source: utterances. What is shorter than one frame has no result.
+        forward: one pass over a batch.
+        reduce: makes an utterance's result of its frames.
+        batch_s: seconds of audio, padding included, that a pass may hold; a longer utterance is a pass of its own.
+        window_s: utterances up to this many seconds are one pass, longer ones go in overlapping windows.
+        description: what is going on, for the progress.
+        chunk_batches: results of so many batches are held until they can be given in order.
+
+    Yields:
+        Number and result of each utterance, in the order of the source, without what the source leaves out.
+
+    Raises:
+        DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
+    """
+    lengths = source.lengths
+    long_enough = np.flatnonzero(lengths >= model.config.receptive_field)
+    limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
+
+    def run() -> Iterator[tuple[int, R]]:
+        evaluating = as_evaluating(model)
+        for part in cut_chunks(lengths[long_enough], chunk_batches * limit):
+            chunk = long_enough[part]
+            results: dict[int, R] = {}
+            batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
+            for batch, waveforms in read_ahead(source, batches):
+                results |= zip(batch, _run_batch(evaluating, waveforms, forward, reduce), strict=True)
+            for index in chunk[lengths[chunk] > window].tolist():
+                if (waveform := source.try_read(index)) is not None:
+                    results[index] = _run_windows(evaluating, waveform, forward, reduce, window, limit)
+            yield from ((index, results.pop(index)) for index in sorted(results))
+
+    return track(run(), description, len(long_enough), "utterances")
+
+
+@torch.inference_mode()
+def _run_batch(model: SpeechModel, waveforms: Sequence[FloatArray], forward: Forward, reduce: Reduce[R]) -> list[R]:
+    tensors, num_frames = forward(model, *stack_waveforms(model, waveforms))
+    counts = enumerate(num_frames.tolist())
+    return [reduce(iter([[tensor[row, :count] for tensor in tensors]])) for row, count in counts]
+
+
+@torch.inference_mode()
+def _run_windows(
+    model: SpeechModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
+) -> R:
+    """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
+    windows = plan_windows(len(waveform), window, model.config.receptive_field)
+    rows = max(1, limit // window)
+
+    def pieces() -> Iterator[list[Tensor]]:
+        for first in range(0, len(windows), rows):
+            group = windows[first : first + rows]
+            stacked = stack_waveforms(model, [waveform[w.start : w.start + w.num_samples] for w in group])
+            tensors, _ = forward(model, *stacked)
+            yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
+
+    return reduce(pieces())
+
+
+def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
+    """Cut 0 … n - 1 into consecutive runs of about `chunk_samples` samples."""
+    numbers = (np.cumsum(lengths) - lengths) // chunk_samples
+    return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(numbers)) + 1)
+
+
+def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal: bool) -> list[list[int]]:
+    """Group utterances of similar length, longest first, so that rows × longest stays within `batch_samples`.
+
+    Args:
+        indices: utterances to group.
+        lengths: (n,) samples at 16 kHz of every utterance.
+        batch_samples: most samples in a batch, padding included; a batch has one row at least.
+        equal: only utterances of one length may share a batch.
+    """
+    batches: list[list[int]] = []
+    for index in indices[np.argsort(-lengths[indices], kind="stable")].tolist():
+        longest = lengths[batches[-1][0]] if batches else 0
+        width = longest if equal else round_up(longest)
+        fits = longest > 0 and width * (len(batches[-1]) + 1) <= batch_samples
+        if fits and (not equal or lengths[index] == longest):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def needs_equal_lengths(model: SpeechModel) -> bool:
+    """Say whether padding would change a row: group norm over all frames, as the published models have it."""
+    return model.config.has_group_norm and model.config.group_norm_frames == "all"
+
+
+def stack_waveforms(model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:
+    """Pad waveforms to one length and stack them, on the model's device.
+
+    Returns:
+        (B, N) float32, N a multiple of a second so that few shapes occur, and (B,) int64 valid samples. The peers'
+        group norm must see an unpadded batch as unpadded: it gets N as it is, and None.
+    """
+    exact = needs_equal_lengths(model)
+    longest = max(len(waveform) for waveform in waveforms)
+    padded = torch.zeros(len(waveforms), longest if exact else round_up(longest))
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    lengths = None if exact else torch.tensor([len(waveform) for waveform in waveforms], device=model.device)
+    return padded.to(model.device), lengths
+
+
+def read_ahead(source: Source, batches: Sequence[list[int]]) -> Iterator[tuple[list[int], list[FloatArray]]]:
+    """Yield batches with their waveforms, while threads read the next ones; without what cannot be read."""
+    pool = ThreadPoolExecutor(_READ_AHEAD)
+    try:
+        pending: list[list[tuple[int, Future[FloatArray | None]]]] = []
+        for batch in [*batches, *[[]] * _READ_AHEAD]:
+            pending.append([(index, pool.submit(source.try_read, index)) for index in batch])
+            ready = pending.pop(0) if len(pending) > _READ_AHEAD else []
+            read = [(index, future.result()) for index, future in ready]
+            whole = {index: waveform for index, waveform in read if waveform is not None}
+            if whole:
+                yield list(whole), list(whole.values())
+    finally:
+        # Ctrl-C waits for the files that are being read, not for those that would be next.
+        pool.shutdown(cancel_futures=True)

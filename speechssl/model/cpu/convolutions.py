@@ -1,0 +1,56 @@
+"""The feature encoder on the CPU: channels innermost all the way, each GELU part of the next product, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssl.config.model import count_windows
+from speechssl.model.cpu.packing import pad_rows
+from speechssl.model.cpu.products import WindowProduct, first_convolution, fold_group_norm, gelu_convolution
+from speechssl.model.layers import ChannelLayerNorm, TimeGroupNorm
+
+_ROW_STEP_SAMPLES = 3_200
+"""A padded row is computed up to a multiple of this: oneDNN prepares kernels for every new shape (a few ms)."""
+
+
+def convolve(
+    waveforms: Float[Tensor, "B N"],
+    num_samples: Int[Tensor, " B"] | None,
+    convs: Sequence[nn.Conv1d],
+    norms: Sequence[nn.Module | None],
+) -> Float[Tensor, "B T C"]:
+    """As the feature encoder's `convolve`: row by row, without most of the padding; zeros beyond each row."""
+    sees_padding = isinstance(norms[0], TimeGroupNorm) and norms[0].count_valid is None
+    if num_samples is None or sees_padding:
+        return _convolve_whole(waveforms, num_samples, convs, norms)
+    length, rows = waveforms.shape[1], []
+    for row, count in enumerate(num_samples.tolist()):
+        width = min(length, -(-max(count, 1) // _ROW_STEP_SAMPLES) * _ROW_STEP_SAMPLES)
+        part = slice(row, row + 1)
+        rows.append(_convolve_whole(waveforms[part, :width], num_samples[part], convs, norms)[0])
+    kernels, strides = zip(*((conv.kernel_size[0], conv.stride[0]) for conv in convs), strict=True)
+    return pad_rows(rows, count_windows(length, kernels, strides))
+
+
+def _convolve_whole(
+    waveforms: Tensor, num_samples: Tensor | None, convs: Sequence[nn.Conv1d], norms: Sequence[nn.Module | None]
+) -> Tensor:
+    """Compute (B, T, C) features of rows with all their samples."""
+    first = norms[0]
+    if isinstance(first, TimeGroupNorm):
+        num_valid = None if num_samples is None or first.count_valid is None else first.count_valid(num_samples)
+        z: Tensor | WindowProduct = fold_group_norm(waveforms, convs[0], first, num_valid)
+    else:
+        z = _normalize(first_convolution(waveforms, convs[0]), first)
+    for conv, norm in zip(convs[1:], norms[1:], strict=True):
+        z = _normalize(gelu_convolution(z, conv), norm)
+    return F.gelu(z.compute() if isinstance(z, WindowProduct) else z)
+
+
+def _normalize(x: Tensor, norm: nn.Module | None) -> Tensor:
+    """Normalise (B, T, C) over its channels where there is a norm."""
+    return norm.normalize_last(x) if isinstance(norm, ChannelLayerNorm) else x
