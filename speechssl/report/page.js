@@ -20,14 +20,14 @@ function arrange(chart, logX, logY) {
   const data = [kept.map((k) => chart.x[k])];
   const series = [{ label: chart.xLabel, value: (u, x) => (x == null ? " " : write(x)) }];
   const bands = [];
-  for (const one of chart.series) {
+  for (const [number, one] of chart.series.entries()) {
     const stroke = colour(one.style);
     const values = column(one.y);
     const last = one.y.findLast((y) => y != null);
     const isPoints = one.kind === "points";
     const isBars = one.kind === "bars";
     const own = series.push({
-      one, label: one.label, stroke, show: one.shown, spanGaps: true,
+      number, label: one.label, stroke, show: one.shown, spanGaps: true,
       width: isPoints ? 0 : one.kind === "thin" ? 1.2 : one.style === "train" ? 1.6 : 2,
       dash: one.kind === "thin" ? (one.style === "ink" ? [2, 4] : [5, 4]) : undefined,
       fill: isBars ? stroke : undefined,
@@ -47,6 +47,10 @@ function arrange(chart, logX, logY) {
   return { data, series, bands };
 }
 
+const outward = (value, round) => {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return round(value / power) * power;
+};
 const STEPS = [...Array(8).keys()].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
 
 function draw(holder, state) {
@@ -60,9 +64,10 @@ function draw(holder, state) {
     grid: rule, ticks: { show: false }, values: (u, splits) => splits.map((value) => (value == null ? "" : write(value))),
   });
   const isApart = chart.series.some((one) => one.kind === "bars" || one.kind === "points");
-  // On a logarithmic axis 1, 2 and 5 have their label where few powers of ten are seen.
+  // On a logarithmic axis 1, 2 and 5 have their label where few powers of ten are seen, and all within one.
   const filter = (u, splits) => {
-    const seen = splits.at(-1) / splits[0] > 1e3 ? /^1(\.0*)?e/ : /^[125](\.0*)?e/;
+    const reach = splits.at(-1) / splits[0];
+    const seen = reach < 10 ? /^[1-9](\.0*)?e/ : reach > 1e3 ? /^1(\.0*)?e/ : /^[125](\.0*)?e/;
     return splits.map((value) => (seen.test(value.toExponential(6)) ? value : null));
   };
   const options = {
@@ -78,7 +83,10 @@ function draw(holder, state) {
           return [low - pad, high + pad];
         },
       },
-      y: state.logY ? { distr: 3 } : {
+      y: state.logY ? {
+        distr: 3,
+        range: (u, low, high) => (low == null ? [1, 10] : [outward(low, Math.floor), outward(high, Math.ceil)]),
+      } : {
         range: (u, low, high) => {
           if (low == null) return [0, 1];
           const bottom = chart.zero ? Math.min(low, 0) : low;
@@ -93,11 +101,12 @@ function draw(holder, state) {
     ],
     hooks: {
       setSeries: [(u, k, { show }) => {
-        const { one, edges } = u.series[k] ?? {};
-        if (show == null || !one) return;
+        const { number, edges } = u.series[k] ?? {};
+        if (show == null || number == null) return;
         for (const edge of edges ?? []) u.setSeries(edge, { show });
+        chart.series[number].shown = show;
         // What was hidden at first had no part in the axis: it is laid out anew.
-        if (chart.hides) Object.assign(one, { shown: show }), setTimeout(holder.draw);
+        if (chart.hides) setTimeout(holder.draw);
       }],
     },
   };
@@ -134,7 +143,7 @@ for (const holder of holders) {
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => holders.forEach((holder) => holder.uplot && holder.draw()));
 
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll(".scroll table")) {
   const sort = (head) => {
     const k = head.cellIndex;
     const sign = head.ariaSort === "ascending" ? -1 : 1;
