@@ -64,14 +64,19 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
         written: list[int] = []
         is_whole = False
         try:
-            with _open_writer(scratch, dim) as write:
-                for table in tables:
-                    write(table)
-                    written.append(table.num_rows)
+            _write_tables(scratch, tables, dim, written)
             is_whole = True
         finally:
             _publish(scratch, path, sum(written), is_whole)
     return sum(written)
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table], dim: int, written: list[int]) -> None:
+    """Write tables to a file; `written` gets the rows of each that is."""
+    with _open_writer(path, dim) as write:
+        for table in tables:
+            write(table)
+            written.append(table.num_rows)
 
 
 def _publish(scratch: Path, path: Path, rows: int, is_whole: bool) -> None:
