@@ -27,6 +27,10 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What only writing can be answered with: no room, a quota, a limit on file sizes, a disk that is read-only."""
 
 
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # It can only be read by setting it, which is safe while there is one thread.
+
+
 @contextmanager
 def writing(
     path: Path, key: str = "out", only: Container[int] | None = None, also: tuple[type[Exception], ...] = ()
@@ -126,6 +130,14 @@ def write_in_one_step(path: Path, text: str) -> None:
             with suppress(OSError):
                 remove(scratch)
             raise
+
+
+def save_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, which by itself makes files that nobody but their owner can read."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(0o666 & ~_UMASK)
 
 
 class Appender:

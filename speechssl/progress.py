@@ -52,14 +52,21 @@ class Progress:
         total: how much there is to do; None where nobody knows.
         unit: what is counted, in the plural.
         done: how much was done earlier, as in a run that was resumed.
-        logs: whether to log a line now and then where there is no bar.
+        has_bar: whether to draw a bar where one can be drawn.
+        has_lines: whether to log a line now and then where there is no bar.
     """
 
     def __init__(
-        self, description: str, total: int | None = None, unit: str = "items", done: int = 0, logs: bool = True
+        self,
+        description: str,
+        total: int | None = None,
+        unit: str = "items",
+        done: int = 0,
+        has_bar: bool = True,
+        has_lines: bool = True,
     ) -> None:
-        self.description, self.total, self.unit, self.done, self.logs = description, total, unit, done, logs
-        self.has_bar = _has_screen()
+        self.description, self.total, self.unit, self.done = description, total, unit, done
+        self.has_bar, self.has_lines = has_bar and _has_screen(), has_lines
         self._values: dict[str, str] = {}
         self._task: Any = None
         self._has_logged = False
@@ -91,7 +98,7 @@ class Progress:
         self._values |= {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in values.items()}
         if self._task is not None and _display is not None:
             _display.update(self._task, completed=self.done, values=self._format_values())
-        elif self.logs and time.monotonic() - self._last >= LINE_EVERY_S:
+        elif self.has_lines and time.monotonic() - self._last >= LINE_EVERY_S:
             self._log()
 
     @property
@@ -148,8 +155,13 @@ def _show(progress: Progress) -> None:
     """Add a bar to the display, and open the display for the first one: rich has one at a time."""
     global _display
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
+    from rich.text import Text
+
+    class TimeLeft(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text("") if task.total is None else super().render(task) + Text(" left")
 
     if _display is None:
         columns = (
@@ -157,8 +169,7 @@ def _show(progress: Progress) -> None:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}", markup=False),
-            TimeRemainingColumn(),
-            TextColumn("left", markup=False),
+            TimeLeft(),
             TextColumn("{task.fields[values]}", markup=False),
         )
         # stdout goes through the terminal's console only where it is one: piped text must stay as it is.

@@ -27,6 +27,7 @@ from speechssl.checkpoints.checks import (
 )
 from speechssl.checkpoints.sharding import gather_whole, spread_like
 from speechssl.config.model import ModelConfig
+from speechssl.durable import save_tensors
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.parsing import show
@@ -266,7 +267,7 @@ def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
 def write_model_files(folder: Path, weights: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
     """Write what `collect_weights` and `describe_model` gave; the folder is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

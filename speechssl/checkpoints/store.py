@@ -26,7 +26,7 @@ from speechssl.checkpoints.snapshot import (
     read_header,
     write_header,
 )
-from speechssl.durable import flush, flush_files, remove, writing
+from speechssl.durable import flush, flush_files, remove, save_tensors, writing
 from speechssl.errors import CheckpointError
 from speechssl.parsing import shorten
 
@@ -166,9 +166,9 @@ class CheckpointStore:
         """Write all files and flush them, the checksums last: with them the checkpoint is whole."""
         write_model_files(scratch, snapshot.weights, snapshot.description)
         if snapshot.averaged:
-            safetensors.torch.save_file(snapshot.averaged, scratch / AVERAGED, metadata={"format": "pt"})
+            save_tensors(scratch / AVERAGED, snapshot.averaged, {"format": "pt"})
         crash_point("weights")
-        safetensors.torch.save_file(snapshot.tensors, scratch / TENSORS)
+        save_tensors(scratch / TENSORS, snapshot.tensors)
         crash_point("tensors")
         write_header(scratch / STATE, snapshot.progress, self.provenance)
         crash_point("header")

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from speechssl.checkpoints.checks import check_header, reading
+from speechssl.durable import save_tensors
 from speechssl.errors import CheckpointError
 from speechssl.interop.inert_pickle import StoredTensor
 from speechssl.interop.torch_file import look_into
@@ -55,7 +56,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     """Write tensors as safetensors, each with its own storage, in float32."""
-    safetensors.torch.save_file(detach(weights), path, metadata={"format": "pt"})
+    save_tensors(path, detach(weights), {"format": "pt"})
 
 
 def detach(weights: dict[str, Tensor]) -> dict[str, Tensor]:

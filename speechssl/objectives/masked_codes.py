@@ -36,6 +36,7 @@ from speechssl.objectives.codes import (
 from speechssl.objectives.collapse import CodesWatch
 from speechssl.objectives.losses import NATS_TO_BITS, compute_entropy, compute_feature_penalty
 from speechssl.objectives.protocol import Beginning, LossTerms, Metrics, Objective, draw_kept_layers, draw_masks
+from speechssl.progress import track
 from speechssl.seeds import make_rng
 
 _logger = logging.getLogger("speechssl")
@@ -251,7 +252,7 @@ def describe_all(
 ) -> FloatArray:
     """Give what k-means is fitted to, for all frames of some batches: (F, E)."""
     rows: list[Tensor] = []
-    for batch in batches:
+    for batch in track(batches, "listening for k-means", unit="batches"):
         if teacher is None:
             rows += [describe_by_mfcc(row.cpu().numpy(), config, task) for row in split_rows(batch)]
         else:

@@ -22,6 +22,8 @@ from speechssl.data.loader import Batch
 from speechssl.devices import autocast
 from speechssl.errors import CollapseError, StoppedOnRequest
 from speechssl.objectives.protocol import LossTerms, Metrics, Objective, add_terms
+from speechssl.progress import Progress as Bar
+from speechssl.progress import track
 from speechssl.seeds import make_torch_seed
 from speechssl.training.average import WeightAverage
 from speechssl.training.distributed.ranks import Ranks
@@ -103,7 +105,9 @@ class Trainer:
             CheckpointError: a checkpoint could not be saved.
         """
         self._resume()
-        with self.logs.opened(self.progress), self.saver:
+        total, done = self.config.max_updates, self.progress.update
+        self.bar = Bar("train", total, "updates", done, has_bar=not self.is_quiet, has_lines=False)
+        with self.logs.opened(self.progress), self.saver, self.bar:
             # What the update asked for that the run stands at: it may have been stopped inside a validation.
             is_validated, is_best = self._validate_if_due()
             self._save_if_due(is_validated, is_best)
@@ -254,8 +258,16 @@ class Trainer:
         if due:
             metrics |= measure_system(self.ranks.device)
         self.logs.write({"update": update, "split": "train", **metrics})
-        if due and not self.is_quiet:
+        self._advance_bar(metrics)
+        if due and not self.is_quiet and not self.bar.has_bar:
             _logger.info(format_progress(update, self.config.max_updates, "train", metrics))
+
+    def _advance_bar(self, metrics: Metrics) -> None:
+        progress, best = self.progress, {}
+        if progress.best_value is not None:
+            best = {"best": f"{self.objective.best_metric} {progress.best_value:.4g} at {progress.best_update}"}
+        loss, speed = metrics["loss"], metrics["audio_s_per_s"]
+        self.bar.advance(1, loss=f"{loss:.4g}", speed=f"{speed:.0f} s/s", **best)
 
     def _is_validation_due(self) -> bool:
         """Say whether this update asks for a validation that it has not had: also after a stop inside one."""
@@ -284,7 +296,7 @@ class Trainer:
         average = self.average if self.config.validate_ema else None
         parts, left_out = [], list[LeftOut]()
         with nullcontext() if average is None else average.applied():
-            for batch in self.validate():
+            for batch in track(self.validate(), "validate", unit="batches"):
                 if self._must_stop_here:
                     return None
                 parts.append(_take(self._compute(update, batch), batch))

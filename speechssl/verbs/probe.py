@@ -43,6 +43,7 @@ from speechssl.evaluation.verification import (
 from speechssl.interop.load import find_update, load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.speaker import SpeakerProbe
+from speechssl.progress import track
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
@@ -236,7 +237,7 @@ def _identify(
         right: npt.NDArray[np.float64] = (guesses == wanted).astype(np.float64)
         return right
 
-    states = range(train.shape[1])
+    states = track(range(train.shape[1]), "probe", unit="layers")
     layers = [100 * float(count_right(fit(train[:, s : s + 1]), test[:, s : s + 1]).mean()) for s in states]
     train, test = standardise(*pooled, alike=True)
     mixed = fit(train)
@@ -251,7 +252,8 @@ def _verify(
     config: ProbeConfig, fit: Callable[[FloatArray], SpeakerProbe], pooled: Pooled, trials: Trials, speakers: list[str]
 ) -> Figures:
     train, test = standardise(*pooled)
-    layers = [compute_eer(score_trials(test[:, s], trials), trials.same) for s in range(train.shape[1])]
+    states = track(range(train.shape[1]), "probe", unit="layers")
+    layers = [compute_eer(score_trials(test[:, s], trials), trials.same) for s in states]
     train, test = standardise(*pooled, alike=True)
     mixed = fit(train)
     scores = score_trials(mixed.combine(torch.from_numpy(test)).numpy(), trials)

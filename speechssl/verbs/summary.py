@@ -63,7 +63,7 @@ def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
     valid = result["valid"] or {}
     return {
         "updates": f"{result['updates']} (best: {result['best_update']})",
-        "speech seen": f"{result['hours_seen']:.2f} h",
+        "speech seen": _format_hours(result["hours_seen"]),
         **{
             label: f"{factor * valid[name]:.4g}{unit}"
             for name, (label, factor, unit) in HELD_OUT.items()
@@ -91,6 +91,10 @@ def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
         note = ", saturated" if key in result["saturated"] else ""
         rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
     return rows | {"out": result["out"]}
+
+
+def _format_hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _format_rate(name: str, figures: Mapping[str, Any]) -> str:

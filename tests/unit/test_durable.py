@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from speechssl.durable import REFUSALS, Appender, open_own, remove, write_in_one_step, writing
+from speechssl.durable import REFUSALS, Appender, open_own, remove, save_tensors, write_in_one_step, writing
 from speechssl.errors import ConfigError
 from tests.cases import each_case
 
@@ -130,3 +131,10 @@ def fail_as_torch_does(path: Path) -> None:
 def test_what_a_library_says_of_a_full_disk_is_the_same_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x could not be \(file write failed\)"):
         fail_as_torch_does(tmp_path / "x")
+
+
+def test_tensors_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("")
+    save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2)})
+    modes = [(tmp_path / name).stat().st_mode for name in ("text", "x.safetensors")]
+    assert modes[0] == modes[1]

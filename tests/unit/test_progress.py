@@ -18,7 +18,7 @@ def test_plain_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         assert list(progress.track([1, 2], "reading", unit="files")) == [1, 2]
         with progress.Progress("pretrain", total=4, unit="updates", done=2) as shown:
             shown.advance(1, loss=5.12345, best="4.8 at update 2")
-        with progress.Progress("quiet", logs=False) as quiet:
+        with progress.Progress("quiet", has_lines=False) as quiet:
             quiet.advance()
     messages = [record.message for record in caplog.records]
     assert messages[0] == "reading: 1 of 2 files in 0 s, 0 s left"
