@@ -94,12 +94,12 @@ def make_comparison(runs: Sequence[Named], probes: Sequence[RunFolder] = ()) -> 
         chosen = [(run, name) for run, name in runs if run.kind == kind]
         if len(chosen) > 1:
             figures = _tabulate(chosen, metrics) + [f for metric in metrics for f in _draw(chosen, metric)]
+            figures += draw_by_hours(chosen, probes) if kind == "pretrain" else []
             sections.append(Section(f"{KINDS[kind]}, side by side", figures))
-            sections += make_learning_curve(chosen, probes) if kind == "pretrain" else []
     return sections
 
 
-def make_learning_curve(runs: Sequence[Named], probes: Sequence[RunFolder]) -> list[Section]:
+def draw_by_hours(runs: Sequence[Named], probes: Sequence[RunFolder]) -> list[Figure]:
     """Draw the curves of some pretraining runs over hours heard; [] where none has heard anything.
 
     A probe counts for the run whose folder, or a checkpoint inside, it was given.
@@ -107,7 +107,7 @@ def make_learning_curve(runs: Sequence[Named], probes: Sequence[RunFolder]) -> l
     figures = _draw_accuracy(runs, "loss_contrastive") + _draw_accuracy(runs, "loss_codes")
     for measure, what in (("accuracy", "Speaker identification"), ("eer", "Speaker verification")):
         figures += _draw_probes(runs, [probe for probe in probes if find_measure(probe) == measure], measure, what)
-    return [Section("Learning curve", figures)] if figures else []
+    return figures
 
 
 def gather_probes(runs: Sequence[RunFolder]) -> list[RunFolder]:
@@ -212,10 +212,10 @@ def _draw_accuracy(runs: Sequence[Named], loss: str) -> list[Figure]:
     """Draw the accuracy of the runs of one task over hours; the published points are of contrastive accuracy alone."""
     metric = Metric("accuracy", "Accuracy", SHARE, loss, 100)
     curves = _make_curves(runs, metric, "valid", "hours_seen", above=0)
-    title = "Contrastive accuracy" if loss == "loss_contrastive" else "Accuracy of codes"
+    title = f"{'Contrastive accuracy' if loss == 'loss_contrastive' else 'Accuracy of codes'} by hours"
     where = "held out" if curves else "training"
     curves = curves or _make_curves(runs, metric, "train", "hours_seen", above=0)
-    options: dict[str, Any] = {"x_label": HOURS, "log_x": True, "from_zero": True, "is_wide": True}
+    options: dict[str, Any] = {"x_label": HOURS, "log_x": True, "from_zero": True}
     if loss == "loss_codes" or not curves:
         note = "How often the true code of a masked frame scores highest. With other codes it means something else."
         return plot(f"{title}, {where}", SHARE, curves, note, **options)
@@ -260,5 +260,5 @@ def _draw_probes(runs: Sequence[Named], probes: Sequence[RunFolder], measure: st
         f"{'lower' if measure == 'eer' else 'higher'} is better. Dotted lines are what needs no pretraining. Scores "
         "with other speakers, utterances or probes are not comparable."
     )
-    options: dict[str, Any] = {"x_label": HOURS, "log_x": True, "from_zero": True, "is_wide": True}
+    options: dict[str, Any] = {"x_label": HOURS, "log_x": True, "from_zero": True}
     return plot(what, "equal error rate, %" if measure == "eer" else "accuracy, %", curves, note, agreed, **options)

@@ -103,7 +103,7 @@ def make_health(run: RunFolder) -> list[Section]:
         note = f"It lies beside the weights (decay {decay:g}); weights=ema takes it."
         note += f" {uses}" if run.get_config("training.validate_ema") else ""
         figures.append(Figure("A moving average of the weights", None, note, is_wide=True))
-    return [Section("What happened on the way", figures)] if figures else []
+    return [Section("What happened on the way", figures)]
 
 
 def find_stretches(rows: Sequence[Row], name: str) -> list[tuple[int, int]]:

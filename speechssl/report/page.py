@@ -22,12 +22,12 @@ from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
-from speechssl.report.comparison import gather_probes, make_comparison, make_learning_curve
+from speechssl.report.comparison import draw_by_hours, gather_probes, make_comparison
 from speechssl.report.figures import Section, Stat, Table, Verdict, format_value
 from speechssl.report.health import describe_status, judge, make_health
 from speechssl.report.live import Sounds, find_missing, load_live
 from speechssl.report.pictures import make_hearing, make_speakers
-from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery
+from speechssl.report.pretraining import describe_pretraining, draw_learning, make_machinery
 from speechssl.report.probe import describe_probe, judge_probe, make_probe
 from speechssl.report.recognition import (
     describe_evaluation,
@@ -105,8 +105,8 @@ def _make_chapter(
         case "pretrain" | "finetune":
             verdict, is_pretraining = judge(run), run.kind == "pretrain"
             summary, stats = describe_pretraining(run) if is_pretraining else describe_recogniser(run)
-            sections = make_learning(run) if is_pretraining else make_errors(run, sounds)
-            sections += make_learning_curve([(run, name)], probes) if is_pretraining else []
+            curves = draw_learning(run) + draw_by_hours([(run, name)], probes) if is_pretraining else []
+            sections = [Section("Learning", curves)] if is_pretraining else make_errors(run, sounds)
             pictures, apology = _draw_pictures(run, sounds)
             sections += pictures + make_machinery(run) + make_health(run)
         case "evaluate":

@@ -132,7 +132,7 @@ def make_hearing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
     index = choose_example(live, EXAMPLE_S)
     figures = [] if index is None else [_draw_example(run, live, index, sounds)]
     figures += _draw_code_use(live) if live.model.pretraining is not None else []
-    return [Section("What it hears", figures)] if figures else []
+    return [Section("What it hears", figures)]
 
 
 @torch.inference_mode()

@@ -161,11 +161,10 @@ def _list_more_stats(run: RunFolder, split: str) -> list[Stat]:
     return stats
 
 
-def make_learning(run: RunFolder) -> list[Section]:
+def draw_learning(run: RunFolder) -> list[Figure]:
     """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
     draw = {"loss_contrastive": _draw_contrast, "loss_codes": _draw_codes}.get(find_loss(run))
-    figures = plot("Loss", "", make_pair(run, "loss")) if draw is None else draw(run)
-    return [Section("Learning", figures)] if figures else []
+    return plot("Loss", "", make_pair(run, "loss")) if draw is None else draw(run)
 
 
 def make_pair(run: RunFolder, name: str, factor: float = 1.0) -> list[Series | None]:
@@ -186,7 +185,7 @@ def make_machinery(run: RunFolder) -> list[Section]:
         title, unit, factor = SMALL.get(name, (name, "", 1))
         pair = make_pair(run, name, factor) if name not in drawn else []
         figures += plot(title, unit, pair, from_zero=name != "masked_share", is_small=True)
-    return [Section("Under the bonnet", figures)] if figures else []
+    return [Section("Under the bonnet", figures)]
 
 
 def _draw_contrast(run: RunFolder) -> list[Figure]:

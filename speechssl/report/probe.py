@@ -74,7 +74,7 @@ def make_probe(run: RunFolder) -> list[Section]:
     rows = [(f"{name} (baseline)", value) for name, value in list_baselines(run)]
     rows += [(f"layer {layer:g}", value) for layer, value, *_ in own]
     figures += [Figure("In figures", Table(("features", f"{what.lower()}, %"), rows))] if rows else []
-    return [Section("Layers", figures)] if figures else []
+    return [Section("Layers", figures)]
 
 
 def list_baselines(run: RunFolder) -> list[tuple[str, float]]:

@@ -121,8 +121,7 @@ def make_errors(run: RunFolder, sounds: Sounds) -> list[Section]:
     stored = read_transcripts(run)
     chosen = add_sounds(choose_evenly(stored, NUM_SPREAD), load_test_set(run), sounds)
     written = show(chosen, "What it writes", "From the run’s evaluation, from the worst utterance to the best.")
-    sections = (Section("Learning", figures), Section("What it writes", written + count_errors(stored, run.confusions)))
-    return [section for section in sections if section.figures]
+    return [Section("Learning", figures), Section("What it writes", written + count_errors(stored, run.confusions))]
 
 
 def make_writing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
@@ -133,7 +132,7 @@ def make_writing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
     where = "held-out" if live.held_out else "training"
     note = f"{len(transcripts)} {where} utterances, decoded for this page, greedily; shown from the worst to the best."
     figures += show(chosen, "What it writes", note) + count_errors(transcripts, [])
-    return [Section("What it hears", figures)] if figures else []
+    return [Section("What it hears", figures)]
 
 
 def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
@@ -174,8 +173,7 @@ def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
     note = "Utterances at equal distances in the order of their errors."
     figures += show(choose_evenly(transcripts[NUM_WORST:], NUM_SPREAD), "From bad to good", note)
     errors = count_errors(transcripts, run.confusions) + _tabulate_speakers(run)
-    sections = (Section("Where the errors are", errors), Section("Transcripts", figures))
-    return [section for section in sections if section.figures]
+    return [Section("Where the errors are", errors), Section("Transcripts", figures)]
 
 
 def read_transcripts(run: RunFolder) -> list[Transcript]:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from speechssl.report.comparison import (
+    draw_by_hours,
     find_config_differences,
     find_probed_hours,
     gather_probes,
     make_comparison,
-    make_learning_curve,
 )
-from speechssl.report.figures import Chart, Figure, Table
+from speechssl.report.figures import Chart, Figure, Section, Table
 from speechssl.report.page import build_report
 from speechssl.report.run_folder import RunFolder, load_run
 
 Named = list[tuple[RunFolder, str]]
 
 
-def list_figures(sections: Any) -> list[Figure]:
+def list_figures(sections: Sequence[Section]) -> list[Figure]:
     return [figure for section in sections for figure in section.figures]
 
 
-def find_charts(sections: Any) -> dict[str, Chart]:
-    return {figure.title: figure.content for figure in list_figures(sections) if isinstance(figure.content, Chart)}
+def find_charts(figures: Sequence[Figure]) -> dict[str, Chart]:
+    return {figure.title: figure.content for figure in figures if isinstance(figure.content, Chart)}
 
 
 def name_runs(make: SimpleNamespace, tmp_path: Path, names: str) -> Named:
@@ -73,10 +73,10 @@ def test_what_differs_is_told_and_nothing_else(make: SimpleNamespace, tmp_path: 
 
 def test_hours_are_the_axis_where_updates_are_not_alike(make: SimpleNamespace, tmp_path: Path) -> None:
     runs = name_runs(make, tmp_path, "ab")
-    assert find_charts(make_comparison(runs))["Accuracy, held out"].x_label == "update"
+    assert find_charts(list_figures(make_comparison(runs)))["Accuracy, held out"].x_label == "update"
     for row in runs[1][0].metrics:
         row["hours_seen"] = row["hours_seen"] * 3
-    assert find_charts(make_comparison(runs))["Accuracy, held out"].x_label == "hours of speech heard"
+    assert find_charts(list_figures(make_comparison(runs)))["Accuracy, held out"].x_label == "hours of speech heard"
 
 
 def test_training_curves_stand_in_for_a_validation_that_is_not_there(make: SimpleNamespace, tmp_path: Path) -> None:
@@ -84,14 +84,14 @@ def test_training_curves_stand_in_for_a_validation_that_is_not_there(make: Simpl
     pretraining = name_runs(make, tmp_path, "cd")
     for run, _ in runs + pretraining:
         run.metrics[:] = [row for row in run.metrics if row["split"] == "train"]
-    assert list(find_charts(make_comparison(runs))) == ["CTC loss, training"]
-    assert "Contrastive accuracy, training" in find_charts(make_learning_curve(pretraining, []))
+    assert list(find_charts(list_figures(make_comparison(runs)))) == ["CTC loss, training"]
+    assert "Contrastive accuracy by hours, training" in find_charts(draw_by_hours(pretraining, []))
     pretraining[0][0].metrics.clear()
-    assert make_learning_curve(pretraining[:1], []) == []
+    assert draw_by_hours(pretraining[:1], []) == []
 
 
 def test_six_runs_have_six_kinds_of_line(make: SimpleNamespace, tmp_path: Path) -> None:
-    chart = find_charts(make_comparison(name_runs(make, tmp_path, "abcdef")))["Accuracy, held out"]
+    chart = find_charts(list_figures(make_comparison(name_runs(make, tmp_path, "abcdef"))))["Accuracy, held out"]
     assert len({(series.style, series.kind) for series in chart.series}) == 6
 
 
@@ -102,15 +102,17 @@ def test_tasks_are_not_mixed_and_published_points_are_of_contrastive_accuracy_al
     for row in runs[2][0].metrics:
         row["loss_codes"] = row.pop("loss_contrastive")
     sections = make_comparison(runs)
-    charts = find_charts(sections)
+    charts = find_charts(list_figures(sections))
     assert [series.label for series in charts["Accuracy, held out"].series] == ["a", "b"]
-    assert "Accuracy of codes, held out" in charts and "Code loss, held out" not in charts, "one run is no comparison"
+    assert "Accuracy of codes, held out" not in charts and "Code loss, held out" not in charts, (
+        "one run is no comparison"
+    )
     assert list_figures(sections)[0].content.rows[2].count(None) == 2
     labels = {title: [series.label for series in charts[title].series] for title in charts if charts[title].log_x}
     published = "BASE, replicated on LibriSpeech 960 h"
     assert labels == {
-        "Contrastive accuracy, held out": ["a", "b", published],
-        "Accuracy of codes, held out": ["c"],
+        "Contrastive accuracy by hours, held out": ["a", "b", published],
+        "Accuracy of codes by hours, held out": ["c"],
     }
 
 
@@ -118,7 +120,7 @@ def test_the_learning_curve_is_of_validation_over_hours_and_starts_after_zero(
     make: SimpleNamespace, tmp_path: Path
 ) -> None:
     ((run, _),) = runs = name_runs(make, tmp_path, "a")
-    (figure,) = list_figures(make_learning_curve(runs, []))
+    (figure,) = draw_by_hours(runs, [])
     own, published = figure.content.series
     wanted = [row for row in run.select("valid") if row["hours_seen"] > 0]
     assert own.x == pytest.approx([row["hours_seen"] for row in wanted])
@@ -129,7 +131,7 @@ def test_the_learning_curve_is_of_validation_over_hours_and_starts_after_zero(
     run.config["model"]["quantizer"]["num_codes"] = 320
     for row in run.metrics:
         row["hours_seen"] = row["hours_seen"] * 1000
-    (figure,) = list_figures(make_learning_curve(runs, []))
+    (figure,) = draw_by_hours(runs, [])
     assert figure.content.series[1].is_shown and "not comparable" not in figure.note
 
 
@@ -142,12 +144,12 @@ def test_probes_stand_at_the_hours_of_their_checkpoints(make: SimpleNamespace, t
         make_probed(make, tmp_path / "p1", inside, 150, 70.0),
         make_probed(make, tmp_path / "p3", tmp_path / "b", 300, 60.0),
     ]
-    a, b, *levels = find_charts(make_learning_curve(runs, probes))["Speaker identification"].series
+    a, b, *levels = find_charts(draw_by_hours(runs, probes))["Speaker identification"].series
     assert a.x == pytest.approx([150 * 96 / 3600, 300 * 96 / 3600]) and a.y.tolist() == [70.0, 78.0]
     assert b.y.tolist() == [60.0]
     assert [level.label for level in levels] == ["log-mel statistics", "untrained encoder"]
     probes[1].result["baselines"]["log_mel"]["accuracy"] = 44.0
-    *_, level = find_charts(make_learning_curve(runs, probes))["Speaker identification"].series
+    *_, level = find_charts(draw_by_hours(runs, probes))["Speaker identification"].series
     assert level.label == "untrained encoder", "baselines that differ are no line"
 
 

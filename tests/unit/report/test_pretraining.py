@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from speechssl.report.pretraining import describe_pretraining, find_chance, make_learning, make_machinery, pick_values
+from speechssl.report.pretraining import describe_pretraining, draw_learning, find_chance, make_machinery, pick_values
 from speechssl.report.run_folder import RunFolder, load_run
 
 
@@ -29,7 +29,7 @@ def test_there_is_one_chance_and_all_of_the_page_says_it(make: SimpleNamespace, 
     summary, stats = describe_pretraining(run)
     assert "among 76 candidates" in summary and "guessing would find 1.3" in summary
     assert stats[1].comparison == "guessing 6.25 bits"
-    loss, accuracy, _ = make_learning(run)[0].figures
+    loss, accuracy, _ = draw_learning(run)
     assert [figure.content.series[-1].y[0] for figure in (loss, accuracy)] == pytest.approx([6.25, 100 * 2**-6.25])
 
 
@@ -53,11 +53,11 @@ def test_elements_of_lists_are_picked() -> None:
 
 def test_every_metric_has_its_chart_and_those_of_a_new_objective_too(make: SimpleNamespace, tmp_path: Path) -> None:
     run = load_run(make.pretrain(tmp_path / "run"))
-    (learning,), (machinery,) = make_learning(run), make_machinery(run)
-    assert [figure.title for figure in learning.figures] == ["Contrastive loss", "Accuracy", "Codebook perplexity"]
-    assert learning.figures[2].content.series[-1].label == "all 12 codes alike"
+    learning, (machinery,) = draw_learning(run), make_machinery(run)
+    assert [figure.title for figure in learning] == ["Contrastive loss", "Accuracy", "Codebook perplexity"]
+    assert learning[2].content.series[-1].label == "all 12 codes alike"
     assert len(machinery.figures) == 10
     other = make_run([{"update": k, "split": "train", "loss": 9.0 - k, "energy_error": 0.5} for k in range(1, 9)])
-    (learning,), (machinery,) = make_learning(other), make_machinery(other)
-    assert [figure.title for figure in (*learning.figures, *machinery.figures)] == ["Loss", "energy_error"]
+    learning, (machinery,) = draw_learning(other), make_machinery(other)
+    assert [figure.title for figure in (*learning, *machinery.figures)] == ["Loss", "energy_error"]
     assert describe_pretraining(other)[0] == "Its loss on its training speech is 4.50."
