@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, field, fields, make_dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from hydra import compose as compose_overrides
-from hydra import initialize_config_dir, initialize_config_module
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
@@ -147,12 +146,8 @@ def _open_conf(verb: str) -> Iterator[None]:
     store = ConfigStore.instance()
     if f"{verb}_schema.yaml" not in store.repo:
         store.store(name=f"{verb}_schema", node=_open_objective(VERBS[verb].schema))
-    if find_spec("speechssl.conf") is not None:
-        with initialize_config_module("speechssl.conf", job_name="speechssl", version_base="1.3"):
-            yield
-    else:
-        with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
-            yield
+    with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
+        yield
 
 
 def _open_objective(schema: type) -> type:

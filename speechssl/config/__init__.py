@@ -1,7 +1,16 @@
 """Every key of the command line, as typed dataclasses. A wrong value is one sentence when one of them is made."""
 
+from speechssl.config.data import (
+    BenchDataConfig,
+    FinetuneDataConfig,
+    PretrainDataConfig,
+    ProbeDataConfig,
+    TestDataConfig,
+    TextConfig,
+)
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
 from speechssl.config.verbs import (
     BenchConfig,
@@ -19,7 +28,9 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "ConvertConfig", "DecodingConfig", "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig",
-    "FinetuneConfig", "LoggingConfig", "MaskConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "ProbeConfig",
-    "QuantizerConfig", "ReportConfig", "TrainingConfig", "TranscribeConfig",
+    "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
+    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
+    "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
+    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
+    "TrainingConfig", "TranscribeConfig",
 ]  # fmt: skip

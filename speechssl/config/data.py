@@ -25,7 +25,7 @@ class SelectionConfig:
 class TrainDataConfig(SelectionConfig):
     """How speech is changed before a model learns from it."""
 
-    speed_perturbation: list[float] = knob([], "speeds, one of which is drawn for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
+    speed_perturbation: list[float] = knob([], "speeds to draw from for each training utterance and epoch, such as [0.9,1.0,1.1]; empty: none", "", "Ko et al. 2015")
 
     def __post_init__(self) -> None:
         SelectionConfig.__post_init__(self)
@@ -59,8 +59,8 @@ class FinetuneDataConfig(TrainDataConfig):
 
     train: list[str] = knob([], "manifest or list of manifests with `text`")
     valid: list[str] = knob([], "manifest or list of manifests with `text`; empty: none")
-    max_s: float = knob(40.0, "longest utterance that is used; longer ones are counted and named", "s")
-    ascending_epochs: int = knob(0, "so many first epochs take short utterances first", "epochs")
+    max_s: float = knob(40.0, "longest utterance that is used; longer ones are left out and named", "s")
+    ascending_epochs: int = knob(0, "number of first epochs that take short utterances first", "epochs")
 
     def __post_init__(self) -> None:
         TrainDataConfig.__post_init__(self)
@@ -83,7 +83,7 @@ class ProbeDataConfig:
     test: list[str] = knob([], "the same; empty: split `data.train` by utterance, stratified")
     trials: str = knob("", "verification trials, one `label id id` a line; empty: made from data.test")
     where: str = knob("", "keep the rows with this value, as column=value")
-    max_s: float = knob(10.0, "longest stretch of an utterance that is used, from its start", "s")
+    max_s: float = knob(10.0, "how much of an utterance is used, from its start", "s")
 
     def __post_init__(self) -> None:
         check(self.max_s >= 0.025, "data.max_s", "at least 0.025 s, one frame", self.max_s)
@@ -93,17 +93,17 @@ class ProbeDataConfig:
 class BenchDataConfig(SelectionConfig):
     """Speech to measure with."""
 
-    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet) for `load`, and for `pretrain` in place of noise")
+    train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet), for `load`, and for `pretrain` instead of noise")
 
 
 @dataclass(kw_only=True)
 class TextConfig:
     """From transcripts to CTC labels."""
 
-    vocabulary: str = knob("fairseq", "`fairseq`: its 32 symbols; `data`: the letters of data.train")
+    vocabulary: str = knob("fairseq", "`fairseq` (its 32 symbols) or `data` (the letters of data.train)")
     case: str = knob("upper", "`upper`, `lower` or `keep`")
-    keep: str = knob("", "characters outside the vocabulary that are kept as labels of their own, such as 0123456789")
-    unknown: str = knob("refuse", "letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
+    keep: str = knob("", "characters to add to the vocabulary, such as 0123456789")
+    unknown: str = knob("refuse", "what to do with letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
 
     def __post_init__(self) -> None:
         check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))

@@ -11,14 +11,14 @@ from speechssl.config.knobs import check, check_choice, check_finite, knob
 class DecodingConfig:
     """From a recogniser's frames to text."""
 
-    name: str = knob("greedy", "`greedy`, or `beam`: the sum over all paths of a text, with an n-gram where `decoding.lm` names one")
-    lm: str = knob("", "ARPA file (.arpa or .arpa.gz) of words as the recogniser writes them; empty: none")
-    lm_weight: float = knob(0.87, "weight of the n-gram's natural logarithm", "", "F: 2 for its log10")
-    word_bonus: float = knob(-1.0, "added for each word, with `decoding.lm`", "nats", "F: word_score")
-    unknown_penalty: float = knob(-5.0, "added for each word that the n-gram does not know", "nats")
-    beam_width: int = knob(50, "texts that are kept at each frame", "", "wav2vec 2.0 App. B")
-    beam_threshold: float = knob(25.0, "a text this far below the best is dropped", "nats", "F: beam_threshold")
-    symbol_min_prob: float = knob(1e-4, "a symbol less probable in a frame does not lengthen a text there; 0: all do")
+    name: str = knob("greedy", "`greedy`, or `beam`: search over texts, with the language model that `decoding.lm` names")
+    lm: str = knob("", "n-gram language model: ARPA file (.arpa or .arpa.gz) of words as the recogniser writes them; empty: none")
+    lm_weight: float = knob(0.87, "weight of the language model's log probability", "", "F: 2 for its log10")
+    word_bonus: float = knob(-1.0, "score added for each word, with `decoding.lm`", "nats", "F: word_score")
+    unknown_penalty: float = knob(-5.0, "score added for each word that the language model does not know", "nats")
+    beam_width: int = knob(50, "texts kept at each frame", "", "wav2vec 2.0 App. B")
+    beam_threshold: float = knob(25.0, "drop a text whose score is this far below the best", "nats", "F: beam_threshold")
+    symbol_min_prob: float = knob(1e-4, "smallest probability at which a symbol may extend a text; 0: any")
 
     def __post_init__(self) -> None:
         check_choice("decoding.name", self.name, ("greedy", "beam"))

@@ -36,9 +36,9 @@ class MaskConfig:
 
     prob: float = knob(0.65, "span length × the probability that a frame starts a span (not the share masked)", "", "F: mask_prob")
     length: int = knob(10, "length of a span", "frames", "§4.2")
-    min_spans: int = knob(2, "least number of spans in a row", "", "F: min_masks")
+    min_spans: int = knob(2, "smallest number of spans in a row", "", "F: min_masks")
     equalise: bool = knob(True, "give all rows of a sub-batch the same number of masked frames", "", "F: require_same_masks")
-    channel_prob: float = knob(0.0, "the same for spans of channels, set to zero (fine-tuning)", "", "F: mask_channel_prob")
+    channel_prob: float = knob(0.0, "as `prob`, for spans of channels, which are set to zero (fine-tuning)", "", "F: mask_channel_prob")
     channel_length: int = knob(64, "length of a span of channels", "channels", "F: mask_channel_length")
 
     def __post_init__(self) -> None:
@@ -58,9 +58,9 @@ class QuantizerConfig:
     codevector_dim: int = knob(256, "size of a code vector, all groups together", "", "F: latent_dim")
     temperature_start: float = knob(2.0, "Gumbel temperature before the first update", "", "§4.2")
     temperature_end: float = knob(0.5, "floor of the Gumbel temperature", "", "§4.2")
-    temperature_decay: float = knob(0.999995, "factor of the temperature an update", "", "§4.2")
+    temperature_decay: float = knob(0.999995, "factor on the Gumbel temperature after each update", "", "§4.2")
     temperature_reference_updates: int = knob(
-        0, "scale the decay as if the run had this many updates; 0: take updates as they are", "updates"
+        0, "stretch the decay of a run of this many updates over this run; 0: do not", "updates"
     )
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class ModelConfig:
     conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
     conv_bias: bool = knob(False, "biases in the convolutions", "", "F: conv_bias")
     conv_norm: str = knob("group", "`group`: per-channel norm over time after the first layer; `layer`: over channels in all", "", "F: extractor_mode")
-    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all` as the peers do")
+    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all`, padding included, as fairseq and Hugging Face do")
     feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
     normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
     waveform_epsilon: float = knob(1e-5, "added to the variance that normalize_waveform divides by; Hugging Face has 1e-7", "", "F: layer_norm")

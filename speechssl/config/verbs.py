@@ -27,9 +27,9 @@ from speechssl.config.training import LoggingConfig, TrainingConfig
 class CommonConfig:
     """What every verb that computes takes."""
 
-    seed: int = knob(1, "seed of everything that is drawn")
+    seed: int = knob(1, "seed of everything random")
     device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
-    precision: str = knob("auto", "`float32`, `bf16`, or `auto`: bf16 where the device multiplies it faster")
+    precision: str = knob("auto", "`float32`, `bf16`, or `auto`: bf16 where the device is faster with it")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "what `checkpoint` takes elsewhere, to continue from with a fresh schedule; empty: from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
+    init: str = knob("", "model to continue from with a fresh schedule, as `checkpoint` takes it elsewhere; empty: from scratch")
+    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     objective: ObjectiveConfig = knob(ContrastiveConfig, "what is learned")
@@ -69,9 +69,9 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, or a recogniser, whose head goes on where the labels are the same, as `checkpoint` takes elsewhere; empty: train `model` from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average that training.ema_decay keeps")
-    reset_layers: int = knob(0, "so many last transformer blocks start afresh instead of from init", "blocks", "Pasad et al., arXiv 2107.04734 §5")
+    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same, as `checkpoint` takes it elsewhere; empty: train `model` from scratch")
+    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
+    reset_layers: int = knob(0, "number of last transformer blocks to re-initialise instead of loading them from `init`", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
@@ -81,7 +81,7 @@ class FinetuneConfig(CommonConfig):
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
         check_choice("weights", self.weights, _WEIGHTS)
-        check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, where every block starts afresh", self.reset_layers)
+        check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, since all blocks are new then", self.reset_layers)
 
     @property
     def checkpoints_read(self) -> dict[str, str]:
@@ -93,21 +93,21 @@ class FinetuneConfig(CommonConfig):
 class PrepareConfig:
     """Keys of `speechssl prepare`."""
 
-    root: str = knob("", "folder that holds the corpus, or that it is downloaded to")
+    root: str = knob("", "folder that holds the corpus, or to download it to")
     corpus: str = knob("", "`librispeech`, `folder`, `table` or `demo`; empty: guessed from the folder")
     out: str = knob("", "folder for the manifests; empty: runs/prepare-<date>-<time>")
-    splits: list[str] = knob([], "splits to take; empty: all that are there")
+    splits: list[str] = knob([], "splits to take; empty: all of them")
     download: list[str] = knob([], "LibriSpeech parts to fetch first, such as [train-clean-100,dev-clean]")
     download_url: str = knob("https://www.openslr.org/resources", "server that holds the LibriSpeech archives")
     subset: list[str] = knob([], "nested subsets to write beside each split, such as [10m,1h,10h]")
-    valid_share: float = knob(0.0, "share held out as `valid`, by speaker, or by file where speakers are unknown")
+    valid_share: float = knob(0.0, "share to hold out as `valid`, by speaker, or by file if speakers are unknown")
     format: str = knob("tsv", "`tsv` or `parquet`")
     table: str = knob("", "CSV or TSV file that lists the audio (corpus=table)")
     columns: dict[str, str] = knob({"path": "path", "text": "text", "speaker": "speaker"}, "which column of `table` holds path, text and speaker")
-    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
     speaker_pattern: str = knob("", "regular expression with one group that finds the speaker in a path (corpus=folder)")
-    seed: int = knob(1, "seed of subsets, of the held-out share and of the demo's speech")
-    overwrite: bool = knob(False, "replace manifests that are there")
+    seed: int = knob(1, "seed of the subsets, the held-out share and the demo's speech")
+    overwrite: bool = knob(False, "replace existing manifests")
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, ("tsv", "parquet"))
@@ -122,10 +122,10 @@ class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average that training.ema_decay keeps")
+    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
-    batch_s: float = knob(60.0, "audio a forward may hold: memory only", "s")
-    window_s: float = knob(30.0, "files up to this long are one pass; beyond it, a fixed plan of overlapping windows", "s")
+    batch_s: float = knob(60.0, "most audio in one forward pass: changes memory use, never the result", "s")
+    window_s: float = knob(30.0, "files up to this long are taken in one pass, longer ones in overlapping windows of a fixed plan", "s")
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
@@ -149,7 +149,7 @@ class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
-    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
     def __post_init__(self) -> None:
@@ -162,7 +162,7 @@ class EmbedConfig(InferenceConfig):
     """Keys of `speechssl embed`."""
 
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
-    channel: int = knob(0, "channel of each file that is read, from 1; 0: the mean of all")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
     layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
     pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
     format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
@@ -181,7 +181,7 @@ class ProbeConfig(InferenceConfig):
 
     data: ProbeDataConfig = knob(ProbeDataConfig, "labelled speech")
     task: str = knob("identification", "`identification` or `verification`")
-    num_trials: int = knob(20_000, "most verification trials that are made")
+    num_trials: int = knob(20_000, "largest number of verification trials to make")
     updates: int = knob(300, "updates of each linear probe", "updates")
     lr: float = knob(0.02, "learning rate of each linear probe")
     num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
@@ -202,7 +202,7 @@ class ConvertConfig:
     """Keys of `speechssl convert`."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average that training.ema_decay keeps")
+    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")
@@ -217,7 +217,7 @@ class ReportConfig:
 
     run: list[str] = knob([], "one or more run folders")
     out: str = knob("", "page to write; empty: report.html in the first run folder")
-    overwrite: bool = knob(True, "replace a page that is there")
+    overwrite: bool = knob(True, "replace an existing page")
 
 
 @dataclass(kw_only=True)
@@ -225,7 +225,7 @@ class DemoConfig:
     """Keys of `speechssl demo`."""
 
     out: str = knob("runs/demo", "folder to write")
-    minutes: float = knob(8.5, "time that the whole demo should take on two cores", "min")
+    minutes: float = knob(8.5, "how long the whole demo should take on two cores", "min")
     seed: int = knob(1, "seed of the speech and of every step")
     device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
     overwrite: bool = knob(False, "replace a finished demo")
@@ -242,13 +242,13 @@ class BenchConfig(CommonConfig):
 
     job: str = knob("pretrain", "`pretrain`, `ctc`, `extract` or `load`")
     out: str = knob("", "folder for the result; empty: runs/bench-<date>-<time>")
-    batch: int = knob(4, "rows of a step", "rows")
+    batch: int = knob(4, "rows per step", "rows")
     seconds: float = knob(5.0, "length of each row", "s")
-    steps: int = knob(10, "steps that are measured", "steps")
-    warmup_steps: int = knob(3, "steps before them that are not", "steps")
+    steps: int = knob(10, "steps to measure", "steps")
+    warmup_steps: int = knob(3, "steps before them that are not measured", "steps")
     activation_checkpointing: bool = knob(False, "as `training.activation_checkpointing`, for `pretrain` and `ctc`")
     compile: bool = knob(False, "as `training.compile`, for `pretrain`, `ctc` and `extract`")
-    data: BenchDataConfig = knob(BenchDataConfig, "speech to measure with; without it noise made on the spot")
+    data: BenchDataConfig = knob(BenchDataConfig, "speech to measure with; empty: noise made on the spot")
     model: ModelConfig = knob(ModelConfig, "the network; for `ctc` with the values of its fine-tuning preset")
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
     Args:
         path: `.parquet` has all columns; `.npy` is (rows, dim) float32 and `.safetensors` the same as the tensor
             `embeddings`, both with the other columns in `<name>.index.tsv` beside them, row for row.
-        tables: rows as `evaluation.embeddings` makes them.
+        tables: rows as `iterate_tables` makes them.
         dim: of one embedding.
 
     Returns:

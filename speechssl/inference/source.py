@@ -107,7 +107,7 @@ def find_source(audio: Audio, sample_rate: int | None) -> Source:
     Raises:
         DataError: nothing matches, a file is not audio, or waveforms come without their sample rate.
     """
-    items = [_to_numpy(item) if isinstance(item, Tensor) else item for item in _list_items(audio)]
+    items: list[Any] = [_to_numpy(item) if isinstance(item, Tensor) else item for item in _list_items(audio)]
     arrays = [item for item in items if isinstance(item, np.ndarray)]
     if not arrays:
         return Source.from_manifest(expand_audio([os.fspath(item) for item in items], keep_repeats=True))

@@ -44,6 +44,7 @@ def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int)
     from torchaudio.compliance import kaldi
 
     x: Tensor = kaldi.fbank(_centre(waveform, field, WINDOW + STEP * (stack - 1)), num_mel_bins=MEL_BINS)
+    # A band that never changes, as in digital silence, has no deviation.
     x = (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
     places = HOP_SAMPLES // STEP * torch.arange(num_frames)[:, None] + torch.arange(stack)
     return x[places].flatten(1)

@@ -51,6 +51,7 @@ NEEDS = (
     Need("hydra-core", "hydra", "the command line's key=value"),
     Need("omegaconf", "omegaconf", "configurations"),
     Need("jaxtyping", "jaxtyping", "shapes in signatures"),
+    Need("jinja2", "jinja2", "reports"),
     Need("jiwer", "jiwer", "word and character error rates"),
     Need("tensorboard", "torch.utils.tensorboard", "curves"),
     Need("rich", "rich", "progress bars"),

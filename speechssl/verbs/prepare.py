@@ -16,8 +16,7 @@ from speechssl.corpora.folder import read_folder
 from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
-from speechssl.corpora.table import TABLE_SUFFIXES, read_table
-from speechssl.corpora.table_advice import check_places
+from speechssl.corpora.table import TABLE_SUFFIXES, check_places, read_table
 from speechssl.data.files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.durable import write_result

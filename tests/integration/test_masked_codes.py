@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import yaml
 
 import speechssl
 from speechssl.errors import ConfigError, StoppedOnRequest
@@ -164,16 +163,3 @@ def test_backbones_go_both_ways_between_objectives(run: Path, manifests: Path, t
         found = speechssl.load(tmp_path / name).backbone.state_dict()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=f"{name}: {key}")
-
-
-def test_a_run_folder_of_before_objectives_had_names_goes_on(manifests: Path, tmp_path: Path) -> None:  # noqa: F811
-    keys = {"objective.num_negatives": 50}
-    pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 2})
-    path = tmp_path / "run" / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    old = ("num_negatives", "logit_temperature", "diversity_weight", "feature_penalty_weight")
-    config["objective"] = {name: config["objective"][name] for name in old}
-    path.write_text(yaml.safe_dump(config))
-    assert pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 3})["updates"] == 3
-    with pytest.raises(ConfigError, match="`objective.name` must stay 'wav2vec2'"):
-        pretrain(manifests, tmp_path / "run", **keys, **RANDOM, **{"training.max_updates": 3})

@@ -165,7 +165,7 @@ def test_a_key_of_another_objective_is_unknown(tmp_path: Path) -> None:
         ("objective.name=masked_codes", "`objective.name` must be left to the choice objective=…"),
         ("objective.targets=kmeans", "a key of objective=wav2vec2, but belongs to objective=masked_codes"),
         ("objective.num_negative=5", "is none; the nearest one is `objective.num_negatives`"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError, match=sentence):
             compose("pretrain", ["out=y", word])
     (tmp_path / "objective").mkdir()

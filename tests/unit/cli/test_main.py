@@ -68,7 +68,7 @@ def test_help_has_the_values_of_the_chosen_presets(capsys: pytest.CaptureFixture
     assert "training.lr=0.002 " in small
     assert "model=small  " in small
     assert "one of base, large, large_lv60k, small, tiny, xls_r_1b," in small
-    assert "audio an update, over all ranks and accumulation steps [s]" in small
+    assert "audio per update, over all processes and forward passes" in small
     assert "every key: speechssl pretrain small training.lr=2e-3 --help all" in small
     assert run_main(["pretrain", "bass", "--help"], capsys)[0] == 2
 

@@ -193,11 +193,9 @@ def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
     assert (stacked.stats["code_counts"] > 0).sum() > 3
     for name, value in stacked.stats.items():
         torch.testing.assert_close(value, together.stats[name], rtol=1e-4, atol=1e-4)
-    for (name, parameter), gradient in zip(
-        objective.module.named_parameters(), torch.autograd.grad(stacked.sum, list(objective.module.parameters())),
-        strict=True,
-    ):  # fmt: skip
-        (other,) = torch.autograd.grad(together.sum, [parameter], retain_graph=True)
+    names, parameters = zip(*objective.module.named_parameters(), strict=True)
+    first, second = (torch.autograd.grad(terms.sum, parameters) for terms in (stacked, together))
+    for name, gradient, other in zip(names, first, second, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-3, msg=name)
 
 

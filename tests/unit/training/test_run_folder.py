@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, RESULT
+from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError
+from speechssl.report.run_folder import load_run
 from speechssl.training.run_folder import claim_run, open_run
 from tests.cases import each_case
 
@@ -59,6 +62,42 @@ def test_a_run_that_is_older_than_a_key_goes_on(tmp_path: Path) -> None:
     changed.model.waveform_epsilon = 1e-7
     with pytest.raises(ConfigError, match="`model.waveform_epsilon` must stay 1e-05"):
         open_run(tmp_path, changed)
+
+
+STORED = """
+num_negatives: 100
+logit_temperature: 0.1
+diversity_weight: 0.1
+feature_penalty_weight: 10.0
+targets: random_projection
+num_codes: 0
+code_dim: 16
+stack_frames: 2
+teacher: mfcc
+teacher_layer: 6
+subtract_mean: false
+fit_s: 3600.0
+intermediate_layer: 0
+unmasked_weight: 0.0
+"""
+"""The section `objective` of a run of before: the keys of both objectives, and at first no name."""
+
+
+def test_a_run_that_stored_the_keys_of_all_objectives_goes_on(tmp_path: Path) -> None:
+    both = {"wav2vec2": ContrastiveConfig(), "masked_codes": MaskedCodesConfig()}
+    for name, stored in (("wav2vec2", ""), ("wav2vec2", "name: wav2vec2"), ("masked_codes", "name: masked_codes")):
+        objective, other = both[name], both["masked_codes" if name == "wav2vec2" else "wav2vec2"]
+        claim_run(tmp_path, make_config(objective=objective))
+        config = yaml.safe_load((tmp_path / CONFIG).read_text())
+        (tmp_path / CONFIG).write_text(yaml.safe_dump(config | {"objective": yaml.safe_load(STORED + stored)}))
+        assert open_run(tmp_path, make_config(objective=objective)) is None
+        shown = load_run(tmp_path)
+        assert shown.config["objective"] == asdict(objective)
+        with pytest.raises(ConfigError, match=f"`objective.name` must stay '{name}'"):
+            open_run(tmp_path, make_config(objective=other))
+        changed = replace(objective, feature_penalty_weight=1.0)
+        with pytest.raises(ConfigError, match="`objective.feature_penalty_weight` must stay 10.0"):
+            open_run(tmp_path, make_config(objective=changed))
 
 
 def test_every_flipped_bit_of_a_configuration_is_refused(tmp_path: Path) -> None:
