@@ -148,6 +148,7 @@ class EvaluateConfig(InferenceConfig):
 class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
+    out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
