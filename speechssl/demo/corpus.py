@@ -8,9 +8,8 @@ know a speaker again in it takes more than the sound of the room.
 from __future__ import annotations
 
 import json
-import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -18,22 +17,21 @@ from pathlib import Path
 import soundfile
 
 from speechssl.corpora.librispeech import TRANSCRIPT_SUFFIX, list_splits
-from speechssl.demo.espeak import Job, Voice, locate_partial, require_espeak, synthesise
+from speechssl.demo.espeak import Job, Voice, require_espeak, synthesise
 from speechssl.demo.text import make_sentences
+from speechssl.durable import remove
 from speechssl.errors import DataError
 from speechssl.progress import track
 
 FOLDER = "LibriSpeech"
 _FINISHED = "demo.json"
-_BEGUN = "demo.json.part"
-"""What an unfinished corpus was to be: only the files that it names are an earlier start's, and may be removed."""
+_UNFINISHED = ".LibriSpeech.part"
+"""Where the corpus is made until it is whole; what an interrupted start has left there is removed."""
 
 _FIRST_SPEAKER = 101
 _ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan")
 _MALE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")
 _FEMALE = ("f1", "f2", "f3", "f4", "f5", "Annie")
-
-_logger = logging.getLogger("speechssl")
 
 
 @dataclass(frozen=True)
@@ -93,24 +91,29 @@ def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] | None = No
         return folder
     require_espeak()
     splits = SPLITS if splits is None else splits
-    chapters = list(_plan(folder, seed, splits))
-    jobs = [job for chapter in chapters for job in chapter]
+    place = root / _UNFINISHED
+    remove(place)
+    chapters = list(_plan(place, seed, splits))
     for chapter in chapters:
         Path(chapter[0].path).parent.mkdir(parents=True, exist_ok=True)
-    _begin(folder, seed, splits, chapters)
+    jobs = [job for chapter in chapters for job in chapter]
     for _ in track(synthesise(jobs), "making speech", total=len(jobs), unit="utterances"):
         pass
     for chapter in chapters:
         _write_transcripts(chapter)
-    _write_speakers(folder, seed, splits)
-    (folder / _BEGUN).replace(folder / _FINISHED)
+    _write_speakers(place, seed, splits)
+    (place / _FINISHED).write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
+    place.replace(folder)
     return folder
 
 
 def make_speakers(num_speakers: int, seed: int) -> list[Speaker]:
     """Draw speakers: women and men in turn, no two with the same accent and variant until all are used."""
     draw = random.Random(f"demo speakers {seed}")
-    pools = {sex: _shuffle_voices(variants, draw) for sex, variants in (("F", _FEMALE), ("M", _MALE))}
+    pools = {}
+    for sex, variants in (("F", _FEMALE), ("M", _MALE)):
+        pools[sex] = [f"{accent}+{variant}" for accent in _ACCENTS for variant in variants]
+        draw.shuffle(pools[sex])
     speakers = []
     for index in range(num_speakers):
         sex = "FM"[index % 2]
@@ -121,13 +124,6 @@ def make_speakers(num_speakers: int, seed: int) -> list[Speaker]:
         voice = Voice(names[index // 2 % len(names)], rate, draw.randint(30, 70), draw.randint(30, 70), round(tract, 4))
         speakers.append(Speaker(_FIRST_SPEAKER + index, sex, voice))
     return speakers
-
-
-def _shuffle_voices(variants: Sequence[str], draw: random.Random) -> list[str]:
-    """List every accent with every variant in random order."""
-    names = [f"{accent}+{variant}" for accent in _ACCENTS for variant in variants]
-    draw.shuffle(names)
-    return names
 
 
 def _describe(seed: int, splits: Sequence[Split]) -> dict[str, object]:
@@ -146,30 +142,9 @@ def _is_finished(folder: Path, seed: int, splits: Sequence[Split] | None) -> boo
         if found["seed"] == seed and (splits is None or found == _describe(seed, splits)):
             return True
         raise DataError(f"`root` must be new or hold the same speech, but {folder} has another seed or size")
-    if not (folder / _BEGUN).is_file() and ((folder / "SPEAKERS.TXT").exists() or list_splits(folder)):
+    if (folder / "SPEAKERS.TXT").exists() or list_splits(folder):
         raise DataError(f"`root` must be a new folder for the demo's speech, but {folder} holds another corpus")
     return False
-
-
-def _begin(folder: Path, seed: int, splits: Sequence[Split], chapters: Sequence[Sequence[Job]]) -> None:
-    """Remove what an interrupted start has made and this corpus lacks, then note what is begun."""
-    mark = folder / _BEGUN
-    if mark.is_file():
-        begun = json.loads(mark.read_text(encoding="utf-8"))
-        earlier = _plan(folder, begun["seed"], [Split(**split) for split in begun["splits"]])
-        for path in set(_list_files(earlier)) - set(_list_files(chapters)):
-            path.unlink(missing_ok=True)
-    scratch = folder / f".{_BEGUN}"
-    scratch.write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
-    scratch.replace(mark)
-
-
-def _list_files(chapters: Iterable[Sequence[Job]]) -> Iterator[Path]:
-    """Yield the files that chapters become, unfinished ones too."""
-    for chapter in chapters:
-        yield _locate_transcripts(chapter)
-        for job in chapter:
-            yield from (Path(job.path), Path(locate_partial(job)))
 
 
 def _plan(folder: Path, seed: int, splits: Sequence[Split]) -> Iterator[list[Job]]:
@@ -203,12 +178,9 @@ def _share_speakers(seed: int, splits: Sequence[Split]) -> Iterator[tuple[Split,
 def _write_transcripts(chapter: Sequence[Job]) -> None:
     """Write <speaker>-<chapter>.trans.txt beside the chapter's files."""
     lines = [f"{Path(job.path).stem} {job.text.upper()}\n" for job in chapter]
-    _locate_transcripts(chapter).write_text("".join(lines), encoding="utf-8")
-
-
-def _locate_transcripts(chapter: Sequence[Job]) -> Path:
     first = Path(chapter[0].path)
-    return first.parent / f"{first.stem.rpartition('-')[0]}{TRANSCRIPT_SUFFIX}"
+    name = f"{first.stem.rpartition('-')[0]}{TRANSCRIPT_SUFFIX}"
+    first.with_name(name).write_text("".join(lines), encoding="utf-8")
 
 
 def _write_speakers(folder: Path, seed: int, splits: Sequence[Split]) -> None:

@@ -171,21 +171,13 @@ class Engine:
         return 0
 
 
-def locate_partial(job: Job) -> str:
-    """Say where an utterance is written until it is whole."""
-    return f"{job.path}.part"
-
-
 def write_utterance(engine: Engine, job: Job) -> None:
-    """Speak one job and write its FLAC file, under another name until it is whole."""
+    """Speak one job and write its FLAC file."""
     import soundfile
 
-    voice = job.voice
-    speech = engine.speak(job.text, voice, job.seed)
-    sound = finish_utterance(speech, engine.sample_rate, voice.tract_scale, job.session_seed, job.seed)
-    partial = locate_partial(job)
-    soundfile.write(partial, sound, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    os.replace(partial, job.path)
+    speech = engine.speak(job.text, job.voice, job.seed)
+    sound = finish_utterance(speech, engine.sample_rate, job.voice.tract_scale, job.session_seed, job.seed)
+    soundfile.write(job.path, sound, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
 
 
 def run_worker(lines: Iterator[str], num_children: int) -> None:
@@ -199,17 +191,13 @@ def run_worker(lines: Iterator[str], num_children: int) -> None:
     engine = Engine()
     running: dict[int, str] = {}
     for line in lines:
-        job = _read_job(line)
+        fields = json.loads(line)
+        job = Job(**{**fields, "voice": Voice(**fields["voice"])})
         if len(running) >= num_children:
             _wait(running)
         running[_fork(lambda job=job: write_utterance(engine, job))] = job.path  # type: ignore[misc]
     while running:
         _wait(running)
-
-
-def _read_job(line: str) -> Job:
-    fields = json.loads(line)
-    return Job(**{**fields, "voice": Voice(**fields["voice"])})
 
 
 def _fork(work: Callable[[], None]) -> int:

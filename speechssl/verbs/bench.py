@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the rows are too short, or the job cannot be measured with `data.train` as it is.
     """
-    _check_data(config)
-    _check_length(config)
+    _check(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     out = resolve_out(config.out, "bench", config.overwrite)
@@ -41,113 +40,81 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     ceiling = measure_ceiling(device, precision) if computes else 0.0
     start = time.perf_counter()
     job = build_job(config, (device, precision))
-    build_s = time.perf_counter() - start
-    measured = _measure(config, job, device)
+    result = _describe(config, device, precision) | {"build_s": time.perf_counter() - start, "out": str(out)}
+    memory = MemoryMeter(device)
+    steps = _run_steps(config, job, device)
+    # Of `load` this is the first batch; warm-up or not.
+    result |= {"first_step_s": steps[0].seconds, "peak_mib": memory.read_mib()}
+    steps, group = steps[config.warmup_steps :], 1
+    if isinstance(job, LoadingJob):
+        # Workers finish side by side, so single batches come in bursts.
+        group = max(1, min(config.data.num_workers, config.steps))
+        result |= {"num_workers": config.data.num_workers, "worker_mib": job.read_worker_mib()}
+    result |= _summarise(steps, group)
     if computes:
+        assert job.module is not None
         # Measured on both sides of the steps, since the neighbours of a shared machine come and go.
         ceiling = max(ceiling, measure_ceiling(device, precision))
-    figures = _summarise(measured, ceiling) | {"build_s": build_s, "out": str(out)}
-    result = _describe(config, device, precision) | figures
+        rate = median(step.work.flop / step.seconds for step in steps)
+        result |= {
+            "parameters": sum(parameter.numel() for parameter in job.module.parameters()),
+            "gflop_per_audio_s": sum(step.work.flop for step in steps) / sum(step.work.audio_s for step in steps) / 1e9,
+            "gflop_per_s": rate / 1e9,
+            "peak_gflop_per_s": ceiling / 1e9,
+            "share_of_peak": rate / ceiling,
+        }
     write_result(out, result)
     return result
 
 
-def _check_data(config: BenchConfig) -> None:
+def _check(config: BenchConfig) -> None:
+    """Refuse data that the job has no use for, and rows that are too short: pretraining needs room for its masks."""
     if config.job == "load" and not config.data.train:
         raise ConfigError("`data.train` must be given for job=load (manifests to read), but is missing")
     if config.job in ("ctc", "extract") and config.data.train:
         raise ConfigError(f"`data.train` must be left out for job={config.job}, but is {config.data.train}")
-
-
-def _check_length(config: BenchConfig) -> None:
-    """Refuse rows that the job cannot use: pretraining needs room for its masks, everything else one frame."""
-    network = config.model
-    frames = network.count_frames(round(config.seconds * SAMPLE_RATE))
-    least = compute_min_frames(network.mask) if config.job in ("pretrain", "load", "ctc") else 1
+    frames = config.model.count_frames(round(config.seconds * SAMPLE_RATE))
+    least = 1 if config.job == "extract" else compute_min_frames(config.model.mask)
     if frames < least:
         raise ConfigError(
             f"`seconds` must give at least {least} frames of 20 ms, but {config.seconds:g} gives {frames}"
         )
 
 
-@dataclass
-class _Measured:
-    """What the steps gave.
+class _Step(NamedTuple):
+    """What one step took in all and by part, and what it did."""
 
-    Attributes:
-        first_s: seconds from the start of the first step to its end, warm-up included: for `load` the first batch.
-        seconds: of each measured step.
-        work: of each measured step.
-        parts: seconds of each part, of each measured step.
-        peak_mib: largest memory from before the first step on; None where the system does not tell.
-        parameters: numbers that are learned; 0 without a network.
-        group: steps that one figure is taken over.
-        extra: what only this job has.
-    """
-
-    first_s: float
-    seconds: list[float]
-    work: list[Work]
-    parts: list[dict[str, float]]
-    peak_mib: float | None
-    parameters: int
-    group: int
-    extra: dict[str, Any]
+    seconds: float
+    parts: dict[str, float]
+    work: Work
 
 
-def _measure(config: BenchConfig, job: Job, device: torch.device) -> _Measured:
-    """Run the steps and time them, those of the warm-up apart."""
-    stopwatch, memory = Stopwatch(device), MemoryMeter(device)
-    seconds, work, parts = [], [], []
-    watched = watch_parts(job.transformer, stopwatch) if job.transformer is not None else nullcontext()
-    with watched:
+def _run_steps(config: BenchConfig, job: Job, device: torch.device) -> list[_Step]:
+    """Run the steps and time them, those of the warm-up first."""
+    stopwatch, steps = Stopwatch(device), list[_Step]()
+    with watch_parts(job.transformer, stopwatch) if job.transformer is not None else nullcontext():
         for _ in track(range(config.warmup_steps + config.steps), f"bench {config.job}", unit="steps"):
             start = time.perf_counter()
             stopwatch.begin()
-            work.append(job.run_step(stopwatch))
+            work = job.run_step(stopwatch)
             # On a GPU this waits for the step to end.
-            parts.append(stopwatch.finish())
-            seconds.append(time.perf_counter() - start)
-    extra: dict[str, Any] = {}
-    group = 1
-    if isinstance(job, LoadingJob):
-        # Workers finish side by side, so single batches come in bursts.
-        group = max(1, min(config.data.num_workers, config.steps))
-        extra = {"num_workers": config.data.num_workers, "worker_mib": job.read_worker_mib()}
-    skip = config.warmup_steps
-    parameters = sum(parameter.numel() for parameter in job.module.parameters()) if job.module is not None else 0
-    return _Measured(seconds[0], seconds[skip:], work[skip:], parts[skip:], memory.read_mib(), parameters, group, extra)
+            parts = stopwatch.finish()
+            steps.append(_Step(time.perf_counter() - start, parts, work))
+    return steps
 
 
-def _summarise(measured: _Measured, ceiling: float) -> dict[str, Any]:
-    """Turn times into figures: medians over steps, and how far the middle half of the steps spreads."""
-    groups = range(0, len(measured.seconds) - measured.group + 1, measured.group)
-    rates, flop_rates = [], []
-    for first in groups:
-        steps = slice(first, first + measured.group)
-        total = sum(measured.seconds[steps])
-        rates.append(sum(work.audio_s for work in measured.work[steps]) / total)
-        flop_rates.append(sum(work.flop for work in measured.work[steps]) / total)
-    names = list(dict.fromkeys(name for parts in measured.parts for name in parts))
-    result: dict[str, Any] = {
+def _summarise(steps: Sequence[_Step], group: int) -> dict[str, Any]:
+    """Turn times into figures: medians, and how far the middle half spreads; rates are those of `group` steps each."""
+    groups = [steps[first : first + group] for first in range(0, len(steps) - group + 1, group)]
+    rates = [sum(step.work.audio_s for step in part) / sum(step.seconds for step in part) for part in groups]
+    names = dict.fromkeys(name for step in steps for name in step.parts)
+    return {
         "audio_s_per_s": median(rates),
         "spread_percent": compute_spread(rates),
-        "step_s": median(measured.seconds),
-        "first_step_s": measured.first_s,
-        "peak_mib": measured.peak_mib,
-        "parts_s": {name: median([parts.get(name, 0.0) for parts in measured.parts]) for name in names},
+        "step_s": median(step.seconds for step in steps),
+        "parts_s": {name: median(step.parts.get(name, 0.0) for step in steps) for name in names},
         "parts_method": PARTS_METHOD,
     }
-    if ceiling:
-        audio_s = sum(work.audio_s for work in measured.work)
-        result |= {
-            "parameters": measured.parameters,
-            "gflop_per_audio_s": sum(work.flop for work in measured.work) / audio_s / 1e9,
-            "gflop_per_s": median(flop_rates) / 1e9,
-            "peak_gflop_per_s": ceiling / 1e9,
-            "share_of_peak": median(flop_rates) / ceiling,
-        }
-    return result | measured.extra
 
 
 def compute_spread(values: list[float]) -> float:
