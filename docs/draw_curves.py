@@ -21,7 +21,8 @@ HERE = Path(__file__).parent / "pictures"
 GOOD, BAD, FLAT, GREY = "#2a9d5c", "#d1495b", "#e09f3e", "#8a8f98"
 # Grey text on no background reads on the site's light and its dark page.
 STYLE = {
-    "svg.hashsalt": "speechssl", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "svg.hashsalt": "speechssl", "svg.fonttype": "none",
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GREY, "axes.labelcolor": GREY, "text.color": GREY, "xtick.color": GREY, "ytick.color": GREY,
     "legend.frameon": False, "savefig.transparent": True, "lines.linewidth": 1.8, "axes.titlesize": 10,
 }  # fmt: skip
@@ -63,8 +64,8 @@ def draw_contrastive(runs: Path) -> None:
         for folder, label, colour in kinds:
             draw(ax, runs / folder, "train", name, label, color=colour)
         ax.set(title=title, xlabel="update", ylim=(0, None) if ax is not axes[0] else None)
-    axes[0].axhline(6.658, color=GREY, linestyle=":", linewidth=1)
-    axes[0].annotate("guessing", (0.99, 6.658), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    line = axes[0].axhline(6.658, color=GREY, linestyle=":", linewidth=1)
+    axes[0].legend([line], ["guessing"], loc="center right")
     axes[2].legend(loc="center right")
     save(figure, "contrastive.svg")
 
@@ -91,8 +92,8 @@ def draw_finetuning(runs: Path) -> None:
         draw(axes[1], runs / folder, "valid", "wer", f"WER, {label}", color=colour, linestyle=":")
     axes[0].set(title="loss, nats a letter", xlabel="update", ylim=(1, 4.5))
     axes[1].set(title="wrong on held-out speakers, %", xlabel="update", ylim=(40, 105))
-    for ax in axes:
-        ax.legend()
+    axes[0].legend()
+    axes[1].legend(loc="upper right", bbox_to_anchor=(1.0, 0.87))
     save(figure, "finetuning.svg")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from speechssl.printable import OneLine
 
 if TYPE_CHECKING:
+    from speechssl import verbs as verbs
     from speechssl.api import bench as bench
     from speechssl.api import convert as convert
     from speechssl.api import demo as demo
@@ -67,7 +68,7 @@ _HOMES = {
 }
 
 _ROOMS = ("bench", "demo", "report")
-_SUBMODULES = {"losses": "speechssl.objectives.losses", **{name: f"speechssl.{name}" for name in _ROOMS}}
+_SUBMODULES = {"losses": "speechssl.objectives.losses", **{name: f"speechssl.{name}" for name in ("verbs", *_ROOMS)}}
 
 __all__ = ["__version__", *_SUBMODULES, *_HOMES]
 

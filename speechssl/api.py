@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
+from speechssl.cli.run import run_verb as run_verb
+from speechssl.cli.verbs import VERBS
 from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.progress import show_logs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,29 +133,6 @@ def pretraining_forward(
     return PretrainingForward(output.logits, terms.sum, contrastive, diversity, features, terms.count)
 
 
-def run_verb(verb: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a verb with the keys of its command line.
-
-    Args:
-        verb: name of the verb.
-        keys: values by key: dotted names (`{"training.lr": 1e-3}`), nested dicts (`{"training": {"lr": 1e-3}}`), or
-            both; `model="small"` chooses a preset, as on the command line.
-
-    Returns:
-        the dict of the command's JSON line.
-
-    Raises:
-        SpeechSSLError: what the command would answer with exit code 2.
-    """
-    from speechssl.cli.run import run_request
-    from speechssl.cli.words import Request, escape
-
-    request = Request(verb)
-    for key, value in keys.items():
-        request.add(key, escape(value))
-    return run_request(request)
-
-
 @overload
 def embed(
     model: Model,
@@ -186,6 +166,7 @@ def embed(model: Model | None = None, audio: Any = None, **keys: Any) -> pa.Tabl
         return _run_on_paths("embed", audio, keys)
     from speechssl.inference.embed import embed as embed_audio
 
+    show_logs()
     loaded = _take_model(model)
     return embed_audio(loaded, audio, **_resolve_keys(embed_audio, loaded, keys))
 
@@ -212,6 +193,7 @@ def transcribe(model: Model | None = None, audio: Any = None, **keys: Any) -> li
         return _run_on_paths("transcribe", audio, keys)
     from speechssl.inference.recognise import transcribe as transcribe_audio
 
+    show_logs()
     loaded = _take_model(model)
     return transcribe_audio(loaded, audio, **_resolve_keys(transcribe_audio, loaded, keys))
 
@@ -270,51 +252,28 @@ def _resolve_keys(function: Callable[..., Any], model: SpeechModel, keys: Mappin
     return {**keys, "precision": resolve_precision(checked.precision, model.device)}
 
 
-def demo(**keys: Any) -> dict[str, Any]:
-    """Run the verb `demo`; see `run_verb`."""
-    return run_verb("demo", keys)
+def _make_function(name: str) -> Callable[..., dict[str, Any]]:
+    """Make the function that runs a verb with the keys of its command line."""
+
+    def run(**keys: Any) -> dict[str, Any]:
+        return run_verb(name, keys)
+
+    run.__name__ = run.__qualname__ = name
+    run.__doc__ = f"""Run the verb `{name}`: {VERBS[name].summary}.
+
+    Args:
+        **keys: those of `speechssl {name} --help all`: `seed=2`, nested dicts (`training={{"lr": 1e-3}}`) or
+            dotted names (`**{{"training.lr": 1e-3}}`); `model="small"` chooses a preset.
+
+    Returns:
+        the dict of the command's JSON line.
+
+    Raises:
+        SpeechSSLError: what the command would answer with exit code 2.
+    """
+    return run
 
 
-def prepare(**keys: Any) -> dict[str, Any]:
-    """Run the verb `prepare`; see `run_verb`."""
-    return run_verb("prepare", keys)
-
-
-def pretrain(**keys: Any) -> dict[str, Any]:
-    """Run the verb `pretrain`; see `run_verb`."""
-    return run_verb("pretrain", keys)
-
-
-def finetune(**keys: Any) -> dict[str, Any]:
-    """Run the verb `finetune`; see `run_verb`."""
-    return run_verb("finetune", keys)
-
-
-def evaluate(**keys: Any) -> dict[str, Any]:
-    """Run the verb `evaluate`; see `run_verb`."""
-    return run_verb("evaluate", keys)
-
-
-def probe(**keys: Any) -> dict[str, Any]:
-    """Run the verb `probe`; see `run_verb`."""
-    return run_verb("probe", keys)
-
-
-def convert(**keys: Any) -> dict[str, Any]:
-    """Run the verb `convert`; see `run_verb`."""
-    return run_verb("convert", keys)
-
-
-def report(**keys: Any) -> dict[str, Any]:
-    """Run the verb `report`; see `run_verb`."""
-    return run_verb("report", keys)
-
-
-def bench(**keys: Any) -> dict[str, Any]:
-    """Run the verb `bench`; see `run_verb`."""
-    return run_verb("bench", keys)
-
-
-def doctor(**keys: Any) -> dict[str, Any]:
-    """Run the verb `doctor`; see `run_verb`."""
-    return run_verb("doctor", keys)
+demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
+evaluate, probe, convert = (_make_function(name) for name in ("evaluate", "probe", "convert"))
+report, bench, doctor = (_make_function(name) for name in ("report", "bench", "doctor"))

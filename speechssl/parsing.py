@@ -1,6 +1,6 @@
 """Where foreign bytes become values: bounded reads of regular files, and one sentence for whatever a parser raises.
 
-Everything that somebody else may have written, or a disk damaged, is read through here: nobody can list all that json,
+Everything that somebody else may have written, or a disk damaged, is read through here: no list covers all that json,
 yaml, pyarrow, gzip or torch raise on bytes that they did not write themselves.
 """
 

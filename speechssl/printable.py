@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Container, Sequence
 
 UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories that a line never holds: controls (escapes, newlines, tabs), lone surrogates, line separators."""
@@ -55,6 +56,22 @@ def log_lines(text: str, level: int = logging.INFO) -> None:
     """Log a table that we made, a record a line: within a record, a line break would be somebody else's."""
     for line in text.split("\n"):
         logging.getLogger("speechssl").log(level, "%s", line)
+
+
+def format_columns(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
+    """Lay cells out in columns, each made printable.
+
+    Args:
+        rows: equally many cells each.
+        right: columns that are flush right.
+    """
+    cells = [[make_printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        pairs = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(cell.rjust(width) if k in right else cell.ljust(width) for k, (cell, width) in pairs))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 class OneLine(logging.Filter):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from inspect import unwrap
 from typing import Any
 from unittest.mock import patch
 
@@ -24,42 +25,37 @@ from torch.nn import functional as F
 from speechssl.bench.jobs import TrainingJob, build_job
 from speechssl.bench.meter import Stopwatch
 from speechssl.cli.compose import compose
-from speechssl.model import transformer
-from speechssl.model.cpu import products as cpu_products
-from speechssl.model.cpu.dropout import Dropout, draw_kept
-from speechssl.model.feature_encoder import FeatureEncoder
+from speechssl.model import feature_encoder, layers, transformer
+from speechssl.model.cpu.dropout import draw_kept
+from speechssl.model.cpu.packing import Packing, Scope
 
 TOLERANCES = {"float32": 1e-5, "bf16": 2e-2}
 """Largest relative difference of a loss. In float32 the orders of sums differ, and updates carry that on."""
 
 
 def drop_plainly(x: Tensor, prob: float) -> Tensor:
-    """Multiply by the mask that the package would draw."""
+    """As `drop`: multiply by the mask that the package would draw."""
+    if not prob:
+        return x
     kept = draw_kept(x.shape, prob)
     return x * kept.mask.to(x.dtype) * kept.scale
 
 
-def forward_dropout(module: Dropout, x: Tensor) -> Tensor:
-    """As `Dropout.forward`, by torch's own operations."""
-    return drop_plainly(x, module.prob) if module.training and module.prob else x
-
-
-def attend_plainly(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor, scope: Scope, dropout: float) -> Tensor:
     """As `attend`, by the formula."""
+    if isinstance(scope, Packing):
+        rows = ((query[:, :, row], key[:, :, row], value[:, :, row]) for row in scope.slices)
+        return torch.cat([attend_plainly(*row, None, dropout) for row in rows], 2)
     scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask, float("-inf"))
+    if scope is not None:
+        scores = scores.masked_fill(~scope, float("-inf"))
     weights = torch.softmax(scores, -1)
-    if dropout:
-        kept = draw_kept(weights.flatten(0, 1).shape, dropout)
-        weights = weights * kept.mask.view(weights.shape) * kept.scale
-    return weights.to(value.dtype) @ value
+    return drop_plainly(weights.flatten(0, 1), dropout).view(weights.shape).to(value.dtype) @ value
 
 
 def feed_plainly(z: Tensor, linear: nn.Linear, dropout: float) -> Tensor:
     """As `gelu_linear`, by torch's own operations."""
-    x = F.gelu(z)
-    return F.linear(drop_plainly(x, dropout) if dropout else x, linear.weight, linear.bias)
+    return F.linear(drop_plainly(F.gelu(z), dropout), linear.weight, linear.bias)
 
 
 def keep_or_discard(
@@ -73,15 +69,16 @@ def keep_or_discard(
 
 PLAIN: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "convolutions as products, group norm folded, GELU recomputed": (
-        FeatureEncoder,
-        "_choose_path",
-        lambda encoder, *_: encoder._convolve,
+        feature_encoder,
+        "convolve",
+        unwrap(feature_encoder.convolve),
     ),
-    "feed-forward with GELU recomputed": (cpu_products, "gelu_linear", feed_plainly),
+    "feed-forward with GELU recomputed": (transformer, "gelu_linear", feed_plainly),
     "attention with dropout, or in bf16": (transformer, "attend", attend_plainly),
-    "dropout": (Dropout, "forward", forward_dropout),
+    "dropout": (layers, "drop", drop_plainly),
     "skipped blocks": (transformer, "_keep_or_skip", keep_or_discard),
 }
+"""What stands for each optimisation: where it is, its name, and the plain function."""
 
 
 def compute_losses(words: Sequence[str], updates: int, precision: str, optimised: Sequence[str]) -> list[float]:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 HEADER_BYTES = 64
-"""Encoders' lengths that are wrong by a byte of padding or by the header itself are no loss."""
+"""Lengths may be off by this much: some encoders miscount a byte of padding, or the header itself."""
 
 PADDING_BYTES = 2**16
-"""Zeros up to here after the samples are a recorder's last cluster."""
+"""Up to this many zero bytes after the samples are a recorder's last disk cluster, not a fault."""
 
 ENDLESS = 0x7F000000
-"""Programs that do not know yet how long a file will be write a length from here on into its header (SoX this one)."""
+"""Programs that stream into a file write a length this large or larger into its header (SoX writes this one)."""
 
 FLAC_TAIL = 2**15
-"""Bytes at the end of a FLAC, beside its longest frame, in which its last frame is looked for: tags may follow it."""
+"""The last frame of a FLAC is searched for in this many bytes at the end, plus its longest frame: tags may follow."""
 
 PAGE = struct.Struct("<4sxBq4xI4xB")
 """Of the header of an Ogg page: its magic, flags, position, number and how many segments it has."""
@@ -32,7 +32,7 @@ GSM_FRAME = 33
 """Bytes of a frame of GSM 06.10."""
 
 SMALL = 2**16
-"""Files up to so many bytes are looked at whole."""
+"""Files up to this many bytes are searched whole."""
 
 JOINED = "streams were joined, of which only one can be read"
 
@@ -233,7 +233,7 @@ def _check_flac(data: bytes | mmap.mmap, size: int) -> Verdict:
     tail = data[max(size - FLAC_TAIL - longest, 42) :]
     places = (match.start() for match in re.finditer(rb"\xff[\xf8\xf9]", tail))
     spans = [span for at in places if (span := _span_flac_frame(tail[at : at + 16], block))]
-    # Bytes that look like a frame by chance are seldom where another one ends.
+    # A chance match rarely starts exactly where another frame ends.
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     last = max((end for start, end in spans if start in ends), default=total)
     if total and (last != total or total in starts):

@@ -38,8 +38,8 @@ COUNTED_BY_SIZE = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "
 """Encodings whose samples have one size: how many there are follows from the bytes that are there."""
 
 BLOCK = 2**22
-"""Samples of all channels that are decoded at a time where only their number counts: 16 MiB. soundfile seeks between
-two reads, which would hide what is missing there."""
+"""Samples, over all channels, decoded at a time when only counting them: 16 MiB. soundfile seeks between two reads,
+which would hide missing samples, so blocks are large."""
 
 LAST_PAGE_S = 30
 """No page of Ogg Vorbis holds more seconds of speech: 255 packets at most, and encoders close a page after a second or
@@ -138,7 +138,7 @@ class AudioFile:
     def _refuse(self, fault: str) -> DataError:
         """Say why the file is not whole, and how to get what there is of it."""
         command = suggest_ffmpeg(self.path, "-ignore_length 1" if self._head[:4] == b"RIFF" else "")
-        return DataError(f"{self.path} must be whole, but {fault}; what can be had of it is had with {command}")
+        return DataError(f"{self.path} must be whole, but {fault}; to recover what is there: {command}")
 
     def _check_header(self) -> None:
         if self.num_samples <= 0:
@@ -210,10 +210,10 @@ class AudioFile:
         return samples[first - start :]
 
     def _go_to(self, first: int) -> int:
-        """Go to a sample, or so far before it that what is read there is what reading from the start would give.
+        """Seek to a sample, or far enough before it that decoding gives the same samples as reading from the start.
 
         Returns:
-            Where it went. soundfile seeks after every read, so that what leads up to a sample is read with it.
+            Where it went. soundfile seeks after every read, so the lead-in must be read in the same call.
         """
         if first == self._at:
             return first
@@ -238,13 +238,13 @@ class AudioFile:
         return start
 
     def _drop(self, count: int) -> None:
-        """Decode so many samples of a file in which nothing can be sought."""
+        """Skip `count` samples of a file that does not support seeking, by decoding them."""
         buffer = np.empty((min(count, BLOCK // self.num_channels), self.num_channels), dtype=np.float32)
         while count > 0 and (got := len(self._file.read(out=buffer[:count]))):
             count -= got
 
     def _reopen(self) -> None:
-        """Begin again at sample 0 of a file in which nothing can be sought."""
+        """Start again at sample 0 of a file that does not support seeking."""
         self._file.close()
         self._file, self._walk = self._open(check_whole=False)
         self._at = 0

@@ -34,7 +34,7 @@ _noted = mmap.mmap(-1, 4096)
 
 
 def num_samples_at_16k(num_samples: int, sample_rate: int) -> int:
-    """Count the samples that `load_audio` returns for so many at the file's own rate (rounded to nearest)."""
+    """Convert a number of samples at the file's own rate to 16 kHz, rounded to nearest: what `load_audio` returns."""
     return (2 * num_samples * SAMPLE_RATE + sample_rate) // (2 * sample_rate)
 
 

@@ -1,11 +1,11 @@
-"""The table that `speechssl bench` logs."""
+"""The table that `speechssl bench` ends with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from speechssl.printable import make_printable
+from speechssl.printable import format_columns, make_printable
 
 _MEANINGS = {
     "data": "waiting for data",
@@ -29,9 +29,7 @@ def format_table(result: Mapping[str, Any]) -> str:
         *_list_memory(result),
         *_list_parts(result),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {note}".rstrip() for name, value, note in rows]
-    return "\n".join([make_printable(f"{what}; {where}"), *lines])
+    return f"{make_printable(f'{what}; {where}')}\n{format_columns(rows, right={1})}"
 
 
 def _list_compute(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:

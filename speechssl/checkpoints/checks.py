@@ -1,4 +1,7 @@
-"""What every reader of checkpoints checks, ours and others': files, names and shapes of weights, labels."""
+"""What every reader of checkpoints checks, ours and others': files, names and shapes of weights, labels.
+
+`key` is always the key that errors name, and `where` the file or folder that they name.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,6 @@ def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractC
 
     Args:
         path: of the file or folder.
-        key: the key that the error names.
         must: what the value of the key must be.
     """
     return parsing(f"`{key}`", must, CheckpointError, str(path))
@@ -38,10 +40,6 @@ def reading(path: Path, key: str, must: str = "a whole checkpoint") -> AbstractC
 
 def read_json(path: Path, key: str) -> dict[str, Any]:
     """Read a JSON file that holds a mapping.
-
-    Args:
-        path: of the file.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: the file is missing, no JSON, no mapping, or larger than `MAX_JSON`.
@@ -68,8 +66,6 @@ def check_names(expected: Iterable[str], found: Iterable[str], key: str, where: 
     Args:
         expected: names of all weights, in the file's spelling.
         found: names in the file.
-        key: the key that the error names.
-        where: file or folder, for the error.
 
     Raises:
         CheckpointError: names are missing or left over.
@@ -89,8 +85,6 @@ def check_shapes(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
     Args:
         expected: the network's weights.
         found: those of a file, of the same names.
-        key: the key that the error names.
-        where: file or folder, for the error.
 
     Raises:
         CheckpointError: some differ.
@@ -116,8 +110,6 @@ def restore_vocabulary(stored: object, where: str, key: str) -> Vocabulary:
 
     Args:
         stored: the JSON value.
-        where: the file that it is in, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: it is no vocabulary, or not one of words.

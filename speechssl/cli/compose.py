@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, field, fields, make_dataclass
+from copy import deepcopy
+from dataclasses import asdict, field, fields, make_dataclass, replace
+from functools import cache
 from typing import Any
 
 from hydra import compose as compose_overrides
@@ -15,9 +17,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from speechssl.cli.verbs import VERBS
+from speechssl.cli.verbs import VERBS, map_keys
 from speechssl.cli.words import Request, describe_type, escape, find_conf_folder, find_key, read_words
-from speechssl.config.knobs import MISSING, check, check_choice, check_finite, list_keys
+from speechssl.config.knobs import MISSING, check, check_choice, check_finite
 from speechssl.config.model import SET_ANEW
 from speechssl.config.objective import keep_own_keys, list_objectives
 from speechssl.errors import ConfigError
@@ -31,6 +33,43 @@ STORED_MODEL = "init"
 """Name that a checkpoint's own network has in the group `model`."""
 
 
+def build_config(request: Request) -> Any:
+    """Compose a request's configuration; with `init`, around the network that the checkpoint stores.
+
+    Returns:
+        the verb's dataclass of `speechssl.config`.
+
+    Raises:
+        ConfigError: one sentence about the first word that is wrong.
+        CheckpointError: `init` does not load, or has gone and no run began with it.
+    """
+    tree, left = build_tree(request)
+    config = _convert(request, tree)
+    if left:
+        from speechssl.training.network import tell_left
+
+        tell_left(config.init, config.model, left)
+    if request.verb == "bench" and config.job == "ctc":
+        return replace(config, model=_tune(request).model)
+    return config
+
+
+def build_tree(request: Request) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose as `build_config`, as a tree that may still have keys missing.
+
+    Returns:
+        The tree, and the keys of the stored network that are not taken: see `read_network`.
+    """
+    tree = compose_tree(request)
+    if not tree.get("init"):
+        return tree, {}
+    from speechssl.training.network import read_network
+
+    out = "" if OmegaConf.is_missing(tree, "out") else str(tree["out"])
+    stored, left = read_network(str(tree["init"]), out, bool(tree["overwrite"]), request.verb == "pretrain")
+    return compose_tree(request, stored), left
+
+
 def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | None = None) -> Any:
     """Compose the configuration of one command from the words after the verb.
 
@@ -39,12 +78,6 @@ def compose(verb: str, words: Sequence[str], stored_model: Mapping[str, Any] | N
         words: main inputs and key=value overrides, as typed.
         stored_model: keys of `model` from a checkpoint; they take the place of the preset that `model=` names. What
             is not among them is that of the preset of the checkpoint's name, where there is one, or the schema's.
-
-    Returns:
-        the verb's dataclass of `speechssl.config`.
-
-    Raises:
-        ConfigError: one sentence about the first word that is wrong.
     """
     requests = read_words(verb, words)
     if len(requests) > 1:
@@ -61,22 +94,45 @@ def compose_request(request: Request, stored_model: Mapping[str, Any] | None = N
 
 def compose_tree(request: Request, stored_model: Mapping[str, Any] | None = None) -> DictConfig:
     """Compose the configuration of one request as a tree that may still have keys missing."""
-    with _open_conf():
+    if stored_model is None and not request.hydra:
+        # Hydra takes a tenth of a second, and the files of the package are always the same.
+        tree = deepcopy(_compose_package_files(request.verb, tuple(request.choices.items())))
+    else:
+        tree = _compose_files(request, stored_model)
+    for key, value in request.values.items():
+        declared = find_key(request.verb, key)
+        _check_owner(key, tree)
+        must = describe_type(declared)
+        # A mapping may get names that its default does not have, at once or one by one.
+        is_open = declared.type_name == "dict" or declared.default == ""
+        with parsing(f"`{key}`", must, ConfigError):
+            try:
+                OmegaConf.update(tree, key, value, merge=True, force_add=is_open)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"`{key}` must be {must}, but is {abbreviate(repr(value))}") from error
+    with parsing("the configuration", "one that its schema fits", ConfigError):
+        OmegaConf.to_container(tree, resolve=True)
+    return tree
+
+
+@cache
+def _compose_package_files(verb: str, choices: tuple[tuple[str, str], ...]) -> DictConfig:
+    return _compose_files(Request(verb, dict(choices)), None)
+
+
+def _compose_files(request: Request, stored_model: Mapping[str, Any] | None) -> DictConfig:
+    """Compose the files that a request chooses; no value of its own is set yet."""
+    with _open_conf(request.verb):
         overrides = _build_overrides(request, stored_model)
         try:
             tree = compose_overrides(config_name=request.verb, overrides=overrides)
             if OBJECTIVE in tree:
-                _choose_objective(tree, request)
+                _choose_objective(tree)
+            return tree
         except MissingConfigException as error:
             raise ConfigError(_explain_missing_file(request.verb, error)) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"the configuration must compose, but {_first_line(error)}") from error
-    for key, value in request.values.items():
-        with parsing(f"`{key}`", describe_type(find_key(request.verb, key)), ConfigError):
-            _set_value(request.verb, tree, key, value)
-    with parsing("the configuration", "one that its schema fits", ConfigError):
-        OmegaConf.to_container(tree, resolve=True)
-    return tree
 
 
 def to_yaml(config: Any) -> str:
@@ -85,11 +141,11 @@ def to_yaml(config: Any) -> str:
 
 
 @contextmanager
-def _open_conf() -> Iterator[None]:
+def _open_conf(verb: str) -> Iterator[None]:
     """Open `conf/` for hydra: the package's own, never another `conf` that happens to be importable."""
     store = ConfigStore.instance()
-    for name, verb in VERBS.items():
-        store.store(name=f"{name}_schema", node=_open_objective(verb.schema))
+    if f"{verb}_schema.yaml" not in store.repo:
+        store.store(name=f"{verb}_schema", node=_open_objective(VERBS[verb].schema))
     with initialize_config_dir(str(find_conf_folder()), job_name="speechssl", version_base="1.3"):
         yield
 
@@ -103,22 +159,27 @@ def _open_objective(schema: type) -> type:
     )
 
 
-def _choose_objective(tree: DictConfig, request: Request) -> None:
+def _choose_objective(tree: DictConfig) -> None:
     """Give the section `objective` the schema of its name, without what presets say of other objectives.
 
     Raises:
-        ConfigError: there is no objective of that name, or a key was given that only others have.
+        ConfigError: there is no objective of that name.
     """
     section, schemas = keep_own_keys(tree[OBJECTIVE]), list_objectives()
     name = str(section.get("name", ""))
     check_choice(f"{OBJECTIVE}.name", name, tuple(schemas))
     tree[OBJECTIVE] = OmegaConf.merge(OmegaConf.structured(schemas[name]), section)
-    for key in request.values:
-        parent, _, last = key.rpartition(".")
-        if parent == OBJECTIVE and last not in tree[OBJECTIVE]:
-            owners = [other for other, schema in schemas.items() if any(item.name == last for item in fields(schema))]
-            belongs = " and ".join(f"{OBJECTIVE}={other}" for other in owners)
-            raise ConfigError(f"`{key}` must be a key of {OBJECTIVE}={name}, but belongs to {belongs}")
+
+
+def _check_owner(key: str, tree: DictConfig) -> None:
+    """Refuse a key that only objectives have which were not chosen."""
+    parent, _, last = key.rpartition(".")
+    if parent == OBJECTIVE and last not in tree[OBJECTIVE]:
+        schemas = list_objectives().items()
+        owners = [other for other, schema in schemas if any(item.name == last for item in fields(schema))]
+        belongs = " and ".join(f"{OBJECTIVE}={other}" for other in owners)
+        chosen = f"{OBJECTIVE}={tree[OBJECTIVE].name}"
+        raise ConfigError(f"`{key}` must be a key of {chosen}, but belongs to {belongs}")
 
 
 def _build_overrides(request: Request, stored_model: Mapping[str, Any] | None) -> list[str]:
@@ -152,22 +213,17 @@ def _list_default_groups(verb: str) -> set[str]:
     return {str(name) for entry in primary.defaults if not isinstance(entry, str) for name in entry}
 
 
-def _set_value(verb: str, tree: DictConfig, key: str, value: Any) -> None:
-    """Set one key, or say what its value must be."""
-    declared = find_key(verb, key)
-    try:
-        # A mapping may get names that its default does not have, at once or one by one.
-        OmegaConf.update(tree, key, value, merge=True, force_add=declared.type_name == "dict" or declared.default == "")
-    except OmegaConfBaseException as error:
-        must = describe_type(declared)
-        raise ConfigError(f"`{key}` must be {must}, but is {abbreviate(repr(value))}") from error
+def _tune(request: Request) -> Any:
+    """Compose the fine-tuning of a bench's network: the masks, dropout and frozen convolutions of its preset."""
+    given = {key: value for key, value in request.values.items() if key.startswith("model.")}
+    return compose_request(Request("finetune", dict(request.choices), {"out": "unused", **given}, request.hydra))
 
 
 def _convert(request: Request, tree: DictConfig) -> Any:
     """Turn the tree into dataclasses, whose own checks run here."""
     values: Any = OmegaConf.to_container(tree, resolve=True)
     _check_values(values)
-    for declared in list_keys(VERBS[request.verb].schema):
+    for declared in map_keys(request.verb).values():
         if declared.default == MISSING:
             check(values[declared.path] != "", declared.path, f"given ({declared.meaning})", "")
     try:

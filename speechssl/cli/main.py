@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from speechssl import __version__
 from speechssl.cli.help import format_help, format_verb_help
-from speechssl.cli.overrides import is_assignment
-from speechssl.cli.run import TRAINING_VERBS, build_config, run_request
-from speechssl.cli.sweep_plan import Plan, take_plan
+from speechssl.cli.run import TRAINING_VERBS, run_request, run_sweep
 from speechssl.cli.verbs import find_verb
-from speechssl.cli.words import Request, read_words
+from speechssl.cli.words import Request, is_assignment, read_words
 from speechssl.errors import ConfigError, RanksError, SpeechSSLError, StoppedOnRequest
 from speechssl.printable import abbreviate, make_printable
+from speechssl.progress import show_logs
 from speechssl.training.lock import find_rank
-from speechssl.verbs.output import format_line, print_line
+from speechssl.verbs.output import STDOUT, format_line, print_line
 
 FAILED = 1
 """Exit code of what nobody planned; other exceptions than those of `errors` end with it, too."""
-
-JOB = "--job"
-"""The word that runs one job of a sweep from its file (`speechssl.cli.jobs`)."""
 
 USER_MISTAKE = 2
 """Exit code of a mistake that the user can mend."""
@@ -50,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0, 2 for the user's mistake, 75, 130 or 143 for a stop on request. Other exceptions pass.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    _set_up_logging()
+    show_logs(always=True)
     try:
         return _dispatch(words)
     except SpeechSSLError as error:
@@ -77,30 +72,21 @@ def _dispatch(words: list[str]) -> int:
         print_line(format_help())
         return 0
     if words[0] == "--version":
-        print_line(_read_version())
+        print_line(f"speechssl {__version__}")
         return 0
-    if words[0] == JOB:
-        return _run_job(words[1:])
     name, rest = words[0], words[1:]
     find_verb(name)
     options = _take_options(rest)
-    if "--help" in options:
-        print_line(format_verb_help(name))
+    if options & {"--help", "--help all"}:
+        print_line(format_verb_help(name, rest, "--help all" in options))
         return 0
-    _check_single_process(name, "-m" in options)
+    is_sweep = "-m" in options
+    _check_single_process(name, is_sweep)
     if "--cfg" not in options:
         _handle_termination(name)
-    plan = take_plan(rest)
-    if "-m" in options and "--cfg" not in options:
-        return _sweep(name, rest, plan)
-    if plan.words:
-        raise ConfigError(f"{plan.words[0]} must come with -m, but does not")
-    return _run_one(read_words(name, rest), rest, options)
-
-
-def _run_one(requests: list[Request], words: list[str], options: set[str]) -> int:
-    if len(requests) > 1 and "-m" not in options:
-        sweep = next(word for word in words if is_assignment(word) and "," in word)
+    requests = read_words(name, rest)
+    if len(requests) > 1 and not is_sweep:
+        sweep = next(word for word in rest if is_assignment(word) and "," in word)
         raise ConfigError(
             f"a list of values such as {abbreviate(sweep)} must come with -m, which runs {len(requests)} jobs, "
             "but does not"
@@ -108,72 +94,49 @@ def _run_one(requests: list[Request], words: list[str], options: set[str]) -> in
     if "--cfg" in options:
         _print_configs(requests)
         return 0
-    result = run_request(requests[0])
+    result = run_sweep(requests) if is_sweep else run_request(requests[0])
     if find_rank() == 0:
+        _print_result(result, "--json" in options)
+    return 2 if is_sweep and any("error" in row for row in result["jobs"]) else 0
+
+
+def _print_result(result: dict[str, Any], is_asked: bool) -> None:
+    """Print the JSON line where a script may read it: a person at a terminal has the table that the verb ended in.
+
+    Where stdout has the texts of `transcribe`, the line goes to stderr.
+    """
+    if not is_asked and sys.stdout.isatty():
+        return
+    if result.get("texts") == STDOUT:
+        print(format_line(result), file=sys.stderr, flush=True)
+    else:
         print_line(format_line(result))
-    return 0
-
-
-def _run_job(words: list[str]) -> int:
-    """Run one job of a sweep, whose file is named."""
-    from speechssl.cli.jobs import run_job
-
-    if len(words) != 1:
-        raise ConfigError(f"{JOB} must be given one file, but is given {len(words)}")
-    _handle_termination(TRAINING_VERBS[0])
-    print_line(format_line(run_job(Path(words[0]))))
-    return 0
-
-
-def _sweep(verb: str, words: list[str], plan: Plan) -> int:
-    """Run a sweep, and name the jobs that failed."""
-    from speechssl.cli.launchers import choose_launcher
-    from speechssl.cli.optuna_sweep import run_optuna
-    from speechssl.cli.sweep import find_exit_code, run_sweep
-
-    launcher = choose_launcher(plan.choices["launcher"], plan.keys["launcher"])
-    match plan.choices["sweeper"]:
-        case "basic":
-            result = run_sweep(read_words(verb, words), launcher)
-        case "optuna":
-            result = run_optuna(verb, words, plan.keys["sweeper"], launcher)
-        case other:
-            raise ConfigError(f"`hydra/sweeper` must be one of basic, optuna, but is {other!r}")
-    for job in result["jobs"]:
-        if "error" in job:
-            values = ", ".join(f"{key}={value}" for key, value in job["values"].items())
-            _say(f"job {job['job']} ({values}): {job['error']}")
-    print_line(format_line(result))
-    return find_exit_code(result["jobs"])
 
 
 def _take_options(words: list[str]) -> set[str]:
-    """Take the few options out of the words: --help, --cfg [job], -m."""
-    spellings = {"-h": "--help", "--help": "--help", "--cfg": "--cfg", "-c": "--cfg", "-m": "-m", "--multirun": "-m"}
+    """Take the few options out of the words: --help [all], --cfg [job], --json, -m."""
+    spellings = {"-h": "--help", "-c": "--cfg", "--multirun": "-m"}
     options = set()
     for word in list(words):
-        if word not in spellings:
+        option = spellings.get(word, word)
+        if option not in ("--help", "--cfg", "--json", "-m"):
             continue
         index = words.index(word)
-        if spellings[word] == "--cfg" and words[index + 1 : index + 2] == ["job"]:
+        if option == "--cfg" and words[index + 1 : index + 2] == ["job"]:
             words.pop(index + 1)
+        if option == "--help" and words[index + 1 : index + 2] == ["all"]:
+            option = f"{option} {words.pop(index + 1)}"
         words.pop(index)
-        options.add(spellings[word])
+        options.add(option)
     return options
 
 
 def _print_configs(requests: list[Request]) -> None:
     """Print the resolved configuration of every request as YAML."""
-    from speechssl.cli.compose import to_yaml
+    from speechssl.cli.compose import build_config, to_yaml
 
     text = "---\n".join(to_yaml(build_config(request)) for request in requests).rstrip()
     print_line("\n".join(make_printable(line) for line in text.split("\n")))
-
-
-def _read_version() -> str:
-    from speechssl import __version__
-
-    return f"speechssl {__version__}"
 
 
 def _check_single_process(verb: str, is_sweep: bool) -> None:
@@ -214,24 +177,6 @@ def _say(text: str) -> None:
     except OSError:
         # Python flushes stderr once more when it ends, and would change the code then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to what `sys.stderr` is at the time, so that lines go above a progress bar, not through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _set_up_logging() -> None:
-    logger = logging.getLogger("speechssl")
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
-    rank = find_rank()
-    logger.setLevel(logging.WARNING if rank else logging.INFO)
-    if rank:
-        logger.handlers[0].setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
 
 
 def _handle_termination(verb: str) -> None:

@@ -1,10 +1,13 @@
-"""The verbs: what each does in one line, its main inputs, and two examples."""
+"""The table of the verbs: what each does in one line, its main inputs, the keys a user meets first, examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 
 from speechssl.config import verbs as schemas
+from speechssl.config.knobs import Key, list_keys
 from speechssl.errors import ConfigError
 
 
@@ -16,13 +19,15 @@ class Verb:
         schema: dataclass in `speechssl.config` that holds its keys.
         summary: one line for `speechssl --help`.
         inputs: keys that bare words fill, in order. A last one that is a list takes all the words that are left.
+        first: further keys of `speechssl <verb> --help`; `--help all` has the rest.
         examples: what a user would type, without `speechssl`.
     """
 
     schema: type
     summary: str
     inputs: tuple[str, ...]
-    examples: tuple[str, str]
+    first: tuple[str, ...]
+    examples: tuple[str, ...]
 
 
 VERBS: dict[str, Verb] = {
@@ -30,20 +35,23 @@ VERBS: dict[str, Verb] = {
         schemas.DemoConfig,
         "the whole story on speech made on the spot, in minutes: corpus, pretraining, WER, speakers, report",
         ("out", "minutes"),
+        ("seed", "device", "overwrite"),
         ("demo", "demo runs/quick minutes=3"),
     ),
     "prepare": Verb(
         schemas.PrepareConfig,
         "a corpus → manifests",
         ("root", "corpus", "out"),
-        ("prepare LibriSpeech out=m/ls subset=[10m,1h]", "prepare recordings/ folder out=m/own valid_share=0.05"),
+        ("splits", "download", "subset", "valid_share", "table", "columns", "format"),
+        ("prepare LibriSpeech out=m/ls 'subset=[10m,1h]'", "prepare recordings/ folder out=m/own valid_share=0.05"),
     ),
     "pretrain": Verb(
         schemas.PretrainConfig,
         "unlabelled speech → model",
         ("model", "data.train", "data.valid", "out"),
+        ("init", "objective", "training.max_updates", "training.lr", "training.update_s", "training.forward_s"),
         (
-            "pretrain model=small data.train=m/train.tsv data.valid=m/dev.tsv out=runs/small",
+            "pretrain small m/train.tsv m/dev.tsv out=runs/small",
             "pretrain init=runs/small data.train=m/own.tsv out=runs/continued training.max_updates=2000",
         ),
     ),
@@ -51,8 +59,9 @@ VERBS: dict[str, Verb] = {
         schemas.FinetuneConfig,
         "pretrained model + transcripts → CTC recogniser",
         ("init", "data.train", "data.valid", "out"),
+        ("model", "text.vocabulary", "text.keep", "training.max_updates", "training.lr", "training.forward_s"),
         (
-            "finetune runs/small data.train=m/train-1h.tsv data.valid=m/dev.tsv out=runs/ctc",
+            "finetune runs/small m/train-1h.tsv m/dev.tsv out=runs/ctc",
             "finetune model=small data.train=m/train-1h.tsv out=runs/scratch seed=2",
         ),
     ),
@@ -60,71 +69,78 @@ VERBS: dict[str, Verb] = {
         schemas.EvaluateConfig,
         "recogniser + transcribed manifest → WER and CER with intervals and an error breakdown",
         ("checkpoint", "data.test"),
+        ("decoding", "decoding.lm", "out", "data.where", "batch_s", "window_s", "device", "overwrite"),
         (
             "evaluate runs/ctc m/test.tsv",
-            "evaluate runs/ctc data.test=[m/a.tsv,m/b.tsv] out=runs/wer decoding=beam decoding.lm=lm.arpa",
+            "evaluate runs/ctc 'data.test=[m/a.tsv,m/b.tsv]' out=runs/wer decoding=beam decoding.lm=lm.arpa",
         ),
     ),
     "transcribe": Verb(
         schemas.TranscribeConfig,
         "recogniser + audio → text",
         ("checkpoint", "audio"),
+        ("out", "decoding", "decoding.lm", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
     ),
     "embed": Verb(
         schemas.EmbedConfig,
         "model + audio → embeddings in a file that pandas, NumPy or a vector database opens",
         ("checkpoint", "audio"),
+        ("layer", "pooling", "out", "format", "channel", "batch_s", "window_s", "device"),
         ("embed runs/small clips/*.flac layer=3", "embed runs/small recordings/ pooling=frames out=frames.parquet"),
     ),
     "probe": Verb(
         schemas.ProbeConfig,
         "frozen model + labels → speaker identification or verification, per layer, beside two baselines",
         ("checkpoint", "data.train", "data.test"),
+        ("task", "data.trials", "out", "data.max_s", "data.where", "device", "seed"),
         ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
     ),
     "convert": Verb(
         schemas.ConvertConfig,
         "between our checkpoints, Hugging Face folders, fairseq .pt and torchaudio files; ONNX for serving",
         ("checkpoint", "to", "out"),
+        ("weights", "overwrite"),
         ("convert runs/base huggingface out=hf/base", "convert facebook/wav2vec2-base speechssl out=models/base"),
     ),
     "report": Verb(
         schemas.ReportConfig,
         "one or more run folders → one self-contained HTML page",
         ("run",),
+        ("out", "overwrite"),
         ("report runs/small", "report runs/small runs/ctc out=both.html"),
     ),
     "bench": Verb(
         schemas.BenchConfig,
         "how fast this machine does the package's work: audio a second, share of its peak, memory, time by part",
         ("job", "model"),
+        ("batch", "seconds", "steps", "data.train", "data.num_workers", "precision", "device", "out"),
         ("bench pretrain base batch=4 seconds=5", "bench load data.train=m/train.tsv data.num_workers=2"),
     ),
     "doctor": Verb(
         schemas.DoctorConfig,
         "what is installed, what is missing and how to get it, what this machine can do",
         (),
-        ("doctor", "doctor | tail -n 1"),
+        (),
+        ("doctor",),
     ),
 }
-
-LATER_VERBS = ("check",)
-"""Verbs that a later version brings; until then they are answered with exit code 2."""
 
 
 def find_verb(name: str) -> Verb:
     """Return the verb called `name`.
 
     Raises:
-        ConfigError: there is none of that name, or not yet.
+        ConfigError: there is none of that name.
     """
-    from difflib import get_close_matches
-
     if name in VERBS:
         return VERBS[name]
-    if name in LATER_VERBS:
-        raise ConfigError(f"the verb must be one of {', '.join(VERBS)}, but {name!r} only comes with a later version")
     near = get_close_matches(name, VERBS, n=1)
     hint = f"; the nearest is `{near[0]}`" if near else ""
     raise ConfigError(f"the verb must be one of {', '.join(VERBS)}, but is {name!r}{hint}")
+
+
+@cache
+def map_keys(verb: str) -> dict[str, Key]:
+    """Map the name of every key of a verb to its declaration, those of all objectives included."""
+    return {key.path: key for key in list_keys(VERBS[verb].schema, with_alternatives=True)}

@@ -62,10 +62,10 @@ ARCHIVES = {
 """The sums of https://www.openslr.org/resources/12/md5sum.txt and …/31/md5sum.txt, the sizes of www.openslr.org/12."""
 
 MARGIN = 1.1
-"""So many times the published size of an archive is fetched before it is called another one."""
+"""A download may be at most this many times the published size, which is rounded."""
 
 MAX_RATIO, ROOM = 2, 1 << 20
-"""An archive unpacks to at most so many times its own size and these bytes: FLAC does not compress a second time."""
+"""An archive may unpack to at most this many times its own size, plus these bytes: FLAC does not compress further."""
 
 MAX_LENGTH_DIGITS = 15
 
@@ -163,7 +163,7 @@ def _extract(archive: Path, part: str, scratch: Path) -> None:
 
 
 class _Limited:
-    """A stream that ends with an error after so many bytes."""
+    """A stream that raises an error after `limit` bytes."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self._stream, self._limit, self._left = stream, limit, limit
@@ -173,9 +173,8 @@ class _Limited:
         block = self._stream.read(size)
         self._left -= len(block)
         if self._left < 0:
-            raise DataError(
-                f"{self._stream.name} must unpack to what speech takes, but unpacks to more than {self._limit} bytes"
-            )
+            name, limit = self._stream.name, self._limit
+            raise DataError(f"{name} must unpack to what speech takes, but unpacks to more than {limit} bytes")
         return block
 
 
@@ -197,15 +196,14 @@ def _check_url(url: str) -> None:
 
 
 def _fetch(url: str, target: Path, partial: Path, md5: str, limit: int) -> None:
-    if not target.exists():
-        for attempt in range(NUM_TRIES):
-            if _try_to_fetch(url, partial, limit, is_last=attempt == NUM_TRIES - 1):
-                break
-            time.sleep(WAIT_S * 2**attempt)
-        _check_sum(partial, md5, url)
-        partial.replace(target)
-    else:
-        _check_sum(target, md5, url)
+    if target.exists():
+        return _check_sum(target, md5, url)
+    for attempt in range(NUM_TRIES):
+        if _try_to_fetch(url, partial, limit, is_last=attempt == NUM_TRIES - 1):
+            break
+        time.sleep(WAIT_S * 2**attempt)
+    _check_sum(partial, md5, url)
+    partial.replace(target)
 
 
 def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
@@ -213,7 +211,9 @@ def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with _connect(request) as response:
+        with _over_the_network():
+            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        with response:
             # 200 in answer to a range: the server sends everything again.
             is_resumed = response.status == http.client.PARTIAL_CONTENT
             with partial.open("ab" if is_resumed else "wb") as file:
@@ -224,15 +224,13 @@ def _try_to_fetch(url: str, partial: Path, limit: int, is_last: bool) -> bool:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             return True  # nothing is missing; the sum decides whether it is the right file
         if error.code < 500 or is_last:
-            raise DataError(
-                f"{url} must be there, but the server answers {error.code} {str(error.reason)[:80]}"
-            ) from error
+            answer = f"{error.code} {str(error.reason)[:80]}"
+            raise DataError(f"{url} must be there, but the server answers {answer}") from error
     except (ConnectionError, http.client.HTTPException) as error:
+        why = shorten(error)
         if is_last:
-            raise DataError(
-                f"{url} must be within reach, but is not ({shorten(error)}); the same command goes on"
-            ) from error
-        _logger.warning("%s: %s; trying again", url, shorten(error))
+            raise DataError(f"{url} must be reachable, but is not ({why}); the same command resumes it") from error
+        _logger.warning("%s: %s; trying again", url, why)
     return False
 
 
@@ -249,12 +247,6 @@ def _over_the_network() -> Iterator[None]:
         raise
     except OSError as error:
         raise ConnectionError(str(error)) from error
-
-
-def _connect(request: urllib.request.Request) -> http.client.HTTPResponse:
-    with _over_the_network():
-        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    return response
 
 
 def _copy(response: http.client.HTTPResponse, file: BinaryIO, url: str, limit: int) -> None:
@@ -309,15 +301,11 @@ def _check_sum(path: Path, md5: str, url: str) -> None:
     Raises:
         DataError: they differ.
     """
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != md5:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
         path.unlink()
-        raise DataError(
-            f"{url} must have the MD5 sum {md5}, but {path} has {digest.hexdigest()}; it is deleted, try again"
-        )
+        raise DataError(f"{url} must have the MD5 sum {md5}, but {path} has {found}; it is deleted, try again")
 
 
 def _move(item: Path, target: Path) -> None:

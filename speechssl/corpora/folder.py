@@ -38,8 +38,10 @@ def read_folder(root: Path, speaker_pattern: str) -> list[Recording]:
         raise DataError(f"`root` must hold audio that libsndfile reads, but {root} has none" + name_foreign(foreign))
     if foreign:
         _logger.warning("left out%s", name_foreign(foreign))
-    speakers = [_find_speaker(file, root, pattern) for file in files]
-    _check_speakers(speakers, files, speaker_pattern)
+    if pattern is None:
+        speakers = [None if file.parent == root else file.parent.name for file in files]
+    else:
+        speakers = _match_speakers(files, root, pattern)
     texts = drop_sample_numbers([read_sidecar(file) for file in files], files)
     return [Recording(*row) for row in zip(make_ids(files), files, speakers, texts, strict=True)]
 
@@ -52,13 +54,11 @@ def read_sidecar(file: Path) -> str | None:
     """
     beside = (file.with_suffix(suffix) for suffix in (".txt", ".TXT"))
     path = next((path for path in beside if os.path.lexists(path)), None)
-    if path is None:
-        return None
-    return " ".join(read_text(path).split()) or None
+    return " ".join(read_text(path).split()) or None if path else None
 
 
 def drop_sample_numbers(texts: Sequence[str | None], files: Sequence[Path]) -> list[str | None]:
-    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin and which nobody says.
+    """Take away the numbers of the first and last sample, with which TIMIT's transcripts begin.
 
     Args:
         texts: transcripts, where there are some.
@@ -80,27 +80,18 @@ def _compile(speaker_pattern: str) -> re.Pattern[str] | None:
         raise ConfigError(f"`speaker_pattern` must be a regular expression, but {speaker_pattern}: {error}") from error
     if pattern.groups != 1:
         example = spell("speaker_pattern", r"(\d+)_")
-        raise ConfigError(
-            f"`speaker_pattern` must have one group, as in {example}, but {speaker_pattern} has {pattern.groups}"
-        )
+        must = f"have one group, as in {example}"
+        raise ConfigError(f"`speaker_pattern` must {must}, but {speaker_pattern} has {pattern.groups}")
     return pattern
 
 
-def _find_speaker(file: Path, root: Path, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is None:
-        return None if file.parent == root else file.parent.name
-    match = pattern.search(file.relative_to(root).as_posix())
-    return match.group(1) if match else None
-
-
-def _check_speakers(speakers: Sequence[str | None], files: Sequence[Path], speaker_pattern: str) -> None:
-    """Say how many files have no speaker where a pattern should have found one."""
-    if not speaker_pattern:
-        return
-    without = [file for file, speaker in zip(files, speakers, strict=True) if speaker is None]
+def _match_speakers(files: Sequence[Path], root: Path, pattern: re.Pattern[str]) -> list[str | None]:
+    """Find the speaker in each path, and say how many files have none."""
+    matches = [pattern.search(file.relative_to(root).as_posix()) for file in files]
+    without = [file for file, match in zip(files, matches, strict=True) if not match]
     if len(without) == len(files):
-        raise ConfigError(
-            f"`speaker_pattern` must match the paths, but {speaker_pattern} matches none, such as {without[0]}"
-        )
+        must = f"match the paths, but {pattern.pattern} matches none"
+        raise ConfigError(f"`speaker_pattern` must {must}, such as {without[0]}")
     if without:
         _logger.warning("speaker_pattern does not match %d files, such as %s", len(without), without[0])
+    return [match and match[1] for match in matches]

@@ -57,7 +57,8 @@ def read_splits(tree: Path, splits: Sequence[str]) -> dict[str, list[Recording]]
     missing = [split for split in splits if split not in there]
     if missing or not there:
         has = f"has {', '.join(there)}" if there else "has no folder with SPEAKER/CHAPTER/audio files"
-        raise DataError(f"`splits` must be folders of the corpus, but {tree} {has}" + _name_missing(missing))
+        has += f", not {', '.join(missing)}" if missing else ""
+        raise DataError(f"`splits` must be folders of the corpus, but {tree} {has}")
     sexes = read_sexes(tree / SPEAKERS_NAME)
     recordings = {split: _read_split(tree, split, sexes) for split in (splits or there)}
     _name_left_out([tree / split for split in splits] or [tree], recordings)
@@ -123,14 +124,14 @@ def _name_left_out(folders: Sequence[Path], recordings: Mapping[str, Sequence[Re
         real = set(map(os.path.realpath, taken))
         others = [file for file in others if os.path.realpath(file) not in real]
     if others:
-        count, example = len(others), others[0]
-        _logger.warning("left out: %d audio files that are not SPLIT/SPEAKER/CHAPTER/file, such as %s", count, example)
+        where = "not SPLIT/SPEAKER/CHAPTER/file"
+        _logger.warning("left out: %d audio files that are %s, such as %s", len(others), where, others[0])
     if foreign:
         _logger.warning("left out%s", name_foreign(foreign))
 
 
 def _is_named_as_published(split: Path) -> bool:
-    """Say whether the first audio file that comes to hand is called SPEAKER-CHAPTER-…, after its folders."""
+    """Say whether the first audio file found is called SPEAKER-CHAPTER-…, after its folders."""
     file = next(_list_audio(split), None)
     return file is not None and file.name.startswith(f"{file.parents[1].name}-{file.parent.name}-")
 
@@ -157,7 +158,3 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         refuse_folder(error)
-
-
-def _name_missing(missing: Sequence[str]) -> str:
-    return f", not {', '.join(missing)}" if missing else ""

@@ -1,4 +1,4 @@
-"""Parts of a corpus: nested subsets of so many minutes, and a share that is held out for validation."""
+"""Parts of a corpus: nested subsets of given lengths, and a share that is held out for validation."""
 
 from __future__ import annotations
 
@@ -106,15 +106,12 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
             `all` and `train` are there.
     """
     sources = {split: m for split, m in manifests.items() if not split.startswith(HELD_OUT_PREFIXES)}
+    there = f"but the splits are {', '.join(manifests)}"
     if not sources or VALID in manifests:
-        raise DataError(
-            f"`valid_share` must be 0 where nothing can be held out, but the splits are {', '.join(manifests)}"
-        )
+        raise DataError(f"`valid_share` must be 0 where nothing can be held out, {there}")
     if ALL in sources and TRAIN in sources:
-        raise DataError(
-            f"`valid_share` must be 0 where one split is {ALL}, which becomes {TRAIN}, and another {TRAIN} already, "
-            f"but the splits are {', '.join(manifests)}"
-        )
+        both = f"one split is {ALL}, which becomes {TRAIN}, and another {TRAIN} already"
+        raise DataError(f"`valid_share` must be 0 where {both}, {there}")
     groups, unit = _group(sources)
     lengths = np.concatenate([manifest.num_samples_16k for manifest in sources.values()])
     is_valid = _draw(groups, lengths, share, seed)
@@ -130,7 +127,9 @@ def hold_out(manifests: Mapping[str, Manifest], share: float, seed: int) -> Held
     count = len(np.unique(groups[is_valid]))
     real = lengths[is_valid].sum() / lengths.sum()
     _logger.info("held out %d %ss (%.1f %% of the audio) as %s", count, unit, 100 * real, VALID)
-    _check_left({split: manifest for split, manifest in result.items() if split not in manifests or split in sources})
+    empty = [split for split in result if (split not in manifests or split in sources) and not len(result[split])]
+    if empty:
+        raise DataError(f"`valid_share` must leave something in every split, but {empty[0]} would be empty")
     return HeldOut(result, unit)
 
 
@@ -176,12 +175,6 @@ def _draw(
     if not chosen.any():
         chosen[np.argmin(totals)] = True
     return chosen[groups]
-
-
-def _check_left(manifests: Mapping[str, Manifest]) -> None:
-    empty = [split for split, manifest in manifests.items() if len(manifest) == 0]
-    if empty:
-        raise DataError(f"`valid_share` must leave something in every split, but {empty[0]} would be empty")
 
 
 def describe(manifest: Manifest) -> dict[str, object]:

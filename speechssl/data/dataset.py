@@ -142,7 +142,7 @@ def read_example(
         room = total - length
         rng = make_rng(options.seed, "crop", sub_batch.epoch, index)
         start = int(rng.integers(0, room + 1)) if options.random_crops else room // 2
-        # Of so many samples at 16 kHz one falls on a sample of the file: a crop that starts there needs no shift.
+        # Start where a sample at 16 kHz falls on a sample of the file, so that resampling shifts nothing.
         start -= start % (SAMPLE_RATE // math.gcd(SAMPLE_RATE, utterance.sample_rate))
     if options.normalize:
         whole = _read(utterance, 0, total, options.cache_dir)

@@ -151,7 +151,7 @@ class Manifest:
         return Manifest(self.table.filter(same), self.root, self.source)
 
     def limit_to(self, seconds: float, seed: int) -> Manifest:
-        """Take a seeded subset of about so many seconds, balanced over speakers and sexes; 0 takes all.
+        """Take a seeded subset of about `seconds`, balanced over speakers and sexes; 0 takes all.
 
         The speaker who has said least so far speaks next, of the sex that has said least where the column `sex` is
         full; the first utterance that would pass the limit ends the subset.

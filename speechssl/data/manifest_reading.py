@@ -43,10 +43,10 @@ MAX_LINE = 2**24
 """Longest line of a `.tsv` manifest, in bytes: a transcript of many days."""
 
 MAX_NAMED = 300
-"""So many characters of a table's column names stand in a sentence."""
+"""An error lists at most this many characters of column names."""
 
 MAX_GROWTH, FREE_BYTES = 100, 2**27
-"""Parquet that takes so many times its size on disk, and 128 MiB at least, is a table; beyond that it is a bomb."""
+"""A Parquet file may take this many times its size on disk, or 128 MiB if that is more; beyond that it is a bomb."""
 
 MAX_ROOT = 4096
 """Longest path of Linux, in characters."""

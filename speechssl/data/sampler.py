@@ -1,6 +1,6 @@
 """The order of the data: a pure function of (lengths, seed, update), so that any update can be asked for directly.
 
-The unit is the sub-batch: so many seconds of audio whose crop length, masks and codebook statistics belong
+The unit is the sub-batch: a fixed number of seconds of audio whose crop length, masks and codebook statistics belong
 together, as they belonged to one GPU in the reference. Utterances are sorted by length with random ties and cut
 into sub-batches greedily; the cuts depend on the sorted lengths alone, so every epoch has the same number of
 sub-batches and the sub-batch of any number is found by a division.
@@ -77,7 +77,7 @@ class PlanConfig:
         sub_batches_per_update: how many make an update.
         forward_samples: audio, padding included, that one forward may hold.
         max_samples: longest crop; 0 takes whole utterances.
-        ascending_epochs: so many first epochs take short utterances first.
+        ascending_epochs: number of first epochs that take short utterances first.
         speeds: factors of speed perturbation, one of which is drawn for each utterance and epoch; empty: none.
         shuffled: False keeps the order of lengths and of the manifest (validation).
         rank, num_ranks: which of how many processes this is. They share the sub-batches of an update out whole and in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from speechssl.printable import make_printable
+from speechssl.printable import format_columns, make_printable
 
 SATURATED_SHARE = 95.0
 """A baseline that gets more than this percentage right leaves nothing to show."""
@@ -49,8 +49,7 @@ def list_baselines(probe: Mapping[str, Any]) -> dict[str, float]:
 def format_table(result: Mapping[str, Any]) -> str:
     """Lay the rows out for a terminal, with the path of the report at the end."""
     cells = [("", "baseline", "this model", "")] + [_format_row(row) for row in result["rows"]]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in cells]
+    lines = format_columns(cells, right={1, 2}).split("\n")
     lines.insert(1, "─" * max(len(line) for line in lines))
     worse = [row["name"] for row in result["rows"] if row["verdict"] == "not better"]
     if worse:

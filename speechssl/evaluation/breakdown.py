@@ -28,10 +28,10 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def format_speakers(speakers: Sequence[SpeakerScore]) -> str:
     """Tabulate each speaker's rates."""
-    rows = [
-        (item.speaker, str(item.num_utterances), str(item.num_words), _format_rate(item.wer), _format_rate(item.cer))
-        for item in speakers
-    ]
+    rows = []
+    for item in speakers:
+        rates = ["-" if rate is None else f"{rate:.1f}" for rate in (item.wer, item.cer)]
+        rows.append((item.speaker, str(item.num_utterances), str(item.num_words), *rates))
     return format_table(("speaker", "utterances", "words", "WER %", "CER %"), rows)
 
 
@@ -40,7 +40,8 @@ def format_confusions(scores: Scores, limit: int = 8) -> str:
     kinds = ("substitution", "deletion", "insertion")
     parts = []
     for unit, counts in (("words", scores.count_word_confusions()), ("letters", scores.count_letter_confusions())):
-        columns = [_list_commonest(counts, kind, limit) for kind in kinds]
+        ordered = [(edit, f"{_show(edit)} ×{count:,}") for edit, count in _sort_commonest(counts)]
+        columns = [[shown for edit, shown in ordered if edit.kind == kind][:limit] for kind in kinds]
         height = max(len(column) for column in columns)
         rows = [[column[k] if k < len(column) else "" for column in columns] for k in range(height)]
         totals = [sum(count for edit, count in counts.items() if edit.kind == kind) for kind in kinds]
@@ -101,12 +102,6 @@ def _sort_commonest(counts: Counter[Edit]) -> list[tuple[Edit, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _list_commonest(counts: Counter[Edit], kind: str, limit: int) -> list[str]:
-    """Write the commonest edits of a kind as "said → heard ×count"."""
-    commonest = [(edit, count) for edit, count in _sort_commonest(counts) if edit.kind == kind][:limit]
-    return [f"{_show(edit)} ×{count:,}" for edit, count in commonest]
-
-
 def _show(edit: Edit) -> str:
     """Write an edit; a space has a sign of its own."""
     said, heard = (text.replace(" ", _SPACE) for text in (edit.reference, edit.hypothesis))
@@ -117,7 +112,3 @@ def _shorten(text: str) -> str:
     """Cut a text to a line or two of a terminal, safe for it; the file has it whole."""
     text = make_printable(text)
     return text if 0 < len(text) <= _LONGEST else f"{text[:_LONGEST]}…" if text else _NOTHING
-
-
-def _format_rate(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.1f}"

@@ -10,11 +10,13 @@ import torch
 from speechssl.audio.reading import load_audio, num_samples_at_16k
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
+from speechssl.inference.batches import read_ahead
 from speechssl.inference.embed import Embedder, choose_layers
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.model.lengths import MEL_WINDOW_SAMPLES
 from speechssl.model.log_mel import compute_mel_power, make_mel_filters, make_window
 from speechssl.model.speech_model import SpeechModel
+from speechssl.progress import track
 from speechssl.seeds import make_rng
 
 NUM_MELS = 40
@@ -36,27 +38,39 @@ def limit_source(manifest: Manifest, max_s: float, key: str = "audio", left_out:
 
 
 def pool_states(model: SpeechModel, source: Source, batch_s: float, precision: str) -> FloatArray:
-    """Average each of the L + 1 states over the frames of each utterance: (n, L + 1, D)."""
+    """Average each of the L + 1 states over the frames of each utterance.
+
+    Args:
+        model: L blocks of width D.
+        source: n utterances.
+        batch_s: seconds of audio that a pass may hold.
+        precision: `float32` or `bf16`.
+
+    Returns:
+        (n, L + 1, D) float32.
+    """
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", batch_s, 1e9, precision)
     return np.stack([np.concatenate(row) for _, row in embedder.iterate(source, "states")])
 
 
 def pool_log_mel(source: Source, shortest: int = 1) -> FloatArray:
-    """Mean and standard deviation over time of 40 log-mel bands of each utterance: (n, 1, 80).
+    """Compute mean and standard deviation over time of 40 log-mel bands of each utterance.
 
-    What a feature of speech must beat: it knows the recording's tone and the voice's, and nothing learned.
+    The baseline that learned features must beat: it knows the sound of the recording and of the voice, and no more.
 
     Args:
-        source: what it leaves out has no row.
-        shortest: samples that an utterance must have.
+        source: utterances; what it leaves out has no row.
+        shortest: samples at 16 kHz that an utterance must have.
+
+    Returns:
+        (n, 1, 80) float32, natural log of the power in windows of 25 ms every 10 ms.
     """
     filters, window = make_mel_filters(NUM_MELS, MEL_WINDOW_SAMPLES), make_window()
     rows = [np.zeros((0, 1, 2 * NUM_MELS), np.float32)]
     source.leave_out_short(shortest)
-    for index in np.flatnonzero(source.lengths >= shortest).tolist():
-        waveform = source.try_read(index)
-        if waveform is None:
-            continue
+    kept = np.flatnonzero(source.lengths >= shortest).tolist()
+    waveforms = read_ahead(source, [[index] for index in kept])
+    for _, (waveform,) in track(waveforms, "log-mel", len(kept), "utterances"):
         padded = np.pad(waveform, (0, max(0, MEL_WINDOW_SAMPLES - len(waveform))))
         power = compute_mel_power(torch.from_numpy(padded), filters, window)
         # (S, F) as it lies in memory: the order of these sums is part of published figures.

@@ -55,7 +55,7 @@ class Interval:
 def bootstrap_ratio_interval(
     errors: ArrayLike, totals: ArrayLike, num_resamples: int, seed: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Give the percentile bootstrap interval of sum(errors) / sum(totals) over resampled units.
+    """Compute the percentile bootstrap interval of sum(errors) / sum(totals) over resampled units.
 
     Args:
         errors: (n,) numerator of each unit, such as its word errors.
@@ -94,14 +94,13 @@ def bootstrap_ratio_interval(
 def compute_interval(
     errors: ArrayLike, totals: ArrayLike, speakers: Sequence[str | None] | None, num_resamples: int, seed: int
 ) -> Interval:
-    """Give the interval, in percent, of a ratio of sums over utterances.
+    """Compute the 95 % bootstrap interval, in percent, of a ratio of sums over utterances.
 
     Args:
         errors: (n,) numerator of each utterance.
         totals: (n,) denominator of each utterance.
-        speakers: n speakers. Where the list, or any one of them, is missing, utterances are resampled instead.
-        num_resamples: resamples.
-        seed: of the resampling.
+        speakers: n speakers. Where the list, or any of them, is missing, utterances are resampled instead.
+        num_resamples, seed: as `bootstrap_ratio_interval`.
     """
     numerators, denominators = np.asarray(errors, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     unit, owners = "utterance", np.arange(len(numerators))

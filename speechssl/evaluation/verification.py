@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,16 @@ def read_trials(
         DataError: the file is missing, empty or no text, a line is of another form, or a name is no utterance's, or
             that of several.
     """
+    if not os.path.isfile(path):
+        problem = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise DataError(f"`{key}` must be a file of trials, but {path} {problem}")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{key}` must be text in UTF-8, but {path} is not ({error})") from error
     names = Names(ids, paths)
     found = []
-    for number, line in enumerate(_read_lines(Path(path), key), 1):
+    for number, line in enumerate(lines, 1):
         words = line.split()
         if len(words) != 3 or words[0] not in ("0", "1"):
             raise DataError(
@@ -102,21 +110,16 @@ class Names:
         if name in self._rows:
             return [self._rows[name]]
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        ends = self._list_ends(len(parts))
-        whole = "/".join(parts)
-        # The corpus may be there in another format than its list has: m4a in VoxCeleb 2, converted to FLAC.
-        return ends.get(whole) or ends.get(os.path.splitext(whole)[0] + "/") or []
-
-    def _list_ends(self, num_parts: int) -> dict[str, list[int]]:
-        """Index the last parts of all paths; those without suffix end in a slash, which no file's does."""
-        if num_parts not in self._by_end:
-            ends: dict[str, list[int]] = {}
+        if len(parts) not in self._by_end:
+            # Ends without suffix get a slash, which no file's name has.
+            ends = self._by_end[len(parts)] = defaultdict(list)
             for row, path in enumerate(self.paths):
-                end = "/".join(path.split("/")[-num_parts:])
-                ends.setdefault(end, []).append(row)
-                ends.setdefault(os.path.splitext(end)[0] + "/", []).append(row)
-            self._by_end[num_parts] = ends
-        return self._by_end[num_parts]
+                end = "/".join(path.split("/")[-len(parts) :])
+                ends[end].append(row)
+                ends[os.path.splitext(end)[0] + "/"].append(row)
+        found, whole = self._by_end[len(parts)], "/".join(parts)
+        # The corpus may be there in another format than its list has: m4a in VoxCeleb 2, converted to FLAC.
+        return found.get(whole) or found.get(os.path.splitext(whole)[0] + "/") or []
 
 
 def describe_dispute(trials: Trials, ids: Sequence[str], speakers: Sequence[str], paths: Sequence[str]) -> str:
@@ -160,16 +163,6 @@ def advise_pattern(example: str, level: int) -> str:
     return f"prepare with \"speaker_pattern='{pattern}'\" makes the folder such as {example} the speaker"
 
 
-def _read_lines(path: Path, key: str) -> list[str]:
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"`{key}` must be a file of trials, but {path} {problem}")
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{key}` must be text in UTF-8, but {path} is not ({error})") from error
-
-
 def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num_trials: int, seed: int) -> Trials:
     """Make trials: half of one speaker, half of two, of one sex where sexes are known, drawn without replacement.
 
@@ -208,22 +201,35 @@ def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num
 
 
 def score_trials(embeddings: npt.NDArray[np.float32], trials: Trials) -> FloatArray:
-    """Cosine similarity of the two embeddings of each trial: (n,)."""
+    """Compute the cosine similarity of the two embeddings of each trial.
+
+    Args:
+        embeddings: (utterances, D).
+        trials: n pairs of rows.
+
+    Returns:
+        (n,) float64 in [-1, 1].
+    """
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     scores: FloatArray = np.einsum("nd,nd->n", unit[trials.first], unit[trials.second]).astype(np.float64)
     return scores
 
 
 def compute_eer(scores: FloatArray, same: BoolArray, weights: FloatArray | None = None) -> float:
-    """Compute the equal error rate in percent: where misses and false alarms are equally frequent.
+    """Compute the equal error rate: where misses and false alarms are equally frequent.
+
+    The rate is interpolated linearly between the two thresholds around the crossing. Trials with equal scores are
+    accepted or rejected together.
 
     Args:
         scores: (n,) higher means more likely one speaker.
         same: (n,) truth; both kinds must have weight.
         weights: (n,) how often each trial counts; None counts each once.
 
-    The rate is interpolated linearly between the two thresholds that enclose the crossing. Trials with equal scores
-    are accepted or rejected together.
+    Returns:
+        Percent.
+
+    Source: Martin et al. 1997, "The DET curve in assessment of detection task performance".
     """
     weight = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(scores, kind="stable")
@@ -241,10 +247,16 @@ def compute_eer(scores: FloatArray, same: BoolArray, weights: FloatArray | None 
 def compute_eer_interval(
     scores: FloatArray, trials: Trials, speakers: Sequence[str], num_resamples: int, seed: int
 ) -> Interval:
-    """Give the 95 % bootstrap interval of the equal error rate over resampled speakers, in percent.
+    """Compute the 95 % bootstrap interval of the equal error rate over resampled speakers, in percent.
 
-    A trial of one speaker counts as often as the speaker was drawn, one of two as the product of both. Speakers in no
-    trial are no part of it; of two speakers every resample with trials of both kinds is the same, which says nothing.
+    A trial of one speaker counts as often as the speaker was drawn, one of two speakers as the product of both.
+
+    Args:
+        scores: (n,) higher means more likely one speaker.
+        trials: the n pairs.
+        speakers: of each utterance; those in no trial do not count.
+        num_resamples: resamples.
+        seed: of the resampling.
     """
     known = np.array(speakers, dtype=object).astype(str)
     names, owners = np.unique(known[np.concatenate([trials.first, trials.second])], return_inverse=True)
@@ -256,6 +268,7 @@ def compute_eer_interval(
         weights = np.where(trials.same, drawn[one], drawn[one] * drawn[two])
         if weights[trials.same].sum() > 0 and weights[~trials.same].sum() > 0:
             rates.append(compute_eer(scores, trials.same, weights))
+    # Of two speakers every resample with trials of both kinds is the same, which says nothing.
     if len(names) < 3 or len(rates) < 2:
         return Interval(None, None, "speaker", len(names), False)
     low, high = np.quantile(rates, [0.025, 0.975])

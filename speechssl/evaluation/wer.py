@@ -102,28 +102,27 @@ class Scores:
         return sorted(self.utterances, key=lambda u: (-len(u.word_edits), -len(u.letter_edits)))
 
     def compute_wer_interval(self, num_resamples: int, seed: int) -> Interval:
-        """Give the 95 % bootstrap interval of `wer`, over speakers where every utterance has one."""
-        errors = [len(utterance.word_edits) for utterance in self.utterances]
-        totals = [utterance.num_words for utterance in self.utterances]
-        return compute_interval(errors, totals, self._speakers(), num_resamples, seed)
+        """Compute the 95 % bootstrap interval of `wer`, over speakers where every utterance has one."""
+        errors, totals = zip(*((len(u.word_edits), u.num_words) for u in self.utterances), strict=True)
+        return compute_interval(errors, totals, [u.speaker for u in self.utterances], num_resamples, seed)
 
     def compute_cer_interval(self, num_resamples: int, seed: int) -> Interval:
-        """Give the 95 % bootstrap interval of `cer`, over speakers where every utterance has one."""
-        errors = [len(utterance.letter_edits) for utterance in self.utterances]
-        totals = [utterance.num_letters for utterance in self.utterances]
-        return compute_interval(errors, totals, self._speakers(), num_resamples, seed)
+        """Compute the 95 % bootstrap interval of `cer`, over speakers where every utterance has one."""
+        errors, totals = zip(*((len(u.letter_edits), u.num_letters) for u in self.utterances), strict=True)
+        return compute_interval(errors, totals, [u.speaker for u in self.utterances], num_resamples, seed)
 
     def score_speakers(self) -> list[SpeakerScore]:
-        """Give each speaker's rates, in the order of their names; empty unless every utterance has a speaker."""
+        """Compute each speaker's rates, sorted by name; empty unless every utterance has a speaker."""
         groups: dict[str, list[UtteranceScore]] = defaultdict(list)
         for utterance in self.utterances:
             if not utterance.speaker:
                 return []
             groups[utterance.speaker].append(utterance)
-        return [_score_speaker(speaker, groups[speaker]) for speaker in sorted(groups)]
-
-    def _speakers(self) -> list[str | None]:
-        return [utterance.speaker for utterance in self.utterances]
+        scores = []
+        for speaker, own in sorted(groups.items()):
+            wer, cer = (None if isnan(rate) else rate for rate in _sum_rates(own))
+            scores.append(SpeakerScore(speaker, len(own), sum(u.num_words for u in own), wer, cer))
+        return scores
 
 
 def compare(
@@ -132,13 +131,16 @@ def compare(
     speakers: Sequence[str | None] | None = None,
     ids: Sequence[str] | None = None,
 ) -> tuple[UtteranceScore, ...]:
-    """Align recognised texts with their references, with the fewest edits (jiwer).
+    """Align recognised texts with their references by the fewest edits (Levenshtein 1966, through jiwer).
 
     Args:
-        references: n texts, brought to one case by `Vocabulary.normalise_reference`; only white space is touched here.
+        references: n texts, normalised by `Vocabulary.normalise_reference`; only white space is touched here.
         hypotheses: n recognised texts.
         speakers: n speakers, where known.
-        ids: n names of utterances; numbers where there are none.
+        ids: n names of utterances; their numbers by default.
+
+    Returns:
+        n utterances with their edits, in the order given.
     """
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
     said, heard = [" ".join(text.split()) for text in references], [" ".join(text.split()) for text in hypotheses]
@@ -158,14 +160,15 @@ def score(
     """Score the recognised texts of a corpus.
 
     Args:
-        references: as `compare`. An empty one is scored too: whatever was recognised is insertions.
-        hypotheses: n recognised texts.
-        speakers: n speakers, where known.
-        ids: n names of utterances; numbers where there are none.
-        key: the key that a message names.
+        references, hypotheses, speakers, ids: as `compare`. An empty reference is scored too: all that was recognised
+            is insertions.
+        key: the key that the error names.
+
+    Returns:
+        WER and CER in percent, and every utterance.
 
     Raises:
-        DataError: the references have no words at all, so that there is nothing to divide by.
+        DataError: no reference has a word, so there is nothing to divide by.
     """
     utterances = compare(references, hypotheses, speakers, ids)
     if not any(utterance.num_words for utterance in utterances):
@@ -178,7 +181,7 @@ def score(
 def compute_error_rates(
     references: Sequence[str], hypotheses: Sequence[str], key: str = "data.valid"
 ) -> tuple[float, float]:
-    """Give WER and CER in percent, as corpus sums: `score` for those who want only the two figures."""
+    """Compute WER and CER in percent, as corpus sums; arguments and errors as `score`."""
     scores = score(references, hypotheses, key=key)
     return scores.wer, scores.cer
 
@@ -205,14 +208,6 @@ def _list_edits(output: jiwer.WordOutput | jiwer.CharacterOutput) -> list[tuple[
 def _sum_rates(utterances: Sequence[UtteranceScore]) -> tuple[float, float]:
     """Divide the sums of word and letter errors by those of words and letters: percent, NaN without any."""
     num_words, num_letters = sum(u.num_words for u in utterances), sum(u.num_letters for u in utterances)
-    word_errors, letter_errors = (
-        sum(len(u.word_edits) for u in utterances),
-        sum(len(u.letter_edits) for u in utterances),
-    )
+    word_errors = sum(len(u.word_edits) for u in utterances)
+    letter_errors = sum(len(u.letter_edits) for u in utterances)
     return 100 * word_errors / (num_words or nan), 100 * letter_errors / (num_letters or nan)
-
-
-def _score_speaker(speaker: str, utterances: Sequence[UtteranceScore]) -> SpeakerScore:
-    """Sum one speaker's utterances."""
-    wer, cer = (None if isnan(rate) else rate for rate in _sum_rates(utterances))
-    return SpeakerScore(speaker, len(utterances), sum(u.num_words for u in utterances), wer, cer)

@@ -60,17 +60,14 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
         return _choose_mix(Path(layer), num_layers)
     several = isinstance(layer, Iterable) and not isinstance(layer, (str, bytes, Mapping))
     numbers: list[Any] = list(range(num_layers + 1)) if layer == "all" else list(layer) if several else [layer]
-    if not numbers or not all(_is_number(n) and 0 <= n <= num_layers for n in numbers):
+    # To Python True is a number.
+    are_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in numbers)
+    if not numbers or not are_whole or not all(0 <= n <= num_layers for n in numbers):
         raise ConfigError(
             f"`layer` must be 0 to {num_layers}, a list of these, all, mean, last or a probe's folder, but is {layer!r}"
         )
     chosen = tuple(int(n) for n in numbers)
     return LayerChoice(tuple(str(n) for n in chosen), lambda frames: [frames.layers[n] for n in chosen])
-
-
-def _is_number(value: Any) -> bool:
-    """Say whether a value is a whole number; to Python True is one."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _choose_mix(folder: Path, num_layers: int) -> LayerChoice:
@@ -99,7 +96,6 @@ class Pool:
     count: int = 0
     total: Tensor | None = None
     squares: Tensor | None = None
-    largest: Tensor | None = None
     pieces: list[FloatArray] = field(default_factory=list)
 
     def add(self, frames: Tensor) -> None:
@@ -107,11 +103,11 @@ class Pool:
         if self.pooling == "frames":
             self.pieces.append(frames.float().cpu().numpy())
             return
-        self.count += len(frames)
         if self.pooling == "max":
             peak = frames.max(0).values.double()
-            self.largest = peak if self.largest is None else torch.maximum(self.largest, peak)
+            self.total = peak if self.total is None else torch.maximum(self.total, peak)
             return
+        self.count += len(frames)
         total = frames.sum(0, dtype=torch.float64)
         self.total = total if self.total is None else self.total + total
         if self.pooling == "statistics":
@@ -122,14 +118,12 @@ class Pool:
         """Give (1, D'), or (T, D) for `frames`: float32."""
         if self.pooling == "frames":
             return np.concatenate(self.pieces)
-        if self.largest is not None:
-            return self.largest.float().cpu().numpy()[None]
         assert self.total is not None, "no frames"
-        mean = self.total / self.count
+        pooled = self.total if self.pooling == "max" else self.total / self.count
         if self.squares is not None:
-            deviation = (self.squares / self.count - mean.square()).clamp(min=0).sqrt()
-            mean = torch.cat([mean, deviation])
-        return mean.float().cpu().numpy()[None]
+            deviation = (self.squares / self.count - pooled.square()).clamp(min=0).sqrt()
+            pooled = torch.cat([pooled, deviation])
+        return pooled.float().cpu().numpy()[None]
 
 
 @dataclass(frozen=True)

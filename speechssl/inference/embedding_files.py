@@ -52,7 +52,7 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
     Args:
         path: `.parquet` has all columns; `.npy` is (rows, dim) float32 and `.safetensors` the same as the tensor
             `embeddings`, both with the other columns in `<name>.index.tsv` beside them, row for row.
-        tables: rows as `evaluation.embeddings` makes them.
+        tables: rows as `iterate_tables` makes them.
         dim: of one embedding.
 
     Returns:
@@ -64,19 +64,14 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
         written: list[int] = []
         is_whole = False
         try:
-            _write_tables(scratch, tables, dim, written)
+            with _open_writer(scratch, dim) as write:
+                for table in tables:
+                    write(table)
+                    written.append(table.num_rows)
             is_whole = True
         finally:
             _publish(scratch, path, sum(written), is_whole)
     return sum(written)
-
-
-def _write_tables(path: Path, tables: Iterable[pa.Table], dim: int, written: list[int]) -> None:
-    """Write tables to a file; `written` gets the rows of each that is."""
-    with _open_writer(path, dim) as write:
-        for table in tables:
-            write(table)
-            written.append(table.num_rows)
 
 
 def _publish(scratch: Path, path: Path, rows: int, is_whole: bool) -> None:

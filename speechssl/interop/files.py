@@ -21,7 +21,6 @@ def list_tensors(path: Path, key: str) -> set[str] | None:
 
     Args:
         path: of the file: safetensors, or one that torch has pickled.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: the file is damaged, or neither.
@@ -37,10 +36,6 @@ def list_tensors(path: Path, key: str) -> set[str] | None:
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     """Read a file that holds nothing but named tensors: safetensors, or a torch file of tensors alone.
-
-    Args:
-        path: of the file.
-        key: the key that errors name.
 
     Returns:
         The tensors by name, in float32 (integers too: a checkpoint of weights has none), on the CPU.

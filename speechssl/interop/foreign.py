@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speechssl.checkpoints.checks import check_labels, check_names, check_shapes, join, restore_vocabulary
-from speechssl.checkpoints.model_folder import MAX_UPDATE, ModelCard
+from speechssl.checkpoints.model_folder import MAX_UPDATE, TYPES, ModelCard
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.names import list_weights
@@ -80,7 +80,6 @@ def build_model(foreign: Foreign, key: str = "checkpoint") -> SpeechModel:
 
     Args:
         foreign: from a reader.
-        key: the key that errors name.
 
     Returns:
         The model on the CPU, in training mode.
@@ -137,7 +136,6 @@ def read_extra(stored: dict[str, Any], key: str) -> dict[str, Any]:
 
     Args:
         stored: the JSON file.
-        key: the key that errors name.
 
     Returns:
         `update`, `model` and `vocabulary`; {} for a file that we did not write.
@@ -162,6 +160,24 @@ def make_extra(model: SpeechModel, update: int) -> dict[str, Any]:
     return {"update": update, "model": asdict(model.config), "vocabulary": vocabulary}
 
 
+def read_field(stored: dict[str, Any], field: str, default: Any, where: str, key: str) -> Any:
+    """Read a field of a configuration, of the type of its default, where a whole number will do for a float.
+
+    Raises:
+        CheckpointError: it is of another type.
+    """
+    value = stored.get(field, default)
+    must, fits = TYPES[list[int] if isinstance(default, list) else type(default)]
+    if not fits(value):
+        raise refuse_field(field, must, value, where, key)
+    return float(value) if isinstance(default, float) else value
+
+
+def refuse_field(field: str, must: str, value: object, where: str, key: str) -> CheckpointError:
+    """Say what a field of a configuration must be."""
+    return CheckpointError(f"`{key}` must have {must} as {field} in {where}, but has {show(value)}")
+
+
 def read_vocabulary(ours: dict[str, Any], labels: Sequence[str], num_rows: int, where: str, key: str) -> Vocabulary:
     """Read the vocabulary of a head: as our own export has it, else from labels.
 
@@ -169,8 +185,6 @@ def read_vocabulary(ours: dict[str, Any], labels: Sequence[str], num_rows: int, 
         ours: from `read_extra`.
         labels: label of each output; the first is the CTC blank.
         num_rows: outputs of the head.
-        where: the file that the labels come from, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: they are no labels of words, or not one for each output.
@@ -213,7 +227,6 @@ def refuse_family(name: object, where: str, key: str) -> NoReturn:
     Args:
         name: what its file calls it.
         where: the file.
-        key: the key that the error names.
 
     Raises:
         CheckpointError: always; it names the family.

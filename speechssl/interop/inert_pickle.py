@@ -14,7 +14,7 @@ import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import IO, Any, Protocol, cast
+from typing import Any
 
 import torch
 
@@ -85,25 +85,17 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-class Readable(Protocol):
-    """A file that gives what is there, however much it is asked for."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read so many bytes, or fewer at the end."""
-
-    def readline(self) -> bytes:
-        """Read a line with its end."""
-
-
-def unpickle(file: Readable) -> Any:
+def unpickle(file: Any) -> Any:
     """Read one pickled value from where a file stands.
+
+    Args:
+        file: has `read` and `readline`, which give what is there, however much they are asked for.
 
     Raises:
         ValueError: it is damaged, has instructions that do more than describe data, or describes what cannot be.
     """
     machine = _Machine()
-    # genops reads and reads lines, and asks for nothing else of a file.
-    for opcode, argument, _ in islice(pickletools.genops(cast(IO[bytes], file)), MAX_STEPS):
+    for opcode, argument, _ in islice(pickletools.genops(file), MAX_STEPS):
         if opcode.name == "STOP":
             return machine.pop()
         machine.step(opcode.name, argument)

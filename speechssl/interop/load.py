@@ -69,7 +69,6 @@ def load_model(
             a torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        key: the key that errors name.
         weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
 
     Returns:
@@ -165,10 +164,8 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
     """Write a model in one of the formats.
 
     Args:
-        model: to write.
         out: a folder for `speechssl` and `huggingface`, else a file.
         format: one of `FORMATS`.
-        update: how far the training had come.
 
     Returns:
         What the format has no place for and is left behind; it is logged too.

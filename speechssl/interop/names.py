@@ -1,7 +1,7 @@
-"""What each toolkit calls a weight: one table a family, from our names to theirs.
+"""What each toolkit calls a weight: one table, from our names to theirs.
 
-Only this direction is needed: a reader lists our names and looks each of them up under the family's name, so that
-what is missing and what is left over can be told in the words of the file.
+Only this direction is needed: a reader lists our names and looks up what the family calls them, so that what is missing
+and what is left over can be told in the words of the file.
 """
 
 from __future__ import annotations
@@ -21,74 +21,44 @@ MASK = "backbone.mask_embedding"
 CODEBOOK = "pretraining.quantizer.codebook"
 PROJECTION = ("backbone.projection.weight", "backbone.projection.bias")
 
-_BLOCK = r"^backbone\.transformer\.blocks\.(\d+)\."
-_LETTER = {"query": "q", "key": "k", "value": "v", "out": "out"}
+_CONVS, _BLOCK = "feature_extractor.conv_layers.", "backbone.transformer.blocks.#."
+_POSITION, _NORM = "backbone.transformer.position.conv.", "parametrizations.weight.original"
 
-HUGGINGFACE = (
-    (r"^backbone\.encoder\.convs\.(\d+)\.", r"feature_extractor.conv_layers.\1.conv."),
-    (r"^backbone\.encoder\.group_norm\.", r"feature_extractor.conv_layers.0.layer_norm."),
-    (r"^backbone\.encoder\.layer_norms\.(\d+)\.", r"feature_extractor.conv_layers.\1.layer_norm."),
-    (r"^backbone\.feature_norm\.", "feature_projection.layer_norm."),
-    (r"^backbone\.projection\.", "feature_projection.projection."),
-    (r"^backbone\.mask_embedding$", "masked_spec_embed"),
-    (r"^backbone\.transformer\.position\.conv\.", "encoder.pos_conv_embed.conv."),
-    (r"^backbone\.transformer\.norm\.", "encoder.layer_norm."),
-    *(
-        (rf"{_BLOCK}attention\.{ours}\.", rf"encoder.layers.\1.attention.{theirs}_proj.")
-        for ours, theirs in _LETTER.items()
-    ),
-    (rf"{_BLOCK}attention_norm\.", r"encoder.layers.\1.layer_norm."),
-    (rf"{_BLOCK}ffn_norm\.", r"encoder.layers.\1.final_layer_norm."),
-    (rf"{_BLOCK}inner\.", r"encoder.layers.\1.feed_forward.intermediate_dense."),
-    (rf"{_BLOCK}outer\.", r"encoder.layers.\1.feed_forward.output_dense."),
-    (r"^pretraining\.quantizer\.logits\.", "quantizer.weight_proj."),
-    (r"^pretraining\.quantizer\.codebook$", "quantizer.codevectors"),
-    (r"^pretraining\.target_projection\.", "project_q."),
-    (r"^pretraining\.context_projection\.", "project_hid."),
-    (r"^head\.linear\.", "lm_head."),
+NAMES = (
+    ("backbone.encoder.convs.#.", f"{_CONVS}#.conv.", f"{_CONVS}#.0."),
+    ("backbone.encoder.group_norm.", f"{_CONVS}0.layer_norm.", f"{_CONVS}0.2."),
+    ("backbone.encoder.layer_norms.#.", f"{_CONVS}#.layer_norm.", f"{_CONVS}#.2.1."),
+    ("backbone.feature_norm.", "feature_projection.layer_norm.", "layer_norm."),
+    ("backbone.projection.", "feature_projection.projection.", "post_extract_proj."),
+    ("backbone.mask_embedding", "masked_spec_embed", "mask_emb"),
+    (f"{_POSITION}{_NORM}0", f"encoder.pos_conv_embed.conv.{_NORM}0", "encoder.pos_conv.0.weight_g"),
+    (f"{_POSITION}{_NORM}1", f"encoder.pos_conv_embed.conv.{_NORM}1", "encoder.pos_conv.0.weight_v"),
+    (f"{_POSITION}bias", "encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+    ("backbone.transformer.norm.", "encoder.layer_norm.", "encoder.layer_norm."),
+    (f"{_BLOCK}attention.query.", "encoder.layers.#.attention.q_proj.", "encoder.layers.#.self_attn.q_proj."),
+    (f"{_BLOCK}attention.key.", "encoder.layers.#.attention.k_proj.", "encoder.layers.#.self_attn.k_proj."),
+    (f"{_BLOCK}attention.value.", "encoder.layers.#.attention.v_proj.", "encoder.layers.#.self_attn.v_proj."),
+    (f"{_BLOCK}attention.out.", "encoder.layers.#.attention.out_proj.", "encoder.layers.#.self_attn.out_proj."),
+    (f"{_BLOCK}attention_norm.", "encoder.layers.#.layer_norm.", "encoder.layers.#.self_attn_layer_norm."),
+    (f"{_BLOCK}ffn_norm.", "encoder.layers.#.final_layer_norm.", "encoder.layers.#.final_layer_norm."),
+    (f"{_BLOCK}inner.", "encoder.layers.#.feed_forward.intermediate_dense.", "encoder.layers.#.fc1."),
+    (f"{_BLOCK}outer.", "encoder.layers.#.feed_forward.output_dense.", "encoder.layers.#.fc2."),
+    ("pretraining.quantizer.logits.", "quantizer.weight_proj.", "quantizer.weight_proj."),
+    ("pretraining.quantizer.codebook", "quantizer.codevectors", "quantizer.vars"),
+    ("pretraining.target_projection.", "project_q.", "project_q."),
+    ("pretraining.context_projection.", "project_hid.", "final_proj."),
+    ("head.linear.", "lm_head.", "proj."),
 )
-"""`transformers`, without the prefix `wav2vec2.` that its models with a head put before the backbone."""
+"""How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
+the network's; # is the number of a layer."""
 
-TORCHAUDIO = (
-    *((ours, f"encoder.{theirs}") for ours, theirs in HUGGINGFACE if theirs.startswith("feature_projection.")),
-    *(
-        (ours, f"encoder.transformer.{theirs.removeprefix('encoder.')}")
-        for ours, theirs in HUGGINGFACE
-        if theirs.startswith("encoder.")
-    ),
-    *((ours, theirs) for ours, theirs in HUGGINGFACE if theirs.startswith("feature_extractor.")),
-    (r"^head\.linear\.", "aux."),
-)
-"""torchaudio's `wav2vec2_model`, which has neither mask vector nor pretraining heads."""
-
-FAIRSEQ = (
-    (r"^backbone\.encoder\.convs\.(\d+)\.", r"feature_extractor.conv_layers.\1.0."),
-    (r"^backbone\.encoder\.group_norm\.", r"feature_extractor.conv_layers.0.2."),
-    (r"^backbone\.encoder\.layer_norms\.(\d+)\.", r"feature_extractor.conv_layers.\1.2.1."),
-    (r"^backbone\.feature_norm\.", "layer_norm."),
-    (r"^backbone\.projection\.", "post_extract_proj."),
-    (r"^backbone\.mask_embedding$", "mask_emb"),
-    (r"^backbone\.transformer\.position\.conv\.bias$", "encoder.pos_conv.0.bias"),
-    (r"^backbone\.transformer\.position\.conv\.parametrizations\.weight\.original0$", "encoder.pos_conv.0.weight_g"),
-    (r"^backbone\.transformer\.position\.conv\.parametrizations\.weight\.original1$", "encoder.pos_conv.0.weight_v"),
-    (r"^backbone\.transformer\.norm\.", "encoder.layer_norm."),
-    *(
-        (rf"{_BLOCK}attention\.{ours}\.", rf"encoder.layers.\1.self_attn.{theirs}_proj.")
-        for ours, theirs in _LETTER.items()
-    ),
-    (rf"{_BLOCK}attention_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
-    (rf"{_BLOCK}ffn_norm\.", r"encoder.layers.\1.final_layer_norm."),
-    (rf"{_BLOCK}inner\.", r"encoder.layers.\1.fc1."),
-    (rf"{_BLOCK}outer\.", r"encoder.layers.\1.fc2."),
-    (r"^pretraining\.quantizer\.logits\.", "quantizer.weight_proj."),
-    (r"^pretraining\.quantizer\.codebook$", "quantizer.vars"),
-    (r"^pretraining\.target_projection\.", "project_q."),
-    (r"^pretraining\.context_projection\.", "final_proj."),
-    (r"^head\.linear\.", "proj."),
-)
-"""fairseq's `Wav2Vec2Model`, without the prefixes that a fine-tuned model puts before it."""
-
-TABLES = {"huggingface": HUGGINGFACE, "torchaudio": TORCHAUDIO, "fairseq": FAIRSEQ}
+TORCHAUDIO = {
+    "encoder.": "encoder.transformer.",
+    "feature_projection.": "encoder.feature_projection.",
+    "feature_extractor.": "feature_extractor.",
+    "lm_head.": "aux.",
+}
+"""How torchaudio changes the beginnings of the names of `transformers`; it has no others."""
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "wav2vec2.")
 """What wrappers put before a name: DDP, compile, FSDP, Lightning (and torchaudio), models with a head."""
@@ -108,10 +78,17 @@ def rename(name: str, family: str) -> str | None:
         name: ours.
         family: `huggingface`, `torchaudio` or `fairseq`.
     """
-    for ours, theirs in TABLES[family]:
-        renamed, count = re.subn(ours, theirs, name)
-        if count:
-            return renamed
+    for ours, huggingface, fairseq in NAMES:
+        found = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
+        if found is None:
+            continue
+        theirs = fairseq if family == "fairseq" else huggingface
+        if family == "torchaudio":
+            start = next((start for start in TORCHAUDIO if theirs.startswith(start)), None)
+            if start is None:
+                return None
+            theirs = TORCHAUDIO[start] + theirs.removeprefix(start)
+        return theirs.replace("#", found[1] if found.groups() else "") + name[found.end() :]
     return None
 
 
@@ -119,7 +96,6 @@ def list_names(config: ModelConfig, kind: str) -> list[str]:
     """List our names of all weights that a model has.
 
     Args:
-        config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
     """
     # All blocks are alike, and building 48 of them takes a second.
@@ -140,8 +116,6 @@ def respell(
     Args:
         weights: by the names in the file.
         family: `huggingface`, `torchaudio` or `fairseq`.
-        where: file or folder, for errors.
-        key: the key that errors name.
         wrappers: prefixes to strip, in any order and number.
 
     Raises:
@@ -175,11 +149,8 @@ def take_weights(
 
     Args:
         source: by the family's names.
-        config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
         family: `huggingface`, `torchaudio` or `fairseq`.
-        where: file or folder, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: names are missing or left over, or a projection between equal widths does something.

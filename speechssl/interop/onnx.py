@@ -125,9 +125,7 @@ def write_onnx(model: SpeechModel, path: Path, what: str = "", update: int = 0) 
 
     Args:
         model: to write; its mode and its gradient flags stay as they are.
-        path: of the file.
         what: `logits` or `features`; empty: `choose_output`.
-        update: how far the training had come.
 
     Raises:
         ConfigError: onnx or onnxscript is not installed, or there is no such output.
@@ -180,7 +178,6 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
     Args:
         model: the network.
         what: `logits` or `features`.
-        update: how far the training had come.
 
     Returns:
         `output`, `sample_rate`, `audio` (what decides the audio that enters), `vocabulary` (symbols by class, the

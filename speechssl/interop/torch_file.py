@@ -30,7 +30,6 @@ class StoredFile:
 
     Attributes:
         content: what was pickled: plain containers, `Placeholder` and `StoredTensor`.
-        path: of the file.
         size: its bytes.
     """
 
@@ -43,7 +42,6 @@ class StoredFile:
 
         Args:
             tensors: found in `content`.
-            key: the key that errors name.
 
         Raises:
             CheckpointError: a tensor lies outside its storage, does not fill its part of it, or all are larger than
@@ -73,10 +71,6 @@ class StoredFile:
 
 def look_into(path: Path, key: str = "checkpoint") -> StoredFile:
     """Look into a file that torch has pickled, of the zip container or the old one.
-
-    Args:
-        path: of the file.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: it is no such file, it is damaged, or it is not what torch and fairseq write (compressed, with

@@ -60,7 +60,6 @@ def read_torchaudio(path: Path, key: str = "checkpoint") -> Foreign:
 
     Args:
         path: of the state dict, `.pt` or safetensors.
-        key: the key that errors name.
 
     Returns:
         The model; its mask vector is drawn, since torchaudio has none.
@@ -85,7 +84,6 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
 
     Args:
         name: such as `WAV2VEC2_ASR_BASE_960H`.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: there is no such bundle, it is no wav2vec 2.0 model, or it cannot be fetched.
@@ -115,8 +113,6 @@ def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, 
         source: state dict, with torchaudio's names.
         facts: `torchaudio` (arguments of `wav2vec2_model`), `normalize_waveform`, `waveform_epsilon`, `labels`; or
             `speechssl`, which one of our exports has and which says everything.
-        where: file or bundle, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: a fact is missing or contradicts the weights, or weights are missing or left over.
@@ -144,7 +140,6 @@ def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
         model: a backbone, a pretraining model or a recogniser. The mask vector and the pretraining heads have no
             place there and are left behind.
         path: of the state dict: safetensors where it ends so, else a torch file.
-        update: how far the training had come.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     config = model.config

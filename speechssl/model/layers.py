@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.model.cpu import dropout as cpu_dropout
 from speechssl.model.cpu import on_cpu, precision
+from speechssl.model.cpu.precision import widen
 from speechssl.model.lengths import make_valid_mask
 
 
@@ -26,7 +27,7 @@ class LayerNorm(nn.LayerNorm):
 @on_cpu(precision.layer_norm, when_compiled=True)
 def layer_norm(x: Float[Tensor, "*rest D"], norm: nn.LayerNorm) -> Float[Tensor, "*rest D"]:
     """Normalise vectors; the result stays in float32, as autocast leaves it."""
-    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(widen(x), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -38,7 +39,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
     def normalize_last(self, x: Tensor) -> Tensor:
         """Normalise (…, C) over its last dimension."""
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(widen(x)).to(x.dtype)
 
 
 class TimeGroupNorm(nn.GroupNorm):
@@ -58,15 +59,30 @@ class TimeGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """Normalise (B, C, 1, T); `num_samples` (B,) are those of the waveforms, None where nothing is padded."""
         if num_samples is None or self.count_valid is None:
-            return super().forward(input.float()).to(input.dtype)
-        x, num_valid = input.float(), self.count_valid(num_samples)
-        valid = make_valid_mask(num_valid, x.shape[-1])[:, None, None, :]
-        count = num_valid.clamp(min=1)[:, None, None, None]
-        mean = torch.where(valid, x, 0.0).sum(-1, keepdim=True) / count
-        centred = torch.where(valid, x - mean, 0.0)
-        variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred * torch.rsqrt(variance + self.eps)
+            return super().forward(widen(input)).to(input.dtype)
+        normed = normalize_valid(widen(input), self.count_valid(num_samples), self.eps)
         return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def normalize_valid(
+    x: Float[Tensor, "B *rest T"], num_valid: Int[Tensor, " B"] | None, epsilon: float
+) -> Float[Tensor, "B *rest T"]:
+    """Give each row zero mean and unit variance over its valid positions in the last dimension; beyond it is zero.
+
+    Args:
+        x: (B, …, T) float32.
+        num_valid: (B,) valid positions of each row; None where nothing is padded.
+        epsilon: added to the population variance before the root.
+    """
+    if num_valid is None:
+        num_valid = torch.full((len(x),), x.shape[-1], device=x.device)
+    between = (1,) * (x.ndim - 2)
+    valid = make_valid_mask(num_valid, x.shape[-1]).reshape(x.shape[0], *between, x.shape[-1])
+    count = num_valid.clamp(min=1).reshape(x.shape[0], *between, 1)
+    mean = torch.where(valid, x, 0.0).sum(-1, keepdim=True) / count
+    centred = torch.where(valid, x - mean, 0.0)
+    variance = centred.square().sum(-1, keepdim=True) / count
+    return centred * torch.rsqrt(variance + epsilon)
 
 
 class Dropout(nn.Dropout):

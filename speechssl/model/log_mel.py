@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
-from speechssl.model.layers import scale_gradient
+from speechssl.model.layers import normalize_valid, scale_gradient
 from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, make_valid_mask
 
 FFT_SAMPLES = 512
@@ -75,7 +75,7 @@ class LogMelEncoder(nn.Module):
         """
         num_bands = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
         power = compute_mel_power(waveforms, self.filters, self.window)
-        x = normalize_bands(power.clamp(min=LOG_FLOOR).log(), num_bands)
+        x = normalize_valid(power.clamp(min=LOG_FLOOR).log(), num_bands, _VARIANCE_EPSILON)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
             for conv in self.convs.children():
                 x = F.gelu(conv(_silence(x, num_bands)))
@@ -86,17 +86,17 @@ class LogMelEncoder(nn.Module):
 @torch.no_grad()
 def compute_mel_power(
     waveforms: Float[Tensor, "*B N"],
-    filters: Float[Tensor, "F bins"],
+    filters: Float[Tensor, "mels bins"],
     window: Float[Tensor, " W"],
     hop_samples: int = MEL_HOP_SAMPLES,
-) -> Float[Tensor, "*B F S"]:
+) -> Float[Tensor, "*B mels times"]:
     """Compute the power in mel bands, in float32: every log-mel of the package is a logarithm of it.
 
     Band s sees the samples from s · hop to s · hop + W; nothing is padded at the ends.
 
     Args:
         waveforms: (…, N) at 16 kHz, N ≥ W.
-        filters: (F, bins) from `make_mel_filters`, which says how long the Fourier transform is.
+        filters: (mels, bins) from `make_mel_filters`, which says how long the Fourier transform is.
         window: (W,) no longer than the transform; zeros stand on both sides of it.
         hop_samples: from one column to the next.
     """
@@ -126,13 +126,13 @@ def compute_log_mel(
 
     Args:
         waveform: (N,) at 16 kHz, N ≥ 400. Column s is centred on sample s · hop + 200.
-        num_mels: bands F.
+        num_mels: bands.
         hop_samples: from one column to the next.
         fft_samples: length of the Fourier transform: longer than the window, low bands look smoother.
         min_hz: where the lowest band begins.
 
     Returns:
-        (F, S), low frequencies first; times 10 / ln 10 it is decibels.
+        (mels, times), low frequencies first; times 10 / ln 10 it is decibels.
     """
     filters, window = make_mel_filters(num_mels, fft_samples, min_hz), make_window()
     power = compute_mel_power(torch.from_numpy(waveform), filters, window, hop_samples)
@@ -145,31 +145,14 @@ def make_window() -> Float[Tensor, " W"]:
     return torch.hann_window(MEL_WINDOW_SAMPLES, device="cpu")
 
 
-def make_mel_filters(num_mels: int, fft_samples: int = FFT_SAMPLES, min_hz: float = 0.0) -> Float[Tensor, "F bins"]:
+def make_mel_filters(num_mels: int, fft_samples: int = FFT_SAMPLES, min_hz: float = 0.0) -> Float[Tensor, "mels bins"]:
     """Make triangular filters from `min_hz` to 8 kHz with equal areas, on Slaney's mel scale (librosa's default)."""
     from librosa.filters import mel
 
     return torch.from_numpy(mel(sr=SAMPLE_RATE, n_fft=fft_samples, n_mels=num_mels, fmin=min_hz))
 
 
-def normalize_bands(bands: Float[Tensor, "B F S"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B F S"]:
-    """Give each band of each row zero mean and unit variance over its valid times; beyond them it is zero.
-
-    Args:
-        bands: (B, F, S) float32.
-        num_valid: (B,) valid times of each row; None where nothing is padded.
-    """
-    if num_valid is None:
-        num_valid = torch.full((len(bands),), bands.shape[2], device=bands.device)
-    valid = make_valid_mask(num_valid, bands.shape[2])[:, None]
-    count = num_valid.clamp(min=1)[:, None, None]
-    mean = torch.where(valid, bands, 0.0).sum(2, keepdim=True) / count
-    centred = torch.where(valid, bands - mean, 0.0)
-    variance = centred.square().sum(2, keepdim=True) / count
-    return centred * torch.rsqrt(variance + _VARIANCE_EPSILON)
-
-
-def _silence(x: Float[Tensor, "B C S"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B C S"]:
+def _silence(x: Float[Tensor, "B C times"], num_valid: Int[Tensor, " B"] | None) -> Float[Tensor, "B C times"]:
     """Set everything beyond the valid times of each row to zero."""
     if num_valid is None:
         return x

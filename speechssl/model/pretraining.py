@@ -1,4 +1,4 @@
-"""Backbone, quantizer and the two projections: from waveforms and masks to contrastive logits (§3.2, eq. 3)."""
+"""wav2vec 2.0 as it is pretrained: from waveforms and masks to contrastive logits (§3.2, eq. 3)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PretrainingOutput:
         codes: (B, M, G) chosen codes of the masked frames.
         soft_probs: (B, M, G, V) float32 soft choice of the masked frames.
         features: sums of the feature encoder's outputs.
-        context: (B, M, F) projected context vectors.
+        context: (B, M, E) projected context vectors.
     """
 
     logits: Tensor
@@ -99,11 +99,11 @@ class PretrainingModel(nn.Module):
         Source: wav2vec 2.0 §3.2, eq. 3; negatives that equal the target are removed by their code indices, which
         is the reference's comparison of vectors without its dependence on rounding.
         """
-        features = self.backbone.encode(waveforms, num_samples)
-        context, _ = self.backbone.contextualise(features, mask, keep=keep)
+        features = self.backbone.encode(waveforms, num_samples)  # z
+        context, _ = self.backbone.contextualise(features, mask, keep=keep)  # c, of masked z
         positions, valid = find_masked(mask, negatives.shape[1])
         inputs = self.feature_dropout(gather_frames(features.normed, positions))
-        quantized = self.quantizer(inputs, gumbel_noise, temperature)
+        quantized = self.quantizer(inputs, gumbel_noise, temperature)  # q, of unmasked z
         targets = self.target_projection(quantized.vectors)
         predictions = self.context_projection(gather_frames(context, positions))
         logits, removed = compute_logits(predictions, targets, quantized.codes, negatives, self.logit_temperature)
@@ -138,8 +138,8 @@ def gather_frames(x: Float[Tensor, "B T D"], positions: Int[Tensor, "B M"]) -> F
 
 
 def compute_logits(
-    predictions: Float[Tensor, "B M F"],
-    targets: Float[Tensor, "B M F"],
+    predictions: Float[Tensor, "B M E"],
+    targets: Float[Tensor, "B M E"],
     codes: Int[Tensor, "B M G"],
     negatives: Int[Tensor, "B M K"],
     temperature: float,
@@ -147,7 +147,7 @@ def compute_logits(
     """Compare each prediction with its target and its negatives.
 
     The similarities of all pairs of one row are one matrix product, from which those of the negatives are
-    gathered, so that no (B, M, K, F) tensor is made. In float32.
+    gathered, so that no (B, M, K, E) tensor is made. In float32.
 
     Returns:
         Logits (B, M, 1 + K), the target first, cosine / temperature; and which negatives were removed because
@@ -166,29 +166,18 @@ def compute_logits(
 
 def measure_features(features: Features) -> FeatureSums:
     """Sum the raw features of each row for the feature penalty, and measure how much they vary; in float32."""
-    with torch.autocast(features.raw.device.type, enabled=False):
-        squares, num_frames = _sum_squares(features)
-        variance = _measure_variance(features, squares, num_frames)
-    return FeatureSums(squares, num_frames, variance, features.raw.shape[-1])
-
-
-def _sum_squares(features: Features) -> tuple[Tensor, Tensor]:
-    """Sum the squared raw features over the valid frames of each row, in float32, and count those frames."""
-    squares = features.raw.float().square().sum(-1)
-    batch, length = squares.shape
-    if features.num_frames is None:
-        return squares.sum(1), torch.full((batch,), length, device=squares.device)
-    valid = make_valid_mask(features.num_frames, length)
-    return torch.where(valid, squares, 0.0).sum(1), features.num_frames
-
-
-@torch.no_grad()
-def _measure_variance(features: Features, square_sum: Tensor, frame_counts: Tensor) -> Tensor:
-    """Measure which share of the squared raw features is not that of their mean over time: (B,)."""
-    raw = features.raw.float()
-    if features.num_frames is None:
-        total = raw.sum(1)
-    else:
-        total = (make_valid_mask(features.num_frames, raw.shape[1]).float()[:, None] @ raw)[:, 0]
-    steady = total.square().sum(-1) / frame_counts
-    return (1.0 - steady / square_sum.clamp(min=1e-12)).clamp(min=0.0) * (square_sum > 0)
+    raw, num_frames = features.raw, features.num_frames
+    with torch.autocast(raw.device.type, enabled=False):
+        squares = raw.float().square().sum(-1)
+        if num_frames is None:
+            num_frames = torch.full((len(raw),), raw.shape[1], device=raw.device)
+            squares, total = squares.sum(1), raw.detach().float().sum(1)
+        else:
+            valid = make_valid_mask(num_frames, raw.shape[1])
+            squares = torch.where(valid, squares, 0.0).sum(1)
+            total = (valid.float()[:, None] @ raw.detach().float())[:, 0]
+        with torch.no_grad():
+            # What is left of the squares without those of each row's mean over time.
+            steady = total.square().sum(-1) / num_frames
+            variance = (1.0 - steady / squares.clamp(min=1e-12)).clamp(min=0.0) * (squares > 0)
+    return FeatureSums(squares, num_frames, variance, raw.shape[-1])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from speechssl.config.model import ModelConfig
 from speechssl.errors import ConfigError
 from speechssl.model.feature_encoder import FeatureEncoder
-from speechssl.model.layers import Dropout, LayerNorm
-from speechssl.model.lengths import HOP_SAMPLES, make_valid_mask
+from speechssl.model.layers import Dropout, LayerNorm, normalize_valid
+from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.log_mel import LogMelEncoder
 from speechssl.model.transformer import Transformer
 
@@ -103,10 +103,4 @@ def normalize_waveforms(
     Population variance, epsilon inside the root: 1e-5 in fairseq's `layer_norm` of the waveform, 1e-7 in Hugging
     Face's feature extractor. It matters where speech is quiet.
     """
-    lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1]) if num_samples is None else num_samples
-    valid = make_valid_mask(lengths.long(), waveforms.shape[1])
-    count = lengths[:, None].clamp(min=1)
-    mean = torch.where(valid, waveforms, 0.0).sum(1, keepdim=True) / count
-    centred = torch.where(valid, waveforms - mean, 0.0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * torch.rsqrt(variance + epsilon)
+    return normalize_valid(waveforms, num_samples, epsilon)

@@ -9,24 +9,25 @@ const write = (value) => {
     const [mantissa, exponent] = value.toExponential(1).split("e");
     return `${mantissa.replace(/\.0$/, "")}×10${raise(Number(exponent))}`;
   }
-  return Number(value.toPrecision(4)).toLocaleString("en").replace(/,/g, "\u202f");
+  return Number.isFinite(value) ? value.toLocaleString("en", { maximumSignificantDigits: 4 }).replace(/,/g, "\u202f") : "–";
 };
 
 function arrange(chart, logX, logY) {
   // One column for x and one for each curve and edge of a band; a logarithmic axis has no place for 0.
-  const kept = chart.x.map((x, k) => k).filter((k) => !logX || chart.x[k] > 0);
+  const shown = chart.series.filter((one) => one.shown);
+  const kept = chart.x.map((x, k) => k).filter((k) => (!logX || chart.x[k] > 0) && shown.some((one) => one.y[k] != null));
   const column = (values) => kept.map((k) => (logY && values[k] <= 0 ? null : values[k]));
-  const data = [column(chart.x).map((x, k) => chart.x[kept[k]])];
-  const series = [{ label: chart.xLabel, value: (u, x) => (x == null ? "" : write(x)) }];
+  const data = [kept.map((k) => chart.x[k])];
+  const series = [{ label: chart.xLabel, value: (u, x) => (x == null ? " " : write(x)) }];
   const bands = [];
   for (const one of chart.series) {
     const stroke = colour(one.style);
     const values = column(one.y);
-    const last = values.findLast((y) => y != null);
+    const last = one.y.findLast((y) => y != null);
     const isPoints = one.kind === "points";
     const isBars = one.kind === "bars";
     const own = series.push({
-      label: one.label, stroke, show: one.shown, spanGaps: true,
+      one, label: one.label, stroke, show: one.shown, spanGaps: true,
       width: isPoints ? 0 : one.kind === "thin" ? 1.2 : one.style === "train" ? 1.6 : 2,
       dash: one.kind === "thin" ? (one.style === "ink" ? [2, 4] : [5, 4]) : undefined,
       fill: isBars ? stroke : undefined,
@@ -46,6 +47,8 @@ function arrange(chart, logX, logY) {
   return { data, series, bands };
 }
 
+const STEPS = [...Array(8).keys()].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
+
 function draw(holder, state) {
   const { chart } = holder;
   const { data, series, bands } = arrange(chart, state.logX, state.logY);
@@ -56,11 +59,25 @@ function draw(holder, state) {
     label, labelSize: label ? 18 : 0, labelGap: 0, labelFont: font, font, size, space, gap: 4, stroke: ink,
     grid: rule, ticks: { show: false }, values: (u, splits) => splits.map((value) => (value == null ? "" : write(value))),
   });
+  const isApart = chart.series.some((one) => one.kind === "bars" || one.kind === "points");
+  // On a logarithmic axis 1, 2 and 5 have their label where few powers of ten are seen.
+  const filter = (u, splits) => {
+    const seen = splits.at(-1) / splits[0] > 1e3 ? /^1(\.0*)?e/ : /^[125](\.0*)?e/;
+    return splits.map((value) => (seen.test(value.toExponential(6)) ? value : null));
+  };
   const options = {
     width: holder.clientWidth, height: chart.small ? 170 : 250, series, bands, padding: [10, 12, 0, 0],
+    legend: { markers: { dash: (u, k) => (u.series[k].dash ? "dotted" : "solid") } },
     cursor: { drag: { x: true, y: true, uni: 30 }, hover: { skip: [null] }, points: { size: 7 } },
     scales: {
-      x: { time: false, distr: state.logX ? 3 : 1 },
+      x: {
+        time: false, distr: state.logX ? 3 : 1,
+        range: (u, low, high) => {
+          if (low == null || state.logX) return [(low ?? 1) / 1.05, (high ?? 2) * 1.05];
+          const pad = isApart ? 0.6 : low === high ? 1 : 0;
+          return [low - pad, high + pad];
+        },
+      },
       y: state.logY ? { distr: 3 } : {
         range: (u, low, high) => {
           if (low == null) return [0, 1];
@@ -70,10 +87,17 @@ function draw(holder, state) {
         },
       },
     },
-    axes: [axis(chart.xLabel, 26, 60), axis(chart.yLabel, 48, 34)],
+    axes: [
+      { ...axis(chart.xLabel, 26, 60), ...(state.logX ? { filter } : { incrs: STEPS }) },
+      { ...axis(chart.yLabel, 48, 34), ...(state.logY ? { filter } : {}) },
+    ],
     hooks: {
       setSeries: [(u, k, { show }) => {
-        if (show != null) for (const edge of u.series[k]?.edges ?? []) u.setSeries(edge, { show });
+        const { one, edges } = u.series[k] ?? {};
+        if (show == null || !one) return;
+        for (const edge of edges ?? []) u.setSeries(edge, { show });
+        // What was hidden at first had no part in the axis: it is laid out anew.
+        if (chart.hides) Object.assign(one, { shown: show }), setTimeout(holder.draw);
       }],
     },
   };
@@ -85,6 +109,7 @@ const holders = [...document.querySelectorAll(".plot")];
 for (const holder of holders) {
   const chart = (holder.chart = JSON.parse(holder.querySelector("script").textContent));
   const state = { logX: chart.logX, logY: false };
+  chart.hides = chart.series.some((one) => !one.shown);
   holder.draw = () => draw(holder, state);
   const tools = Object.assign(document.createElement("p"), { className: "tools" });
   for (const [key, text] of [["logX", "log x"], ["logY", "log y"]]) {
@@ -100,11 +125,12 @@ for (const holder of holders) {
   }
   holder.append(tools);
   holder.classList.add("drawn");
-  new ResizeObserver(() => {
-    if (!holder.clientWidth) return;
-    if (!holder.uplot) holder.draw();
-    else if (holder.uplot.width !== holder.clientWidth) holder.uplot.setSize({ width: holder.clientWidth, height: holder.uplot.height });
-  }).observe(holder);
+  // In a frame of its own: a chart that is drawn while sizes are told would have them told again.
+  new ResizeObserver(() => requestAnimationFrame(() => {
+    const width = holder.clientWidth;
+    if (width && !holder.uplot) holder.draw();
+    else if (width && holder.uplot.width !== width) holder.uplot.setSize({ width, height: holder.uplot.height });
+  })).observe(holder);
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => holders.forEach((holder) => holder.uplot && holder.draw()));
 

@@ -8,45 +8,44 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from speechssl.checkpoints.layout import REPORT
+from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
-from speechssl.report.comparison import make_comparison
-from speechssl.report.content import Section, Stat, Verdict, format_value
-from speechssl.report.evaluation import describe_evaluation, judge_evaluation, make_evaluation
-from speechssl.report.facts import make_facts
+from speechssl.report.comparison import gather_probes, make_comparison, make_learning_curve
+from speechssl.report.figures import Section, Stat, Table, Verdict, format_value
 from speechssl.report.health import describe_status, judge, make_health
-from speechssl.report.hearing import make_hearing
-from speechssl.report.learning_curve import gather_probes, make_learning_curve
-from speechssl.report.live import find_missing, load_live
+from speechssl.report.live import Sounds, find_missing, load_live
+from speechssl.report.pictures import make_hearing, make_speakers
 from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery
 from speechssl.report.probe import describe_probe, judge_probe, make_probe
-from speechssl.report.recognition import describe_recogniser, make_errors, make_stored, make_writing
+from speechssl.report.recognition import (
+    describe_evaluation,
+    describe_recogniser,
+    judge_evaluation,
+    make_errors,
+    make_evaluation,
+    make_writing,
+)
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
-from speechssl.report.sounds import Sounds
-from speechssl.report.speakers import make_speakers
+from speechssl.training.run_folder import flatten
 
 _logger = logging.getLogger("speechssl")
 
 
 @dataclass
 class Chapter:
-    """One run on the page.
-
-    Attributes:
-        links: the runs that belong to it, or the run that it belongs to: a word, a name, an address.
-        apology: what is left out, and why.
-    """
+    """One run on the page; a link is a word, a name and an address, an apology says what is left out."""
 
     run: RunFolder
     name: str
@@ -101,29 +100,24 @@ def _make_chapter(
     named: Sequence[tuple[RunFolder, str]], number: int, probes: Sequence[RunFolder], sounds: Sounds, out: Path
 ) -> Chapter:
     run, name = named[number]
-    before: list[Section] = []
-    after: list[Section] = []
+    apology = ""
     match run.kind:
-        case "pretrain":
-            (summary, stats), verdict = describe_pretraining(run), judge(run)
-            before = make_learning(run) + make_learning_curve([(run, name)], probes)
-            after = make_machinery(run) + make_health(run)
-        case "finetune":
-            (summary, stats), verdict = describe_recogniser(run), judge(run)
-            before, after = make_errors(run) + make_stored(run, sounds), make_machinery(run) + make_health(run)
+        case "pretrain" | "finetune":
+            verdict, is_pretraining = judge(run), run.kind == "pretrain"
+            summary, stats = describe_pretraining(run) if is_pretraining else describe_recogniser(run)
+            sections = make_learning(run) if is_pretraining else make_errors(run, sounds)
+            sections += make_learning_curve([(run, name)], probes) if is_pretraining else []
+            pictures, apology = _draw_pictures(run, sounds)
+            sections += pictures + make_machinery(run) + make_health(run)
         case "evaluate":
-            (summary, stats), verdict, before = (
+            (summary, stats), verdict, sections = (
                 describe_evaluation(run),
                 judge_evaluation(run),
                 make_evaluation(run, sounds),
             )
-        case "probe":
-            (summary, stats), verdict, before = describe_probe(run), judge_probe(run), make_probe(run)
         case _:
-            raise AssertionError(f"unknown kind {run.kind}")
-    pictures, apology = _draw_pictures(run, sounds) if run.kind in ("pretrain", "finetune") else ([], "")
+            (summary, stats), verdict, sections = describe_probe(run), judge_probe(run), make_probe(run)
     links = _find_links(named, number, out)
-    sections = before + pictures + after
     return Chapter(run, name, f"run-{number + 1}", verdict, summary, stats, sections, links, apology)
 
 
@@ -144,24 +138,45 @@ def _draw_pictures(run: RunFolder, sounds: Sounds) -> tuple[list[Section], str]:
 
 
 def _find_links(named: Sequence[tuple[RunFolder, str]], number: int, out: Path) -> list[tuple[str, str, str]]:
-    """Link an evaluation or a probe to the run whose checkpoint it names, and that run to it."""
-    run = named[number][0]
-    checkpoint = run.result.get("checkpoint")
-    update = run.result.get("update")
-    of = f"Of update {update} of" if isinstance(update, int) and update > 0 else "Of"
-    links = []
-    for k, (other, name) in enumerate(named):
-        if other.holds(checkpoint) and other is not run and run.kind in ("evaluate", "probe"):
-            links.append((of, name, f"#run-{k + 1}"))
-        elif run.kind in ("pretrain", "finetune") and run.holds(other.result.get("checkpoint")) and other is not run:
-            links.append((f"{KINDS[other.kind]}:", name, f"#run-{k + 1}"))
-        elif run.kind == "finetune" and other is not run and other.holds(run.get_config("init")):
-            links.append(("Fine-tuned from", name, f"#run-{k + 1}"))
-    if not links and isinstance(checkpoint, str):
-        page = Path(checkpoint) / REPORT
-        relative = quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else ""
-        links.append((of, checkpoint, relative))
+    """Link a run to what it comes from, on this page or on that run's own one, and to what was measured of it."""
+    run, update = named[number][0], named[number][0].result.get("update")
+    source = run.get_config("init") if run.kind == "finetune" else run.result.get("checkpoint")
+    word = "Fine-tuned from" if run.kind == "finetune" else "Of"
+    word += f" update {update} of" if isinstance(update, int) and update > 0 else ""
+    others = [(k, other, name) for k, (other, name) in enumerate(named, 1) if other is not run]
+    links = [(word, name, f"#run-{k}") for k, other, name in others if other.holds(source)]
+    if not links and source and isinstance(source, str):
+        page = Path(source) / REPORT
+        links.append(
+            (word, source, quote(os.path.relpath(page.resolve(), out.resolve().parent)) if page.is_file() else "")
+        )
+    if run.kind in ("pretrain", "finetune"):
+        measured = ((k, other, name) for k, other, name in others if run.holds(other.result.get("checkpoint")))
+        links += [(f"{KINDS[other.kind]}:", name, f"#run-{k}") for k, other, name in measured]
     return links
+
+
+def _make_facts(run: RunFolder) -> dict[str, Table]:
+    """Tabulate what a reader may look up, by title; tables with nothing to tell are left out."""
+    splits = [run.select(name)[-1] for name in ("train", "valid") if run.select(name)]
+    names = dict.fromkeys(key for row in splits for key in row if key != "split")
+    head = ["metric", *({"train": "training", "valid": "held out"}[row["split"]] for row in splits)]
+    config, schema = flatten(run.config), {"pretrain": PretrainConfig, "finetune": FinetuneConfig}.get(run.kind)
+    defaults = {} if schema is None else flatten(asdict(schema()))
+    changed = [(key, config[key], defaults[key]) for key in config if key in defaults and config[key] != defaults[key]]
+    tables = {
+        "Final figures": Table(head, [(name, *(row.get(name, "") for row in splits)) for name in names]),
+        # Lists of mappings have pictures of their own.
+        "Result": Table(("key", "value"), [row for row in flatten(run.result).items() if not _is_table(row[1])]),
+        "Configuration that differs from the published BASE": Table(("key", "here", "default"), changed),
+        "Environment": Table(("what", "value"), list(flatten(run.environment).items())),
+        "Whole configuration": Table(("key", "value"), list(config.items())),
+    }
+    return {title: table for title, table in tables.items() if table.rows}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _render(chapters: Sequence[Chapter], overview: Sequence[Section], sounds: Sounds) -> str:
@@ -181,12 +196,12 @@ def _render(chapters: Sequence[Chapter], overview: Sequence[Section], sounds: So
         overview=overview,
         kinds=KINDS,
         status=describe_status,
-        facts=make_facts,
+        facts=_make_facts,
         title=chapters[0].name if len(chapters) == 1 else f"{len(chapters)} runs",
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         sounds=sounds,
-        style=Markup(read("uplot/uPlot.min.css") + read("page.css")),
-        script=Markup(script),
+        style=read("uplot/uPlot.min.css") + read("page.css"),
+        script=script,
         # Only this very script may run: nothing that a transcript or a file name could smuggle in.
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import NamedTuple
 
-from speechssl.report.charts import Series, make_series, plot
-from speechssl.report.content import (
+from speechssl.report.figures import (
     THIN_SPACE,
     Figure,
     Section,
+    Series,
     Stat,
     count,
     format_hours,
     format_number,
     format_percent,
+    make_series,
+    plot,
 )
 from speechssl.report.run_folder import RunFolder
 
-MASKED = "bits a masked frame"
+MASKED, SHARE = "bits a masked frame", "% of masked frames"
 
 SMALL = {
     "loss": ("Total loss", MASKED, 1),
@@ -28,14 +29,14 @@ SMALL = {
     "loss_features": ("Feature penalty", "bits", 1),
     "loss_unmasked": ("Loss at frames that are not masked, weighted", MASKED, 1),
     "loss_intermediate": ("Loss after the inner block", MASKED, 1),
-    "removed_negatives": ("Removed negatives", "% with the codes of the target", 100),
+    "removed_negatives": ("Removed negatives", "% of all negatives", 100),
     "masked_share": ("Masked share", "% of all frames", 100),
     "context_spread": ("Spread of contexts", "0 would be collapse", 1),
-    "feature_variance": ("Feature variance", "share over time, 0 would be collapse", 1),
+    "feature_variance": ("Variance of features over time", "0 would be collapse", 1),
     "temperature": ("Gumbel temperature", "", 1),
     "lr": ("Learning rate", "", 1),
     "grad_norm": ("Gradient norm", "", 1),
-    "audio_s_per_s": ("Speed", "seconds of audio a second", 1),
+    "audio_s_per_s": ("Speed", "times real time", 1),
     "loader_wait": ("Waiting for audio", "% of the time", 100),
     "memory_mib": ("Memory", "MiB, this process", 1),
     "gpu_memory_mib": ("GPU memory", "MiB, peak", 1),
@@ -43,15 +44,15 @@ SMALL = {
 }
 """Charts under the bonnet: metric, title, unit, factor. A metric that no chart knows has one under its own name."""
 
-DRAWN_LARGE = {
-    "loss_contrastive", "loss_codes", "accuracy", "soft_perplexity", "hard_perplexity", "loss_of_guessing", "wer", "cer",
-    "target_entropy", "code_perplexity", "prediction_perplexity", "loss_per_label",
-}  # fmt: skip
-NOT_DRAWN = {"update", "split", "hours_seen", "skipped_updates", "collapse_warning"}
+LARGE = frozenset({
+    "update", "split", "hours_seen", "skipped_updates", "collapse_warning", "loss_contrastive", "loss_codes",
+    "accuracy", "soft_perplexity", "hard_perplexity", "loss_of_guessing", "target_entropy",
+    "code_perplexity", "prediction_perplexity", "wer", "cer", "loss_per_label",
+})  # fmt: skip
+"""What larger charts, or words, are about."""
 
 
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """What a model gets that knows nothing: loss in bits, accuracy as a share, candidates that it chooses among."""
 
     loss: float
@@ -65,16 +66,11 @@ def pick_values(run: RunFolder, split: str, name: str, element: int | None = Non
     Returns:
         Updates and values; lines without the metric are left out.
     """
-    updates: list[float] = []
-    values: list[float] = []
-    for row in run.select(split):
-        value: Any = row.get(name)
-        if isinstance(value, list) and element is not None:
-            value = value[element] if element < len(value) else None
-        if isinstance(value, (int, float)):
-            updates.append(float(row["update"]))
-            values.append(float(value))
-    return updates, values
+    rows = [(row["update"], row.get(name)) for row in run.select(split)]
+    if element is not None:
+        rows = [(k, v[element] if isinstance(v, list) and element < len(v) else None) for k, v in rows]
+    kept = [(float(update), float(value)) for update, value in rows if isinstance(value, (int, float))]
+    return [update for update, _ in kept], [value for _, value in kept]
 
 
 def find_latest(run: RunFolder, split: str, name: str) -> float | None:
@@ -90,9 +86,8 @@ def find_latest(run: RunFolder, split: str, name: str) -> float | None:
 
 def find_loss(run: RunFolder) -> str:
     """Name the loss that the run is about: of choosing among frames, of naming codes, or of another objective."""
-    return next(
-        (name for name in ("loss_contrastive", "loss_codes") if any(name in row for row in run.metrics)), "loss"
-    )
+    logged = {key for row in run.metrics for key in row}
+    return next((name for name in ("loss_contrastive", "loss_codes") if name in logged), "loss")
 
 
 def choose_split(run: RunFolder) -> str:
@@ -175,24 +170,22 @@ def make_learning(run: RunFolder) -> list[Section]:
 
 def make_pair(run: RunFolder, name: str, factor: float = 1.0) -> list[Series | None]:
     """Make the curves of a metric in training (smoothed) and in validation."""
-    pairs = {split: pick_values(run, split, name) for split in ("train", "valid")}
-    scaled = {split: (updates, [factor * value for value in values]) for split, (updates, values) in pairs.items()}
+    (x, y), (valid_x, valid_y) = pick_values(run, "train", name), pick_values(run, "valid", name)
     return [
-        make_series("training", "train", *scaled["train"], smooth=True),
-        make_series("held out", "valid", *scaled["valid"]),
+        make_series("training", "train", x, [factor * value for value in y], smooth=True),
+        make_series("held out", "valid", valid_x, [factor * value for value in valid_y]),
     ]
 
 
 def make_machinery(run: RunFolder) -> list[Section]:
     """Draw the small charts: parts of the loss, schedules, speed, and whatever else an objective logs."""
-    drawn = DRAWN_LARGE | NOT_DRAWN | {find_loss(run)} | ({"loss"} if run.kind == "finetune" else set())
     names = dict.fromkeys([*SMALL, *(key for row in run.metrics for key in row)])
+    drawn = LARGE | {find_loss(run)} | ({"loss"} if run.kind == "finetune" else set())
     figures = []
     for name in names:
-        if name not in drawn:
-            title, unit, factor = SMALL.get(name, (name, "", 1))
-            options: dict[str, Any] = {"from_zero": name != "masked_share", "is_small": True}
-            figures += plot(title, unit, make_pair(run, name, factor), **options)
+        title, unit, factor = SMALL.get(name, (name, "", 1))
+        pair = make_pair(run, name, factor) if name not in drawn else []
+        figures += plot(title, unit, pair, from_zero=name != "masked_share", is_small=True)
     return [Section("Under the bonnet", figures)] if figures else []
 
 
@@ -205,7 +198,7 @@ def _draw_contrast(run: RunFolder) -> list[Figure]:
         [("guessing", chance.loss)],
     )  # fmt: skip
     accuracy = plot(
-        "Accuracy", "% of masked frames", make_pair(run, "accuracy", 100),
+        "Accuracy", SHARE, make_pair(run, "accuracy", 100),
         f"How often the true frame scores highest among the {chance.candidates}. It stays well under 100{THIN_SPACE}%: "
         "not all that is said can be told from what stands around it.",
         [("guessing", 100 * chance.accuracy)], from_zero=True,
@@ -221,7 +214,7 @@ def _draw_codes(run: RunFolder) -> list[Figure]:
         "how often each code comes.",
     )  # fmt: skip
     note = "How often the true code scores highest."
-    accuracy = plot("Accuracy", "% of masked frames", make_pair(run, "accuracy", 100), note, from_zero=True)
+    accuracy = plot("Accuracy", SHARE, make_pair(run, "accuracy", 100), note, from_zero=True)
     pairs = (("targets", "c1", "code_perplexity"), ("predictions", "c2", "prediction_perplexity"))
     used = [make_series(label, style, *pick_values(run, "train", name), smooth=True) for label, style, name in pairs]
     note = "Codes in effective use: as targets so far, and as predictions of one update. 1 would be a collapse."

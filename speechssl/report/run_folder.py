@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, METRICS, RESULT, SKIPPED
-from speechssl.config.knobs import list_keys
 from speechssl.config.objective import drop_other_objectives
-from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_json, read_text, read_yaml
-from speechssl.training.records import MAX_INTEGER, MAX_LOG_BYTES, Log, read_log
-from speechssl.training.run_folder import check_sum, flatten
+from speechssl.training.records import MAX_LOG_BYTES, read_log
+from speechssl.training.run_folder import check_sum
 
 _logger = logging.getLogger("speechssl")
 
@@ -29,12 +27,6 @@ KINDS = {
 }
 """What the page calls each kind of folder."""
 
-SCHEMAS: dict[str, type] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-"""The configuration of each kind of training run."""
-
-COUNTS = ("word_errors", "num_words", "letter_errors", "num_letters", "count")
-"""Columns of tables that hold whole numbers."""
-
 MAX_CONFIG_BYTES = 2**18
 """Longest configuration: 256 KiB, fifty times what one has; PyYAML reads some hundred kilobytes a second."""
 
@@ -44,13 +36,7 @@ class RunFolder:
     """The files of one folder; what is not there is empty.
 
     Attributes:
-        path: the folder.
-        kind: `pretrain`, `finetune`, `evaluate` or `probe`.
-        config: the resolved configuration.
-        environment: versions, device, command line.
-        metrics: lines of metrics.jsonl, in order.
-        skipped: lines of skipped.jsonl, in order.
-        problems: what is damaged in these two, which are read up to there; a sentence each.
+        problems: what is damaged in metrics.jsonl and skipped.jsonl, which are read up to there; a sentence each.
         result: the verb's JSON line.
         utterances: rows of utterances.tsv: of the folder itself, or of `evaluation/` inside a training run.
         confusions: rows of confusions.tsv, from the same place.
@@ -97,8 +83,7 @@ class RunFolder:
 
     def select(self, split: str) -> list[Row]:
         """Give the metrics lines of one split, in the order of their updates."""
-        rows = [row for row in self.metrics if row.get("split") == split]
-        return sorted(rows, key=lambda row: int(row["update"]))
+        return sorted((row for row in self.metrics if row.get("split") == split), key=lambda row: int(row["update"]))
 
     def last(self, split: str, name: str) -> Any:
         """Give the last value of a metric in a split; None where there is none."""
@@ -107,10 +92,7 @@ class RunFolder:
 
 
 def load_run(path: Path) -> RunFolder:
-    """Read a run folder.
-
-    Args:
-        path: folder of `pretrain`, `finetune`, `evaluate` or `probe`.
+    """Read the folder of a `pretrain`, `finetune`, `evaluate` or `probe`.
 
     Raises:
         ConfigError: there is no such folder.
@@ -118,11 +100,20 @@ def load_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise ConfigError(f"`run` must be a run folder, but {path} is {'a file' if path.exists() else 'not there'}")
-    config, result = _load_config(path / CONFIG), _load_json(path / RESULT)
+    config: Row = {}
+    if os.path.lexists(path / CONFIG):
+        check_sum(path / CONFIG, DataError)
+        config = drop_other_objectives(read_yaml(path / CONFIG, limit=MAX_CONFIG_BYTES))
+    result = _load_json(path / RESULT)
     kind = _find_kind(path, config, result)
-    _check_kinds(config, kind, path / CONFIG)
     tables = path if kind == "evaluate" else path / "evaluation"
+    test_sets = _load_json(tables / RESULT).get("data")
     logs = {name: read_log(path / name) for name in (METRICS, SKIPPED)}
+    problems = [
+        f"{name} is damaged, and left out from there on: {log.problem}." for name, log in logs.items() if log.problem
+    ]
+    for problem in problems:
+        _logger.warning(problem)
     return RunFolder(
         path=path,
         kind=kind,
@@ -130,11 +121,11 @@ def load_run(path: Path) -> RunFolder:
         environment=_load_json(path / ENVIRONMENT),
         metrics=logs[METRICS].records,
         skipped=logs[SKIPPED].records,
-        problems=_tell_problems(logs),
+        problems=problems,
         result=result,
         utterances=load_table(tables / "utterances.tsv"),
         confusions=load_table(tables / "confusions.tsv"),
-        test_sets=_list_texts(_load_json(tables / RESULT).get("data")),
+        test_sets=[item for item in test_sets if isinstance(item, str)] if isinstance(test_sets, list) else [],
     )
 
 
@@ -142,7 +133,7 @@ def load_table(path: Path) -> list[dict[str, str]]:
     """Read a tab-separated table with a header line, without quoting; [] where there is no such file.
 
     Raises:
-        DataError: it does not read, or a line has other columns than its header, or letters for a number.
+        DataError: it does not read, or a line has other columns than its header.
     """
     if not os.path.lexists(path):
         return []
@@ -151,18 +142,13 @@ def load_table(path: Path) -> list[dict[str, str]]:
     for number, fields in enumerate(body, 2):
         if len(fields) != len(header):
             raise DataError(f"{path} must have {len(header)} fields a line, but line {number} has {len(fields)}")
-        wrong = [name for name, text in zip(header, fields, strict=True) if name in COUNTS and not _is_count(text)]
-        if wrong:
-            raise DataError(f"{path} must have a whole number as {wrong[0]}, but line {number} has none")
     return [dict(zip(header, fields, strict=True)) for fields in body]
 
 
 def _find_kind(path: Path, config: Row, result: Row) -> str:
     """Tell what verb made a folder, by what only that verb writes."""
-    if "training" in config and "objective" in config:
-        return "pretrain"
-    if "training" in config and "text" in config:
-        return "finetune"
+    if "training" in config and ("objective" in config or "text" in config):
+        return "pretrain" if "objective" in config else "finetune"
     if (path / "utterances.tsv").is_file():
         return "evaluate"
     if "layers" in result or "baselines" in result:
@@ -173,49 +159,5 @@ def _find_kind(path: Path, config: Row, result: Row) -> str:
     )
 
 
-def _load_config(path: Path) -> Row:
-    if not os.path.lexists(path):
-        return {}
-    check_sum(path, DataError)
-    return drop_other_objectives(read_yaml(path, limit=MAX_CONFIG_BYTES))
-
-
 def _load_json(path: Path) -> Row:
     return read_json(path) if os.path.lexists(path) else {}
-
-
-def _check_kinds(config: Row, kind: str, path: Path) -> None:
-    """Make sure that the keys of a training run have values of the kinds that they have by default."""
-    flat = flatten(config)
-    for key in list_keys(SCHEMAS[kind], with_alternatives=True) if kind in SCHEMAS else ():
-        value = flat.get(key.path, key.default)
-        items = value if key.type_name == "list" and isinstance(value, list) else [value]
-        kind = key.item_type_name if items is value else key.type_name
-        if not all(_is_of_kind(item, kind) for item in items):
-            raise DataError(f"{path} must have a value of type {key.type_name} as {key.path}, but has {value!r:.80}")
-
-
-def _is_of_kind(value: object, kind: str) -> bool:
-    """Say whether a value is what a key of some type holds; a whole number may stand for any."""
-    if isinstance(value, bool) or kind == "bool":
-        return isinstance(value, bool) and kind == "bool"
-    if isinstance(value, int):
-        return kind in ("int", "float") and abs(value) <= MAX_INTEGER
-    return type(value).__name__ == kind
-
-
-def _list_texts(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= len(str(MAX_INTEGER))
-
-
-def _tell_problems(logs: dict[str, Log]) -> list[str]:
-    """Say what of the logs is damaged; a finished run never fails for its report."""
-    damaged = {name: log.problem for name, log in logs.items() if log.problem}
-    problems = [f"{name} is damaged, and left out from there on: {problem}." for name, problem in damaged.items()]
-    for problem in problems:
-        _logger.warning(problem)
-    return problems

@@ -11,7 +11,7 @@ _DECORATION = re.compile(
     "[\u00ad\u034f\u061c\u0640\u07fa\u115f\u1160\u17b4\u17b5\u180a-\u180d\u180f\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""What changes the look, the direction or nothing: soft hyphens, tatweel and its kin, variation selectors, word
+"""What changes the look, the direction or nothing: soft hyphens, tatweel and similar, variation selectors, word
 joiners, byte-order marks, marks of direction, fillers (Unicode's Default_Ignorable_Code_Point without the joiners)."""
 
 _UNSEEN_SPACES = str.maketrans({"\u200b": " ", "\u2800": " "})
@@ -50,7 +50,7 @@ _UNWRITTEN = str.maketrans(
         **{code: code - 0x13F8 + 0x13F0 for code in range(0x13F8, 0x13FE)},
     }
 )
-"""The case that nobody writes, to the one that all do: Georgian capitals (Mtavruli), Cherokee small letters."""
+"""From the case that is not used in running text to the usual one: Georgian Mtavruli, Cherokee small letters."""
 
 _DOTS = re.compile("[iıİ]\u0307+")
 """An i with a second dot, as Python's lower case of İ is."""
@@ -59,7 +59,7 @@ _MAX_ALPHABET = 40
 """Letters of the largest alphabet with ı (those of Turkic languages have at most 34), and some of loanwords."""
 
 _SHARE_OF_I = 0.1
-"""Of all i in texts in which ı is a letter of its own, at least so many are ı or İ; Turkish has a third."""
+"""If at least this share of all i letters are ı or İ, then ı is a letter of its own; in Turkish it is a third."""
 
 
 def fold(text: str, case: str, dotless_i: bool = False, own: Mapping[str, str] | None = None) -> str:

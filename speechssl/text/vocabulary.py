@@ -34,7 +34,7 @@ FAIRSEQ_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJ
 _ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
 
 _ODD_SHARE = 0.1
-"""So many letters of the other case do not make two cases of an imported vocabulary."""
+"""An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
 
 _SPOKEN_SIGNS = frozenset("%&@#'")
 """What Unicode files under punctuation but people say, or spell with."""

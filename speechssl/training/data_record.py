@@ -37,6 +37,15 @@ NUM_THREADS = 16
 LIMIT = 2**30
 """Largest record that is read, in bytes; a million utterances take 30 MB."""
 
+CHANGES = {
+    "num_samples": "have another length",
+    "offset": "begin elsewhere in their files",
+    "channel": "are another channel of their files",
+    "text": "have another transcript",
+    "size": "have files of another size",
+}
+"""Column of the record → what is said of utterances where it differs."""
+
 _logger = logging.getLogger("speechssl")
 
 IntArray = npt.NDArray[np.int64]
@@ -51,27 +60,21 @@ def describe_data(sets: Mapping[str, Manifest], with_texts: bool) -> pa.Table:
     """
     tables = []
     for key, manifest in sets.items():
+        none = np.zeros(len(manifest), dtype=np.int64)
+        # A manifest may leave these columns out, and rows of them.
+        held = {name: manifest.table.column(name) for name in ("offset", "channel") if manifest.has(name)}
         sizes, times = _measure_files(manifest)
         columns = {
             "key": pa.array([key] * len(manifest)).dictionary_encode(),
             "id": manifest.table.column("id"),
             "num_samples": manifest.num_samples_16k,
-            "offset": _count(manifest, "offset"),
-            "channel": _count(manifest, "channel"),
-            "text": hash_texts(manifest) if with_texts else np.zeros(len(manifest), dtype=np.int64),
+            **{name: pc.fill_null(held[name], 0) if name in held else none for name in ("offset", "channel")},
+            "text": hash_texts(manifest) if with_texts else none,
             "size": sizes,
             "time": times,
         }
         tables.append(pa.table(columns))
     return pa.concat_tables(tables).unify_dictionaries()
-
-
-def _count(manifest: Manifest, name: str) -> IntArray:
-    """Read a column of counts, which a manifest may leave out: (rows,) int64, 0 where nothing stands."""
-    if not manifest.has(name):
-        return np.zeros(len(manifest), dtype=np.int64)
-    values: IntArray = pc.fill_null(manifest.table.column(name), 0).to_numpy()
-    return values
 
 
 def hash_texts(manifest: Manifest) -> IntArray:
@@ -106,7 +109,7 @@ def check_record(folder: Path, table: pa.Table, left_out: Mapping[str, object]) 
     """Compare the data of a run that goes on with what it began with.
 
     Args:
-        folder: of the run; without a record, as earlier versions left it, nothing is compared.
+        folder: of the run; without a record nothing is compared.
         table: what the data are now.
         left_out: ids that the run could not read: their files may come back, or be others.
 
@@ -125,62 +128,41 @@ def check_record(folder: Path, table: pa.Table, left_out: Mapping[str, object]) 
         _logger.warning("%s: whether files are those that the run began with is not known", error)
         return
     for key in table.column("key").unique().to_pylist():
-        _compare(key, _select(stored, key), _select(table, key), folder, left_out)
+        then, now = (each.filter(pc.equal(each.column("key").cast(pa.string()), key)) for each in (stored, table))
+        told = _compare(key, then, now, left_out)
+        if told:
+            raise DataError(
+                f"`{key}` must be the data that the run in {folder} began with, but {'; '.join(told)} (put back as "
+                "they were the same command goes on, a file that is gone altogether is left out, another out= starts a "
+                "new run)"
+            )
 
 
-def _select(table: pa.Table, key: str) -> pa.Table:
-    return table.filter(pc.equal(table.column("key").cast(pa.string()), key))
-
-
-def _compare(key: str, then: pa.Table, now: pa.Table, folder: Path, left_out: Mapping[str, object]) -> None:
+def _compare(key: str, then: pa.Table, now: pa.Table, left_out: Mapping[str, object]) -> list[str]:
+    """List what has changed, as clauses; what may be a copy is only told."""
     before, after = (table.column("id").to_pylist() for table in (then, now))
     if before != after:
-        _refuse(key, folder, _describe_ids(before, after))
-    changes = {
-        "have another length": _numbers(then, "num_samples") != _numbers(now, "num_samples"),
-        "begin elsewhere in their files": _numbers(then, "offset") != _numbers(now, "offset"),
-        "are another channel of their files": _numbers(then, "channel") != _numbers(now, "channel"),
-        "have another transcript": _numbers(then, "text") != _numbers(now, "text"),
-    }
-    old, new = _numbers(then, "size"), _numbers(now, "size")
+        here, there = set(after), set(before)
+        gone, new = [name for name in before if name not in here], [name for name in after if name not in there]
+        told = [f"{_list(gone)} are no longer in it"] if gone else []
+        told += [f"{_list(new)} are new in it"] if new else []
+        return told or ["its utterances are in another order"]
+    numbers = {name: [table.column(name).to_numpy() for table in (then, now)] for name in then.column_names[2:]}
+    differ = {name: old != new for name, (old, new) in numbers.items()}
     # A file that is gone is left out of updates like one that is damaged, and so may come back.
-    known = (old >= 0) & (new >= 0) & ~np.isin(np.array(after, dtype=object), list(left_out))
-    changes["have files of another size"] = known & (old != new)
-    told = [f"{_name(after, differ)} {what}" for what, differ in changes.items() if differ.any()]
-    if told:
-        _refuse(key, folder, told)
-    moved = known & (_numbers(then, "time") != _numbers(now, "time"))
-    if moved.any():
+    known = np.all([size >= 0 for size in numbers["size"]], axis=0)
+    known &= ~np.isin(np.array(after, dtype=object), list(left_out))
+    differ |= {name: differ[name] & known for name in ("size", "time")}
+    named = {name: _list([after[row] for row in np.flatnonzero(rows)]) for name, rows in differ.items() if rows.any()}
+    told = [f"{named[name]} {what}" for name, what in CHANGES.items() if name in named]
+    if not told and "time" in named:
         _logger.warning(
             "%s: files have another time of change than when the run began, as copies have: %s; they are as large as "
             "before, and taken for the same",
             key,
-            _name(after, moved),
+            named["time"],
         )
-
-
-def _refuse(key: str, folder: Path, told: list[str]) -> None:
-    raise DataError(
-        f"`{key}` must be the data that the run in {folder} began with, but {'; '.join(told)} (put back as they were "
-        "the same command goes on, a file that is gone altogether is left out, another out= starts a new run)"
-    )
-
-
-def _describe_ids(before: list[str], after: list[str]) -> list[str]:
-    here, there = set(after), set(before)
-    gone, new = [name for name in before if name not in here], [name for name in after if name not in there]
-    told = [f"{_list(gone)} are no longer in it"] if gone else []
-    told += [f"{_list(new)} are new in it"] if new else []
-    return told or ["its utterances are in another order"]
-
-
-def _numbers(table: pa.Table, name: str) -> IntArray:
-    values: IntArray = table.column(name).to_numpy()
-    return values
-
-
-def _name(ids: list[str], chosen: npt.NDArray[np.bool_]) -> str:
-    return _list([ids[row] for row in np.flatnonzero(chosen)])
+    return told
 
 
 def _list(ids: list[str]) -> str:
@@ -191,23 +173,23 @@ def _list(ids: list[str]) -> str:
 
 def _measure_files(manifest: Manifest) -> tuple[IntArray, IntArray]:
     """Ask each file of a manifest once for its size and time of change; -1 where there is none."""
+
+    def measure(part: list[str]) -> list[tuple[int, int]]:
+        found = []
+        for name in part:
+            try:
+                seen = os.stat(name)
+                found.append((seen.st_size, seen.st_mtime_ns))
+            except (OSError, ValueError):
+                found.append((-1, -1))
+        return found
+
     paths = manifest.table.column("path").combine_chunks().dictionary_encode()
     # Of a million paths nearly all are the root and a name.
     names = [f"{manifest.root}/{name}" if name[:1] != "/" else name for name in paths.dictionary.to_pylist()]
-    parts = [names[first::NUM_THREADS] for first in range(NUM_THREADS)]
+    size = -(-len(names) // NUM_THREADS)
+    parts = [names[first : first + size] for first in range(0, len(names), max(size, 1))]
     with ThreadPoolExecutor(NUM_THREADS) as threads:
-        found = list(threads.map(lambda part: [_measure(name) for name in part], parts))
-    figures = np.full((len(names), 2), -1, dtype=np.int64)
-    for first, part in enumerate(found):
-        if part:
-            figures[first::NUM_THREADS] = np.array(list(chain.from_iterable(part))).reshape(-1, 2)
+        figures = np.array(list(chain.from_iterable(threads.map(measure, parts))), dtype=np.int64).reshape(-1, 2)
     rows: Any = figures[paths.indices.to_numpy()]
     return rows[:, 0], rows[:, 1]
-
-
-def _measure(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return -1, -1
-    return found.st_size, found.st_mtime_ns

@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from speechssl.config.knobs import MISSING
@@ -44,24 +44,31 @@ def hold_run(out: str) -> Iterator[None]:
         return
     if out in ("", MISSING):
         raise ConfigError("`out` must be given (run folder to write), but is missing")
-    folder, made = Path(out), list[Path]()
+    folder = Path(out)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ConfigError(f"`out` must be a folder, but {folder} is a file")
-    try:
-        with writing(folder):
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        with hold_folder(folder):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # somebody has deleted it
-                    if made and os.listdir(folder) == [LOCK]:
-                        (folder / LOCK).unlink()
-    finally:
-        for path in made:
-            with suppress(OSError):  # it holds a run, or another one has just come
-                path.rmdir()
+    with writing(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        stack.enter_context(hold_folder(folder))
+        if made:
+            # While it is held still: another run that comes in between has a lock of its own.
+            stack.callback(_remove_lone_lock, folder)
+        yield
+
+
+def _remove_lone_lock(folder: Path) -> None:
+    with suppress(OSError):  # somebody has deleted the folder
+        if os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it holds a run
+            folder.rmdir()
 
 
 @contextmanager

@@ -71,7 +71,9 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
         parameter = parameters[name]
         if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        moved = value.to(_find_step_device(parameter)) if field == "step" else spread_like(value, parameter)
+        # The fused AdamW counts steps where its parameter is.
+        counter_device = parameter.device if parameter.is_cuda else torch.device("cpu")
+        moved = value.to(counter_device) if field == "step" else spread_like(value, parameter)
         loaded.setdefault(parameter, {})[field] = moved
     for name, parameter in parameters.items():
         held = loaded.get(parameter, {})
@@ -79,8 +81,3 @@ def import_state(optimizer: torch.optim.AdamW, module: nn.Module, state: dict[st
             raise ValueError(f"the optimizer's state of {name} must have {', '.join(FIELDS)}, but has {sorted(held)}")
     optimizer.state.clear()
     optimizer.state.update(loaded)
-
-
-def _find_step_device(parameter: Tensor) -> torch.device:
-    """The fused AdamW counts steps where its parameter is."""
-    return parameter.device if parameter.is_cuda else torch.device("cpu")

@@ -25,28 +25,13 @@ from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
 _logger = logging.getLogger("speechssl")
 
 
-FREE_KEYS = frozenset(
-    {
-        "out",
-        "overwrite",
-        "device",
-        "data.num_workers",
-        "training.max_updates",
-        "training.schedule_updates",
-        "training.validate_every",
-        "training.max_hours",
-        "training.log_every",
-        "training.on_collapse",
-        "training.spike_sigmas",
-        "training.max_skipped_in_row",
-        "logging.tensorboard",
-        "logging.wandb_project",
-        "logging.mlflow_experiment",
-        "training.digest_every",
-        "training.timeout_s",
-        "training.sharding",
-    }
-)
+FREE_KEYS = frozenset((
+    "out", "overwrite", "device", "data.num_workers",
+    "logging.tensorboard", "logging.wandb_project", "logging.mlflow_experiment",
+    "training.max_updates", "training.schedule_updates", "training.validate_every", "training.max_hours",
+    "training.log_every", "training.on_collapse", "training.spike_sigmas", "training.max_skipped_in_row",
+    "training.digest_every", "training.timeout_s", "training.sharding",
+))  # fmt: skip
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
 `training.schedule_updates` changes those to come, and the run says how."""
 

@@ -105,23 +105,26 @@ class Trainer:
         self._resume()
         with self.logs.opened(self.progress), self.saver:
             # What the update asked for that the run stands at: it may have been stopped inside a validation.
-            self._save_if_due(*self._validate_if_due())
+            is_validated, is_best = self._validate_if_due()
+            self._save_if_due(is_validated, is_best)
             self._stop_if_asked()
             first, last = self.progress.update + 1, self.config.max_updates
+            source = self.source(first, last) if first <= last else ()
             start = time.monotonic()
-            for update, batches in enumerate(self.source(first, last) if first <= last else (), first):
+            for update, batches in enumerate(source, first):
                 waited = time.monotonic() - start
                 self.saver.check()
                 made = self._make_update(update, batches)
                 if made is None:
-                    break
+                    break  # asked to stop between two of its forwards
                 self.progress.update, self.has_moved = update, True
                 self._log_update(*made, waited, time.monotonic() - start)
                 if update == 1 or update % self.config.digest_every == 0:
                     self.replica.compare_weights(update)
                 # In this order: the log is on disk before the checkpoint that a resumed run cuts it back to, the
                 # checkpoint knows whether it is the best, and who stops has already saved what was due.
-                self._save_if_due(*self._validate_if_due())
+                is_validated, is_best = self._validate_if_due()
+                self._save_if_due(is_validated, is_best)
                 self._stop_if_asked()
                 self.ranks.set_timeout(self.config.timeout_s)
                 start = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -14,29 +14,25 @@ import torch
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.bench.jobs import Job, LoadingJob, Work, build_job
 from speechssl.bench.meter import PARTS_METHOD, MemoryMeter, Stopwatch, measure_ceiling, read_device_name, watch_parts
-from speechssl.bench.table import format_table
-from speechssl.cli.compose import compose
-from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import BenchConfig
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError
 from speechssl.model.masking import compute_min_frames
-from speechssl.printable import log_lines
 from speechssl.progress import track
 from speechssl.training.run_folder import describe_environment
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
 
-def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure one job, log a table, write `result.json` to `out`, and return it.
+@verb
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure one job, write `result.json` to `out`, and return it.
 
     Raises:
         ConfigError: the rows are too short, or the job cannot be measured with `data.train` as it is.
     """
     _check_data(config)
-    if config.job == "ctc":
-        config = replace(config, model=tune_network(config.model))
     _check_length(config)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
@@ -53,32 +49,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     figures = _summarise(measured, ceiling) | {"build_s": build_s, "out": str(out)}
     result = _describe(config, device, precision) | figures
     write_result(out, result)
-    log_lines(format_table(result))
     return result
-
-
-def tune_network(network: ModelConfig) -> ModelConfig:
-    """Give a network the values of its fine-tuning preset (masks, dropout, frozen convolutions), except given ones.
-
-    Args:
-        network: a preset of conf/model, perhaps with some keys given.
-    """
-    plain = compose("bench", [f"model={network.name}"]).model
-    tuned = compose("finetune", [f"model={network.name}", "out=unused"]).model
-    overlaid: ModelConfig = _overlay(network, plain, tuned)
-    return overlaid
-
-
-def _overlay(given: Any, plain: Any, tuned: Any) -> Any:
-    """Take `tuned` wherever `given` is still what it is in `plain`."""
-    values = {}
-    for name in (field.name for field in fields(given)):
-        mine, theirs, other = (getattr(section, name) for section in (given, plain, tuned))
-        if is_dataclass(mine):
-            values[name] = _overlay(mine, theirs, other)
-        else:
-            values[name] = other if mine == theirs else mine
-    return replace(given, **values)
 
 
 def _check_data(config: BenchConfig) -> None:

@@ -14,6 +14,7 @@ from speechssl.durable import write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
 FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", "onnx_features": "model.onnx"}
@@ -22,7 +23,8 @@ FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", 
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: ConvertConfig) -> dict[str, Any]:
+@verb
+def convert(config: ConvertConfig) -> dict[str, Any]:
     """Read one checkpoint, write it in another format, and return what was read, chosen, written and left behind.
 
     `out` with a suffix is a file; without one it is a folder and gets `result.json` as well.

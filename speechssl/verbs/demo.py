@@ -6,22 +6,23 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechssl.advice import spell
-from speechssl.api import run_verb
 from speechssl.checkpoints.layout import RESULT
 from speechssl.config.verbs import DemoConfig
 from speechssl.demo.corpus import build_demo_corpus
 from speechssl.demo.espeak import require_espeak
 from speechssl.demo.plan import Plan, choose_splits, plan_finetuning, plan_pretraining
-from speechssl.demo.table import format_table, make_rows
+from speechssl.demo.table import make_rows
 from speechssl.devices import resolve_device
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError
 from speechssl.printable import log_lines
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import check_writable
 
 PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
@@ -34,11 +35,18 @@ _PARTS = (
 )  # fmt: skip
 """What the demo writes into its folder, and so what `overwrite` removes."""
 
+RunVerb = Callable[[str, Mapping[str, Any]], dict[str, Any]]
+
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: DemoConfig) -> dict[str, Any]:
+@verb
+def demo(config: DemoConfig, run_verb: RunVerb) -> dict[str, Any]:
     """Tell the whole story, or go on where an earlier run of the same command stopped.
+
+    Args:
+        config: its keys.
+        run_verb: runs a verb with the keys of its command line, presets included: `speechssl.api.run_verb`.
 
     Raises:
         ConfigError: the extra `demo` is not installed, or `out` cannot be written or holds another demo.
@@ -51,19 +59,17 @@ def run(config: DemoConfig) -> dict[str, Any]:
         check_writable(out)
         _remove(out)
     check_writable(out)
-    demo = Demo(out, config)
-    demo.check_same()
+    story = Story(out, config, run_verb)
+    story.check_same()
     finished = read_finished(out)
     if finished is not None:
         _logger.info("%s is finished", out)
-        log_lines(format_table(finished))
         return finished
     try:
-        result = demo.summarise(demo.run_steps())
+        result = story.summarise(story.run_steps())
     finally:
-        demo.save_elapsed()
+        story.save_elapsed()
     write_result(out, result)
-    log_lines(f"\n{format_table(result)}")
     return result
 
 
@@ -87,11 +93,12 @@ def _remove(out: Path) -> None:
 
 
 @dataclass
-class Demo:
-    """One demo: where it writes, and what it was asked for."""
+class Story:
+    """One demo: where it writes, what it was asked for, and what runs its steps."""
 
     out: Path
     config: DemoConfig
+    run_verb: RunVerb
 
     def __post_init__(self) -> None:
         self.start, self.earlier_s = time.monotonic(), 0.0
@@ -241,7 +248,7 @@ class Demo:
         """Run one command, and say it first as a user would type it."""
         log_lines(f"\n$ speechssl {verb} {' '.join(_format_word(*item) for item in keys.items())}")
         start = time.monotonic()
-        result = run_verb(verb, keys)
+        result = self.run_verb(verb, keys)
         _logger.info("%s took %.0f s", verb, time.monotonic() - start)
         return result
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import DoctorConfig
+from speechssl.verbs.frame import verb
 
 _logger = logging.getLogger("speechssl")
 
@@ -50,6 +51,7 @@ NEEDS = (
     Need("hydra-core", "hydra", "the command line's key=value"),
     Need("omegaconf", "omegaconf", "configurations"),
     Need("jaxtyping", "jaxtyping", "shapes in signatures"),
+    Need("jinja2", "jinja2", "reports"),
     Need("jiwer", "jiwer", "word and character error rates"),
     Need("tensorboard", "torch.utils.tensorboard", "curves"),
     Need("rich", "rich", "progress bars"),
@@ -57,15 +59,14 @@ NEEDS = (
     Need("onnx", "onnx", "exports for serving", extra="onnx"),
     Need("onnxscript", "onnxscript", "exports for serving", extra="onnx"),
     Need("onnxruntime", "onnxruntime", "runs what was exported", extra="onnx"),
-    Need("optuna", "optuna", "sweeps that learn from earlier jobs (hydra/sweeper=optuna)", extra="sweep"),
-    Need("submitit", "submitit", "sweeps on a cluster (hydra/launcher=submitit_slurm)", extra="sweep"),
     Need("wandb", "wandb", "curves at Weights & Biases (logging.wandb_project)", extra="wandb"),
     Need("mlflow", "mlflow", "curves in MLflow (logging.mlflow_experiment)", extra="mlflow"),
     Need("espeakng-loader", "espeakng_loader", "the demo's speech (eSpeak NG, GPL-3)", extra="demo"),
 )
 
 
-def run(config: DoctorConfig) -> dict[str, Any]:
+@verb
+def doctor(config: DoctorConfig) -> dict[str, Any]:
     """Look at the installation and the machine, log what a person wants to know, and return it as a dict."""
     packages = {need.distribution: _examine(need) for need in NEEDS}
     missing = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
 from speechssl.inference.embedding_files import SUFFIXES, check_place, write_embeddings
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_model
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
-_logger = logging.getLogger("speechssl")
 
-
-def run(config: EmbedConfig) -> dict[str, Any]:
+@verb
+def embed(config: EmbedConfig) -> dict[str, Any]:
     """Embed every utterance and return what was written where; what cannot be used is left out and listed.
 
     Raises:
@@ -43,7 +42,6 @@ def run(config: EmbedConfig) -> dict[str, Any]:
     is_folder = not Path(config.out).suffix
     left_out.save(out.parent if is_folder else out)
     used = left_out.drop_from(manifest)
-    _logger.info("%d embeddings of %d numbers in %s", num_rows, embedder.dim, out)
     result: dict[str, Any] = {
         "out": str(out),
         "num_utterances": len(used),

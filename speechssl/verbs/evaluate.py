@@ -25,12 +25,14 @@ from speechssl.inference.recognise import recognise, require_recogniser
 from speechssl.interop.load import load_model
 from speechssl.printable import log_lines
 from speechssl.text.vocabulary import Vocabulary
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
+@verb
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Recognise every transcribed utterance, score it, write the breakdown, and return the result.
 
     Writes `result.json`, `utterances.tsv` (worst first), `confusions.tsv` and, where audio cannot be used,
@@ -66,7 +68,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             remove(out / name)
         breakdown.write_utterances(scores, out / breakdown.UTTERANCES_NAME)
         breakdown.write_confusions(scores, out / breakdown.CONFUSIONS_NAME)
-        _log(config, scores, unknown)
+        _log(scores, unknown)
         left_out.save(out)
         write_result(out, result)
     return result
@@ -112,8 +114,8 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
     }
 
 
-def _log(config: EvaluateConfig, scores: Scores, unknown: Counter[str]) -> None:
-    """Tell people what the figures are and where the errors are."""
+def _log(scores: Scores, unknown: Counter[str]) -> None:
+    """Tell people where the errors are."""
     if unknown:
         _logger.warning("characters of the transcripts outside the vocabulary (text.keep makes labels of them):")
         log_lines(breakdown.format_unknown(unknown), logging.WARNING)
@@ -123,8 +125,3 @@ def _log(config: EvaluateConfig, scores: Scores, unknown: Counter[str]) -> None:
     if any(utterance.letter_edits for utterance in scores.utterances):
         log_lines(f"commonest errors:\n{breakdown.format_confusions(scores)}")
         log_lines(f"worst utterances:\n{breakdown.format_worst(scores)}")
-    for name, rate, interval in (
-        ("WER", scores.wer, scores.compute_wer_interval(config.num_resamples, config.seed)),
-        ("CER", scores.cer, scores.compute_cer_interval(config.num_resamples, config.seed)),
-    ):
-        _logger.info("%s %.2f %% (95 %%: %s)", name, rate, interval)

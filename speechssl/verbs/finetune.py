@@ -6,8 +6,10 @@ from typing import Any
 
 from speechssl.config.verbs import FinetuneConfig
 from speechssl.training.lock import hold_run
+from speechssl.verbs.frame import verb
 
 
+@verb
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, or go on where an earlier run of the same configuration stopped.
 

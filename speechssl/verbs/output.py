@@ -18,6 +18,9 @@ from speechssl.durable import clean
 from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.printable import make_json_printable
 
+STDOUT = "stdout"
+"""In a result: where texts went that no file was asked for."""
+
 _made: list[Path] = []
 """Folders that were made to be written to."""
 

@@ -16,13 +16,13 @@ from speechssl.corpora.folder import read_folder
 from speechssl.corpora.librispeech import find_tree, read_splits
 from speechssl.corpora.scan import Recording, Unreadable, scan_recordings
 from speechssl.corpora.subset import ALL, describe, hold_out, parse_length, take_subsets
-from speechssl.corpora.table import TABLE_SUFFIXES, read_table
-from speechssl.corpora.table_advice import check_places
+from speechssl.corpora.table import TABLE_SUFFIXES, check_places, read_table
 from speechssl.data.files import find_audio
 from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import parsing, read_json
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
 UNREADABLE_NAME = "unreadable.tsv"
@@ -48,7 +48,8 @@ Splits = Mapping[str, Sequence[Recording]]
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: PrepareConfig) -> dict[str, Any]:
+@verb
+def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Find the recordings of a corpus, read their headers, and write a manifest for each split and subset.
 
     Raises:

@@ -6,8 +6,10 @@ from typing import Any
 
 from speechssl.config.verbs import PretrainConfig
 from speechssl.training.lock import hold_run
+from speechssl.verbs.frame import verb
 
 
+@verb
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Pretrain, or go on where an earlier run of the same configuration stopped.
 

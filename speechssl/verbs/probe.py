@@ -43,6 +43,7 @@ from speechssl.evaluation.verification import (
 from speechssl.interop.load import find_update, load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.speaker import SpeakerProbe
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
 _logger = logging.getLogger("speechssl")
@@ -66,7 +67,8 @@ class Figures:
     by_speaker: dict[str, float]
 
 
-def run(config: ProbeConfig) -> dict[str, Any]:
+@verb
+def probe(config: ProbeConfig) -> dict[str, Any]:
     """Probe model, untrained encoder and log-mel statistics alike, and return the figures.
 
     Utterances whose audio cannot be used are left out and listed in `left_out.tsv`.
@@ -99,7 +101,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     }
     result = summarise(config, figures, train.manifest, test.manifest)
     result |= {"num_left_out": len(left_out), "update": update, "out": str(out)}
-    _log(result, figures)
+    _log(result)
     left_out.save(out)
     write_result(out, result)
     return result
@@ -293,17 +295,10 @@ def _is_saturated(value: float, name: str) -> bool:
     return value > SATURATED_SHARE if name == "accuracy" else value < 100 - SATURATED_SHARE
 
 
-def _log(result: dict[str, Any], figures: dict[str, Figures]) -> None:
-    """Lay the figures out on stderr; every speaker's where they are few."""
+def _log(result: dict[str, Any]) -> None:
+    """Log the figures of each layer, and of each speaker where they are few."""
     name = "accuracy" if result["task"] == "identification" else "eer"
-    _logger.info("%-34s %s %%", f"{result['task']} of {result['num_speakers']} speakers", name)
-    for key, value in figures.items():
-        note = "  (saturated)" if key in result["saturated"] else ""
-        label = {"model": "this model, learned mix", "log_mel": "log-mel statistics", "untrained": "untrained encoder"}[
-            key
-        ]
-        _logger.info("  %-32s %6.2f  %s%s", label, value.mixed, value.interval, note)
     for row in result["layers"]:
-        _logger.info("  layer %-26d %6.2f", row["layer"], row[name])
+        _logger.info("layer %-26d %6.2f %%", row["layer"], row[name])
     for speaker, value in result.get("speakers", {}).items():
-        _logger.info("  speaker %-24s %6.2f", speaker, value)
+        _logger.info("speaker %-24s %6.2f %%", speaker, value)

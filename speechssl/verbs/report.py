@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import ReportConfig
 from speechssl.errors import ConfigError
+from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
-_logger = logging.getLogger("speechssl")
 
-
-def run(config: ReportConfig) -> dict[str, Any]:
+@verb
+def report(config: ReportConfig) -> dict[str, Any]:
     """Write the page and return where it is.
 
     Raises:
@@ -30,5 +29,4 @@ def run(config: ReportConfig) -> dict[str, Any]:
         raise ConfigError(f"`out` must be an .html file, but is {config.out}")
     out = resolve_out(config.out or str(first / "report.html"), "report", config.overwrite, is_file=True)
     page = build_report(config.run, out)
-    _logger.info("%s: open it in a browser", page)
     return {"runs": list(config.run), "out": str(page), "num_bytes": page.stat().st_size}

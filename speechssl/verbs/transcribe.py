@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from speechssl.inference.recognise import iterate_texts, require_recogniser
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_model
 from speechssl.printable import escape_field, make_printable
-from speechssl.verbs.output import print_line, resolve_out
+from speechssl.verbs.frame import verb
+from speechssl.verbs.output import STDOUT, print_line, resolve_out
 
 TEXTS_NAME = "texts.tsv"
 """The file of `id<TAB>text` lines, where `out` is a folder."""
@@ -26,12 +28,13 @@ TEXTS_NAME = "texts.tsv"
 _logger = logging.getLogger("speechssl")
 
 
-def run(config: TranscribeConfig) -> dict[str, Any]:
-    """Recognise every utterance in the order given, write one line each, and return the result.
+@verb
+def transcribe(config: TranscribeConfig) -> dict[str, Any]:
+    """Recognise every utterance in the order given, one line each, and return the result.
 
-    What cannot be used is left out and listed in `left_out.tsv` (`<name>.left_out.tsv` beside a file).
-    `out` with a suffix is a file and gets the lines; without one it is a folder and gets `texts.tsv` and
-    `result.json`. The lines go to stdout as well, ahead of the JSON line.
+    Without `out` the lines go to stdout, and nothing is written. `out` with a suffix is a file and gets the lines;
+    without one it is a folder and gets `texts.tsv` and `result.json`. What cannot be used is left out, and listed in
+    `left_out.tsv` (`<name>.left_out.tsv` beside a file).
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
@@ -43,13 +46,16 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
     model = load_model(config.checkpoint, device, weights=config.weights)
     decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))
     is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
-    out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file)
-    target = out if is_file else out / TEXTS_NAME
+    out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file) if config.out else None
+    target = out / TEXTS_NAME if out and not is_file else out
     precision = resolve_precision(config.precision, device)
     source = Source.from_manifest(manifest, left_out)
     texts = iterate_texts(model, source, config.batch_s, config.window_s, precision, decoder.decode)
     num_empty = _write_lines(source.ids, texts, target, left_out)
-    left_out.save(out)
+    if out:
+        left_out.save(out)
+    elif len(left_out):
+        left_out.warn()
     used = left_out.drop_from(manifest)
     if num_empty:
         _logger.warning("nothing was recognised in %d of %d utterances", num_empty, len(used))
@@ -60,39 +66,52 @@ def run(config: TranscribeConfig) -> dict[str, Any]:
         "audio_s": used.total_s,
         "checkpoint": config.checkpoint,
         **decoder.describe(),
-        "texts": str(target),
-        "out": str(out),
+        "texts": str(target or STDOUT),
+        "out": str(out or STDOUT),
     }
-    if not is_file:
+    if out and not is_file:
         write_result(out, result)
     return result
 
 
-def _write_lines(ids: Sequence[str], texts: Iterable[tuple[int, str]], target: Path, left_out: LeftOut) -> int:
-    """Write and print a line an utterance; count the empty texts. The file gets its name when it is whole.
+def _write_lines(ids: Sequence[str], texts: Iterable[tuple[int, str]], target: Path | None, left_out: LeftOut) -> int:
+    """Write a line an utterance, to stdout where there is no file, and count the empty texts.
 
     Raises:
         DataError: nothing could be used.
     """
+    num_lines = num_empty = 0
+    with _open_lines(target) as write:
+        for index, text in texts:
+            write(f"{make_printable(escape_field(ids[index]))}\t{make_printable(text)}")
+            num_lines += 1
+            num_empty += not text
+        left_out.require_others(num_lines)
+    return num_empty
+
+
+@contextmanager
+def _open_lines(target: Path | None) -> Iterator[Callable[[str], None]]:
+    """Give the function that writes a line. A file gets its name when it is whole; what was begun stays beside it."""
+    if target is None:
+        yield print_line
+        return
     partial = target.with_name(f".{target.name}.part")
     # It may be a link, which would be followed.
     remove(partial)
-    num_lines = num_empty = 0
-    is_whole = False
+    num_lines = 0
+
+    def write(line: str) -> None:
+        nonlocal num_lines
+        print(line, file=file, flush=True)
+        num_lines += 1
+
     try:
         with partial.open("x", encoding="utf-8") as file:
-            for index, text in texts:
-                line = f"{make_printable(escape_field(ids[index]))}\t{make_printable(text)}"
-                print(line, file=file, flush=True)
-                print_line(line)
-                num_lines += 1
-                num_empty += not text
-        left_out.require_others(num_lines)
+            yield write
         partial.replace(target)
-        is_whole = True
     finally:
-        if num_lines and not is_whole:
+        if num_lines and partial.exists():
             _logger.warning("broken off: the first %d texts are in %s", num_lines, partial)
-        elif not is_whole:
+        else:
             partial.unlink(missing_ok=True)
-    return num_empty

@@ -41,7 +41,7 @@ from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.training.state import TrainingState
-from speechssl.verbs.report import run as report
+from speechssl.verbs import report
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechssl.cli.compose import compose, compose_request
+from speechssl.cli.run import run_verb
 from speechssl.cli.words import Request
 from speechssl.config.verbs import DemoConfig
 from speechssl.durable import write_result
@@ -66,8 +68,7 @@ class FakeVerbs:
 @pytest.fixture
 def verbs(monkeypatch: pytest.MonkeyPatch) -> FakeVerbs:
     fake = FakeVerbs()
-    monkeypatch.setattr(demo, "run_verb", fake)
-    monkeypatch.setattr(demo, "build_demo_corpus", lambda root, seed, splits: root)
+    monkeypatch.setattr(import_module("speechssl.verbs.demo"), "build_demo_corpus", lambda root, seed, splits: root)
     return fake
 
 
@@ -91,7 +92,7 @@ def test_every_step_composes_and_the_table_comes_last(
 ) -> None:
     caplog.set_level("INFO", logger="speechssl")
     out = tmp_path / "a demo, with spaces"
-    result = demo.run(DemoConfig(out=str(out), minutes=0.5, device="cpu"))
+    result = demo(DemoConfig(out=str(out), minutes=0.5, device="cpu"), verbs)
     assert verbs.calls == ALL_STEPS
     assert result["as_hoped"] is True
     assert json.loads((out / "result.json").read_text()) == result
@@ -105,26 +106,26 @@ def test_every_step_composes_and_the_table_comes_last(
 
 def test_finished_steps_are_skipped(tmp_path: Path, verbs: FakeVerbs) -> None:
     config = DemoConfig(out=str(tmp_path), minutes=0.5, device="cpu")
-    first = demo.run(config)
+    first = demo(config, verbs)
     verbs.calls.clear()
-    assert demo.run(config) == first
+    assert demo(config, verbs) == first
     assert verbs.calls == []
     # As if it had been stopped before the probe: training verbs are asked again, and answer at once.
     (tmp_path / "result.json").unlink()
     (tmp_path / "probe" / "result.json").unlink()
     (tmp_path / "elapsed.json").write_text('{"seconds": 600}')
-    assert demo.run(config)["minutes"] >= 10.0, "the time of earlier starts counts"
+    assert demo(config, verbs)["minutes"] >= 10.0, "the time of earlier starts counts"
     assert verbs.calls == [ALL_STEPS[2], *ALL_STEPS[4:6], *ALL_STEPS[9:]]
 
 
 @pytest.mark.slow
 def test_another_length_needs_another_folder_or_overwrite(tmp_path: Path, verbs: FakeVerbs) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    demo.run(DemoConfig(out=str(tmp_path), minutes=0.5))
+    demo(DemoConfig(out=str(tmp_path), minutes=0.5), verbs)
     with pytest.raises(ConfigError, match="`minutes` must be 0.5, as in the demo that"):
-        demo.run(DemoConfig(out=str(tmp_path), minutes=1.0))
+        demo(DemoConfig(out=str(tmp_path), minutes=1.0), verbs)
     verbs.calls.clear()
-    demo.run(DemoConfig(out=str(tmp_path), minutes=1.0, overwrite=True))
+    demo(DemoConfig(out=str(tmp_path), minutes=1.0, overwrite=True), verbs)
     assert verbs.calls == ALL_STEPS
     assert (tmp_path / "mine.txt").read_text() == "kept"
 
@@ -132,7 +133,7 @@ def test_another_length_needs_another_folder_or_overwrite(tmp_path: Path, verbs:
 @pytest.mark.slow
 def test_the_demo_runs_from_speech_to_report(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
-    result = demo.run(DemoConfig(out=str(tmp_path / "demo"), minutes=0.2, device="cpu"))
+    result = demo(DemoConfig(out=str(tmp_path / "demo"), minutes=0.2, device="cpu"), run_verb)
     rows = {row["name"]: row for row in result["rows"]}
     assert 0 < rows["contrastive accuracy, held out"]["value"] <= 100
     assert rows["WER, unseen speakers"]["value"] > 0

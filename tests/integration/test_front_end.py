@@ -30,6 +30,7 @@ def check_equal(one: Path, two: Path) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_runs_resume_to_the_bit_and_go_on_to_embeddings(
     manifests: Path,  # noqa: F811
     tmp_path: Path,

@@ -23,7 +23,7 @@ FEWER = {"pretrain": TRAINING, "finetune": TRAINING, "probe": ["updates=5"]}
 
 def read_commands() -> list[str]:
     """List the README's commands, those that need the network last."""
-    lines = README.read_text(encoding="utf-8").splitlines()
+    lines = README.read_text(encoding="utf-8").replace("\\\n", "").splitlines()
     commands = [line.strip() for line in lines if line.startswith("    speechssl ")]
     return sorted(commands, key=lambda command: any(name in command for name in PUBLISHED))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from speechssl.cli.run import build_config
+from speechssl.cli.compose import build_config
 from speechssl.cli.words import read_words
 from speechssl.config.verbs import PretrainConfig
 from tests.cases import each_case

@@ -108,7 +108,7 @@ def test_five_in_a_row_stop_the_run_with_a_whole_checkpoint_before_them(
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize(("bad", "workers"), [(math.nan, 0), (math.inf, 1), (-math.inf, 0)])
+@pytest.mark.parametrize(("bad", "workers"), [(math.inf, 1), pytest.param(math.nan, 0, marks=pytest.mark.slow)])
 def test_audio_that_is_not_finite_is_left_out_and_named(
     tmp_path: Path, bad: float, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

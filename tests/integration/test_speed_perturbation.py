@@ -22,6 +22,7 @@ from tests.integration.test_training import (
 SPEED = {"data.speed_perturbation": [0.9, 1.0, 1.1], "training.max_updates": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [pretrain, finetune])
 def test_a_resumed_run_is_the_uninterrupted_one(
     manifests: Path,  # noqa: F811

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -78,29 +79,27 @@ def draw_waveforms(rows: int = 1, num_samples: int = 16_000) -> torch.Tensor:
     return torch.from_numpy(rng.normal(0, 0.1, (rows, num_samples)).astype(np.float32))
 
 
-@pytest.mark.parametrize("norms", NORMS)
-@pytest.mark.parametrize("kind", CLASSES)
-def test_an_exported_folder_opens_in_its_class_with_the_same_numbers(
-    kind: str, norms: str, tmp_path: Path, listener: Listener
-) -> None:
-    ours = make_model(kind, norms)
-    write_huggingface(ours, tmp_path)
-    theirs = open_there(CLASSES[kind], tmp_path, listener)
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path)
-    waveforms = draw_waveforms()
-    inputs = extractor(waveforms[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
-    assert extractor.do_normalize == ours.config.normalize_waveform
-    backbone = theirs if kind == "backbone" else theirs.wav2vec2
-    with torch.inference_mode():
-        expected = backbone(inputs, output_hidden_states=True)
-        frames = ours(waveforms, None)
-    torch.testing.assert_close(frames.last, expected.last_hidden_state, atol=1e-5, rtol=0)
-    for state, reference in zip(frames.layers[:-1], expected.hidden_states[:-1], strict=True):
-        torch.testing.assert_close(state, reference, atol=1e-5, rtol=0)
-    if kind == "ctc":
+def test_an_exported_folder_opens_in_its_class_with_the_same_numbers(tmp_path: Path, listener: Listener) -> None:
+    for kind, norms in product(CLASSES, NORMS):
+        ours = make_model(kind, norms)
+        folder = tmp_path / kind / norms
+        write_huggingface(ours, folder)
+        theirs = open_there(CLASSES[kind], folder, listener)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        waveforms = draw_waveforms()
+        inputs = extractor(waveforms[0].numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+        assert extractor.do_normalize == ours.config.normalize_waveform
+        backbone = theirs if kind == "backbone" else theirs.wav2vec2
         with torch.inference_mode():
-            logits, _ = ours.logits(waveforms)
-            torch.testing.assert_close(logits, theirs(inputs).logits, atol=1e-5, rtol=0)
+            expected = backbone(inputs, output_hidden_states=True)
+            frames = ours(waveforms, None)
+        torch.testing.assert_close(frames.last, expected.last_hidden_state, atol=1e-5, rtol=0)
+        for state, reference in zip(frames.layers[:-1], expected.hidden_states[:-1], strict=True):
+            torch.testing.assert_close(state, reference, atol=1e-5, rtol=0)
+        if kind == "ctc":
+            with torch.inference_mode():
+                logits, _ = ours.logits(waveforms)
+                torch.testing.assert_close(logits, theirs(inputs).logits, atol=1e-5, rtol=0)
 
 
 def test_the_auto_classes_find_each_model(tmp_path: Path, listener: Listener) -> None:
@@ -113,59 +112,55 @@ def test_the_auto_classes_find_each_model(tmp_path: Path, listener: Listener) ->
         assert type(open_there(auto, tmp_path / kind, listener)).__name__ == CLASSES[kind]
 
 
-@pytest.mark.parametrize("vocabulary", ["fairseq", "data", "torchaudio"])
-def test_processor_and_pipeline_write_what_we_write(vocabulary: str, tmp_path: Path, listener: Listener) -> None:
+def test_processor_and_pipeline_write_what_we_write(tmp_path: Path, listener: Listener) -> None:
     made = {
         "fairseq": build_vocabulary(TextConfig(), []),
         "data": build_vocabulary(TextConfig(vocabulary="data", case="lower"), ["the quick brown fox's café"]),
         "torchaudio": Vocabulary(("-", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")),
     }
-    torch.manual_seed(0)
-    model = SpeechModel(make_config(**LAYER, normalize_waveform=True), made[vocabulary]).eval()
-    assert model.head is not None
-    torch.nn.init.normal_(model.head.linear.weight)
-    write_huggingface(model, tmp_path)
-    processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path)
-    assert len(processor.tokenizer) == len(made[vocabulary])
-    recognise = transformers.pipeline("automatic-speech-recognition", model=str(tmp_path), device="cpu")
-    assert type(recognise.model).__name__ == "Wav2Vec2ForCTC"
-    wave = draw_waveforms()[0]
-    special = ("<s>", "</s>", "<unk>")
-    there = recognise({"raw": wave.numpy(), "sampling_rate": 16_000})["text"]
-    for word in special:
-        there = there.replace(word, "")
-    assert there.split() == transcribe(model, wave.numpy(), sample_rate=16_000)[0].split()
-    assert there.strip()
-    assert listener.lines == []
+    for name, vocabulary in made.items():
+        torch.manual_seed(0)
+        model = SpeechModel(make_config(**LAYER, normalize_waveform=True), vocabulary).eval()
+        assert model.head is not None
+        torch.nn.init.normal_(model.head.linear.weight)
+        write_huggingface(model, tmp_path / name)
+        processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / name)
+        assert len(processor.tokenizer) == len(vocabulary)
+        recognise = transformers.pipeline("automatic-speech-recognition", model=str(tmp_path / name), device="cpu")
+        assert type(recognise.model).__name__ == "Wav2Vec2ForCTC"
+        wave = draw_waveforms()[0]
+        special = ("<s>", "</s>", "<unk>")
+        there = recognise({"raw": wave.numpy(), "sampling_rate": 16_000})["text"]
+        for word in special:
+            there = there.replace(word, "")
+        assert there.split() == transcribe(model, wave.numpy(), sample_rate=16_000)[0].split()
+        assert there.strip()
+        assert listener.lines == []
 
 
-@pytest.mark.parametrize("spelling", ["parametrised", "old"])
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("kind", CLASSES)
-def test_a_folder_of_transformers_loads_with_the_same_numbers(
-    kind: str, file: str, spelling: str, tmp_path: Path
-) -> None:
-    theirs = save_theirs(kind, tmp_path)
-    weights = theirs.state_dict()
-    if spelling == "old":
-        renames = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
-        weights = {_replace(name, renames): value for name, value in weights.items()}
-        assert any(name.endswith("weight_g") for name in weights)
-    (tmp_path / "model.safetensors").unlink()
-    if file == "pytorch_model.bin":
-        torch.save(weights, tmp_path / file)
-    else:
-        from safetensors.torch import save_file
+def test_a_folder_of_transformers_loads_with_the_same_numbers(tmp_path: Path) -> None:
+    for kind, file, spelling in product(CLASSES, ("model.safetensors", "pytorch_model.bin"), ("parametrised", "old")):
+        theirs = save_theirs(kind, folder := tmp_path / kind / file / spelling)
+        weights = theirs.state_dict()
+        if spelling == "old":
+            renames = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+            weights = {_replace(name, renames): value for name, value in weights.items()}
+            assert any(name.endswith("weight_g") for name in weights)
+        (folder / "model.safetensors").unlink()
+        if file == "pytorch_model.bin":
+            torch.save(weights, folder / file)
+        else:
+            from safetensors.torch import save_file
 
-        save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / file)
-    ours = load_model(str(tmp_path))
-    waveforms = draw_waveforms()
-    with torch.inference_mode():
-        inputs = theirs_inputs(waveforms)
-        expected = (theirs if kind == "backbone" else theirs.wav2vec2)(inputs).last_hidden_state
-        torch.testing.assert_close(ours(waveforms).last, expected, atol=1e-5, rtol=0)
-    assert ours.config.waveform_epsilon == 1e-7
-    assert (ours.pretraining is not None, ours.head is not None) == (kind == "pretraining", kind == "ctc")
+            save_file({name: value.contiguous() for name, value in weights.items()}, folder / file)
+        ours = load_model(str(folder))
+        waveforms = draw_waveforms()
+        with torch.inference_mode():
+            inputs = theirs_inputs(waveforms)
+            expected = (theirs if kind == "backbone" else theirs.wav2vec2)(inputs).last_hidden_state
+            torch.testing.assert_close(ours(waveforms).last, expected, atol=1e-5, rtol=0)
+        assert ours.config.waveform_epsilon == 1e-7
+        assert (ours.pretraining is not None, ours.head is not None) == (kind == "pretraining", kind == "ctc")
 
 
 def test_a_fused_positional_convolution_is_refused(tmp_path: Path) -> None:
@@ -177,23 +172,23 @@ def test_a_fused_positional_convolution_is_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("norms", NORMS)
-def test_there_and_back_is_bitwise_the_same(kind: str, norms: str, tmp_path: Path, listener: Listener) -> None:
+def test_there_and_back_is_bitwise_the_same(tmp_path: Path, listener: Listener) -> None:
     """Through a save of `transformers` itself, which keeps what it does not know."""
-    ours = make_model(kind, norms, feature_gradient_scale=0.3, waveform_epsilon=3e-6)
-    write_huggingface(ours, tmp_path / "a", update=11)
-    open_there(CLASSES[kind], tmp_path / "a", listener).save_pretrained(tmp_path / "b")
-    for name in ("preprocessor_config.json", "vocab.json", "tokenizer_config.json"):
-        if (tmp_path / "a" / name).exists():
-            (tmp_path / "b" / name).write_text((tmp_path / "a" / name).read_text())
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        foreign = read_huggingface(folder)
-        back = build_model(foreign)
-        assert foreign.card.model == ours.config
-        assert foreign.card.vocabulary == ours.vocabulary
-        assert foreign.card.update == 11
-        assert all(torch.equal(back.state_dict()[name], value) for name, value in ours.state_dict().items())
+    for kind, norms in product(CLASSES, NORMS):
+        ours = make_model(kind, norms, feature_gradient_scale=0.3, waveform_epsilon=3e-6)
+        first, again = tmp_path / kind / norms / "a", tmp_path / kind / norms / "b"
+        write_huggingface(ours, first, update=11)
+        open_there(CLASSES[kind], first, listener).save_pretrained(again)
+        for name in ("preprocessor_config.json", "vocab.json", "tokenizer_config.json"):
+            if (first / name).exists():
+                (again / name).write_text((first / name).read_text())
+        for folder in (first, again):
+            foreign = read_huggingface(folder)
+            back = build_model(foreign)
+            assert foreign.card.model == ours.config
+            assert foreign.card.vocabulary == ours.vocabulary
+            assert foreign.card.update == 11
+            assert all(torch.equal(back.state_dict()[name], value) for name, value in ours.state_dict().items())
 
 
 def test_both_processor_spellings_are_read(tmp_path: Path) -> None:
@@ -261,6 +256,7 @@ def save_theirs(
 ) -> torch.nn.Module:
     """Make a small model of `transformers` and save it as its users do, with a processor."""
     torch.manual_seed(2)
+    folder.mkdir(parents=True, exist_ok=True)
     letters = letters or ["<pad>", "<s>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
     hf_config = transformers.Wav2Vec2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=[16] * 7,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,61 +54,64 @@ def draw_masks(batch: Inputs) -> torch.Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", NORMS)
-def test_every_rung_in_evaluation_mode(norms: str, lengths: str) -> None:
-    config = make_rung_config(norms)
-    ours, theirs = build_ctc_pair(config)
-    batch = draw_inputs(config, LENGTHS[lengths])
-    mine = record_ours(ours.backbone, batch, head=ours.head)
-    assert list(mine)[-2:] == ["encoder", "logits"]
-    assert find_first(measure(mine, record_transformers(theirs, batch), batch.num_frames), BAR) == ""
-    there = import_into_torchaudio(theirs)
-    assert find_first(measure(mine, record_torchaudio(there, batch), batch.num_frames), BAR) == ""
+def test_every_rung_in_evaluation_mode() -> None:
+    for norms, lengths in product(NORMS, LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_ctc_pair(config)
+        batch = draw_inputs(config, LENGTHS[lengths])
+        mine = record_ours(ours.backbone, batch, head=ours.head)
+        assert list(mine)[-2:] == ["encoder", "logits"]
+        assert find_first(measure(mine, record_transformers(theirs, batch), batch.num_frames), BAR) == "", (
+            norms,
+            lengths,
+        )
+        there = import_into_torchaudio(theirs)
+        assert find_first(measure(mine, record_torchaudio(there, batch), batch.num_frames), BAR) == "", (norms, lengths)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", NORMS)
-def test_every_rung_in_training_mode_with_the_same_masks(norms: str, lengths: str) -> None:
-    config = make_rung_config(norms)
-    ours, theirs = build_pretraining_pair(config)
-    batch = draw_inputs(config, LENGTHS[lengths])
-    mask = draw_masks(batch)
-    mine = record_ours(ours.train().backbone, batch, mask)
-    unmasked = record_ours(ours.backbone, batch)
-    assert find_first(measure(mine, unmasked, batch.num_frames), BAR).startswith("positions"), "the mask does nothing"
-    assert find_first(measure(mine, record_transformers(theirs.train(), batch, mask), batch.num_frames), BAR) == ""
+def test_every_rung_in_training_mode_with_the_same_masks() -> None:
+    for norms, lengths in product(NORMS, LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_pretraining_pair(config)
+        batch = draw_inputs(config, LENGTHS[lengths])
+        mask = draw_masks(batch)
+        mine = record_ours(ours.train().backbone, batch, mask)
+        unmasked = record_ours(ours.backbone, batch)
+        first = find_first(measure(mine, unmasked, batch.num_frames), BAR)
+        assert first.startswith("positions"), "the mask does nothing"
+        assert (
+            find_first(measure(mine, record_transformers(theirs.train(), batch, mask), batch.num_frames), BAR) == ""
+        ), (norms, lengths)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", ["group, post", "layer, pre"])
-def test_greedy_transcripts_are_the_same(norms: str, lengths: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    import json
-
+def test_greedy_transcripts_are_the_same(tmp_path: Path) -> None:
     from transformers import Wav2Vec2CTCTokenizer
 
-    config = make_rung_config(norms)
-    ours, theirs = build_ctc_pair(config)
-    vocabulary = ours.vocabulary
-    assert vocabulary is not None
-    with torch.no_grad():
-        # Their decoder drops special symbols before it merges repeats; a random head would emit them.
-        theirs.lm_head.weight *= 40.0
-        theirs.lm_head.bias[1:4] = -1e4
-        assert ours.head is not None
-        ours.head.linear.load_state_dict(theirs.lm_head.state_dict())
-    batch = draw_inputs(config, LENGTHS[lengths])
-    with torch.no_grad():
-        logits, num_frames = ours.logits(batch.waveforms, batch.num_samples)
-        expected = theirs(batch.waveforms, attention_mask=batch.attention_mask).logits
-    names = ("<pad>", "<s>", "</s>", "<unk>", *vocabulary.symbols[4:])
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.json"
-    path.write_text(json.dumps({name: index for index, name in enumerate(names)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(path))
-    texts = [tokenizer.decode(row[:count].argmax(-1)) for row, count in zip(expected, batch.num_frames, strict=True)]
-    assert num_frames.tolist() == batch.num_frames
-    assert greedy_decode(logits, num_frames, vocabulary) == texts
-    assert all(len(set(text)) > 1 for text in texts), "a transcript of nothing shows nothing"
+    for norms, lengths in product(("group, post", "layer, pre"), LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_ctc_pair(config)
+        vocabulary = ours.vocabulary
+        assert vocabulary is not None
+        with torch.no_grad():
+            # Their decoder drops special symbols before it merges repeats; a random head would emit them.
+            theirs.lm_head.weight *= 40.0
+            theirs.lm_head.bias[1:4] = -1e4
+            assert ours.head is not None
+            ours.head.linear.load_state_dict(theirs.lm_head.state_dict())
+        batch = draw_inputs(config, LENGTHS[lengths])
+        with torch.no_grad():
+            logits, num_frames = ours.logits(batch.waveforms, batch.num_samples)
+            expected = theirs(batch.waveforms, attention_mask=batch.attention_mask).logits
+        names = ("<pad>", "<s>", "</s>", "<unk>", *vocabulary.symbols[4:])
+        path = tmp_path / "vocab.json"
+        path.write_text(json.dumps({name: index for index, name in enumerate(names)}))
+        tokenizer = Wav2Vec2CTCTokenizer(str(path))
+        texts = [
+            tokenizer.decode(row[:count].argmax(-1)) for row, count in zip(expected, batch.num_frames, strict=True)
+        ]
+        assert num_frames.tolist() == batch.num_frames
+        assert greedy_decode(logits, num_frames, vocabulary) == texts
+        assert all(len(set(text)) > 1 for text in texts), "a transcript of nothing shows nothing"
 
 
 def break_epsilon(model: SpeechModel) -> None:
@@ -141,17 +147,16 @@ FAULTS: dict[str, tuple[Callable[[SpeechModel], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_the_first_rung_that_fails_names_the_fault(fault: str) -> None:
-    damage, rung = FAULTS[fault]
-    config = make_rung_config("group, post")
-    ours, theirs = build_ctc_pair(config)
-    damage(ours)
-    batch = draw_inputs(config, LENGTHS["single"])
-    found = measure(
-        record_ours(ours.backbone, batch, head=ours.head), record_transformers(theirs, batch), batch.num_frames
-    )
-    assert find_first(found, BAR).startswith(f"{rung}: ")
+def test_the_first_rung_that_fails_names_the_fault() -> None:
+    for damage, rung in FAULTS.values():
+        config = make_rung_config("group, post")
+        ours, theirs = build_ctc_pair(config)
+        damage(ours)
+        batch = draw_inputs(config, LENGTHS["single"])
+        found = measure(
+            record_ours(ours.backbone, batch, head=ours.head), record_transformers(theirs, batch), batch.num_frames
+        )
+        assert find_first(found, BAR).startswith(f"{rung}: "), rung
 
 
 def test_a_wrong_gelu_is_found_in_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

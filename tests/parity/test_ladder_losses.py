@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -130,33 +131,33 @@ def compare_gradients(ours: nn.Module, theirs: nn.Module, config: ModelConfig) -
     assert measure_relative(sum(mine.values()) ** 0.5, sum(there.values()) ** 0.5) <= GRADIENT_BAR
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", NORMS)
-def test_pretraining_in_training_mode(norms: str, lengths: str, inject: Callable[[Tensor], list[Tensor]]) -> None:
+def test_pretraining_in_training_mode(inject: Callable[[Tensor], list[Tensor]]) -> None:
     """Quantizer, targets, predictions, both losses and all gradients, in this order: each stands on the one before."""
-    config = make_rung_config(norms)
-    ours, theirs = build_pretraining_pair(config)
-    batch = draw_inputs(config, LENGTHS[lengths])
-    draws = draw(config, batch)
-    chosen = inject(draws.noise_there)
-    theirs.train().set_gumbel_temperature(TEMPERATURE)
-    expected = theirs(
-        batch.waveforms,
-        attention_mask=batch.attention_mask,
-        mask_time_indices=draws.mask,
-        sampled_negative_indices=draws.negatives_there,
-    )
-    output = ours.train()(batch.waveforms, batch.num_samples, draws.mask, draws.negatives, draws.noise, TEMPERATURE)
-    compare_heads(ours, output, expected, draws, chosen[0])
-    loss, _ = compute_contrastive_loss(output.logits, output.valid)
-    assert measure_relative(loss.sum().detach(), expected.contrastive_loss.detach()) <= LOSS_BAR, "contrastive loss"
-    diversity = compute_diversity(output)
-    assert measure_relative(diversity.detach(), expected.diversity_loss.detach()) <= PERPLEXITY_BAR, "diversity loss"
-    total = loss.sum() + ContrastiveConfig().diversity_weight * diversity
-    assert measure_relative(total.detach(), expected.loss.detach()) <= LOSS_BAR, "loss"
-    expected.loss.backward()
-    total.backward()
-    compare_gradients(ours, theirs, config)
+    for norms, lengths in product(NORMS, LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_pretraining_pair(config)
+        batch = draw_inputs(config, LENGTHS[lengths])
+        draws = draw(config, batch)
+        chosen = inject(draws.noise_there)
+        theirs.train().set_gumbel_temperature(TEMPERATURE)
+        expected = theirs(
+            batch.waveforms,
+            attention_mask=batch.attention_mask,
+            mask_time_indices=draws.mask,
+            sampled_negative_indices=draws.negatives_there,
+        )
+        output = ours.train()(batch.waveforms, batch.num_samples, draws.mask, draws.negatives, draws.noise, TEMPERATURE)
+        compare_heads(ours, output, expected, draws, chosen[0])
+        loss, _ = compute_contrastive_loss(output.logits, output.valid)
+        assert measure_relative(loss.sum().detach(), expected.contrastive_loss.detach()) <= LOSS_BAR, "contrastive loss"
+        diversity = compute_diversity(output)
+        difference = measure_relative(diversity.detach(), expected.diversity_loss.detach())
+        assert difference <= PERPLEXITY_BAR, "diversity loss"
+        total = loss.sum() + ContrastiveConfig().diversity_weight * diversity
+        assert measure_relative(total.detach(), expected.loss.detach()) <= LOSS_BAR, "loss"
+        expected.loss.backward()
+        total.backward()
+        compare_gradients(ours, theirs, config)
 
 
 def compute_diversity(output: PretrainingOutput) -> Tensor:
@@ -177,53 +178,53 @@ def compare_heads(ours: nn.Module, output: PretrainingOutput, expected: Any, dra
     torch.testing.assert_close(targets, there, atol=BAR, rtol=0, msg="targets")
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", NORMS)
-def test_contrastive_loss_in_evaluation_mode(norms: str, lengths: str) -> None:
+def test_contrastive_loss_in_evaluation_mode() -> None:
     """Without noise. Their diversity term is that of hard choices there, ours of the softmax: not compared."""
-    config = make_rung_config(norms)
-    ours, theirs = build_pretraining_pair(config)
-    batch = draw_inputs(config, LENGTHS[lengths])
-    draws = draw(config, batch)
-    with torch.no_grad():
-        expected = theirs(
-            batch.waveforms,
-            attention_mask=batch.attention_mask,
-            mask_time_indices=draws.mask,
-            sampled_negative_indices=draws.negatives_there,
-        )
-        output = ours(batch.waveforms, batch.num_samples, draws.mask, draws.negatives, None, 1.0)
-        loss, _ = compute_contrastive_loss(output.logits, output.valid)
-    assert measure_relative(loss.sum(), expected.contrastive_loss) <= LOSS_BAR
+    for norms, lengths in product(NORMS, LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_pretraining_pair(config)
+        batch = draw_inputs(config, LENGTHS[lengths])
+        draws = draw(config, batch)
+        with torch.no_grad():
+            expected = theirs(
+                batch.waveforms,
+                attention_mask=batch.attention_mask,
+                mask_time_indices=draws.mask,
+                sampled_negative_indices=draws.negatives_there,
+            )
+            output = ours(batch.waveforms, batch.num_samples, draws.mask, draws.negatives, None, 1.0)
+            loss, _ = compute_contrastive_loss(output.logits, output.valid)
+        assert measure_relative(loss.sum(), expected.contrastive_loss) <= LOSS_BAR, (norms, lengths)
 
 
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("norms", NORMS)
-def test_recognition_in_training_mode(norms: str, lengths: str) -> None:
+def test_recognition_in_training_mode() -> None:
     """CTC loss with masked frames; then all gradients from the same gradient of the logits.
 
     Not in one step: the posteriors of CTC are exponentials of sums of hundreds in float32, so that logits which differ
     by 1e-6 have gradients that differ by 1e-5.
     """
-    config = make_rung_config(norms)
-    ours, theirs = build_ctc_pair(config)
-    batch = draw_inputs(config, LENGTHS[lengths])
-    mask = draw(config, batch).mask
-    labels, num_labels = draw_labels(len(mask))
-    frames = torch.tensor(batch.num_frames)
-    # Their recogniser takes no masks: the same steps, one after the other.
-    backbone = theirs.train().wav2vec2
-    hidden = backbone(batch.waveforms, attention_mask=batch.attention_mask, mask_time_indices=mask).last_hidden_state
-    there = theirs.lm_head(hidden)
-    context, _ = ours.train().backbone.contextualise(ours.backbone.encode(batch.waveforms, batch.num_samples), mask)
-    assert ours.head is not None
-    logits = ours.head(context)
-    loss = compute_ctc_loss(logits, frames, labels, num_labels)
-    assert measure_relative(loss.detach(), compute_theirs(there, frames, labels, num_labels).detach()) <= LOSS_BAR
-    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
-    logits.backward(gradient)  # type: ignore[no-untyped-call]
-    there.backward(gradient)
-    compare_gradients(ours, theirs, config)
+    for norms, lengths in product(NORMS, LENGTHS):
+        config = make_rung_config(norms)
+        ours, theirs = build_ctc_pair(config)
+        batch = draw_inputs(config, LENGTHS[lengths])
+        mask = draw(config, batch).mask
+        labels, num_labels = draw_labels(len(mask))
+        frames = torch.tensor(batch.num_frames)
+        # Their recogniser takes no masks: the same steps, one after the other.
+        backbone = theirs.train().wav2vec2
+        hidden = backbone(
+            batch.waveforms, attention_mask=batch.attention_mask, mask_time_indices=mask
+        ).last_hidden_state
+        there = theirs.lm_head(hidden)
+        context, _ = ours.train().backbone.contextualise(ours.backbone.encode(batch.waveforms, batch.num_samples), mask)
+        assert ours.head is not None
+        logits = ours.head(context)
+        loss = compute_ctc_loss(logits, frames, labels, num_labels)
+        assert measure_relative(loss.detach(), compute_theirs(there, frames, labels, num_labels).detach()) <= LOSS_BAR
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        logits.backward(gradient)  # type: ignore[no-untyped-call]
+        there.backward(gradient)
+        compare_gradients(ours, theirs, config)
 
 
 def test_the_gradient_of_the_logits_is_torchs() -> None:

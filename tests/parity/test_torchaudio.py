@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 from speechssl.interop.names import MASK
 from speechssl.interop.torchaudio import make_arguments, read_torchaudio, write_torchaudio
 from speechssl.model.speech_model import SpeechModel
+from speechssl.model.wav2vec2 import normalize_waveforms
 from tests.parity.test_huggingface_folders import NORMS, draw_waveforms, make_model
 
 torchaudio = pytest.importorskip("torchaudio", reason="torchaudio is the other side of this test")
@@ -29,8 +32,6 @@ def compare(ours: SpeechModel, theirs: torch.nn.Module) -> None:
     waveforms = draw_waveforms(2)
     inputs = waveforms
     if ours.config.normalize_waveform:
-        from speechssl.model.wav2vec2 import normalize_waveforms
-
         inputs = normalize_waveforms(waveforms, None, ours.config.waveform_epsilon)
     with torch.inference_mode():
         layers, _ = theirs.extract_features(inputs)
@@ -42,49 +43,43 @@ def compare(ours: SpeechModel, theirs: torch.nn.Module) -> None:
     torch.testing.assert_close(last, out, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("norms", NORMS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_exported_file_loads_strictly_and_comes_back_bitwise(
-    kind: str, norms: str, suffix: str, tmp_path: Path
-) -> None:
-    ours = make_model(kind, norms, feature_gradient_scale=0.3)
-    path = tmp_path / f"model{suffix}"
-    write_torchaudio(ours, path, update=4)
-    theirs = build_there(json.loads((tmp_path / "model.json").read_text())["torchaudio"])
-    if suffix == ".pt":
-        theirs.load_state_dict(torch.load(path))
-    else:
-        from safetensors.torch import load_file
-
-        theirs.load_state_dict(load_file(path))
-    compare(ours, theirs)
-    back = load_model(str(path))
-    assert back.config == ours.config
-    assert back.vocabulary == ours.vocabulary
-    assert read_torchaudio(path).card.update == 4
-    weights = {name: value for name, value in ours.state_dict().items() if not name.startswith("pretraining.")}
-    assert back.state_dict().keys() == weights.keys()
-    assert all(torch.equal(back.state_dict()[name], value) for name, value in weights.items() if name != MASK)
+def test_an_exported_file_loads_strictly_and_comes_back_bitwise(tmp_path: Path) -> None:
+    for kind, norms, suffix in product(KINDS, NORMS, (".pt", ".safetensors")):
+        ours = make_model(kind, norms, feature_gradient_scale=0.3)
+        path = tmp_path / f"{kind}-{norms}-{suffix[1:]}{suffix}"
+        write_torchaudio(ours, path, update=4)
+        theirs = build_there(json.loads(path.with_suffix(".json").read_text())["torchaudio"])
+        if suffix == ".pt":
+            theirs.load_state_dict(torch.load(path))
+        else:
+            theirs.load_state_dict(load_file(path))
+        compare(ours, theirs)
+        back = load_model(str(path))
+        assert back.config == ours.config
+        assert back.vocabulary == ours.vocabulary
+        assert read_torchaudio(path).card.update == 4
+        weights = {name: value for name, value in ours.state_dict().items() if not name.startswith("pretraining.")}
+        assert back.state_dict().keys() == weights.keys()
+        assert all(torch.equal(back.state_dict()[name], value) for name, value in weights.items() if name != MASK)
 
 
-@pytest.mark.parametrize("norms", NORMS)
-def test_a_state_dict_of_theirs_loads_with_a_few_facts(norms: str, tmp_path: Path) -> None:
-    config = make_model("backbone", norms, group_norm_frames="valid").config
-    torch.manual_seed(1)
-    theirs = build_there(make_arguments(config, 29))
-    torch.save({f"model.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "theirs.pt")
-    facts = {
-        "torchaudio": {"encoder_num_heads": 4, "encoder_layer_norm_first": config.norm_first},
-        "normalize_waveform": config.normalize_waveform,
-        "labels": ["-", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"],
-    }
-    (tmp_path / "theirs.json").write_text(json.dumps(facts))
-    ours = load_model(str(tmp_path / "theirs.pt"))
-    compare(ours, theirs)
-    assert ours.vocabulary is not None
-    assert ours.vocabulary.case == "upper"
-    assert ours.config.conv_norm == config.conv_norm
+def test_a_state_dict_of_theirs_loads_with_a_few_facts(tmp_path: Path) -> None:
+    for norms in NORMS:
+        config = make_model("backbone", norms, group_norm_frames="valid").config
+        torch.manual_seed(1)
+        theirs = build_there(make_arguments(config, 29))
+        torch.save({f"model.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "theirs.pt")
+        facts = {
+            "torchaudio": {"encoder_num_heads": 4, "encoder_layer_norm_first": config.norm_first},
+            "normalize_waveform": config.normalize_waveform,
+            "labels": ["-", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ"],
+        }
+        (tmp_path / "theirs.json").write_text(json.dumps(facts))
+        ours = load_model(str(tmp_path / "theirs.pt"))
+        compare(ours, theirs)
+        assert ours.vocabulary is not None
+        assert ours.vocabulary.case == "upper"
+        assert ours.config.conv_norm == config.conv_norm
 
 
 def test_what_a_state_dict_does_not_say_is_asked_for(tmp_path: Path) -> None:
@@ -99,31 +94,31 @@ def test_what_a_state_dict_does_not_say_is_asked_for(tmp_path: Path) -> None:
         load_model(str(tmp_path / "a.pt"))
 
 
-@pytest.mark.parametrize("name", ["WAV2VEC2_ASR_BASE_960H", "WAV2VEC2_LARGE_LV60K"])
-def test_a_bundle_loads_from_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_loads_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundle's network is made small, and its file lies where torch would have put it."""
-    bundle = getattr(torchaudio.pipelines, name)
-    is_layer = bundle._params["extractor_mode"] == "layer_norm"
-    config = make_model("backbone", "layer" if is_layer else "group").config
-    for key, value in make_arguments(config, bundle._params["aux_num_out"]).items():
-        monkeypatch.setitem(bundle._params, key, value)
-    torch.manual_seed(3)
-    stored = build_there(bundle._params)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    weights = stored.state_dict()
-    if "aux.weight" in weights:
-        # The file on the server still has the rows of <pad>, </s> and <unk>, which torchaudio takes out.
-        for part in ("aux.weight", "aux.bias"):
-            rows = weights[part]
-            weights[part] = torch.cat([rows[:1], torch.zeros_like(rows[:3]), rows[1:]])
-    torch.save(weights, tmp_path / "hub" / "checkpoints" / Path(bundle._path).name)
-    ours = load_model(f"torchaudio:{name}")
-    assert ours.config.normalize_waveform == is_layer
-    compare(ours, stored)
-    if not is_layer:
-        assert ours.vocabulary is not None
-        assert ours.vocabulary.symbols[:3] == ("-", "|", "E")
+    for name in ("WAV2VEC2_ASR_BASE_960H", "WAV2VEC2_LARGE_LV60K"):
+        bundle = getattr(torchaudio.pipelines, name)
+        is_layer = bundle._params["extractor_mode"] == "layer_norm"
+        config = make_model("backbone", "layer" if is_layer else "group").config
+        for key, value in make_arguments(config, bundle._params["aux_num_out"]).items():
+            monkeypatch.setitem(bundle._params, key, value)
+        torch.manual_seed(3)
+        stored = build_there(bundle._params)
+        weights = stored.state_dict()
+        if "aux.weight" in weights:
+            # The file on the server still has the rows of <pad>, </s> and <unk>, which torchaudio takes out.
+            for part in ("aux.weight", "aux.bias"):
+                rows = weights[part]
+                weights[part] = torch.cat([rows[:1], torch.zeros_like(rows[:3]), rows[1:]])
+        torch.save(weights, tmp_path / "hub" / "checkpoints" / Path(bundle._path).name)
+        ours = load_model(f"torchaudio:{name}")
+        assert ours.config.normalize_waveform == is_layer
+        compare(ours, stored)
+        if not is_layer:
+            assert ours.vocabulary is not None
+            assert ours.vocabulary.symbols[:3] == ("-", "|", "E")
 
 
 def test_a_wrong_bundle_is_one_sentence() -> None:

@@ -24,6 +24,7 @@ from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
 from speechssl.training.state import TrainingState
+from tests.cases import each_case
 from tests.reliability.harness import ForkServer, Run, list_leftovers, list_unreadable, make_random
 
 
@@ -87,7 +88,7 @@ def test_every_flipped_bit_cut_and_hole_is_found(state: TrainingState, tmp_path:
     assert not find_problem(folder)
 
 
-@pytest.mark.parametrize("name", [*FILES, CHECKSUMS])
+@each_case("name", [*FILES, CHECKSUMS])
 def test_a_run_falls_back_to_the_checkpoint_before(name: str, state: TrainingState, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, 3)
     folders = [store.save(take(state, update), is_best=update == 1) for update in (1, 2)]
@@ -100,7 +101,7 @@ def test_a_run_falls_back_to_the_checkpoint_before(name: str, state: TrainingSta
     assert store.num_damaged == 1
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@each_case("name", ["model.safetensors", "config.json"])
 def test_inference_refuses_a_damaged_checkpoint(name: str, state: TrainingState, tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path, 2).save(take(state, 1), is_best=True)
     content = (folder / name).read_bytes()

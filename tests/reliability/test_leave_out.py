@@ -22,6 +22,7 @@ from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage
 from speechssl.training.optim import FIELDS, build_optimizer
 from speechssl.training.state import TrainingState
+from tests.cases import each_case
 from tests.reliability.harness import KEYS, ForkServer, Run, find_differences, read_outcome
 from tests.reliability.jobs import finish
 
@@ -124,7 +125,7 @@ def test_the_loader_refuses_an_average_without_any_one_weight(stopped: Run, tmp_
     assert accepted == []
 
 
-@pytest.mark.parametrize("number", range(4))
+@each_case("number", range(4))
 def test_a_parameter_without_its_optimizer_state_makes_another_run(
     number: int, stopped: Run, expected: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -140,7 +141,7 @@ def test_a_parameter_without_its_optimizer_state_makes_another_run(
     assert any(name.startswith("weights/") for name in differences)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "path",
     [
         ["version"],
@@ -152,7 +153,6 @@ def test_a_parameter_without_its_optimizer_state_makes_another_run(
         ["provenance", "data", "data.train"],
         ["provenance", "data", "data.valid"],
     ],
-    ids="/".join,
 )
 def test_the_command_refuses_a_checkpoint_without_any_one_counter(
     path: list[str], stopped: Run, tmp_path: Path
@@ -170,7 +170,7 @@ def test_the_command_refuses_a_checkpoint_without_any_one_counter(
     assert re.search(r"`(out|data\.\w+)` must hold (a whole checkpoint|the utterances)", run.log.read_text())
 
 
-@pytest.mark.parametrize("name", ["version", "kind", "update", "model", "vocabulary"])
+@each_case("name", ["version", "kind", "update", "model", "vocabulary"])
 def test_a_model_card_without_any_one_entry_is_refused(name: str, stopped: Run, tmp_path: Path) -> None:
     folder = find_checkpoint(copy_run(stopped, tmp_path))
     card = json.loads((folder / CONFIG).read_text())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import each_case
 from tests.reliability.harness import ForkServer, Run, find_differences, list_unreadable, read_outcome
 
 KEYS = {"data.num_workers": 0, "training.max_updates": 8, "training.checkpoint_every": 5, "training.validate_every": 8}
@@ -100,7 +101,7 @@ def begun(server: ForkServer, manifests: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.crc32", "config.yaml", "environment.json", "result.json"])
+@each_case("name", ["metrics.jsonl", "metrics.crc32", "config.yaml", "environment.json", "result.json"])
 def test_a_flipped_bit_is_told_and_changes_no_logged_number(
     server: ForkServer, manifests: Path, tmp_path: Path, whole: dict[str, Any], begun: Path, name: str
 ) -> None:

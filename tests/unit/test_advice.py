@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 import speechssl
 from speechssl.advice import quote_for_shell, spell
 from speechssl.cli.compose import compose_request
-from speechssl.cli.overrides import parse_override
-from speechssl.cli.words import read_words
+from speechssl.cli.words import parse_override, read_words
 from speechssl.config.verbs import PrepareConfig
 from speechssl.corpora.folder import read_folder
 from speechssl.errors import CheckpointError, ConfigError

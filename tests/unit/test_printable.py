@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-from speechssl.cli.sweep import print_table
 from speechssl.evaluation.breakdown import format_table, format_worst
 from speechssl.evaluation.wer import score
-from speechssl.printable import make_printable
+from speechssl.printable import format_columns, make_printable
 from speechssl.verbs.output import format_line
 from tests.cases import each_case
 
@@ -49,6 +46,5 @@ def test_tables_keep_their_lines() -> None:
     assert all(make_printable(line) == line for line in table.split("\n"))
 
 
-def test_the_table_of_a_sweep_has_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([{"job": 0, "out": "[red]x\x1b[2J"}])
-    assert "[red]x\\x1b[2J" in capsys.readouterr().err
+def test_columns_are_as_wide_as_what_is_printed() -> None:
+    assert format_columns([("a\x1b[2J", "1"), ("b", "10")], right={1}) == "a\\x1b[2J   1\nb         10"

@@ -8,7 +8,7 @@ from typing import Any
 from recipes.librispeech_mini.study.cells import Keys
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.bench.flops import BACKWARD, count_pretraining_heads, count_row
-from speechssl.cli.run import build_config
+from speechssl.cli.compose import build_config
 from speechssl.cli.words import Request, escape
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 

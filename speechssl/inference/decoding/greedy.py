@@ -11,7 +11,7 @@ from torch import Tensor
 from speechssl.text.vocabulary import BLANK, Vocabulary
 
 
-def collapse(ids: Sequence[int]) -> list[int]:
+def merge_path(ids: Sequence[int]) -> list[int]:
     """Apply the CTC map to a path: merge repeats, then drop blanks (Graves et al. 2006, §3.1).
 
     Args:
@@ -39,4 +39,4 @@ def greedy_decode(logits: Float[Tensor, "B T V"], num_frames: Int[Tensor, " B"],
     assert logits.shape[-1] == len(vocabulary), f"{logits.shape[-1]} logits for {len(vocabulary)} symbols"
     paths = logits.argmax(dim=-1).tolist()
     rows = zip(paths, num_frames.tolist(), strict=True)
-    return [vocabulary.decode(collapse(path[:length])) for path, length in rows]
+    return [vocabulary.decode(merge_path(path[:length])) for path, length in rows]

@@ -11,7 +11,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, parsing
@@ -174,7 +174,8 @@ def save_arpa(model: Ngram, path: str | Path) -> None:
         backoff = model.backoffs.get(name)
         tail = "" if backoff is None else f"\t{backoff:.7f}"
         sections[name.count(" ")].append(f"{log_prob:.7f}\t{name}{tail}\n")
-    with _create(partial, is_compressed=path.suffix == ".gz") as file:
+    is_compressed = path.suffix == ".gz"
+    with gzip.open(partial, "wt", encoding="utf-8") if is_compressed else partial.open("w", encoding="utf-8") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {n}={len(rows)}\n" for n, rows in enumerate(sections, 1))
         for n, rows in enumerate(sections, 1):
@@ -182,12 +183,6 @@ def save_arpa(model: Ngram, path: str | Path) -> None:
             file.writelines(rows)
         file.write("\n\\end\\\n")
     partial.replace(path)
-
-
-def _create(path: Path, is_compressed: bool) -> TextIO:
-    if is_compressed:
-        return gzip.open(path, "wt", encoding="utf-8")
-    return path.open("w", encoding="utf-8")
 
 
 def _read_lines(file: BinaryIO, is_compressed: bool) -> Iterator[bytes]:

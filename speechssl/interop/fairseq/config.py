@@ -13,8 +13,8 @@ from typing import Any
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.fairseq.labels import MAX_NUMBER, read_conv_layers, read_temperature
-from speechssl.interop.foreign import FAMILIES, name_size, refuse_family
+from speechssl.interop.fairseq.literals import read_conv_layers, read_temperature
+from speechssl.interop.foreign import FAMILIES, name_size, read_field, refuse_family, refuse_field
 from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
@@ -88,7 +88,6 @@ TASK: dict[str, Any] = {
 """Fields of the contrastive task, no part of the network: what differs from ours is left behind, and named."""
 
 _NORMS = {"default": "group", "layer_norm": "layer"}
-_MUST = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,6 @@ def find_sections(stored: dict[str, Any], is_finetuned: bool, where: str, key: s
     Args:
         stored: `cfg` and `args` as plain values.
         is_finetuned: whether the weights are those of a fine-tuned model.
-        where: file, for errors.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: there is none, or a fine-tuned model's lacks that of its network.
@@ -147,8 +144,6 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
     Args:
         sections: from `find_sections`.
         kind: `pretraining`, `ctc` or `backbone`.
-        where: file, for errors.
-        key: the key that errors name.
 
     Returns:
         The network, and the fields left behind.
@@ -181,7 +176,6 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
     """Make a `cfg` of plain values that fairseq builds the network from.
 
     Args:
-        config: the network.
         kind: `pretraining` or `ctc`.
     """
     task = {"normalize": config.normalize_waveform, "sample_rate": 16_000, "data": "."}
@@ -219,23 +213,17 @@ def write_config(config: ModelConfig, kind: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads single fields, and says what is wrong with them."""
+    """Reads single fields of one file, and says what is wrong with them; null stands for the default."""
 
     where: str
     key: str
 
     def read(self, section: dict[str, Any], name: str, default: Any) -> Any:
-        """Read one field of the type of its default; a whole number will do for a float."""
-        value = section.get(name)
-        value = default if value is None else value
-        is_number = isinstance(default, float) and type(value) in (int, float) and abs(value) < MAX_NUMBER
-        if not is_number and type(value) is not type(default):
-            raise self.refuse(name, _MUST[type(default)], value)
-        return float(value) if is_number else value
+        given = {name: section[name]} if section.get(name) is not None else {}
+        return read_field(given, name, default, self.where, self.key)
 
     def refuse(self, name: str, must: str, value: Any) -> CheckpointError:
-        """Say what a field must be."""
-        return CheckpointError(f"`{self.key}` must have {must} as {name}, but {self.where} has {show(value)}")
+        return refuse_field(name, must, value, self.where, self.key)
 
 
 def _get_part(whole: dict[str, Any], name: str) -> dict[str, Any]:

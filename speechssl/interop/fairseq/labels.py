@@ -1,88 +1,116 @@
-"""The two fields of fairseq's configurations that are Python in text: read here as data, never run."""
+"""The labels of fairseq's recognisers: a dictionary in the file or beside it, four special symbols first."""
 
 from __future__ import annotations
 
-import ast
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
-MAX_TEXT, MAX_LAYERS, MAX_VALUE, MAX_NUMBER = 2000, 64, 65536, 1e300
-"""Most characters of a text, convolutions of a network, channels or samples of one, and the largest temperature."""
+from speechssl.checkpoints.checks import reading
+from speechssl.errors import CheckpointError
+from speechssl.interop.fairseq.config import find_task
+from speechssl.interop.foreign import read_vocabulary
+from speechssl.parsing import read_bytes, show
+from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+
+_logger = logging.getLogger("speechssl")
+
+DICTIONARY = "dict.ltr.txt"
+"""File of a fine-tuned model's labels, as fairseq's recipes call it; it lies in the data folder there."""
+
+PUBLISHED, MAX_DICTIONARY = "https://dl.fbaipublicfiles.com/fairseq/wav2vec/dict.ltr.txt", 4 << 20
+"""Where LibriSpeech's dictionary is published, and the most bytes of one."""
+
+SPECIALS = FAIRSEQ_SYMBOLS[:4]
+"""What every dictionary of fairseq begins with; the first is the CTC blank."""
+
+SPELLINGS_OF_SPECIALS = (SPECIALS, ("<pad>", "<s>", *SPECIALS[2:]))
+"""How labels may begin to be written: as here, or as Hugging Face names the same rows, whose blank is `<pad>`.
+
+fairseq goes by the row alone: row 0 is the blank, and is called `<s>` there. Rows never move.
+"""
 
 
-def read_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """Read fairseq's `conv_feature_layers`, which fairseq itself runs as Python.
+def read_labels(path: Path, plain: dict[str, Any], ours: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
+    """Find the labels of a head: our own facts, the dictionary in the file or beside it, or LibriSpeech's.
 
     Args:
-        text: lists of (channels, kernel, stride) with `+` between lists and `*` between a list and a number, such as
-            `[(512, 10, 5)] + [(512, 3, 2)] * 4`.
-
-    Returns:
-        The layers.
-
-    Raises:
-        ValueError: it is anything else, longer than 2000 characters, or has more than 64 layers.
-    """
-    if len(text) > MAX_TEXT:
-        raise ValueError(f"it is longer than {MAX_TEXT} characters")
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-        layers = _read_layers(tree.body)
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"it is no such list ({type(error).__name__})") from error
-    if not layers:
-        raise ValueError("it has no layer")
-    return layers
-
-
-def read_temperature(value: Any) -> tuple[float, float, float]:
-    """Read fairseq's `latent_temp`: (start, end, factor) as a list, or as text.
+        path: of the checkpoint.
+        plain: what it says beside its weights, as plain values.
+        ours: from `read_extra`.
+        num_rows: outputs of the head.
 
     Raises:
-        ValueError: it is anything else.
+        CheckpointError: there are none, or they do not fit the head.
     """
-    if isinstance(value, str) and len(value) <= MAX_TEXT:
-        try:
-            value = ast.literal_eval(value.strip())
-        except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError) as error:
-            raise ValueError("it is no list of numbers") from error
-    is_list = isinstance(value, (list, tuple)) and len(value) == 3
-    if not is_list or not all(type(number) in (int, float) for number in value):
-        raise ValueError("it is no list of three numbers")
-    if not all(abs(number) < MAX_NUMBER for number in value):
-        raise ValueError("its numbers are not finite")
-    start, end, factor = (float(number) for number in value)
-    return start, end, factor
+    beside, labels = path.parent / DICTIONARY, _find_symbols(plain)
+    if ours.get("vocabulary") or labels is not None:
+        return read_vocabulary(ours, labels or (), num_rows, str(path), key)
+    if beside.is_file():
+        return read_vocabulary({}, _read_dictionary(beside, key), num_rows, str(beside), key)
+    return _assume_librispeech(path, plain, num_rows, key)
 
 
-def _read_layers(node: ast.expr) -> list[tuple[int, int, int]]:
-    """Read a list of layers, a sum of such lists, or one so many times."""
-    match node:
-        case ast.List():
-            layers = [_read_layer(element) for element in node.elts]
-        case ast.BinOp(op=ast.Add()):
-            layers = _read_layers(node.left) + _read_layers(node.right)
-        case ast.BinOp(op=ast.Mult(), left=ast.Constant() as times, right=inner):
-            layers = _repeat(_read_layers(inner), times)
-        case ast.BinOp(op=ast.Mult(), left=inner, right=ast.Constant() as times):
-            layers = _repeat(_read_layers(inner), times)
-        case _:
-            raise ValueError(f"it has {type(node).__name__}")
-    if len(layers) > MAX_LAYERS:
-        raise ValueError(f"it has more than {MAX_LAYERS} layers")
-    return layers
+def _find_symbols(plain: dict[str, Any]) -> list[str] | None:
+    """Find the dictionary that fairseq keeps in its files since 2021; its own reader prefers it too."""
+    match plain.get("task_state"):
+        case {"target_dictionary": {"symbols": [*symbols]}} if tuple(symbols[: len(SPECIALS)]) == SPECIALS:
+            return symbols if all(isinstance(symbol, str) for symbol in symbols) else None
+    return None
 
 
-def _repeat(layers: list[tuple[int, int, int]], times: ast.Constant) -> list[tuple[int, int, int]]:
-    count = times.value
-    if type(count) is not int or not 0 < count <= MAX_LAYERS:
-        raise ValueError(f"it repeats {count!r} times")
-    return layers * count
+def _assume_librispeech(path: Path, plain: dict[str, Any], num_rows: int, key: str) -> Vocabulary:
+    """Take LibriSpeech's letters where everything in the file points to them: their number and where its data lay.
+
+    Other languages have 32 letters too. The published files say `…/speech/libri/960h/…`.
+
+    Raises:
+        CheckpointError: something else is as likely.
+    """
+    task = find_task(plain)
+    has_letters = num_rows == len(FAIRSEQ_SYMBOLS) and task.get("labels") in (None, "ltr")
+    if not has_letters or not re.search(r"(?<![a-z])libri", str(task.get("data")).lower()):
+        raise CheckpointError(
+            f"`{key}` must have {DICTIONARY} beside it, with the labels of its {num_rows} outputs, but {path} has "
+            f"none, and does not say that it was trained on LibriSpeech ({PUBLISHED} has the labels of such a model)"
+        )
+    _logger.warning(
+        "%s=%s: no %s in %s: its %d outputs are taken for the letters of LibriSpeech, since it was trained on %s",
+        key, path, DICTIONARY, path.parent, num_rows, show(task["data"]),
+    )  # fmt: skip
+    return Vocabulary(FAIRSEQ_SYMBOLS)
 
 
-def _read_layer(node: ast.expr) -> tuple[int, int, int]:
-    elements = node.elts if isinstance(node, (ast.Tuple, ast.List)) else []
-    values = [element.value if isinstance(element, ast.Constant) else None for element in elements]
-    numbers = [value for value in values if type(value) is int and 0 < value <= MAX_VALUE]
-    if len(values) != 3 or len(numbers) != 3:
-        raise ValueError("a layer is no (channels, kernel, stride)")
-    return numbers[0], numbers[1], numbers[2]
+def _read_dictionary(path: Path, key: str) -> tuple[str, ...]:
+    """Read `symbol count` lines, as fairseq does: the four specials come first."""
+    with reading(path, key, "a model with a dictionary beside it"):
+        lines = read_bytes(path, MAX_DICTIONARY).decode("utf-8-sig").split("\n")
+    rows = [line.rstrip().rsplit(" ", 1) for line in lines if line.strip()]
+    if not all(len(row) == 2 and row[1].isascii() and row[1].isdigit() for row in rows):
+        raise CheckpointError(f"`{key}` must have a dictionary of `symbol count` lines, but {path} has others")
+    return (*SPECIALS, *(row[0] for row in rows))
+
+
+def check_dictionary(vocabulary: Vocabulary | None) -> None:
+    """Check that a vocabulary can be a dictionary of fairseq's.
+
+    Raises:
+        CheckpointError: it does not begin with fairseq's special symbols.
+    """
+    if vocabulary is not None and vocabulary.symbols[: len(SPECIALS)] not in SPELLINGS_OF_SPECIALS:
+        wanted = " or ".join(" ".join(specials) for specials in SPELLINGS_OF_SPECIALS)
+        raise CheckpointError(
+            f"`checkpoint` must have labels that begin with {wanted} to be written for fairseq, but has "
+            f"{' '.join(vocabulary.symbols[: len(SPECIALS)])}"
+        )
+
+
+def write_dictionary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Write the dictionary beside a checkpoint, with a warning where another one lay there."""
+    # fairseq reads "symbol count"; the counts only mattered when the dictionary was made.
+    lines = "".join(f"{symbol} 1\n" for symbol in vocabulary.symbols[len(SPECIALS) :])
+    dictionary = folder / DICTIONARY
+    if dictionary.exists() and dictionary.read_text(encoding="utf-8", errors="replace") != lines:
+        _logger.warning("%s had other labels: fairseq reads other checkpoints beside it wrongly now", dictionary)
+    dictionary.write_text(lines, encoding="utf-8")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from speechssl.checkpoints.model_folder import TYPES, build_config
+from speechssl.checkpoints.model_folder import build_config
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra, refuse_family
+from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra, read_field, refuse_family
 from speechssl.parsing import show
 
 ARCHITECTURES = {"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"}
@@ -60,8 +60,6 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
         stored: the file.
         kind: `pretraining`, `ctc` or `backbone`. Only for `ctc` the masks are read: elsewhere they mean a later
             fine-tuning (the published base models say 0.05), and ours are those of pretraining.
-        where: the file's name, for errors.
-        key: the key that errors name.
 
     Returns:
         The network, without what decides the audio (see `huggingface_processor`), and the fields left behind.
@@ -70,7 +68,7 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
         CheckpointError: another architecture, an adapter, or a value of the wrong type or outside its range.
     """
     _check_architecture(stored, where, key)
-    values = {ours: _read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
+    values = {ours: read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
     base, exported = _read_base(stored, kind, key)
     if stored.get("apply_spec_augment", True) is False:
         values |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
@@ -92,7 +90,6 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
     """Make the fields of a `config.json`.
 
     Args:
-        config: the network.
         kind: `pretraining`, `ctc` or `backbone`.
         vocab_size: outputs of the CTC head; Hugging Face's default without one.
         bos: index of `<s>`.
@@ -177,15 +174,6 @@ def _check_architecture(stored: dict[str, Any], where: str, key: str) -> None:
             f"`{key}` must have one conv_dim for each convolution, but num_feat_extract_layers in {where} is "
             f"{show(layers)} and conv_dim has {len(widths)}"
         )
-
-
-def _read_field(stored: dict[str, Any], field: str, default: Any, where: str, key: str) -> Any:
-    """Read one field; its type is that of the default, where a whole number will do for a float."""
-    value = stored.get(field, default)
-    must, fits = TYPES[list[int] if isinstance(default, list) else type(default)]
-    if not fits(value):
-        raise CheckpointError(f"`{key}` must have {must} as {field} in {where}, but has {show(value)}")
-    return float(value) if isinstance(default, float) else value
 
 
 def _replace(config: ModelConfig, values: dict[str, Any]) -> ModelConfig:

@@ -37,7 +37,6 @@ def fetch_from_hub(checkpoint: str, key: str = "checkpoint") -> Path:
 
     Args:
         checkpoint: `owner/model`, or `owner/model@revision` to stay with one version of it.
-        key: the key that errors name.
 
     Returns:
         The folder of the cache that holds it. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` count.

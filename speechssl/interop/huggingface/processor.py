@@ -83,7 +83,6 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
         folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json.
         num_rows: outputs of the head.
         pad_id: `pad_token_id` of config.json: the CTC blank there.
-        key: the key that errors name.
 
     Raises:
         CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of

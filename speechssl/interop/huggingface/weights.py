@@ -33,7 +33,6 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     Args:
         folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
             file of either spelling and, for CTC, vocab.json.
-        key: the key that errors name.
 
     Returns:
         The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
@@ -83,7 +82,6 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
     Args:
         model: a backbone, a pretraining model or a recogniser.
         folder: made if it is missing.
-        update: how far the training had come.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = find_kind(model)

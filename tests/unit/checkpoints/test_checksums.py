@@ -9,6 +9,7 @@ import pytest
 
 from speechssl.checkpoints.checksums import CHECKSUMS, check_whole, find_damage, has_checksums, write_checksums
 from speechssl.errors import CheckpointError
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_file_that_is_not_listed_is_damage_where_it_is_needed(folder: Path) ->
     assert find_damage(folder, ["a", "c"])
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content",
     [b"", b"{", b"[]", b"3", b'{"version": 1}', b'{"version": 1, "files": {}}', b'{"version": 1, "files": [1]}',
      b'{"version": 1, "files": {"a": 3}}', b'{"version": 2, "files": {}}', b"\xff", b"[" * 100_000],

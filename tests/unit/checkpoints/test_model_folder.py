@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from speechssl.errors import CheckpointError, SpeechSSLError
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
+from tests.cases import each_case
 
 
-@pytest.mark.parametrize("kind", ["backbone", "pretraining", "ctc"])
+@each_case("kind", ["backbone", "pretraining", "ctc"])
 def test_round_trip(tiny_model_config: ModelConfig, tmp_path: Path, kind: str) -> None:
     vocabulary = build_vocabulary(TextConfig(), []) if kind == "ctc" else None
     model = SpeechModel(tiny_model_config, vocabulary, pretraining=kind == "pretraining").eval()
@@ -74,7 +76,7 @@ def test_weights_of_another_shape_are_refused(tiny_model_config: ModelConfig, tm
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
+@each_case("norm_first", [True, False])
 def test_the_last_blocks_may_stay_as_initialised(tiny_model_config: ModelConfig, norm_first: bool) -> None:
     config = replace(tiny_model_config, num_layers=3, norm_first=norm_first)
     model, source = SpeechModel(config), SpeechModel(config)
@@ -89,9 +91,7 @@ def test_the_last_blocks_may_stay_as_initialised(tiny_model_config: ModelConfig,
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("kind", ["backbone", "pretraining"])
-@pytest.mark.parametrize("front_end", ["convolutions", "log_mel"])
-@pytest.mark.parametrize("dim", [32, 48])
+@each_case("kind, front_end, dim", product(("backbone", "pretraining"), ("convolutions", "log_mel"), (32, 48)))
 def test_the_least_number_of_weights_is_all_but_biases_and_norms(
     front_end: str, dim: int, kind: str, tiny_model_config: ModelConfig
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from speechssl.checkpoints.replacement import ASIDE, Replacement, drop_replaced, recover
+from tests.cases import each_case
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_new_run_leaves_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("moved", [1, 2, 9])
+@each_case("moved", [1, 2, 9])
 def test_after_a_kill_the_earlier_run_is_there_again(run: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     """Wherever the kill came: after so many of the files were set aside, and the new ones were written or not."""
     before = read(run)
@@ -118,7 +119,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert read(tmp_path) == {"checkpoints/mine": "mine", "wandb/mine": "mine"}
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
+@each_case("overwrite", [True, False])
 def test_what_cannot_be_set_aside_stays(run: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
     """A full disk, or checkpoints/ that is a mount: nothing that was found is removed for it."""
     before = read(run)
@@ -163,7 +164,7 @@ def test_a_link_comes_back(run: Path, tmp_path: Path) -> None:
     assert (run / "checkpoints" / "update-0000005").is_dir() and (run / "checkpoints").is_symlink()
 
 
-@pytest.mark.parametrize("moved", range(6))
+@each_case("moved", range(6))
 def test_a_kill_while_the_earlier_run_comes_back_loses_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:

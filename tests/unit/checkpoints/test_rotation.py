@@ -7,28 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from speechssl.checkpoints.layout import list_published
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import CheckpointStore, find_problem
-from speechssl.config.model import ModelConfig
-from speechssl.config.objective import ContrastiveConfig
-from speechssl.config.training import TrainingConfig
 from speechssl.errors import CheckpointError
-from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.training.optim import build_optimizer
 from speechssl.training.state import TrainingState
-
-
-@pytest.fixture
-def state(tiny_model_config: ModelConfig) -> TrainingState:
-    objective = ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 1, 10)
-    optimizer = build_optimizer(objective.module, TrainingConfig())
-    for parameter in objective.module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    return TrainingState(objective, optimizer)
 
 
 def save(store: CheckpointStore, state: TrainingState, *updates: int) -> None:

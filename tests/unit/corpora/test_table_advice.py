@@ -15,10 +15,10 @@ import soundfile
 
 from speechssl.cli.words import read_words as parse_words
 from speechssl.config.verbs import PrepareConfig
-from speechssl.corpora.table_advice import check_places
+from speechssl.corpora.table import check_places
 from speechssl.data.manifest import Manifest, load_manifest
 from speechssl.errors import ConfigError, DataError
-from speechssl.verbs.prepare import run
+from speechssl.verbs import prepare as run
 from tests.cases import each_case
 
 SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
@@ -252,8 +252,8 @@ def test_names_without_end_do_not_make_a_sentence_without_end() -> None:
 def test_a_path_without_end_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     write("t.csv", f"path\n{'a/' * 2000}b.wav\n")
     asked: list[object] = []
-    monkeypatch.setattr("speechssl.corpora.table_advice.os.path.isfile", lambda path: bool(asked.append(path)))
-    monkeypatch.setattr("speechssl.corpora.table_advice.os.scandir", refuse_to_list)
+    monkeypatch.setattr("speechssl.corpora.table.os.path.isfile", lambda path: bool(asked.append(path)))
+    monkeypatch.setattr("speechssl.corpora.table.os.scandir", refuse_to_list)
     with pytest.raises(DataError, match="start from"):
         check_places(Path("t.csv"), Path.cwd(), [Path.cwd() / f"{'a/' * 2000}b.wav"])
     assert len(asked) < 400

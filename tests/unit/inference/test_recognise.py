@@ -17,7 +17,6 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
-from speechssl.inference.batches import plan_batches
 from speechssl.inference.decoding.beam import build_decoder
 from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
 from speechssl.inference.source import Source
@@ -211,20 +210,6 @@ def test_transcribe_takes_waveforms_with_their_rate(tmp_path: Path) -> None:
         transcribe(EchoModel(), waveforms)
     with pytest.raises(DataError, match="also has files"):
         transcribe(EchoModel(), [waveforms[0], "a.wav"], sample_rate=16_000)
-
-
-def test_batches_are_of_similar_length_and_keep_within_their_size() -> None:
-    second = 16_000
-    lengths = np.array([5, 100, 7, 7, 3, 10]) * second
-    indices = np.array([0, 2, 3, 5])
-    assert plan_batches(indices, lengths, 14 * second, equal=False) == [[5], [2, 3], [0]]
-    assert plan_batches(indices, lengths, 100 * second, equal=False) == [[5, 2, 3, 0]]
-    assert plan_batches(indices, lengths, 100 * second, equal=True) == [[5], [2, 3], [0]]
-    assert plan_batches(np.array([1]), lengths, 14 * second, equal=False) == [[1]]
-    assert plan_batches(np.array([], dtype=np.int64), lengths, 14 * second, equal=False) == []
-    fractions = np.array([20_000, 17_000])
-    assert plan_batches(np.arange(2), fractions, 50_000, equal=False) == [[0], [1]], "padding to 32,000 counts"
-    assert plan_batches(np.arange(2), np.array([20_000, 20_000]), 50_000, equal=True) == [[0, 1]]
 
 
 def test_a_real_model_says_the_same_in_any_batch(tmp_path: Path, tiny_model_config: ModelConfig) -> None:

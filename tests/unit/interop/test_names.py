@@ -9,11 +9,11 @@ import torch
 
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.names import MASK, TABLES, list_names, rename, respell
+from speechssl.interop.names import MASK, POSITIONS, list_names, rename, respell
 from tests.cases import each_case
 
 
-@each_case("family", TABLES)
+@each_case("family", POSITIONS)
 @each_case("kind", ["backbone", "pretraining", "ctc"])
 @each_case("norm", ["group", "layer"])
 def test_every_weight_has_one_name(family: str, kind: str, norm: str, tiny_model_config: ModelConfig) -> None:

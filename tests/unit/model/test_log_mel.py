@@ -17,13 +17,13 @@ from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import needs_equal_lengths
 from speechssl.interop.load import load_model, write_model
+from speechssl.model.layers import normalize_valid
 from speechssl.model.log_mel import (
     LOG_FLOOR,
     LogMelEncoder,
     compute_log_mel,
     compute_mel_power,
     make_mel_filters,
-    normalize_bands,
 )
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.pretraining import PretrainingModel
@@ -87,13 +87,13 @@ def test_a_frame_is_centred_where_the_published_one_is(config: ModelConfig) -> N
 
 def test_bands_are_normalised_over_their_valid_times() -> None:
     bands = 3 * torch.randn(2, 5, 40) - 7
-    normed = normalize_bands(bands, torch.tensor([30, 40]))
+    normed = normalize_valid(bands, torch.tensor([30, 40]), 1e-5)
     assert float(normed[0, :, 30:].abs().max()) == 0.0
     for row, count in ((0, 30), (1, 40)):
         valid = normed[row, :, :count]
         torch.testing.assert_close(valid.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
         torch.testing.assert_close(valid.var(1, correction=0), torch.ones(5), atol=1e-4, rtol=0)
-    assert bool(normalize_bands(torch.full((1, 5, 1), -23.0), None).eq(0).all()), "one time alone has no variance"
+    assert bool(normalize_valid(torch.full((1, 5, 1), -23.0), None, 1e-5).eq(0).all()), "one time alone has no variance"
 
 
 def test_loudness_changes_nothing(config: ModelConfig, speech: Callable[..., np.ndarray]) -> None:

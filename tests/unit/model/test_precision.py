@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from speechssl.config.model import ModelConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.model.layers import LayerNorm
 from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import PositionalConvolution
 from speechssl.objectives.losses import compute_contrastive_loss
 
@@ -94,3 +96,17 @@ def test_the_norm_of_many_bf16_frames_has_the_gradients_of_float32() -> None:
     for parameter, value in zip(norm.parameters(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+
+
+@torch.no_grad()
+def test_a_network_in_float64_is_so_all_through(tiny_model_config: ModelConfig) -> None:
+    """Which tells rounding from faults, where a difference to a peer grows with depth."""
+    waveforms, num_samples = torch.randn(2, 9_000), torch.tensor([9_000, 6_000])
+    for conv_norm, group_norm_frames in product(("group", "layer"), ("valid", "all")):
+        torch.manual_seed(0)
+        config = replace(tiny_model_config, conv_norm=conv_norm, group_norm_frames=group_norm_frames)
+        model = SpeechModel(config).eval()
+        expected = model(waveforms, num_samples).last
+        found = model.double()(waveforms.double(), num_samples).last
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)

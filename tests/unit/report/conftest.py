@@ -14,9 +14,8 @@ import pytest
 import soundfile
 import yaml
 
-from speechssl.config.data import FinetuneDataConfig, PretrainDataConfig
 from speechssl.config.model import ModelConfig, QuantizerConfig
-from speechssl.config.verbs import FinetuneConfig, PretrainConfig
+from speechssl.config.verbs import FinetuneConfig, FinetuneDataConfig, PretrainConfig, PretrainDataConfig
 
 NUM_UPDATES = 300
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from speechssl.report.pretraining import describe_pretraining, make_learning, make_machinery, pick_values
+from speechssl.report.pretraining import describe_pretraining, find_chance, make_learning, make_machinery, pick_values
 from speechssl.report.run_folder import RunFolder, load_run
 
 
@@ -18,34 +18,31 @@ def make_run(rows: list[dict[str, Any]]) -> RunFolder:
     return RunFolder(Path("run"), "pretrain", config={"objective": {"num_negatives": 100}}, metrics=rows)
 
 
-@pytest.mark.parametrize(
-    ("loss", "verdict"),
-    [(6.9, "has not left chance"), (6.5, "just left chance"), (4.66, "learned 2.00 bits"), (float("nan"), "no longer")],
-)
-def test_the_verdict_is_measured_from_chance(loss: float, verdict: str) -> None:
-    summary, _ = describe_pretraining(make_run([row(10, "valid", loss)]))
-    assert verdict in summary
-
-
-def test_chance_is_what_guessing_costs_among_the_negatives_that_are_left() -> None:
-    dead = make_run([{**row(10, "valid", 6.25), "loss_of_guessing": 6.248}])
-    summary, stats = describe_pretraining(dead)
-    assert "has not left chance" in summary
-    assert stats[1].comparison == "chance 6.25 bits"
+def test_there_is_one_chance_and_all_of_the_page_says_it(make: SimpleNamespace, tmp_path: Path) -> None:
+    assert find_chance(make_run([row(10, "valid", 6.25)])).loss == pytest.approx(6.658, abs=1e-3)
+    run = load_run(make.pretrain(tmp_path / "run"))
+    for k, line in enumerate(run.metrics):
+        line["loss_of_guessing"] = 6.0 + 0.25 * (k == len(run.metrics) - 1)
+    run.metrics[-1]["split"], run.metrics[-1]["update"] = "valid", 400
+    chance = find_chance(run)
+    assert (chance.loss, chance.accuracy, chance.candidates) == (6.25, 2**-6.25, "76")
+    summary, stats = describe_pretraining(run)
+    assert "among 76 candidates" in summary and "guessing would find 1.3" in summary
+    assert stats[1].comparison == "guessing 6.25 bits"
+    loss, accuracy, _ = make_learning(run)[0].figures
+    assert [figure.content.series[-1].y[0] for figure in (loss, accuracy)] == pytest.approx([6.25, 100 * 2**-6.25])
 
 
 def test_a_validation_before_the_first_update_does_not_speak_for_the_run() -> None:
     rows = [row(0, "valid", 6.66, 0.01), *(row(k, "train", 5.0, 0.2) for k in range(1, 30))]
     summary, stats = describe_pretraining(make_run(rows))
-    assert "its training speech" in summary
-    assert "2.90 hours" in summary
+    assert "its training speech" in summary and "2.90 hours" in summary
     assert stats[0].value == "20\u202f%"
 
 
 def test_held_out_figures_come_with_the_hours_of_their_own_update() -> None:
     summary, _ = describe_pretraining(make_run([row(10, "valid", 5.0), *(row(k, "train", 4.0) for k in range(1, 30))]))
-    assert "held-out speech" in summary
-    assert "after 1 hour of speech" in summary
+    assert "held-out speech" in summary and "after 1 hour of speech" in summary
 
 
 def test_elements_of_lists_are_picked() -> None:
@@ -54,8 +51,13 @@ def test_elements_of_lists_are_picked() -> None:
     assert pick_values(run, "train", "p", 1) == ([2.0], [2.0])
 
 
-def test_every_metric_has_its_chart(make: SimpleNamespace, tmp_path: Path) -> None:
+def test_every_metric_has_its_chart_and_those_of_a_new_objective_too(make: SimpleNamespace, tmp_path: Path) -> None:
     run = load_run(make.pretrain(tmp_path / "run"))
-    assert make_learning(run).count("<svg") == 3
-    assert make_machinery(run).count("<svg") == 10
-    assert "all 12 codes alike" in make_learning(run)
+    (learning,), (machinery,) = make_learning(run), make_machinery(run)
+    assert [figure.title for figure in learning.figures] == ["Contrastive loss", "Accuracy", "Codebook perplexity"]
+    assert learning.figures[2].content.series[-1].label == "all 12 codes alike"
+    assert len(machinery.figures) == 10
+    other = make_run([{"update": k, "split": "train", "loss": 9.0 - k, "energy_error": 0.5} for k in range(1, 9)])
+    (learning,), (machinery,) = make_learning(other), make_machinery(other)
+    assert [figure.title for figure in (*learning.figures, *machinery.figures)] == ["Loss", "energy_error"]
+    assert describe_pretraining(other)[0] == "Its loss on its training speech is 4.50."

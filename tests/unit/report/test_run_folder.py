@@ -4,11 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError, DataError
-from speechssl.report.health import make_health
 from speechssl.report.run_folder import load_run
 from speechssl.training.run_folder import claim_run
 
@@ -45,7 +43,7 @@ def test_a_log_is_read_up_to_its_damage(make: SimpleNamespace, tmp_path: Path) -
     )
     run = load_run(folder)
     assert [row["update"] for row in run.select("train")] == [1]
-    assert "metrics.jsonl is damaged, and left out from there on: line 2 is damaged" in make_health(run)
+    assert run.problems[0].startswith("metrics.jsonl is damaged, and left out from there on: line 2 is damaged")
 
 
 def test_what_is_no_run_folder_is_named(tmp_path: Path) -> None:
@@ -75,34 +73,11 @@ def test_a_transcript_of_hours_is_read(make: SimpleNamespace, tmp_path: Path) ->
     assert load_run(folder).utterances[-1]["hypothesis"] == words
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ("a\tb", "must have 8 fields a line, but line 6 has 2"),
-        ("a\ts\tx\t1\t1\t1\tA\tB", "whole number as word_errors"),
-    ],
-)
-def test_a_damaged_table_is_named(make: SimpleNamespace, tmp_path: Path, line: str, problem: str) -> None:
+def test_a_damaged_table_is_named(make: SimpleNamespace, tmp_path: Path) -> None:
     folder = make.evaluate(tmp_path / "run")
     with (folder / "utterances.tsv").open("a") as file:
-        file.write(f"{line}\n")
-    with pytest.raises(DataError, match=problem):
-        load_run(folder)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("seed", "one"), ("training.lr", [1.0]), ("training.ema_decay", True), ("data.valid", [1]), ("out", 3)],
-)
-def test_a_configuration_with_a_value_of_another_kind_is_named(
-    make: SimpleNamespace, tmp_path: Path, key: str, value: object
-) -> None:
-    folder = make.pretrain(tmp_path / "run", num_updates=12)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    section, _, name = key.rpartition(".")
-    (config[section] if section else config)[name] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(DataError, match=f"must have a value of type .* as {key}, but has"):
+        file.write("a\tb\n")
+    with pytest.raises(DataError, match="must have 8 fields a line, but line 6 has 2"):
         load_run(folder)
 
 

@@ -10,6 +10,7 @@ from speechssl.checkpoints.model_folder import collect_weights
 from speechssl.config.model import ModelConfig
 from speechssl.model.speech_model import SpeechModel
 from speechssl.training.average import WeightAverage
+from tests.cases import each_case
 
 
 def test_it_follows_its_formula() -> None:
@@ -51,7 +52,7 @@ def test_it_is_in_the_place_of_the_weights_only_while_applied() -> None:
     assert torch.equal(average.averaged["weight"], start)
 
 
-@pytest.mark.parametrize("pretraining", [True, False])
+@each_case("pretraining", [True, False])
 def test_it_is_laid_out_like_the_weights(tiny_model_config: ModelConfig, pretraining: bool) -> None:
     model = SpeechModel(tiny_model_config, pretraining=pretraining)
     weights = collect_weights(model)

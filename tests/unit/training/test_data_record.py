@@ -17,6 +17,7 @@ from speechssl.checkpoints.layout import DATA
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import DataError
 from speechssl.training.data_record import check_record, describe_data, write_record
+from tests.cases import each_case
 
 
 def write_rows(folder: Path) -> list[Utterance]:
@@ -60,7 +61,7 @@ CHANGES: dict[str, tuple[Callable[[list[Utterance]], list[Utterance]], str]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@each_case("change", CHANGES)
 def test_what_has_changed_is_named(tmp_path: Path, change: str) -> None:
     rows = begin(tmp_path)
     check_record(tmp_path, describe(rows, tmp_path), {})
@@ -91,7 +92,7 @@ def test_a_copy_is_told_and_taken(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "1 utterances (u1)" in record.message
 
 
-@pytest.mark.parametrize("place", [10, 300])
+@each_case("place", [10, 300])
 def test_a_damaged_record_is_told_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from speechssl.training.guard import (
     find_broken,
     name_utterances,
 )
+from tests.cases import each_case
 
 
 def healthy(number: int, seed: int = 0) -> list[tuple[float, float]]:
@@ -38,8 +40,7 @@ def guard() -> NumericalGuard:
     return guard
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 1])
+@each_case("bad, place", product((math.nan, math.inf, -math.inf), (0, 1)))
 def test_a_value_that_is_not_finite_is_skipped_from_the_first_update_on(bad: float, place: int) -> None:
     guard, pair = NumericalGuard(), [5.0, 1.0]
     pair[place] = bad
@@ -48,7 +49,7 @@ def test_a_value_that_is_not_finite_is_skipped_from_the_first_update_on(bad: flo
     assert (guard.skipped, guard.in_row) == (1, 0)
 
 
-@pytest.mark.parametrize("pair", [(450.0, 3.0), (4.5, 300.0)])
+@each_case("pair", [(450.0, 3.0), (4.5, 300.0)])
 def test_a_spike_is_skipped_and_the_window_is_not_poisoned(guard: NumericalGuard, pair: tuple[float, float]) -> None:
     assert "a spike above" in guard.judge(201, *pair)
     later = healthy(210)[200:]

@@ -16,6 +16,7 @@ from speechssl.config.verbs import PretrainConfig
 from speechssl.errors import ConfigError
 from speechssl.report.run_folder import load_run
 from speechssl.training.run_folder import claim_run, open_run
+from tests.cases import each_case
 
 
 def make_config(**changes: object) -> PretrainConfig:
@@ -111,7 +112,7 @@ def test_every_flipped_bit_of_a_configuration_is_refused(tmp_path: Path) -> None
     assert open_run(tmp_path, make_config()) is None
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "folder", "pipe", "loop", "list", "alias", "words"])
+@each_case("kind", ["empty", "cut", "zeros", "folder", "pipe", "loop", "list", "alias", "words"])
 def test_a_configuration_that_cannot_be_read_is_one_sentence(tmp_path: Path, kind: str) -> None:
     claim_run(tmp_path, make_config())
     path = tmp_path / CONFIG
@@ -135,14 +136,14 @@ def test_a_configuration_that_cannot_be_read_is_one_sentence(tmp_path: Path, kin
         open_run(tmp_path, make_config())
 
 
-@pytest.mark.parametrize("name", ["update-0000005", "damaged-update-0000005"])
+@each_case("name", ["update-0000005", "damaged-update-0000005"])
 def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"`out` must hold the config\.yaml of its run, but .* has checkpoints"):
         open_run(tmp_path, make_config())
 
 
-@pytest.mark.parametrize("content", ["", '{"updates": 5', "[5]", "\0\0", '{"updates": "5"}'])
+@each_case("content", ["", '{"updates": 5', "[5]", "\0\0", '{"updates": "5"}'])
 def test_a_damaged_result_is_made_again(tmp_path: Path, content: str) -> None:
     claim_run(tmp_path, make_config())
     (tmp_path / RESULT).write_text(content)

@@ -9,16 +9,17 @@ from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.schedules import compute_frozen_updates, compute_lr, describe_schedule
+from tests.cases import each_case
 
 TAU = {1: 2.0, 32_001: 1.704, 100_001: 1.213, 200_001: 0.736, 250_001: 0.573, 277_260: 0.5, 400_000: 0.5}
 
 
-@pytest.mark.parametrize(("update", "share"), [(16_000, 0.5), (32_000, 1.0), (216_000, 0.5), (400_000, 0.0)])
+@each_case("update, share", [(16_000, 0.5), (32_000, 1.0), (216_000, 0.5), (400_000, 0.0)])
 def test_polynomial(update: int, share: float) -> None:
     assert compute_lr(TrainingConfig(), update) == pytest.approx(5e-4 * share, abs=1e-12)
 
 
-@pytest.mark.parametrize(("done", "share"), [(0, 0.01), (100, 1.0), (500, 1.0), (750, 0.2236), (1_000, 0.05)])
+@each_case("done, share", [(0, 0.01), (100, 1.0), (500, 1.0), (750, 0.2236), (1_000, 0.05)])
 def test_tri_stage(done: int, share: float) -> None:
     config = TrainingConfig(schedule="tri_stage", max_updates=1_000, warmup_share=0.1, hold_share=0.4, lr=1.0)
     assert compute_lr(config, done + 1) == pytest.approx(share, abs=1e-4)
@@ -28,7 +29,7 @@ def test_frozen_updates_are_a_share_of_the_run() -> None:
     assert compute_frozen_updates(TrainingConfig(max_updates=13_000, freeze_share=0.7692)) == 10_000
 
 
-@pytest.mark.parametrize(("update", "expected"), TAU.items())
+@each_case("update, expected", TAU.items())
 def test_gumbel_temperature(tiny_model_config: ModelConfig, update: int, expected: float) -> None:
     objective = ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 1, 400_000)
     assert objective.temperature(update) == pytest.approx(expected, abs=1e-3)
@@ -42,7 +43,7 @@ def test_gumbel_temperature_scales_with_the_run(tiny_model_config: ModelConfig) 
     assert objective.temperature(2_000) == 0.5
 
 
-@pytest.mark.parametrize("schedule", ["polynomial", "tri_stage"])
+@each_case("schedule", ["polynomial", "tri_stage"])
 def test_a_longer_run_keeps_the_shape_of_its_schedule(schedule: str) -> None:
     short = TrainingConfig(schedule=schedule, max_updates=100, freeze_share=0.5)
     longer = TrainingConfig(schedule=schedule, max_updates=200, schedule_updates=100, freeze_share=0.5)

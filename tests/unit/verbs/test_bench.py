@@ -20,7 +20,7 @@ from speechssl.bench.table import format_table
 from speechssl.cli.main import main
 from speechssl.config.model import ModelConfig
 from speechssl.model.transformer import Transformer
-from speechssl.verbs import bench
+from speechssl.verbs.bench import compute_spread
 
 SMALL = {"model": "tiny", "batch": 2, "seconds": 1.0, "steps": 2, "warmup_steps": 1, "device": "cpu"}
 KEYS = {
@@ -123,20 +123,6 @@ def test_a_mistake_leaves_nothing(tmp_path: Path, job: str, keys: dict[str, Any]
     assert not list(tmp_path.iterdir())
 
 
-def test_fine_tuning_has_the_values_of_its_preset_except_given_ones() -> None:
-    network = speechssl_model("base", dropout=0.3)
-    tuned = bench.tune_network(network)
-    assert (tuned.feature_gradient_scale, tuned.mask.channel_prob, tuned.dropout) == (0.0, 0.25, 0.3)
-
-
-def speechssl_model(name: str, **changes: Any) -> ModelConfig:
-    from dataclasses import replace
-
-    from speechssl.cli.compose import compose
-
-    return replace(compose("bench", [f"model={name}"]).model, **changes)
-
-
 def test_marks_follow_the_order_of_forward_and_backward(tiny_model_config: ModelConfig) -> None:
     transformer = Transformer(tiny_model_config)
     stopwatch = Stopwatch(torch.device("cpu"))
@@ -175,8 +161,8 @@ def test_the_ceiling_is_a_rate(precision: str) -> None:
 
 
 def test_the_spread_is_that_of_the_middle_half() -> None:
-    assert bench.compute_spread([10.0, 10.0, 10.0]) == 0
-    assert bench.compute_spread([8.0, 9.0, 10.0, 11.0, 12.0]) == pytest.approx(20.0)
+    assert compute_spread([10.0, 10.0, 10.0]) == 0
+    assert compute_spread([8.0, 9.0, 10.0, 11.0, 12.0]) == pytest.approx(20.0)
 
 
 def test_noise_is_a_function_of_its_generator() -> None:

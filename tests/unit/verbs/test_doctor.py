@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,15 @@ from speechssl.config.verbs import DoctorConfig
 from speechssl.verbs import doctor
 from speechssl.verbs.doctor import Need
 
+module = import_module("speechssl.verbs.doctor")
+
 
 def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    torch = next(need for need in doctor.NEEDS if need.distribution == "torch")
+    torch = next(need for need in module.NEEDS if need.distribution == "torch")
     absent = Need("no-such-distribution", "no_such_module", "nothing", extra="demo")
-    monkeypatch.setattr(doctor, "NEEDS", (torch, absent))
+    monkeypatch.setattr(module, "NEEDS", (torch, absent))
     with caplog.at_level(logging.INFO, "speechssl"):
-        result = doctor.run(DoctorConfig())
+        result = doctor(DoctorConfig())
     assert [item["package"] for item in result["missing"]] == ["no-such-distribution"]
     assert "to get no-such-distribution: pip install 'speechssl[demo]'" in caplog.text
 
@@ -32,20 +35,20 @@ def test_every_package_that_is_asked_for_is_looked_at() -> None:
     }
     asked = {"": project["dependencies"], **extras}
     expected = {(re.split(r"[><=]", line)[0], extra) for extra, lines in asked.items() for line in lines}
-    assert {(need.distribution, need.extra) for need in doctor.NEEDS} == expected
+    assert {(need.distribution, need.extra) for need in module.NEEDS} == expected
 
 
 def test_a_package_that_does_not_load_is_missing_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> None:
         raise OSError("undefined symbol: x\nmore")
 
-    monkeypatch.setattr(doctor, "import_module", fail)
+    monkeypatch.setattr(module, "import_module", fail)
     need = Need("torch", "torch", "everything")
-    assert doctor._examine(need)["problem"] == "installed, but does not load: undefined symbol: x"
+    assert module._examine(need)["problem"] == "installed, but does not load: undefined symbol: x"
 
 
 def test_the_machine_is_described_without_torch() -> None:
-    machine = doctor._describe_machine(has_torch=False)
+    machine = module._describe_machine(has_torch=False)
     assert machine["cpu_cores"] >= 1
     assert machine["memory_gib"] > 0
     assert machine["gpus"] == []

@@ -37,7 +37,7 @@ def make_config(workplace: Path, out: str, **keys: object) -> EmbedConfig:
 
 
 def test_a_suffix_names_a_file(workplace: Path) -> None:
-    result = embed.run(make_config(workplace, "x.parquet", layer=[0, 2], pooling="statistics"))
+    result = embed(make_config(workplace, "x.parquet", layer=[0, 2], pooling="statistics"))
     table = pq.read_table(workplace / "x.parquet")
     assert table.num_rows == result["num_rows"] == 6
     assert result["dim"] == 64
@@ -46,27 +46,27 @@ def test_a_suffix_names_a_file(workplace: Path) -> None:
 
 
 def test_a_folder_gets_the_format_and_the_result(workplace: Path) -> None:
-    result = embed.run(make_config(workplace, "folder", format="npy", pooling="frames"))
+    result = embed(make_config(workplace, "folder", format="npy", pooling="frames"))
     assert np.load(workplace / "folder" / "embeddings.npy").shape == (result["num_rows"], 32)
     lines = (workplace / "folder" / "embeddings.index.tsv").read_text().splitlines()
     assert len(lines) == result["num_rows"] + 1
     assert lines[2].split("\t")[4:] == ["0.02", "0.045"]
     assert json.loads((workplace / "folder" / "result.json").read_text()) == result
     with pytest.raises(ConfigError, match="overwrite=true"):
-        embed.run(make_config(workplace, "folder", format="npy"))
+        embed(make_config(workplace, "folder", format="npy"))
 
 
 def test_a_finished_file_stays(workplace: Path) -> None:
-    embed.run(make_config(workplace, "x.npy"))
+    embed(make_config(workplace, "x.npy"))
     with pytest.raises(ConfigError, match="overwrite=true"):
-        embed.run(make_config(workplace, "x.npy"))
-    embed.run(make_config(workplace, "x.npy", layer="all", overwrite=True))
+        embed(make_config(workplace, "x.npy"))
+    embed(make_config(workplace, "x.npy", layer="all", overwrite=True))
     assert len(np.load(workplace / "x.npy")) == 9
 
 
 def test_a_manifest_beside_the_array_is_not_its_index(workplace: Path) -> None:
     (workplace / "x.tsv").write_text("precious")
-    embed.run(make_config(workplace, "x.npy"))
+    embed(make_config(workplace, "x.npy"))
     assert (workplace / "x.tsv").read_text() == "precious"
 
 
@@ -82,7 +82,7 @@ def test_a_mistake_leaves_nothing(
     workplace: Path, out: str, keys: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message.replace("*", ".")):
-        embed.run(make_config(workplace, out, **keys))
+        embed(make_config(workplace, out, **keys))
     assert {path.name for path in workplace.iterdir()} == {"clips", "model"}
 
 
@@ -95,14 +95,14 @@ def test_what_cannot_be_used_is_left_out_and_listed(workplace: Path, out: str) -
     (clips / "damaged.flac").write_bytes(data)
     soundfile.write(clips / "short.wav", np.zeros(399), 16_000)
     (clips / "loop.wav").symlink_to("loop.wav")
-    result = embed.run(make_config(workplace, out))
+    result = embed(make_config(workplace, out))
     assert (result["num_utterances"], result["num_rows"], result["num_left_out"]) == (3, 3, 3)
     assert result["hours"] == pytest.approx(3.9 / 3600)
     table = workplace / (f"{out}/left_out.tsv" if out == "folder" else "x.left_out.tsv")
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     assert [row[0] for row in rows] == ["id", "damaged", "loop", "short"]
     assert "400 samples" in rows[3][2]
-    alone = embed.run(make_config(workplace, "alone.npy", audio=[str(clips / f"{k}.flac") for k in range(3)]))
+    alone = embed(make_config(workplace, "alone.npy", audio=[str(clips / f"{k}.flac") for k in range(3)]))
     assert alone["num_left_out"] == 0
     expected = np.load(workplace / "alone.npy")
     if out == "x.safetensors":
@@ -118,5 +118,5 @@ def test_nothing_that_can_be_used_is_a_mistake(workplace: Path) -> None:
     for path in (workplace / "clips").iterdir():
         path.write_bytes(path.read_bytes()[:5000] + bytes(9000))
     with pytest.raises(DataError, match=r"`audio` must have some that can be used, but none of 3 can be: .*0\.flac"):
-        embed.run(make_config(workplace, "x.npy"))
+        embed(make_config(workplace, "x.npy"))
     assert {path.name for path in workplace.iterdir()} == {"clips", "model"}

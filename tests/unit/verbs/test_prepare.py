@@ -10,7 +10,7 @@ import speechssl
 from speechssl.config.verbs import PrepareConfig
 from speechssl.data.manifest import load_manifest
 from speechssl.errors import ConfigError, DataError
-from speechssl.verbs.prepare import run
+from speechssl.verbs import prepare as run
 
 
 def prepare(out: Path, **keys: Any) -> dict[str, Any]:

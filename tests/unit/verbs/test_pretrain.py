@@ -15,8 +15,8 @@ import soundfile
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.cli.compose import build_config
 from speechssl.cli.main import main
-from speechssl.cli.run import build_config
 from speechssl.cli.words import read_words
 from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
@@ -26,6 +26,8 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
 from speechssl.training import run, stop
 from speechssl.training.distributed import ranks as distributed
+
+RESULT = {"out": "x", "updates": 0, "best_update": 0, "hours_seen": 0.0, "valid": None}
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_a_batch_or_rate_that_nobody_has_seen_converge_is_warned_of_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(run, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     with caplog.at_level(logging.WARNING, "speechssl"):
         common = {"data.train": [manifest], "out": str(tmp_path / "run"), "device": "cpu", "precision": "float32"}
         speechssl.pretrain(**keys, **common)
@@ -67,7 +69,7 @@ def test_a_batch_or_rate_that_nobody_has_seen_converge_is_warned_of_once(
 def test_k_means_is_said_to_hear_no_more_than_there_is(
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(run, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     keys = {"model": "tiny", "objective": "masked_codes", "objective.targets": "kmeans", "objective.num_codes": 4}
     common = {"data.train": [manifest], "data.num_workers": 0, "device": "cpu", "precision": "float32"}
     with caplog.at_level(logging.INFO, "speechssl"):
@@ -146,7 +148,7 @@ def test_weights_that_do_not_fit_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(run, "train", lambda *_: {"updates": 0})
+    monkeypatch.setattr(run, "train", lambda *_: RESULT)
     save_model(SpeechModel(replace(tiny_model_config, name="tiny"), pretraining=True), tmp_path / "pre")
     words = [f"init={tmp_path / 'pre'}", f"data.train={manifest}", f"out={tmp_path / 'x'}", "device=cpu"]
     assert main(["pretrain", *words, "model.quantizer.num_codes=64", "precision=float32"]) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from speechssl.config.verbs import ReportConfig
 from speechssl.errors import ConfigError
-from speechssl.verbs.report import run
+from speechssl.verbs import report as run
 
 
 @pytest.fixture

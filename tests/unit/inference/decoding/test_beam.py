@@ -14,7 +14,7 @@ import torch
 from speechssl.config.decoding import DecodingConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.decoding.beam import BeamSearch, build_decoder
-from speechssl.inference.decoding.greedy import collapse, greedy_decode
+from speechssl.inference.decoding.greedy import greedy_decode, merge_path
 from speechssl.inference.decoding.lm_fit import Beginnings
 from speechssl.inference.decoding.ngram import Ngram, save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
@@ -37,7 +37,7 @@ def sum_over_paths(log_probs: np.ndarray, vocabulary: Vocabulary = SMALL) -> dic
     texts: dict[str, float] = defaultdict(float)
     for path in itertools.product(range(len(vocabulary)), repeat=len(log_probs)):
         prob = math.exp(sum(log_probs[t, k] for t, k in enumerate(path)))
-        texts[vocabulary.decode(collapse(path))] += prob
+        texts[vocabulary.decode(merge_path(path))] += prob
     return {text: math.log(prob) for text, prob in texts.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from speechssl.inference.decoding.greedy import collapse, greedy_decode
+from speechssl.inference.decoding.greedy import greedy_decode, merge_path
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from tests.cases import each_case
 
@@ -15,8 +15,8 @@ VOCABULARY = Vocabulary(FAIRSEQ_SYMBOLS)
     "path, labels",
     [([], []), ([0, 0], []), ([5, 5, 5], [5]), ([5, 0, 5], [5, 5]), ([0, 7, 7, 0, 7, 8, 8, 0], [7, 7, 8])],
 )
-def test_collapse_merges_repeats_before_it_drops_blanks(path: list[int], labels: list[int]) -> None:
-    assert collapse(path) == labels
+def test_merging_comes_before_blanks_are_dropped(path: list[int], labels: list[int]) -> None:
+    assert merge_path(path) == labels
 
 
 def test_greedy_decode_reads_only_valid_frames() -> None:
@@ -35,4 +35,4 @@ def test_a_double_letter_needs_a_blank_between() -> None:
 def test_every_text_survives_one_frame_a_label_with_blanks_between() -> None:
     for text in ("HELLO", "ALL'S WELL", "'TIS"):
         path = [k for label in VOCABULARY.encode(text) for k in (label, 0)]
-        assert VOCABULARY.decode(collapse(path)) == text
+        assert VOCABULARY.decode(merge_path(path)) == text

@@ -10,6 +10,7 @@ from speechssl.config.training import TrainingConfig
 from speechssl.errors import ConfigError, DataError, RanksError
 from speechssl.objectives.protocol import LossTerms
 from speechssl.training.distributed.ranks import Ranks, check_division, format_cause, is_lost_contact, join_ranks
+from tests.cases import each_case
 
 
 def test_one_process_gets_back_what_it_gives() -> None:
@@ -23,19 +24,19 @@ def test_one_process_gets_back_what_it_gives() -> None:
     assert ranks.is_main
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 64])
+@each_case("size", [1, 2, 4, 8, 64])
 def test_a_divisor_of_the_sub_batches_is_accepted(size: int) -> None:
     check_division(Ranks(size=size), TrainingConfig())
 
 
-@pytest.mark.parametrize("size", [3, 128])
+@each_case("size", [3, 128])
 def test_another_number_is_answered_with_those_that_divide(size: int) -> None:
     message = r"must divide the 64 sub-batches of an update .* so be one of 1, 2, 4, 8, 16, 32, 64, but is " + str(size)
     with pytest.raises(ConfigError, match=message):
         check_division(Ranks(size=size), TrainingConfig())
 
 
-@pytest.mark.parametrize("device", ["cuda:1", "cpu:0", "tpu"])
+@each_case("device", ["cuda:1", "cpu:0", "tpu"])
 def test_several_processes_choose_their_gpus_themselves(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -49,8 +50,8 @@ def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch
         assert (ranks.rank, ranks.size, ranks.device.type) == (0, 1, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("error", "is_lost"),
+@each_case(
+    "error, is_lost",
     [
         (RuntimeError("[../gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer"), True),
         (dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"), True),

@@ -29,6 +29,7 @@ from speechssl.training.distributed.replica import (
     build_replica,
     compute_digests,
 )
+from tests.cases import each_case
 
 
 class ScriptedRanks(Ranks):
@@ -50,8 +51,8 @@ def test_one_flipped_bit_changes_the_digest_of_its_parameter() -> None:
     assert (compute_digests(module) != before).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize(
-    ("rows", "who"),
+@each_case(
+    "rows, who",
     [
         ([[1, 2], [1, 2], [1, 3]], "rank 2 differ, first in"),
         ([[1, 2], [9, 2], [1, 2], [1, 2]], "rank 1 differ, first in"),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from speechssl.interop.fairseq.labels import read_conv_layers, read_temperature
+from speechssl.interop.fairseq.literals import read_conv_layers, read_temperature
 from tests.cases import each_case
 
 STANDARD = [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2]

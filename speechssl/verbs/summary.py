@@ -1,0 +1,103 @@
+"""The short table that a verb ends with on stderr: its main figures, and where its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from speechssl.bench.table import format_table as format_bench
+from speechssl.checkpoints.layout import REPORT
+from speechssl.demo.table import format_table as format_demo
+from speechssl.evaluation.statistics import Interval
+from speechssl.printable import format_columns
+from speechssl.verbs.output import STDOUT
+
+HELD_OUT = {
+    "wer": ("WER, held out", 1.0, " %"),
+    "cer": ("CER, held out", 1.0, " %"),
+    "loss": ("loss, held out", 1.0, ""),
+    "accuracy": ("accuracy, held out", 100.0, " %"),
+}
+"""Figures of a validation that a training's table shows: what they are called, their factor and unit."""
+
+
+def format_summary(verb: str, result: Mapping[str, Any]) -> str:
+    """Lay out the main figures of a result, and where its files are; empty for `doctor`, whose log is a table already.
+
+    Args:
+        verb: name of the verb.
+        result: the dict of its JSON line.
+    """
+    match verb:
+        case "bench":
+            return format_bench(result)
+        case "demo":
+            return format_demo(result)
+        case "doctor":
+            return ""
+        case "pretrain" | "finetune":
+            rows = _list_training(result)
+        case "prepare":
+            rows = _list_manifests(result)
+        case "evaluate":
+            rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+            rows |= {"utterances": result["num_utterances"], "out": result["out"]}
+        case "probe":
+            rows = _list_probe(result)
+        case "transcribe":
+            rows = {"utterances": _count_used(result), "texts": result["texts"]}
+            rows = rows if result["texts"] != STDOUT else {"utterances": rows["utterances"]}
+        case "embed":
+            shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
+            rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
+        case "convert":
+            size = f"{result['parameters']:,} parameters"
+            rows = {result["kind"]: f"{result['model']}, {size}", result["to"]: result["out"]}
+        case _:
+            rows = {"report": f"{result['out']} (open it in a browser)"}
+    return format_columns([(label, str(value)) for label, value in rows.items()])
+
+
+def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
+    valid = result["valid"] or {}
+    return {
+        "updates": f"{result['updates']} (best: {result['best_update']})",
+        "speech seen": f"{result['hours_seen']:.2f} h",
+        **{
+            label: f"{factor * valid[name]:.4g}{unit}"
+            for name, (label, factor, unit) in HELD_OUT.items()
+            if valid.get(name) is not None
+        },
+        "report": f"{Path(result['out']) / REPORT} (open it in a browser)",
+    }
+
+
+def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {}
+    for name, part in result["manifests"].items():
+        counts = (
+            f"{part['num_utterances']} utterances, {part['num_speakers']} speakers, {part['num_transcribed']} texts"
+        )
+        rows[name] = f"{part['hours']:.2f} h, {counts}: {part['path']}"
+    left_out = result["num_unreadable"]
+    return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
+
+
+def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
+    name, label = ("accuracy", "speaker accuracy") if result["task"] == "identification" else ("eer", "EER")
+    rows = {f"{label}, this model": _format_rate(name, result)}
+    for key, baseline in result["baselines"].items():
+        note = ", saturated" if key in result["saturated"] else ""
+        rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
+    return rows | {"out": result["out"]}
+
+
+def _format_rate(name: str, figures: Mapping[str, Any]) -> str:
+    """Write a rate in percent and its interval."""
+    return f"{figures[name]:.2f} % (95 %: {Interval(**figures[f'{name}_interval'])})"
+
+
+def _count_used(result: Mapping[str, Any]) -> str:
+    left_out = f", {result['num_left_out']} left out" if result["num_left_out"] else ""
+    return f"{result['num_utterances']}{left_out}"

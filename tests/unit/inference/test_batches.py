@@ -1,0 +1,91 @@
+"""The loop of inference: its batches, its progress, and how it ends early."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from speechssl import progress
+from speechssl.config.model import ModelConfig
+from speechssl.inference.batches import plan_batches, run_model
+from speechssl.inference.source import FloatArray, Source
+from speechssl.model.speech_model import SpeechModel
+
+
+def forward(model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    frames = model(waveforms, num_samples)
+    return [frames.last], frames.num_frames
+
+
+def count_frames(pieces: Iterator[list[Tensor]]) -> list[int]:
+    return [len(frames) for (frames,) in pieces]
+
+
+def make_source(num_samples: list[int]) -> tuple[Source, list[int]]:
+    """Make silence of some lengths, and the list of what has been read of it."""
+    read: list[int] = []
+
+    def make(index: int) -> FloatArray:
+        read.append(index)
+        return np.zeros(num_samples[index], dtype=np.float32)
+
+    return Source([str(k) for k in range(len(num_samples))], np.array(num_samples), make), read
+
+
+@pytest.fixture
+def model(tiny_model_config: ModelConfig) -> SpeechModel:
+    torch.manual_seed(0)
+    return SpeechModel(tiny_model_config)
+
+
+def test_long_audio_comes_in_pieces_and_progress_is_told(
+    model: SpeechModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    source, _ = make_source([8_000, 40_000, 100, 16_000])
+    with caplog.at_level(logging.INFO, "speechssl"):
+        results = run_model(
+            model, source, forward, count_frames, batch_s=2.0, window_s=1.0, chunk_batches=8, description="count"
+        )
+        found = dict(results)
+    single = [(count - 400) // 320 + 1 for count in source.lengths]
+    assert {index: sum(pieces) for index, pieces in found.items()} == {k: single[k] for k in (0, 1, 3)}
+    assert list(found) == [0, 1, 3]
+    assert [len(found[index]) for index in (0, 3)] == [1, 1]
+    assert len(found[1]) > 2
+    assert [line.rpartition(" in ")[0] for line in caplog.messages][:3] == [
+        f"count: {done} of 3 utterances" for done in (1, 2, 3)
+    ]
+    assert model.training
+
+
+def test_ctrl_c_reads_no_further(model: SpeechModel) -> None:
+    def interrupt(*_: object) -> tuple[list[Tensor], Tensor]:
+        raise KeyboardInterrupt
+
+    source, read = make_source([16_000] * 60)
+    results = run_model(
+        model, source, interrupt, count_frames, batch_s=1.0, window_s=1.0, chunk_batches=60, description="count"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert len(read) <= 3
+
+
+def test_batches_are_of_similar_length_and_keep_within_their_size() -> None:
+    second = 16_000
+    lengths = np.array([5, 100, 7, 7, 3, 10]) * second
+    indices = np.array([0, 2, 3, 5])
+    assert plan_batches(indices, lengths, 14 * second, equal=False) == [[5], [2, 3], [0]]
+    assert plan_batches(indices, lengths, 100 * second, equal=False) == [[5, 2, 3, 0]]
+    assert plan_batches(indices, lengths, 100 * second, equal=True) == [[5], [2, 3], [0]]
+    assert plan_batches(np.array([1]), lengths, 14 * second, equal=False) == [[1]]
+    assert plan_batches(np.array([], dtype=np.int64), lengths, 14 * second, equal=False) == []
+    fractions = np.array([20_000, 17_000])
+    assert plan_batches(np.arange(2), fractions, 50_000, equal=False) == [[0], [1]], "padding to 32,000 counts"
+    assert plan_batches(np.arange(2), np.array([20_000, 20_000]), 50_000, equal=True) == [[0, 1]]
