@@ -30,6 +30,7 @@ from speechssl.report.live import (
 )
 from speechssl.report.pretraining import find_chance
 from speechssl.report.run_folder import RunFolder
+from speechssl.seeds import make_rng
 
 EXAMPLE_S = 6.0
 USE_UTTERANCES, USE_S = 30, 5.0
@@ -149,7 +150,7 @@ def solve_masked(live: Live, waveform: FloatArray, num_negatives: int, seed: int
         Mask (T,), and for each masked frame in order of time whether the target got the highest score (M,).
     """
     assert live.model.pretraining is not None, "only a pretrained model has targets"
-    rng = np.random.default_rng(seed)
+    rng = make_rng(seed, "picture")
     batch = torch.from_numpy(waveform)[None]
     num_frames = int(live.model.count_frames(batch, None)[0])
     mask = sample_masks([num_frames], live.model.config.mask, rng)[0]
