@@ -24,12 +24,12 @@ from speechssl.checkpoints.model_folder import (
 )
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
+from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
+from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
-from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
 from speechssl.interop.torchaudio import (

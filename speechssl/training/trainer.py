@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -33,8 +32,8 @@ from speechssl.training.left_out import FEW, pack, refuse, unpack
 from speechssl.training.logs import RunLogs
 from speechssl.training.metrics import format_progress, measure_system
 from speechssl.training.optim import build_optimizer, scale_gradients
+from speechssl.training.resume import TrainingState, resume
 from speechssl.training.schedules import compute_frozen_updates, compute_lr
-from speechssl.training.state import TrainingState
 from speechssl.training.stop import StopFlag
 
 UpdateSource = Callable[[int, int], Iterator[list[Batch]]]
@@ -104,7 +103,9 @@ class Trainer:
             DataError: too many utterances cannot be read, or nothing comes from the workers.
             CheckpointError: a checkpoint could not be saved.
         """
-        self._resume()
+        if self.store is not None:
+            self.precision = resume(self.state, self.store, self.ranks) or self.precision
+            self.saved_update = self.progress.update
         total, done = self.config.max_updates, self.progress.update
         self.bar = Bar("train", total, "updates", done, has_bar=not self.is_quiet, has_lines=False)
         with self.logs.opened(self.progress), self.saver, self.bar:
@@ -364,18 +365,6 @@ class Trainer:
         # A process that ends takes the others with it, and one may be saving still.
         self.ranks.wait_for_all()
         raise StoppedOnRequest(f"{message} after update {update}; the same command goes on from there", code)
-
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, where there is one."""
-        if self.store is None:
-            return
-        found = self.store.find_valid() if self.ranks.is_main else None
-        # One rank decides: another may see the folder of a network drive later.
-        folder = self.ranks.broadcast(str(found or ""))
-        if folder:
-            self.precision = self.store.load(Path(folder), self.state, self.ranks.is_main) or self.precision
-            self.saved_update = self.progress.update
-            _logger.info("resumed from %s", Path(folder).name)
 
 
 def _take(terms: LossTerms, batch: Batch) -> LossTerms:

@@ -39,8 +39,8 @@ from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text.vocabulary import Vocabulary
 from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
+from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
-from speechssl.training.state import TrainingState
 from speechssl.verbs import report
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 

@@ -19,7 +19,7 @@ from speechssl.cli.compose import compose
 from speechssl.config.data import TextConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import build_model
-from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import Vocabulary, build_vocabulary

@@ -22,7 +22,7 @@ from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 from tests.reliability.harness import (
     CRASH_POINTS,
     ROOT,

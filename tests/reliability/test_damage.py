@@ -23,7 +23,7 @@ from speechssl.errors import CheckpointError
 from speechssl.interop.load import load_model
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 from tests.cases import each_case
 from tests.reliability.harness import ForkServer, Run, list_leftovers, list_unreadable, make_random
 

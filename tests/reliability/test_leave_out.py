@@ -21,7 +21,7 @@ from speechssl.errors import SpeechSSLError
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.average import WeightAverage
 from speechssl.training.optim import FIELDS, build_optimizer
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 from tests.cases import each_case
 from tests.reliability.harness import KEYS, ForkServer, Run, find_differences, read_outcome
 from tests.reliability.jobs import finish

@@ -10,7 +10,7 @@ from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.training.optim import build_optimizer
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 
 
 def make_state(config: ModelConfig, seed: int = 1) -> TrainingState:

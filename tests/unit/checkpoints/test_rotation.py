@@ -12,7 +12,7 @@ from speechssl.checkpoints.layout import list_published
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import CheckpointStore, find_problem
 from speechssl.errors import CheckpointError
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 
 
 def save(store: CheckpointStore, state: TrainingState, *updates: int) -> None:

@@ -25,7 +25,7 @@ from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.load import load_model
 from speechssl.training.optim import export_state, scale_gradients
-from speechssl.training.state import TrainingState
+from speechssl.training.resume import TrainingState
 from tests.cases import each_case
 from tests.unit.checkpoints.conftest import make_state
 

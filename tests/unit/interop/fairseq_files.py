@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from speechssl.interop.fairseq.weights import write_fairseq
+from speechssl.interop.fairseq.checkpoint import write_fairseq
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import MAX_LAYERS, MAX_WIDTH, ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.huggingface.weights import write_huggingface
+from speechssl.interop.huggingface.folder import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.interop.torch_file import MAGIC
 from speechssl.model.speech_model import SpeechModel

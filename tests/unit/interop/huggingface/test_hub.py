@@ -19,8 +19,8 @@ from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop import load as entrance
+from speechssl.interop.huggingface.folder import write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
-from speechssl.interop.huggingface.weights import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary

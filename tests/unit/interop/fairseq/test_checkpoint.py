@@ -15,10 +15,10 @@ import torch
 from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.errors import CheckpointError
+from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.fairseq.labels import DICTIONARY
-from speechssl.interop.fairseq.weights import read_fairseq, write_fairseq
 from speechssl.interop.foreign import build_model
-from speechssl.interop.huggingface.weights import write_huggingface
+from speechssl.interop.huggingface.folder import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel

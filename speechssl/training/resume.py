@@ -1,8 +1,10 @@
-"""Everything that a run must remember to go on as if it had never stopped, gathered into a snapshot and given back."""
+"""Resuming: what a run must remember to go on as if it had never stopped, and how it is found and given back."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,11 +12,31 @@ from torch import Tensor
 from speechssl.checkpoints.model_folder import collect_weights, describe_model
 from speechssl.checkpoints.sharding import gather_whole
 from speechssl.checkpoints.snapshot import Progress, Snapshot
+from speechssl.checkpoints.store import CheckpointStore
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.protocol import Objective
 from speechssl.training.average import WeightAverage
+from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.guard import NumericalGuard
 from speechssl.training.optim import export_state, import_state
+
+_logger = logging.getLogger("speechssl")
+
+
+def resume(state: TrainingState, store: CheckpointStore, ranks: Ranks) -> str | None:
+    """Give `state` back what the newest checkpoint that is whole holds, where there is one; every rank must call it.
+
+    Returns:
+        The precision that the run began in; None where the run is new.
+    """
+    found = store.find_valid() if ranks.is_main else None
+    # One rank decides: another may see the folder of a network drive later.
+    folder = ranks.broadcast(str(found or ""))
+    if not folder:
+        return None
+    precision = store.load(Path(folder), state, ranks.is_main)
+    _logger.info("resumed from %s", Path(folder).name)
+    return precision
 
 
 @dataclass

@@ -18,7 +18,7 @@ from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import FAMILIES, build_model
-from speechssl.interop.huggingface.weights import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import Vocabulary, build_vocabulary
