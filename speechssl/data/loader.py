@@ -188,7 +188,7 @@ def _set_up_worker(_: int) -> None:
 
 
 FEWEST_CHOSEN, MOST_CHOSEN = 1, 2
-"""What `data.num_workers=-1` comes to: with none, a tenth of a step of `small` on two cores and a third of one of `tiny`
+"""What `data.num_workers=-1` comes to: with none, a tenth of a step of `small` on two cores and a third with `tiny`
 went by in reading (2026-11-30); one worker took nearly all of it."""
 
 
