@@ -181,6 +181,9 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         raise CheckpointError(
             f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"
         )
+    if format in ("huggingface", "fairseq", "torchaudio") and model.conditioning is not None:
+        what = f"for {format}, which has no place for it, but is {model.config.self_conditioning}"
+        raise CheckpointError(f"`model.self_conditioning` must be 0 {what}")
     match format:
         case "speechssl":
             save_model(model, out, update)
