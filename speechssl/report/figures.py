@@ -101,13 +101,14 @@ class Chart:
     is_small: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give what page.js reads: one axis x with the points of all series, and for each series its places there."""
+        """Give what page.js reads: one axis x for all series; `at` says where on it a series has values, if not all."""
         x = np.unique(np.concatenate([series.x for series in self.series]))
         rows = []
         for series in self.series:
             columns = {"y": series.y, "low": series.low, "high": series.high}
-            row = {"label": series.label + (", smoothed" if series.ends else ""), "style": series.style}
-            row |= {"kind": series.kind, "shown": series.is_shown, "at": np.searchsorted(x, series.x).tolist()}
+            row: dict[str, Any] = {"label": series.label + (", smoothed" if series.ends else ""), "style": series.style}
+            row |= {"kind": series.kind, "shown": series.is_shown}
+            row |= {"at": np.searchsorted(x, series.x).tolist()} if len(series.x) < len(x) else {}
             row |= {name: [float(f"{v:.4g}") for v in values] for name, values in columns.items() if values is not None}
             rows.append(row)
         axes = {"x": [float(f"{place:.7g}") for place in x], "xLabel": self.x_label, "yLabel": self.y_label}
@@ -158,6 +159,7 @@ def make_series(
     y: Sequence[float],
     smooth: bool = False,
     band: bool = True,
+    num_points: int = MAX_POINTS,
     **options: Any,
 ) -> Series | None:
     """Make a series of the finite points; None without any.
@@ -169,6 +171,7 @@ def make_series(
         y: values.
         smooth: draw the mean over about 1/20 of the run.
         band: draw the middle 80 % of the values that the mean covers as a band around it.
+        num_points: that are kept at most.
         options: of `Series`.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -177,9 +180,9 @@ def make_series(
     if not len(xs):
         return None
     if not smooth or len(xs) < 12:
-        places = _thin(ys)
+        places = _thin(ys, num_points)
         return Series(label, style, xs[places], ys[places], **options)
-    places = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), MAX_POINTS)).round().astype(int))
+    places = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), num_points)).round().astype(int))
     reach = max(len(xs) // 40, 1)
     windows = [ys[max(place - reach, 0) : place + reach + 1] for place in places]
     if band:
@@ -246,10 +249,10 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _thin(values: FloatArray) -> npt.NDArray[np.int_]:
-    """Choose at most `MAX_POINTS` places: the first, the last, and where each stretch is lowest and highest."""
-    if len(values) <= MAX_POINTS:
+def _thin(values: FloatArray, number: int) -> npt.NDArray[np.int_]:
+    """Choose at most `number` places: the first, the last, and where each stretch is lowest and highest."""
+    if len(values) <= number:
         return np.arange(len(values))
-    stretches = np.array_split(np.arange(len(values)), MAX_POINTS // 2 - 1)
+    stretches = np.array_split(np.arange(len(values)), number // 2 - 1)
     extremes = [places[choose(values[places])] for places in stretches for choose in (np.argmin, np.argmax)]
     return np.unique([0, *extremes, len(values) - 1])

@@ -117,8 +117,8 @@ function draw(holder, state) {
 const holders = [...document.querySelectorAll(".plot")];
 for (const holder of holders) {
   const chart = (holder.chart = JSON.parse(holder.querySelector("script").textContent));
-  // Each curve comes with its own points alone, and uPlot wants one value, or null, at each place of the axis.
-  for (const one of chart.series) {
+  // A curve that lacks places of the axis comes with its own points alone, and uPlot wants one value, or null, at each place of the axis.
+  for (const one of chart.series.filter((one) => one.at)) {
     for (const name of ["y", "low", "high"].filter((name) => one[name])) {
       const values = one[name];
       one[name] = chart.x.map(() => null);

@@ -7,6 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from speechssl.report.figures import (
+    MAX_POINTS,
     THIN_SPACE,
     Figure,
     Section,
@@ -51,6 +52,9 @@ LARGE = {
     "wer": ("%", 1), "cer": ("%", 1), "loss_per_label": ("nats a letter", 1),
 }  # fmt: skip
 """What larger charts, or words, are about: metric, unit, factor."""
+
+SMALL_POINTS = 120
+"""Points of a curve of a small chart."""
 
 UNDRAWN = frozenset({"update", "split", "hours_seen", "skipped_updates", "collapse_warning"})
 """What no chart is about."""
@@ -181,12 +185,12 @@ def draw_learning(run: RunFolder) -> list[Figure]:
     return plot("Loss", "", make_pair(run, "loss")) + [chart for k in own for chart in plot(k, "", make_pair(run, k))]
 
 
-def make_pair(run: RunFolder, name: str, factor: float = 1.0) -> list[Series | None]:
+def make_pair(run: RunFolder, name: str, factor: float = 1.0, num_points: int = MAX_POINTS) -> list[Series | None]:
     """Make the curves of a metric in training (smoothed) and in validation."""
     (x, y), (valid_x, valid_y) = pick_values(run, "train", name), pick_values(run, "valid", name)
     return [
-        make_series("training", "train", x, [factor * value for value in y], smooth=True),
-        make_series("held out", "valid", valid_x, [factor * value for value in valid_y]),
+        make_series("training", "train", x, [factor * value for value in y], smooth=True, num_points=num_points),
+        make_series("held out", "valid", valid_x, [factor * value for value in valid_y], num_points=num_points),
     ]
 
 
@@ -198,7 +202,7 @@ def make_machinery(run: RunFolder) -> list[Section]:
     figures = []
     for name in names:
         title, unit, factor = SMALL.get(name, (name, "", 1))
-        pair = make_pair(run, name, factor) if name not in drawn else []
+        pair = make_pair(run, name, factor, SMALL_POINTS) if name not in drawn else []
         figures += plot(title, unit, pair, from_zero=name != "masked_share", is_small=True)
     return [Section("Under the bonnet", figures)]
 

@@ -65,7 +65,7 @@ CASES: tuple[tuple[str, list[dict[str, Any]], str, str], ...] = (
     ("pretrain", [codes(1, 9.0), *[codes(100, 7.99)] * 20], "bad", "how often each code comes"),
     ("pretrain", [{**TRAIN[0], "update": 1, "loss": 2.0}, *TRAIN], "open", "fell from 2 to 1"),
     ("pretrain", [*TRAIN, *heard(9.0, 7.0, 7.5, 6.0)], "good", "fell from 9 to 6"),
-    ("pretrain", [*TRAIN, *heard(9.0, 7.0, 8.5, 8.0)], "open", "nothing else is known"),
+    ("pretrain", [*TRAIN, *heard(9.0, 7.0, 8.5, 8.0)], "open", "by more than its noise"),
     ("pretrain", TRAIN, "bad", "the loss has not fallen"),
     ("finetune", [write(0, 100, 99), write(100, 30, 9), *TRAIN], "good", "the word error rate is 30 %"),
     ("finetune", [write(0, 100, 99), write(100, 100, 95), *TRAIN], "bad", "hardly a word is right"),
