@@ -93,7 +93,7 @@ def run_sweep(requests: Sequence[Request]) -> dict[str, Any]:
     for number, request in enumerate(requests):
         values = {key: given[number].get(key) for key in varying}
         name = f"job {number} ({', '.join(f'{key}={value}' for key, value in values.items())})"
-        _logger.info("%s of %d", name, len(requests))
+        _logger.info("%s, %d of %d", name, number + 1, len(requests))
         request.values["out"] = f"{request.values['out']}/{number}"
         row: dict[str, Any] = {"job": number, "values": values}
         try:

@@ -38,8 +38,9 @@ def verb(function: Callable[Concatenate[C, P], dict[str, Any]]) -> Callable[Conc
         out = str(getattr(config, "out", ""))
         with writing(Path(out or "."), only=REFUSALS), removing_unused():
             result = function(config, *args, **kwargs)
-        if find_rank() == 0:
-            log_lines(format_summary(function.__name__, result))
+        summary = format_summary(function.__name__, result) if find_rank() == 0 else ""
+        if summary:
+            log_lines(summary)
         return result
 
     return run

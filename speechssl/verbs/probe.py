@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.config.verbs import ProbeConfig
@@ -20,52 +13,19 @@ from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import DataError
-from speechssl.evaluation.probe_features import (
-    Labelled,
-    limit_source,
-    pool_states,
-    read_usable,
-    split_stratified,
-    standardise,
-)
-from speechssl.evaluation.probe_training import train_probe
-from speechssl.evaluation.statistics import Interval, compute_interval
-from speechssl.evaluation.verification import (
-    Trials,
-    compute_eer,
-    compute_eer_interval,
-    describe_dispute,
-    describe_nesting,
-    make_trials,
-    read_trials,
-    score_trials,
-)
+from speechssl.evaluation.probe_features import Labelled, limit_source, pool_states, read_usable, split_stratified
+from speechssl.evaluation.probe_figures import Figures, Pooled, list_paths, make_measure
+from speechssl.evaluation.verification import read_trials
 from speechssl.interop.load import find_update, load_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.speaker import SpeakerProbe
-from speechssl.progress import track
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
 _logger = logging.getLogger("speechssl")
 
-FloatArray = npt.NDArray[np.float32]
-Pooled = tuple[FloatArray, FloatArray]
-
 TEST_SHARE = 0.2
 SATURATED_SHARE = 95.0
 """A baseline above this accuracy (or below 5 % EER) leaves a model nothing to show."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures of one kind of features, in percent."""
-
-    mixed: float
-    layers: list[float]
-    weights: list[float]
-    interval: Interval
-    by_speaker: dict[str, float]
 
 
 @verb
@@ -182,89 +142,6 @@ def _load_labelled(paths: list[str], key: str, where: str) -> Manifest:
         missing = len(manifest) - len(kept)
         _logger.warning("%d of %d utterances of `%s` have no speaker and are left out", missing, len(manifest), key)
     return manifest.select(kept)
-
-
-def make_measure(
-    config: ProbeConfig, train: Manifest, test: Manifest, left_out: LeftOut
-) -> Callable[[Pooled], Figures]:
-    """Make the function that turns features of both sets into figures."""
-    names, labels = np.unique(np.array(train.column("speaker")), return_inverse=True)
-
-    def fit(features: FloatArray) -> SpeakerProbe:
-        return train_probe(features, labels.astype(np.int64), len(names), config.updates, config.lr, config.seed)
-
-    if config.task == "identification":
-        wanted = np.searchsorted(names, np.array(test.column("speaker")))
-        return lambda pooled: _identify(config, fit, pooled, wanted, test.column("speaker"))
-    trials = _find_trials(config, test, left_out)
-    return lambda pooled: _verify(config, fit, pooled, trials, test.column("speaker"))
-
-
-def _find_trials(config: ProbeConfig, test: Manifest, left_out: LeftOut) -> Trials:
-    """Read or make the trials, and say where the speakers of the manifest may be none."""
-    ids, speakers, paths = test.column("id"), test.column("speaker"), list_paths(test)
-    if not config.data.trials:
-        doubt = describe_nesting(speakers, paths)
-        sexes = test.column("sex") if test.has("sex") else None
-        trials = make_trials(speakers, sexes, config.num_trials, config.seed)
-    else:
-        # Trials of what is left out are known, and left out too.
-        others = left_out.items
-        names = ids + [item.id for item in others], paths + [item.path for item in others]
-        trials = read_trials(config.data.trials, *names, unusable=range(len(ids), len(names[0])))
-        doubt = describe_dispute(trials, ids, speakers, paths)
-    if doubt:
-        _logger.warning("%s", doubt)
-    return trials
-
-
-def list_paths(manifest: Manifest) -> list[str]:
-    """List the absolute paths of a manifest's audio, as text."""
-    return [os.path.join(manifest.root, path) for path in manifest.column("path")]
-
-
-def _identify(
-    config: ProbeConfig,
-    fit: Callable[[FloatArray], SpeakerProbe],
-    pooled: Pooled,
-    wanted: npt.NDArray[np.int64],
-    speakers: list[str],
-) -> Figures:
-    train, test = standardise(*pooled)
-
-    def count_right(probe: SpeakerProbe, features: FloatArray) -> npt.NDArray[np.float64]:
-        guesses = probe(torch.from_numpy(features)).argmax(-1).numpy()
-        right: npt.NDArray[np.float64] = (guesses == wanted).astype(np.float64)
-        return right
-
-    states = track(range(train.shape[1]), "probe", unit="layers")
-    layers = [100 * float(count_right(fit(train[:, s : s + 1]), test[:, s : s + 1]).mean()) for s in states]
-    train, test = standardise(*pooled, alike=True)
-    mixed = fit(train)
-    right = count_right(mixed, test)
-    interval = compute_interval(right, np.ones(len(right)), speakers, config.num_resamples, config.seed)
-    owners = np.array(speakers)
-    each = {name: 100 * float(right[owners == name].mean()) for name in sorted(set(speakers))}
-    return Figures(100 * float(right.mean()), layers, mixed.weights.tolist(), interval, each)
-
-
-def _verify(
-    config: ProbeConfig, fit: Callable[[FloatArray], SpeakerProbe], pooled: Pooled, trials: Trials, speakers: list[str]
-) -> Figures:
-    train, test = standardise(*pooled)
-    states = track(range(train.shape[1]), "probe", unit="layers")
-    layers = [compute_eer(score_trials(test[:, s], trials), trials.same) for s in states]
-    train, test = standardise(*pooled, alike=True)
-    mixed = fit(train)
-    scores = score_trials(mixed.combine(torch.from_numpy(test)).numpy(), trials)
-    interval = compute_eer_interval(scores, trials, speakers, config.num_resamples, config.seed)
-    owners = np.array(speakers)
-    each = {}
-    for name in sorted(set(speakers)):
-        part = (owners[trials.first] == name) | (owners[trials.second] == name)
-        if trials.same[part].any() and not trials.same[part].all():
-            each[name] = compute_eer(scores[part], trials.same[part])
-    return Figures(compute_eer(scores, trials.same), layers, mixed.weights.tolist(), interval, each)
 
 
 def summarise(config: ProbeConfig, figures: dict[str, Figures], train: Manifest, test: Manifest) -> dict[str, Any]:

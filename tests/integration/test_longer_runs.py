@@ -22,10 +22,10 @@ def test_a_longer_run_is_the_one_that_was_planned_so(
     caplog.set_level(logging.WARNING, "speechssl")
     keys = {"training.schedule": "tri_stage", "data.valid": []}
     pretrain(manifests, tmp_path / "parts", **keys, **{"training.max_updates": 4})
-    assert not [record.message for record in caplog.records if "schedule" in record.message]
+    assert not [record.message for record in caplog.records if "schedule_updates" in record.message]
     longer = {"training.max_updates": 7, "training.validate_every": 3}
     pretrain(manifests, tmp_path / "parts", **keys, **longer)
-    (line,) = [record.message for record in caplog.records if "schedule" in record.message]
+    (line,) = [record.message for record in caplog.records if "schedule_updates" in record.message]
     assert "the schedule ends at update 4: from there to training.max_updates=7 the learning rate stays" in line
     pretrain(manifests, tmp_path / "whole", **keys, **longer, **{"training.schedule_updates": 4})
     for run in ("parts", "whole"):
@@ -57,6 +57,7 @@ def test_a_schedule_that_is_laid_anew_says_how_the_rate_jumps(
     pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 2})
     caplog.set_level(logging.WARNING, "speechssl")
     pretrain(manifests, tmp_path / "run", **keys, **{"training.max_updates": 4, "training.schedule_updates": 4})
-    (line,) = [record.message for record in caplog.records if "schedule" in record.message]
-    assert "training.schedule_updates is 4 where the run had 2 so far" in line
+    lines = [record.message for record in caplog.records if "schedule_updates" in record.message]
+    assert len(lines) == 1, lines
+    assert "training.schedule_updates is 4 where the run had 2 so far" in lines[0]
     assert read_metrics(tmp_path / "run")[2]["lr"] > 0.0

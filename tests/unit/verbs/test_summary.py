@@ -1,0 +1,59 @@
+"""The short table that a verb ends with."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechssl.config.verbs import EmbedConfig, PrepareConfig
+from speechssl.errors import ConfigError
+from speechssl.evaluation.statistics import Interval
+from speechssl.verbs import embed, prepare
+from speechssl.verbs.summary import format_summary
+
+RATE = asdict(Interval(10.0, 20.0, "speaker", 40, True))
+VALID = {"loss": 5.1, "accuracy": 0.4, "loss_contrastive": 4.0}
+BASELINES = {"log_mel": {"accuracy": 97.0, "accuracy_interval": RATE}}
+
+CASES = (
+    (
+        "pretrain",
+        {"out": "runs/a", "updates": 300, "best_update": 200, "hours_seen": 2.0, "valid": VALID},
+        ["updates", "300 (best: 200)", "2.0 h", "5.1", "40 %", str(Path("runs/a") / "report.html")],
+    ),
+    ("finetune", {"out": "a", "updates": 3, "best_update": 3, "hours_seen": 0.1, "valid": {"wer": 12.34}}, ["12.34 %"]),
+    ("evaluate", {"wer": 12.3, "wer_interval": RATE, "cer": 4.0, "cer_interval": RATE, "num_utterances": 7, "out": "x"},
+     ["WER", "12.30 % (95 %: 10.0 to 20.0 % over 40 speakers)", "4.00 %"]),
+    ("probe", {"task": "identification", "accuracy": 90.0, "accuracy_interval": RATE, "baselines": BASELINES,
+               "saturated": ["log_mel"], "out": "x"}, ["speaker accuracy, this model", "97.00 %", "saturated"]),
+    ("transcribe", {"num_utterances": 3, "num_left_out": 1, "texts": "stdout"}, ["3, 1 left out"]),
+    ("embed", {"num_utterances": 3, "num_left_out": 0, "num_rows": 3, "dim": 8, "layers": ["1", "2"], "out": "e.npy"},
+     ["3 × 8, layers 1, 2", "e.npy"]),
+    ("convert", {"kind": "ctc", "model": "base", "parameters": 1234, "to": "huggingface", "out": "hf"},
+     ["base, 1,234 parameters", "hf"]),
+    ("report", {"out": "a/report.html"}, ["a/report.html (open it in a browser)"]),
+)  # fmt: skip
+
+
+def test_every_verb_says_its_figures_and_where_its_files_are() -> None:
+    for verb, result, parts in CASES:
+        table = format_summary(verb, result)
+        assert not [part for part in parts if part not in table], table
+        assert table.count("\n") <= 5
+    assert format_summary("doctor", {}) == ""
+
+
+def test_a_verb_in_python_ends_in_its_table_and_refuses_what_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    with caplog.at_level(logging.INFO, "speechssl"):
+        prepare(PrepareConfig(root=str(tmp_path), corpus="folder", out=str(tmp_path / "m")))
+    assert caplog.messages[-1] == f"all  0.0 min, 1 utterances, 0 speakers: {tmp_path / 'm' / 'all.tsv'}"
+    with pytest.raises(ConfigError, match="`checkpoint` must be given"):
+        embed(EmbedConfig(audio=[str(tmp_path)]))
