@@ -202,7 +202,9 @@ def _find_weights(folder: Path, weights: str) -> Path:
     return path
 
 
-def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
+def load_weights(
+    model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model", log: bool = True
+) -> None:
     """Load all weights of a model; none may be missing or left over, but for the parts of an objective.
 
     Args:
@@ -210,6 +212,7 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
         folder: of the checkpoint.
         key: named in the error.
         weights: `model`, or `ema` for their moving average.
+        log: say in one line which parts of an objective are left over.
 
     Raises:
         CheckpointError: the file is damaged or does not fit, or there is no average.
@@ -224,7 +227,7 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
     check_names(expected, stored, key, str(path))
     check_shapes(expected, stored, key, str(path))
     model.load_state_dict(_expand(model, {name: spread_like(value, own[name]) for name, value in stored.items()}))
-    if aside:
+    if aside and log:
         _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, join(sorted(aside)))
 
 

@@ -50,7 +50,7 @@ class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "model to continue from with a fresh schedule, as `checkpoint` takes it elsewhere; empty: from scratch")
+    init: str = knob("", "model to start from (anything `checkpoint` takes), with a fresh schedule; empty: from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
@@ -80,7 +80,7 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same, as `checkpoint` takes it elsewhere; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same (anything `checkpoint` takes); empty: train `model` from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
     reset_layers: int = knob(0, "number of last transformer blocks to re-initialise instead of loading them from `init`", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     freeze_layers: int = knob(-1, "number of first transformer blocks that stay as pretrained, and the front end with them, until training.unfreeze_share; -1: none, not even the front end; without `init` nothing is frozen", "blocks")

@@ -61,6 +61,7 @@ def load_model(
     trainable: bool = False,
     key: str = "checkpoint",
     weights: str = "model",
+    log: bool = True,
 ) -> SpeechModel:
     """Load a model for use, wherever it comes from.
 
@@ -70,6 +71,7 @@ def load_model(
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
+        log: say in one line which parts of an objective are left out.
 
     Returns:
         The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them. What is
@@ -89,7 +91,7 @@ def load_model(
         card = read_card(folder, key)
         check_stored(card, folder, key, weights)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
-        load_weights(model, folder, key, weights)
+        load_weights(model, folder, key, weights, log)
     else:
         if weights != "model":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))

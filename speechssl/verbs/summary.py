@@ -14,12 +14,15 @@ from speechssl.printable import format_columns
 from speechssl.verbs.output import STDOUT
 
 HELD_OUT = {
-    "wer": ("WER, held out", 1.0, " %"),
-    "cer": ("CER, held out", 1.0, " %"),
-    "loss": ("loss, held out", 1.0, ""),
-    "accuracy": ("accuracy, held out", 100.0, " %"),
+    "wer": ("WER, held out", 1.0),
+    "cer": ("CER, held out", 1.0),
+    "loss": ("loss, held out", 1.0),
+    "accuracy": ("accuracy, held out", 100.0),
 }
-"""Figures of a validation that a training's table shows: what they are called, their factor and unit."""
+"""Figures of a validation that a training's table shows: what they are called and their factor."""
+
+KNOWN_LOSSES = frozenset({"loss_contrastive", "loss_codes"})
+"""What only objectives log whose loss is in bits a masked frame."""
 
 
 def format_summary(verb: str, result: Mapping[str, Any]) -> str:
@@ -61,12 +64,14 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
 
 def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
     valid = result["valid"] or {}
+    # Losses of other objectives have units of their own.
+    unit = " nats an utterance" if "wer" in valid else " bits a masked frame" if valid.keys() & KNOWN_LOSSES else ""
     return {
         "updates": f"{result['updates']} (best: {result['best_update']})",
         "speech seen": _format_hours(result["hours_seen"]),
         **{
-            label: f"{factor * valid[name]:.4g}{unit}"
-            for name, (label, factor, unit) in HELD_OUT.items()
+            label: f"{factor * valid[name]:.4g}{unit if name == 'loss' else ' %'}"
+            for name, (label, factor) in HELD_OUT.items()
             if valid.get(name) is not None
         },
         "report": f"{Path(result['out']) / REPORT} (open it in a browser)",
