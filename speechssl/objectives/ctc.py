@@ -138,7 +138,8 @@ class CTCObjective(Objective):
             loss = (1.0 - options.intermediate_weight) * loss + options.intermediate_weight * inner
             stats["intermediate"] = inner.detach().double()
         if views == 2:
-            apart = compute_consistency_loss(*logits.chunk(2), num_frames)
+            first, second = logits.chunk(2)
+            apart = compute_consistency_loss(first, second, num_frames)
             loss = loss + options.consistency_weight * apart
             stats["consistency"] = apart.detach().double()
         if not is_training:

@@ -68,7 +68,7 @@ class ReplicatedReplica(Replica):
     def prepare(self, update: int) -> None:
         """Tell DDP which parameters learn in this update: it waits for the gradient of every one that it knows.
 
-        They change once or never (`training.freeze_share`), and then it is made anew.
+        They change twice at most (`training.freeze_share`, `training.unfreeze_share`), and then it is made anew.
         """
         parameters = dict(self.objective.module.named_parameters())
         trained = [self.objective.is_trained(name, update) for name in parameters]
