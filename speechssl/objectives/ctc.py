@@ -147,17 +147,12 @@ class CTCObjective(Objective):
         return LossTerms(loss, torch.tensor(len(batch.ids), device=logits.device), stats)
 
     def _contextualise(self, batch: Batch, update: int, views: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Give output and states (views · B, T, D) and valid frames (B,), of waveforms that are normalised already."""
-        model, num_frozen = self.module, self.find_frozen(update) if self.module.training else -1
-        with learning(num_frozen < 0):
-            # The front end sees no masks: its output serves both views.
-            features = model.backbone.encode(batch.waveforms, batch.num_samples).repeat(views)
-        length, masks = features.normed.shape[1], batch.inputs if model.training else {}
-        mask, channels = (_stack_views(masks, name, views) for name in ("mask", "channel_mask"))
+        """Contextualise all views of a batch, with everything that is drawn for it."""
+        model, masks = self.module, batch.inputs if self.module.training else {}
+        drawn = [_stack_views(masks, name, views) for name in ("mask", "channel_mask")]
         keep = draw_kept_layers(model, self.seed, update)
-        mask = None if mask is None else _pad_mask(mask, length)
-        context, states = model.backbone.contextualise(features, mask, channels, keep, num_frozen, model.adjust)
-        return context, states, model.count_frames(batch.waveforms, batch.num_samples)
+        num_frozen = self.find_frozen(update) if model.training else -1
+        return contextualise(model, batch.waveforms, batch.num_samples, *drawn, keep, views, num_frozen)
 
     def find_frozen(self, update: int) -> int:
         """Find what is frozen in an update, as `find_place` counts: all up to this place; -1: nothing."""
@@ -222,37 +217,38 @@ class CTCObjective(Objective):
         return {name: torch.tensor(float(count), dtype=torch.float64) for name, count in counts.items()}
 
 
-def compute_logits(
+def contextualise(
     model: SpeechModel,
     waveforms: Tensor,
     num_samples: Tensor | None,
     mask: Tensor | None = None,
     channel_mask: Tensor | None = None,
     keep: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run backbone and head with everything that is usually drawn given explicitly; `torch.compile` finds one graph.
+    views: int = 1,
+    num_frozen: int = -1,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Run the backbone with everything that is usually drawn given explicitly; `torch.compile` finds one graph.
 
     Args:
-        model: with its CTC head.
+        model: the recogniser.
         waveforms: (B, N) float32 at 16 kHz, normalised already where the model wants it.
         num_samples: (B,) valid samples; None where nothing is padded.
-        mask: (B, T') bool, T' at most the frames T of the batch, True where masked.
-        channel_mask: (B, D) bool, True where a channel is zero.
+        mask: (views · B, T') bool, T' at most the frames T of the batch, True where masked.
+        channel_mask: (views · B, D) bool, True where a channel is zero.
         keep: (L,) bool, False for blocks that LayerDrop skips.
+        views: so often all rows go through the blocks; the front end, which sees no masks, serves all views.
+        num_frozen: as `CTCObjective.find_frozen`.
 
     Returns:
-        Logits (B, T, V), and the valid frames (B,).
+        Output and L + 1 states (views · B, T, D), and the valid frames (B,).
     """
-    assert model.head is not None, "CTC needs a head"
-    features = model.backbone.encode(waveforms, num_samples)
-    mask = None if mask is None else _pad_mask(mask, features.normed.shape[1])
-    context, _ = model.backbone.contextualise(features, mask, channel_mask, keep, adjust=model.adjust)
-    return model.head(context), model.count_frames(waveforms, num_samples)
-
-
-def _pad_mask(mask: Tensor, length: int) -> Tensor:
-    """Pad a mask, drawn over the frames of the longest row, to the frames of the batch, which may be more."""
-    return F.pad(mask, (0, length - mask.shape[1]))
+    with learning(num_frozen < 0):
+        features = model.backbone.encode(waveforms, num_samples).repeat(views)
+    if mask is not None:
+        # Drawn over the frames of the longest row, which the batch's padding may exceed.
+        mask = F.pad(mask, (0, features.normed.shape[1] - mask.shape[1]))
+    context, states = model.backbone.contextualise(features, mask, channel_mask, keep, num_frozen, model.adjust)
+    return context, states, model.count_frames(waveforms, num_samples)
 
 
 def _stack_views(inputs: Mapping[str, Tensor], name: str, views: int) -> Tensor | None:
