@@ -149,10 +149,11 @@ class CTCObjective(Objective):
     def _contextualise(self, batch: Batch, update: int, views: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Contextualise all views of a batch, with everything that is drawn for it."""
         model, masks = self.module, batch.inputs if self.module.training else {}
-        drawn = [_stack_views(masks, name, views) for name in ("mask", "channel_mask")]
+        mask, channel_mask = (_stack_views(masks, name, views) for name in ("mask", "channel_mask"))
         keep = draw_kept_layers(model, self.seed, update)
         num_frozen = self.find_frozen(update) if model.training else -1
-        return contextualise(model, batch.waveforms, batch.num_samples, *drawn, keep, views, num_frozen)
+        audio = batch.waveforms, batch.num_samples
+        return contextualise(model, *audio, mask, channel_mask, keep, views, num_frozen)
 
     def find_frozen(self, update: int) -> int:
         """Find what is frozen in an update, as `find_place` counts: all up to this place; -1: nothing."""
