@@ -19,6 +19,7 @@ from speechssl.checkpoints.layout import CHECKPOINTS, REPORT, list_published, re
 from speechssl.checkpoints.replacement import Replacement, drop_replaced, recover
 from speechssl.checkpoints.snapshot import Provenance
 from speechssl.checkpoints.store import CheckpointStore
+from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.manifest import Manifest
 from speechssl.devices import check_room, resolve_precision, use_deterministic_algorithms
@@ -198,6 +199,9 @@ def train(
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result."""
     training, objective, main = config.training, task.objective, ranks.is_main
+    alone = not (ranks.size > 1 or training.activation_checkpointing or training.ema_decay)
+    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
+    check(alone or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
     set_up_blocks(objective.module, training.activation_checkpointing, training.compile)
     record = describe_data(task.manifests, task.learns_texts) if main else None
     if record is not None and goes_on:

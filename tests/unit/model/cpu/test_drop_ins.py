@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config.model import ModelConfig
+from speechssl.model.attention import attend, rotate
+from speechssl.model.conformer import ConvolutionModule, convolve_depthwise
 from speechssl.model.cpu import attention as cpu_attention
 from speechssl.model.cpu import products
 from speechssl.model.cpu.dropout import draw_kept
@@ -22,7 +24,7 @@ from speechssl.model.cpu.products import fold_group_norm, gelu_convolution
 from speechssl.model.feature_encoder import FeatureEncoder, convolve
 from speechssl.model.layers import Dropout, LayerNorm, layer_norm
 from speechssl.model.speech_model import SpeechModel
-from speechssl.model.transformer import Transformer, attend, gelu_linear, grouped_convolution
+from speechssl.model.transformer import Transformer, gelu_linear, grouped_convolution
 
 
 def assert_same_with_gradients(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
