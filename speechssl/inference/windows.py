@@ -33,7 +33,9 @@ class Window:
     last: int
 
 
-def plan_windows(num_samples: int, window_samples: int, receptive_samples: int = 400, hop_samples: int = HOP_SAMPLES) -> list[Window]:
+def plan_windows(
+    num_samples: int, window_samples: int, receptive_samples: int = 400, hop_samples: int = HOP_SAMPLES
+) -> list[Window]:
     """Plan the windows of an utterance.
 
     Args:

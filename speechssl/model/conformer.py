@@ -1,4 +1,4 @@
-"""The Conformer block: attention, a convolution module and feed-forward, pre-norm (Gulati et al. 2020, arXiv 2005.08100)."""
+"""The Conformer block: attention, a convolution module and feed-forward, pre-norm (arXiv 2005.08100)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from speechssl.config.model import ModelConfig
 from speechssl.model.attention import SelfAttention
 from speechssl.model.cpu import convolutions, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
-from speechssl.model.layers import Dropout, LayerNorm, drop
 from speechssl.model.cpu.precision import widen
+from speechssl.model.layers import Dropout, LayerNorm, drop
 
 _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
@@ -98,7 +98,8 @@ def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope)
     assert not isinstance(scope, Packing), "rows are packed on a CPU only"
     x = x if scope is None else torch.where(scope[:, 0, 0, :, None], x, 0.0)
     out: Tensor = conv(x.transpose(1, 2))
-    return out.transpose(1, 2)
+    # As the norm and the product after it want it; an export for all lengths would guess the layout, and not for all.
+    return out.transpose(1, 2).contiguous()
 
 
 class BatchNorm(nn.Module):

@@ -187,7 +187,9 @@ def run_rows(
     return run(x, None if num_frames is None else make_valid_mask(num_frames, x.shape[1])[:, None, None, :])
 
 
-def _keep_or_skip(block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope, Tensor | None], keep: Tensor) -> Tensor:
+def _keep_or_skip(
+    block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope, Tensor | None], keep: Tensor
+) -> Tensor:
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])

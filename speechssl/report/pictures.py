@@ -210,8 +210,8 @@ def _explain(run: RunFolder, live: Live, mask: BoolArray, right: BoolArray, code
         "model. A tall mark says that it still picked the frame’s own code vector among "
         f"{chance.candidates}, which it did for {format_percent(share)} of them (guessing finds "
         f"{format_percent(chance.accuracy, 2)}). The lanes below show which code each codebook gives each "
-        f"{1000 // frame_rate} ms frame: a long dash is a code that stays. The codes change {format_number(changes)} times a second; people speak "
-        "some 10 to 15 phones a second."
+        f"{1000 // frame_rate} ms frame: a long dash is a code that stays. The codes change "
+        f"{format_number(changes)} times a second; people speak some 10 to 15 phones a second."
     )
 
 

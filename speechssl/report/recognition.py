@@ -283,7 +283,8 @@ def _draw_emissions(live: Live, sounds: Sounds) -> list[Figure]:
     strip.letters = [(k, "·" if symbol == "|" else symbol) for k, symbol in letters]
     note = (
         f"Each letter stands at the {1000 // strip.frame_rate} ms frame in which the model writes it; a dot is the "
-        "border of a word, and the frames between are blank. No transcript says when a letter is spoken: CTC finds the times by itself."
+        "border of a word, and the frames between are blank. No transcript says when a letter is spoken: CTC finds the "
+        "times by itself."
     )
     return [Figure(f"One utterance, {row.id}", strip, note, is_wide=True)]
 

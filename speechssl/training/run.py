@@ -94,6 +94,7 @@ def run_training(config: Config, build: Callable[[Config, Ranks, bool], Task]) -
         config = replace(config, training=replace(config.training, schedule_updates=planned))
         goes_on = bool(ranks.find_max(int(ranks.is_main and _goes_on(config, folder))))
         check_room(config.model, ranks.device)
+        _check_batch_norm(config, ranks)
         precision = choose_precision(config, ranks)
         seed_weights(config.seed)
         task = build(config, ranks, goes_on)
@@ -165,6 +166,14 @@ def _claim(config: PretrainConfig | FinetuneConfig, folder: Path, trainer: Train
         drop_replaced(folder)
 
 
+def _check_batch_norm(config: Config, ranks: Ranks) -> None:
+    """Check that what batch norm remembers is that of one process, which computes each forward once."""
+    training = config.training
+    can = ranks.is_alone and not training.activation_checkpointing and not training.ema_decay
+    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
+    check(can or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
+
+
 def choose_precision(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> str:
     """Choose the precision, and say on what the run computes."""
     # One process decides for all: `auto` is measured.
@@ -199,9 +208,6 @@ def train(
 ) -> dict[str, Any]:
     """Train to the end, write the result and the report, and return the result."""
     training, objective, main = config.training, task.objective, ranks.is_main
-    alone = not (ranks.size > 1 or training.activation_checkpointing or training.ema_decay)
-    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
-    check(alone or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
     set_up_blocks(objective.module, training.activation_checkpointing, training.compile)
     record = describe_data(task.manifests, task.learns_texts) if main else None
     if record is not None and goes_on:
