@@ -19,7 +19,6 @@ from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.seeds import make_rng
 
 WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
@@ -27,7 +26,7 @@ WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
 FloatArray = npt.NDArray[np.float32]
 
 
-def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int) -> Tensor:
+def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int, hop: int = 320) -> Tensor:
     """Stack normalised log-mel around the middle of each of the encoder's frames: (T, stack · 80) float64.
 
     BEST-RQ stacks four frames for an encoder frame of 40 ms; here it is two for one of 20 ms. They reach 5 ms beyond
@@ -40,20 +39,24 @@ def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int)
         num_frames: T, of the encoder.
         field: samples that one of the encoder's frames sees.
         stack: log-mel frames for each of its frames.
+        hop: samples from one of the encoder's frames to the next.
     """
     from torchaudio.compliance import kaldi
 
     x: Tensor = kaldi.fbank(_centre(waveform, field, WINDOW + STEP * (stack - 1)), num_mel_bins=MEL_BINS)
     # A band that never changes, as in digital silence, has no deviation.
     x = (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
-    places = HOP_SAMPLES // STEP * torch.arange(num_frames)[:, None] + torch.arange(stack)
+    places = hop // STEP * torch.arange(num_frames)[:, None] + torch.arange(stack)
     return x[places].flatten(1)
 
 
-def compute_mfcc(waveform: FloatArray, num_frames: int, field: int, subtract_mean: bool = False) -> Tensor:
+def compute_mfcc(
+    waveform: FloatArray, num_frames: int, field: int, subtract_mean: bool = False, hop: int = 320
+) -> Tensor:
     """Compute 13 MFCC with first and second differences for each of the encoder's frames: (T, 39) float64.
 
-    As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one.
+    As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one,
+    or every fourth at 25 Hz.
 
     Args:
         waveform: (N,) at 16 kHz.
@@ -61,13 +64,14 @@ def compute_mfcc(waveform: FloatArray, num_frames: int, field: int, subtract_mea
         field: samples that one of the encoder's frames sees.
         subtract_mean: take the mean over time from each coefficient, and with it loudness, microphone and part of the
             voice (cepstral mean normalisation).
+        hop: samples from one of the encoder's frames to the next.
     """
     from torchaudio.compliance import kaldi
     from torchaudio.functional import compute_deltas
 
     x = kaldi.mfcc(_centre(waveform, field, WINDOW), use_energy=False, subtract_mean=subtract_mean).T
     first = compute_deltas(x)
-    return torch.cat([x, first, compute_deltas(first)]).T[:: HOP_SAMPLES // STEP][:num_frames]
+    return torch.cat([x, first, compute_deltas(first)]).T[:: hop // STEP][:num_frames]
 
 
 def find_nearest(x: Tensor, codes: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class CodesCollate:
         if self.projection is None:
             x = describe_by_mfcc(waveform, self.config, self.task)[wanted]
         else:
-            x = stack_log_mel(waveform, len(wanted), self.config.receptive_field, self.task.stack_frames)[wanted]
+            field, hop = self.config.receptive_field, self.config.hop_samples
+            x = stack_log_mel(waveform, len(wanted), field, self.task.stack_frames, hop)[wanted]
             x = x @ torch.from_numpy(self.projection).double()
         return find_nearest(x, torch.from_numpy(self.codes)).numpy()
 
@@ -264,7 +265,7 @@ def describe_all(
 def describe_by_mfcc(waveform: FloatArray, config: ModelConfig, task: MaskedCodesConfig) -> Tensor:
     """Compute what k-means clusters where there is no teacher: (N,) → (T, 39)."""
     num_frames = config.count_frames(len(waveform))
-    return compute_mfcc(waveform, num_frames, config.receptive_field, task.subtract_mean)
+    return compute_mfcc(waveform, num_frames, config.receptive_field, task.subtract_mean, config.hop_samples)
 
 
 def _sum_loss(logits: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
