@@ -115,6 +115,7 @@ class ModelConfig:
     feature_dropout: float = knob(0.1, "dropout on the quantizer's input", "", "F: dropout_features")
     layer_drop_prob: float = knob(0.05, "probability that a block is skipped in an update", "", "§4.2")
     head_dropout: float = knob(0.0, "dropout before the CTC head", "", "F: final_dropout")
+    self_conditioning: int = knob(0, "block after which the blocks that follow are told what the CTC head makes of the frames so far (fine-tuning); 0: none", "", "arXiv 2104.02724")
     target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
     quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
     mask: MaskConfig = knob(MaskConfig, "masks")
@@ -136,6 +137,8 @@ class ModelConfig:
         for name in _CONVOLUTIONS:
             _check_convolutions(name, getattr(self, name))
         _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
+        inside = 0 <= self.self_conditioning < self.num_layers
+        check(inside, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
@@ -288,5 +291,5 @@ _SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel"
 _CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
 
-SET_ANEW = ("mask", "feature_gradient_scale", *_PROBABILITIES)
-"""Keys that are no part of the network: each training sets them for itself, fine-tuning otherwise than pretraining."""
+SET_ANEW = ("mask", "feature_gradient_scale", "self_conditioning", *_PROBABILITIES)
+"""Keys that are no part of what is pretrained: each training sets them for itself, fine-tuning otherwise than pretraining."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import unwrap
 from typing import Any
@@ -22,6 +23,14 @@ from speechssl.model.cpu import on_cpu, packing, precision, products
 from speechssl.model.cpu.packing import Run, Scope
 from speechssl.model.layers import Dropout, LayerNorm, drop
 from speechssl.model.lengths import make_valid_mask
+
+Adjust = Callable[[int, Tensor], Tensor]
+"""Changes frames (B, T, D) between two blocks, each frame for itself: rows may be packed."""
+
+
+def learning(is_learning: bool) -> AbstractContextManager[None]:
+    """Put around what gets a gradient only if `is_learning`."""
+    return nullcontext() if is_learning else torch.no_grad()
 
 
 class PositionalConvolution(nn.Module):
@@ -137,6 +146,8 @@ class Transformer(nn.Module):
         x: Float[Tensor, "B T D"],
         num_frames: Int[Tensor, " B"] | None,
         keep: Bool[Tensor, " L"] | None = None,
+        num_frozen: int = -1,
+        adjust: Adjust | None = None,
     ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
         """Contextualise frames.
 
@@ -148,6 +159,9 @@ class Transformer(nn.Module):
             keep: (L,) on the CPU, False for blocks that LayerDrop skips in this update; None keeps all. The
                 parameters of a skipped block get gradients of zero, so that every parameter takes part in every
                 update on every rank.
+            num_frozen: the positions and so many first blocks get no gradient, and no backward is spent on them;
+                above L neither does the final norm. -1: all learn.
+            adjust: `adjust(n, x)` gives what block n + 1 gets of the output of block n; None: the output.
 
         Returns:
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
@@ -156,21 +170,29 @@ class Transformer(nn.Module):
         if num_frames is not None:
             x = torch.where(make_valid_mask(num_frames, x.shape[1])[..., None], x, 0.0)
         if self.position is not None:
-            x = x + self.position(x)
+            with learning(num_frozen < 0):
+                x = x + self.position(x)
         # Blocks that are compiled would be compiled again for the lengths of each packed batch.
         run = unwrap(run_rows) if self.is_compiled else run_rows
-        return run(x, num_frames, partial(self._run_blocks, keep))
+        return run(x, num_frames, partial(self._run_blocks, keep, num_frozen, adjust))
 
-    def _run_blocks(self, keep: Tensor | None, x: Tensor, scope: Scope) -> tuple[Tensor, list[Tensor]]:
-        x = self.dropout(x if self.norm_first else self.norm(x))
+    def _run_blocks(
+        self, keep: Tensor | None, num_frozen: int, adjust: Adjust | None, x: Tensor, scope: Scope
+    ) -> tuple[Tensor, list[Tensor]]:
+        with learning(num_frozen < 0):
+            x = self.dropout(x if self.norm_first else self.norm(x))
         rotation = make_rotation(scope, x.shape[1], self.rotary_dim, x.device) if self.rotary_dim else None
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
-            inputs = (x, scope, rotation)
-            x = run(*inputs) if keep is None else _keep_or_skip(block, run, inputs, keep[index])
+            with learning(index >= num_frozen):
+                # The first block needs no adjusting: nothing has looked at the frames yet.
+                x = x if adjust is None or index == 0 else adjust(index, x)
+                inputs = (x, scope, rotation)
+                x = run(*inputs) if keep is None else _keep_or_skip(block, run, inputs, keep[index])
             states.append(x)
-        return (self.norm(x) if self.norm_first else x), states
+        with learning(num_frozen <= len(self.blocks)):
+            return (self.norm(x) if self.norm_first else x), states
 
 
 @on_cpu(packing.run_rows)

@@ -165,6 +165,8 @@ def _describe_state(run: RunFolder) -> str:
     done, planned, finished = run.num_updates, run.get_config("training.max_updates", 0), run.result.get("updates")
     if isinstance(finished, int) and finished >= planned:
         return f"finished, all {count(finished, 'update')}"
+    if "ended_by" in run.result:
+        return f"finished by {run.result['ended_by']} after {count(done, 'update')} of {format_number(planned)}"
     at = f"at update {format_number(done)} of {format_number(planned)}"
     return f"running, {at}" if _is_held(run.path) else f"stopped {at}; the same command goes on"
 

@@ -87,7 +87,8 @@ def run_training(config: Config, build: Callable[[Config, Ranks, bool], Task]) -
         result = _find_result(config, folder) if ranks.is_main else {}
         # One rank decides: another may see the folder of a network drive later.
         if ranks.find_max(int(ranks.is_main and result is not None)):
-            _logger.info("%s is finished; raise training.max_updates to go on", folder)
+            key = "max_updates" if (result or {}).get("updates") == config.training.max_updates else "patience"
+            _logger.info("%s is finished; raise training.%s to go on", folder, key)
             return result or {}
         # Nothing is written until the trainer is made: what is refused on the way leaves the folder as it was.
         planned = ranks.find_max(_plan_schedule(config, folder) if ranks.is_main else 0)
@@ -240,6 +241,7 @@ def train(
         "updates": progress.update,
         "hours_seen": progress.audio_s / 3600,
         "best_update": progress.best_update or progress.update,
+        **({"ended_by": "training.patience"} if progress.update < training.max_updates else {}),
         "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
         "damaged_checkpoints": progress.damaged_checkpoints,
         "num_left_out": len(read_left_out(folder)),

@@ -18,9 +18,11 @@ import yaml
 
 from speechssl.checkpoints.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RESULT, list_damaged, list_published
 from speechssl.config.objective import drop_other_objectives
+from speechssl.config.training import TrainingConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
+from speechssl.training.schedules import is_out_of_patience
 
 _logger = logging.getLogger("speechssl")
 
@@ -29,8 +31,8 @@ FREE_KEYS = frozenset((
     "out", "overwrite", "device", "data.num_workers",
     "logging.tensorboard", "logging.wandb_project", "logging.mlflow_experiment",
     "training.max_updates", "training.schedule_updates", "training.validate_every", "training.max_hours",
-    "training.log_every", "training.on_collapse", "training.spike_sigmas", "training.max_skipped_in_row",
-    "training.digest_every", "training.timeout_s", "training.sharding",
+    "training.patience", "training.log_every", "training.on_collapse", "training.spike_sigmas",
+    "training.max_skipped_in_row", "training.digest_every", "training.timeout_s", "training.sharding",
 ))  # fmt: skip
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
 `training.schedule_updates` changes those to come, and the run says how."""
@@ -71,8 +73,7 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
     # A key that is younger than the run had its default's meaning then.
     _check_same(_fill(stored, config), asdict(config), folder)
     result = _read_result(folder)
-    is_finished = result is not None and result.get("updates") == config.training.max_updates
-    return result if is_finished else None
+    return result if result is not None and _is_finished(result, config.training) else None
 
 
 def claim_run(folder: Path, config: Any) -> None:
@@ -181,6 +182,13 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     except DataError as error:
         _logger.warning("%s; it is made again", error)
         return None
+
+
+def _is_finished(result: dict[str, Any], training: TrainingConfig) -> bool:
+    """Say whether nothing is left to do: all updates are made, or validation has been no better for too long."""
+    updates, best = result.get("updates"), result.get("best_update")
+    is_short = isinstance(updates, int) and isinstance(best, int) and is_out_of_patience(training, updates, best)
+    return updates == training.max_updates or is_short
 
 
 def _digest(content: bytes) -> str:
