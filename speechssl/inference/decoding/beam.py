@@ -8,7 +8,7 @@ that nothing that makes the same text competes with itself. With a wide enough b
 rounding.
 
 A text scores ln P(text | audio) + `lm_weight` · ln P(words, end) + `word_bonus` · words + `unknown_penalty` · words
-that the n-gram does not know; without an n-gram the first of these alone.
+that the n-gram does not know; without an n-gram the first of these alone. `blank_penalty` changes the frames before that.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
     if config.name == "greedy":
         return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
     search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
-    keys: dict[str, Any] = {name: getattr(config, name) for name in ("beam_width", "beam_threshold", "symbol_min_prob")}
+    names: tuple[str, ...] = ("blank_penalty", "beam_width", "beam_threshold", "symbol_min_prob")
+    keys: dict[str, Any] = {name: getattr(config, name) for name in names}
     lm, begun = search.lm, search.begun
     if lm is None or begun is None:
         return Decoder(search.decode, facts | {"beam": keys})
@@ -114,6 +115,23 @@ class _Beam:
     prefixes: IntArray
     pause: FloatArray
     other: FloatArray
+
+
+def penalise_blank(log_probs: FloatArray, penalty: float) -> FloatArray:
+    """Take so many nats from the blank of each frame, and let the probabilities sum to 1 again.
+
+    A weak recogniser is sure of little but the blank, and leaves out what it is not sure of.
+
+    Args:
+        log_probs: (T, V) ln of each symbol's probability; returned as it is where the penalty is 0.
+        penalty: nats.
+    """
+    if not penalty:
+        return log_probs
+    penalised = log_probs.copy()
+    penalised[:, BLANK] -= penalty
+    shares: FloatArray = np.logaddexp.reduce(penalised, axis=1, keepdims=True)
+    return penalised - shares
 
 
 class BeamSearch:
@@ -165,6 +183,7 @@ class BeamSearch:
         Args:
             log_probs: (T, V) ln of each symbol's probability.
         """
+        log_probs = penalise_blank(log_probs, self.config.blank_penalty)
         tree = _Prefixes(contexts=[self.lm.start() if self.lm else ""])
         beam = _Beam(np.zeros(1, dtype=np.int64), np.zeros(1), np.full(1, -np.inf))
         least = math.log(self.config.symbol_min_prob) if self.config.symbol_min_prob else -np.inf
