@@ -8,7 +8,7 @@ that nothing that makes the same text competes with itself. With a wide enough b
 rounding.
 
 A text scores ln P(text | audio) + `lm_weight` · ln P(words, end) + `word_bonus` · words + `unknown_penalty` · words
-that the n-gram does not know; without an n-gram the first of these alone. `blank_penalty` changes the frames before that.
+that the n-gram does not know; without an n-gram the first of these alone. `blank_penalty` changes the frames before.
 """
 
 from __future__ import annotations
