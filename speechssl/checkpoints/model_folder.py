@@ -187,8 +187,8 @@ def _count_products(config: ModelConfig, kind: str) -> int:
     kernels = config.mel_kernels if is_mel else config.conv_kernels
     dim, features = config.model_dim, config.feature_dim
     count = sum(before * after * kernel for before, after, kernel in zip(widths, widths[1:], kernels, strict=False))
-    count += dim * (dim // config.position_groups) * config.position_kernel + (features != dim) * features * dim
-    count += config.num_layers * (4 * dim * dim + 2 * dim * config.ffn_dim)
+    count += config.num_position_weights + (features != dim) * features * dim
+    count += config.num_layers * config.num_block_weights
     if kind == "pretraining":
         codes, width = config.quantizer.num_codes, config.quantizer.codevector_dim
         count += features * config.quantizer.num_groups * codes + codes * width + (width + dim) * config.target_dim

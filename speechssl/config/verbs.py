@@ -183,11 +183,21 @@ class TranscribeConfig(InferenceConfig):
     out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        if self.makes_manifest:
+            is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
+            check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
+            check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)
+
+    @property
+    def makes_manifest(self) -> bool:
+        """Whether a manifest comes out, rather than lines of text."""
+        return bool(self.min_confidence != "")
 
 
 @dataclass(kw_only=True)

@@ -183,6 +183,10 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         raise CheckpointError(
             f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"
         )
+    if format in FORMATS and format not in ("speechssl", "onnx", "onnx_features"):
+        for key, only in (("block", "transformer"), ("positions", "convolutional")):
+            if (given := getattr(model.config, key)) != only:
+                raise CheckpointError(f"`model.{key}` must be {only} for {format}, which has no other, but is {given}")
     if format in ("huggingface", "fairseq", "torchaudio") and model.conditioning is not None:
         what = f"for {format}, which has no place for it, but is {model.config.self_conditioning}"
         raise CheckpointError(f"`model.self_conditioning` must be 0 {what}")

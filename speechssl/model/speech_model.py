@@ -27,7 +27,7 @@ class Frames:
     Attributes:
         last: (B, T, D) the model's output, after the final norm where it has one.
         layers: L + 1 tensors (B, T, D): what enters the first block, then each block's output, without final norm.
-        num_frames: (B,) int64 valid frames of each row. Frame k starts at 0.020·k seconds.
+        num_frames: (B,) int64 valid frames of each row. Frame k starts at k / model.frame_rate seconds.
         logits: (B, T, V) scores of a recogniser's symbols; None for a model without a CTC head.
     """
 
@@ -61,7 +61,7 @@ class SpeechModel(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Transformer blocks L; layers are numbered 0 to L."""
+        """Blocks L; layers are numbered 0 to L."""
         return self.config.num_layers
 
     @property

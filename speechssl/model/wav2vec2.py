@@ -53,7 +53,7 @@ class Wav2Vec2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.hop_samples != HOP_SAMPLES:
+        if config.front_end == "convolutions" and config.hop_samples != HOP_SAMPLES:
             must = f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms)"
             raise ConfigError(f"{must}, but give {config.hop_samples}")
         channels = config.feature_dim

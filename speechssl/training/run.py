@@ -19,6 +19,7 @@ from speechssl.checkpoints.layout import CHECKPOINTS, REPORT, list_published, re
 from speechssl.checkpoints.replacement import Replacement, drop_replaced, recover
 from speechssl.checkpoints.snapshot import Provenance
 from speechssl.checkpoints.store import CheckpointStore
+from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.manifest import Manifest
 from speechssl.devices import check_room, resolve_precision, use_deterministic_algorithms
@@ -94,6 +95,7 @@ def run_training(config: Config, build: Callable[[Config, Ranks, bool], Task]) -
         config = replace(config, training=replace(config.training, schedule_updates=planned))
         goes_on = bool(ranks.find_max(int(ranks.is_main and _goes_on(config, folder))))
         check_room(config.model, ranks.device)
+        _check_batch_norm(config, ranks)
         precision = choose_precision(config, ranks)
         seed_weights(config.seed)
         task = build(config, ranks, goes_on)
@@ -163,6 +165,14 @@ def _claim(config: PretrainConfig | FinetuneConfig, folder: Path, trainer: Train
         on_failure.pop_all()
     if ranks.is_main:
         drop_replaced(folder)
+
+
+def _check_batch_norm(config: Config, ranks: Ranks) -> None:
+    """Check that what batch norm remembers is that of one process, which computes each forward once."""
+    training = config.training
+    can = ranks.is_alone and not training.activation_checkpointing and not training.ema_decay
+    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
+    check(can or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
 
 
 def choose_precision(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> str:

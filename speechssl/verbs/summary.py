@@ -51,6 +51,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "transcribe":
             rows = {"utterances": _count_used(result), "texts": result["texts"]}
             rows = rows if result["texts"] != STDOUT else {"utterances": rows["utterances"]}
+            if "num_kept" in result:
+                quartiles = " / ".join(f"{value:.3f}" for value in result["confidence_quartiles"])
+                kept = f"{result['num_kept']}, {_format_hours(result['kept_s'] / 3600)} (quartiles of all: {quartiles})"
+                rows |= {f"with confidence {result['min_confidence']:g} or more": kept}
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
