@@ -74,6 +74,6 @@ def make_rotation(scope: Scope, length: int, dim: int, device: torch.device) -> 
 def rotate(x: Float[Tensor, "B T H d"], rotation: Float[Tensor, "2 T half"]) -> Float[Tensor, "B T H d"]:
     """Turn neighbouring pairs of numbers by the angles of their frame (eq. 34); the result has the precision of `x`."""
     cosine, sine = rotation[:, :, None]
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
     return turned.flatten(-2).to(x.dtype)

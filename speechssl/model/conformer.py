@@ -12,7 +12,7 @@ from speechssl.model.attention import SelfAttention
 from speechssl.model.cpu import convolutions, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
 from speechssl.model.cpu.precision import widen
-from speechssl.model.layers import Dropout, LayerNorm, drop
+from speechssl.model.layers import LayerNorm, PooledDropout, drop_from_pool
 
 _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
@@ -32,7 +32,7 @@ class ConformerBlock(nn.Module):
         self.convolution_norm, self.convolution = LayerNorm(dim), ConvolutionModule(config)
         self.last = FeedForward(config)
         self.norm = LayerNorm(dim) if config.macaron else None
-        self.dropout = Dropout(config.dropout)
+        self.dropout = PooledDropout(config.dropout)
 
     def forward(
         self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
@@ -42,8 +42,11 @@ class ConformerBlock(nn.Module):
             x = x + 0.5 * self.dropout(self.first(x))
         x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
         x = x + self.dropout(self.convolution(self.convolution_norm(x), scope))
-        last = self.dropout(self.last(x))
-        return x + last if self.norm is None else self.norm(x + 0.5 * last)
+        last: Tensor = self.dropout(self.last(x))
+        if self.norm is None:
+            return x + last
+        out: Tensor = self.norm(x + 0.5 * last)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -58,7 +61,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Transform each frame on its own."""
-        out: Tensor = self.outer(drop(F.silu(self.inner(self.norm(x))), self.dropout if self.training else 0.0))
+        inner = F.silu(self.inner(self.norm(x)))
+        out: Tensor = self.outer(drop_from_pool(inner, self.dropout if self.training else 0.0))
         return out
 
 
@@ -127,8 +131,10 @@ class BatchNorm(nn.Module):
 
     def _measure(self, x: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
         """Give mean and variance (D,) over the valid frames, and take them into the running averages."""
-        is_all = scope is None or isinstance(scope, Packing)
-        valid = torch.ones_like(x[..., :1], dtype=torch.bool) if is_all else scope[:, 0, 0, :, None]
+        if scope is None or isinstance(scope, Packing):
+            valid = torch.ones_like(x[..., :1], dtype=torch.bool)
+        else:
+            valid = scope[:, 0, 0, :, None]
         count = valid.sum().clamp(min=1)
         mean = torch.where(valid, x, 0.0).sum((0, 1)) / count
         variance = torch.where(valid, x - mean, 0.0).square().sum((0, 1)) / count

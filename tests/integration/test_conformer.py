@@ -46,7 +46,8 @@ def test_both_objectives_and_ctc_train_and_resume_to_the_bit(
     with pytest.raises(ConfigError, match=r"`model\.block_norm` must be layer with .*\.ema_decay, but is 'batch'"):
         pretrain(manifests, tmp_path / "averaged", **codes | {"training.ema_decay": 0.9})
 
-    finetune(manifests, tmp_path / "ctc", **{"init": str(tmp_path / "codes"), "training.max_updates": 3, "training.ema_decay": 0.0})
+    tuning = {"init": str(tmp_path / "codes"), "training.max_updates": 3, "training.ema_decay": 0.0}
+    finetune(manifests, tmp_path / "ctc", **tuning)
     model = speechssl.load(tmp_path / "ctc")
     assert (model.config.frame_rate, model.config.block, model.config.block_norm) == (25, "conformer", "batch")
     table = speechssl.embed(model, librispeech_tree / "dev", pooling="frames")

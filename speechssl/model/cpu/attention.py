@@ -52,7 +52,7 @@ def attend(
 
 def rotate(x: Float[Tensor, "B T H d"], rotation: Float[Tensor, "2 T half"]) -> Float[Tensor, "B T H d"]:
     """As `rotate` of the attention, with pairs as complex numbers: a quarter of the passes over memory."""
-    pairs = torch.view_as_complex(widen(x).unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(widen(x).reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     turned: Tensor = pairs * torch.complex(rotation[0], rotation[1])[:, None]
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 

@@ -72,10 +72,10 @@ def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope)
         return _convolve_channels(x, conv, reach)
     gap, num_spaced = x.new_zeros(reach, x.shape[2]), x.shape[1] + reach * len(scope.num_frames)
     spare = x.new_zeros(-num_spaced % _FRAME_STEP, x.shape[2])
-    rows = [piece for row in x[0].split(scope.num_frames) for piece in (row, gap)]
+    rows = [piece for row in torch.split(x[0], scope.num_frames) for piece in (row, gap)]
     out = _convolve_channels(torch.cat([*rows, spare])[None], conv, reach)[0]
     lengths = [length for count in scope.num_frames for length in (count, reach)]
-    return torch.cat(out.split([*lengths, len(spare)])[:-1:2])[None]
+    return torch.cat(torch.split(out, [*lengths, len(spare)])[:-1:2])[None]
 
 
 def _convolve_channels(x: Tensor, conv: nn.Conv1d, reach: int) -> Tensor:

@@ -23,7 +23,7 @@ from speechssl.model.cpu.dropout import draw_kept
 from speechssl.model.cpu.packing import Packing
 from speechssl.model.cpu.products import fold_group_norm, gelu_convolution
 from speechssl.model.feature_encoder import FeatureEncoder, convolve
-from speechssl.model.layers import Dropout, LayerNorm, layer_norm
+from speechssl.model.layers import Dropout, LayerNorm, PooledDropout, layer_norm
 from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import Transformer, gelu_linear, grouped_convolution
 
@@ -174,8 +174,8 @@ def test_a_row_shorter_than_a_frame_has_no_frames_and_changes_nothing(
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:
     torch.manual_seed(0)
-    for prob in (0.05, 0.1, 0.5):
-        module, x = Dropout(prob), torch.ones(1_000_003, requires_grad=True)
+    for kind, prob in product((Dropout, PooledDropout), (0.05, 0.1, 0.5)):
+        module, x = kind(prob), torch.ones(1_000_003, requires_grad=True)
         y = module(x)
         share = float((y == 0).double().mean())
         assert abs(share - prob) < 5 * (prob * (1 - prob) / len(x)) ** 0.5 + 2**-17
@@ -185,6 +185,19 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
         assert torch.equal(x.grad, y.detach()), "what was dropped has no gradient, and the rest is scaled"
         assert not torch.equal(module(x), y), "every call draws"
         assert module.eval()(x) is x
+
+
+def test_masks_from_a_pool_are_those_of_the_generator() -> None:
+    """The same seed, the same mask; in bf16, too, the mean stays; what is too large for the pool is drawn."""
+    x, module = torch.ones(1_000, 2_000, dtype=torch.bfloat16), PooledDropout(0.1)
+    torch.manual_seed(3)
+    first = module(x)
+    assert not torch.equal(module(x), first)
+    torch.manual_seed(3)
+    assert torch.equal(module(x), first)
+    assert float(first.double().mean()) == pytest.approx(1.0, abs=2e-3)
+    large = module(torch.ones(1 << 22))
+    assert float((large == 0).double().mean()) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_neighbours_are_dropped_independently() -> None:
