@@ -217,7 +217,7 @@ class MaskedCodesObjective(Objective):
     def _predict(self, x: Tensor, head: int, positions: Tensor) -> Tensor:
         """Give the logits (B, M, R, V) of the predicted frames, in float32."""
         logits: Tensor = self.module.objective.heads[head](gather_frames(x, positions))
-        return logits.float().unflatten(-1, (self.task.codes_per_frame, -1))
+        return logits.float().view(*positions.shape, self.task.codes_per_frame, -1)
 
     @torch.no_grad()
     def _ask(self, teacher: Teacher, batch: Batch, positions: Tensor) -> Tensor:

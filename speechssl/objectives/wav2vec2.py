@@ -59,7 +59,7 @@ class ContrastiveCollate:
         rng = make_rng(seed, "mask", number)
         masks = draw_masks(examples, self.config, rng)
         negatives = [sample_negatives(int(mask.sum()), self.num_negatives, rng) for mask in masks]
-        drawn = {"mask": masks, "negatives": negatives}
+        drawn: dict[str, list[np.ndarray]] = {"mask": [*masks], "negatives": [*negatives]}
         if self.takes_all:
             drawn["unmasked"] = [sample_negatives(len(m), self.num_negatives, rng)[int(m.sum()) :] for m in masks]
         return drawn
@@ -166,7 +166,9 @@ class ContrastiveObjective(Objective):
         device, quantizer = batch.waveforms.device, self.config.quantizer
         codebooks = (quantizer.num_groups, quantizer.num_codes)
         names = [name for name in ("negatives", "unmasked") if name in batch.inputs]
-        noise = {name: torch.zeros(*batch.inputs[name].shape[:2], *codebooks, device=device) for name in names}
+        noise: dict[str, Tensor] = {
+            name: torch.zeros(*batch.inputs[name].shape[:2], *codebooks, device=device) for name in names
+        }
         for sub_batch, size in zip(batch.plan.sub_batches, batch.sizes, strict=True):
             generator = torch.Generator(device).manual_seed(make_torch_seed(self.seed, "gumbel", sub_batch.number))
             rows = slice(size["first"], size["first"] + size["rows"])

@@ -101,6 +101,8 @@ def _write_manifest(
     left_out.require_others(len(found))
     confidences = np.array([reading.confidence for _, reading in found])
     kept = {index: reading for index, reading in found if reading.text and reading.confidence >= least}
+    if not any(reading.text for _, reading in found):
+        raise DataError(f"`checkpoint` must recognise something, but all {len(found)} texts are empty")
     if not kept:
         raise DataError(
             f"`min_confidence` must leave some utterances, but none of {len(found)} has a text with {least:g} or more; "

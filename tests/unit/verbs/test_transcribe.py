@@ -217,3 +217,5 @@ def test_min_confidence_makes_a_manifest_to_learn_from(clips: Path, tmp_path: Pa
         with pytest.raises((ConfigError, DataError), match=sentence):
             transcribe(make_config(clips, out and tmp_path / out, min_confidence=least))
         assert not (tmp_path / "none.tsv").exists()
+    with pytest.raises(DataError, match="`checkpoint` must recognise something, but all 1 texts are empty"):
+        transcribe(make_config(clips / "two.wav", tmp_path / "none.tsv", min_confidence=0))
