@@ -179,17 +179,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
     if (out / CHECKSUMS).exists() or any((out / "checkpoints").glob("update-*")):
         what = "a checkpoint of a training run" if (out / CHECKSUMS).exists() else "a training run"
         raise CheckpointError(f"`out` must be a place of its own, but {out} is {what}")
-    if format in FORMATS and format != "speechssl" and model.config.front_end != "convolutions":
-        raise CheckpointError(
-            f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"
-        )
-    if format in FORMATS and format not in ("speechssl", "onnx", "onnx_features"):
-        for key, only in (("block", "transformer"), ("positions", "convolutional")):
-            if (given := getattr(model.config, key)) != only:
-                raise CheckpointError(f"`model.{key}` must be {only} for {format}, which has no other, but is {given}")
-    if format in ("huggingface", "fairseq", "torchaudio") and model.conditioning is not None:
-        what = f"for {format}, which has no place for it, but is {model.config.self_conditioning}"
-        raise CheckpointError(f"`model.self_conditioning` must be 0 {what}")
+    _check_fits(model, format)
     match format:
         case "speechssl":
             save_model(model, out, update)
@@ -207,6 +197,23 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
     if dropped:
         _logger.warning("%s has no place for: %s", format, ", ".join(dropped))
     return dropped
+
+
+def _check_fits(model: SpeechModel, format: str) -> None:
+    """Make sure that a format of others has a place for the whole network.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    config = model.config
+    if format == "speechssl" or format not in FORMATS:
+        return
+    only: dict[str, str | int] = {"front_end": "convolutions"}
+    if not format.startswith("onnx"):
+        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0}
+    for key, must in only.items():
+        if (given := getattr(config, key)) != must:
+            raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
