@@ -16,6 +16,8 @@ STREAMS = {
     "gumbel": "Gumbel noise of the quantizer: sub-batch",
     "mask": "spans that are masked, and the negatives of the contrastive task: sub-batch",
     "channel mask": "channels that are masked in fine-tuning: sub-batch",
+    "second mask": "spans that are masked in the second view of consistency_weight: sub-batch",
+    "second channel mask": "channels that are masked there: sub-batch",
     "order": "ties of length, and the order of sub-batches: epoch",
     "speed": "speed of each utterance: epoch",
     "crop": "where a crop begins: epoch, utterance",

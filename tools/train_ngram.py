@@ -4,9 +4,9 @@
     python tools/train_ngram.py corpus.txt out=lm.arpa order=4
     python tools/train_ngram.py m/train.tsv dev.trans.txt out=lm.arpa test=m/dev.tsv
 
-A text is a file with a sentence a line, a LibriSpeech `.trans.txt` (the utterance's name is left out), or a manifest
-with `text` (`.tsv`, `.parquet`). Its words are brought to what a recogniser writes, whose labels `vocabulary`, `case`
-and `keep` describe as `text.*` of `speechssl finetune` does:
+A text is a file with a sentence a line, a LibriSpeech `.trans.txt` (the utterance's name is left out), both also as
+`.gz`, or a manifest with `text` (`.tsv`, `.parquet`). Its words are brought to what a recogniser writes, whose labels
+`vocabulary`, `case` and `keep` describe as `text.*` of `speechssl finetune` does:
 
     vocabulary=fairseq            the 32 symbols (A to Z and the apostrophe); the default with case=upper
     vocabulary=data               all letters of the texts; the default with case=lower and case=keep
@@ -19,9 +19,11 @@ object.
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,10 +53,14 @@ def read_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise ConfigError(f"a text must be a file, but {path} {'is a folder' if path.exists() else 'does not exist'}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"a text must be in UTF-8, but {path} is not ({error})") from error
-    return [line.partition(" ")[2] for line in lines] if path.name.endswith(".trans.txt") else lines
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"a text whose name ends in .gz must be compressed, but {path} is damaged ({error})") from error
+    is_transcript = path.name.removesuffix(".gz").endswith(".trans.txt")
+    return [line.partition(" ")[2] for line in lines] if is_transcript else lines
 
 
 def read_words(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

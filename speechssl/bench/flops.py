@@ -7,7 +7,7 @@ skipped with probability `model.layer_drop_prob` and then not computed: `keep_sh
 
 from __future__ import annotations
 
-from speechssl.config.model import ModelConfig
+from speechssl.config.model import ModelConfig, count_windows
 from speechssl.model.log_mel import FFT_SAMPLES
 
 BACKWARD = 2.0
@@ -35,11 +35,10 @@ def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
 
 
 def _count_log_mel(config: ModelConfig, num_samples: int) -> list[float]:
-    num_bands = config.count_frames(num_samples, depth=1)
-    counts, width = [2.0 * num_bands * (FFT_SAMPLES // 2 + 1) * config.num_mels], config.num_mels
-    for place, (channels, kernel) in enumerate(zip(config.mel_widths, config.mel_kernels, strict=True), 1):
-        is_last = place == len(config.mel_widths)
-        length = config.count_frames(num_samples) if is_last else num_bands
+    length = config.count_frames(num_samples, depth=1)
+    counts, width = [2.0 * length * (FFT_SAMPLES // 2 + 1) * config.num_mels], config.num_mels
+    for channels, kernel, stride in zip(config.mel_widths, config.mel_kernels, config.mel_strides, strict=True):
+        length = count_windows(length, [1], [stride])
         counts.append(2.0 * length * width * kernel * channels)
         width = channels
     return counts
@@ -49,15 +48,14 @@ def count_transformer(config: ModelConfig, num_frames: int) -> dict[str, float]:
     """Count the forward operations of everything between the convolutions and the heads, for one row.
 
     Returns:
-        `projection` (features to D), `positions` (grouped convolution), `blocks` (the six linear layers of each
-        block) and `attention` (scores and weighted sum, quadratic in the frames).
+        `projection` (features to D), `positions` (grouped convolution), `blocks` (the linear layers and convolutions
+        of each block) and `attention` (scores and weighted sum, quadratic in the frames).
     """
     width, features = config.model_dim, config.feature_dim
-    per_frame = 4 * width * width + 2 * width * config.ffn_dim
     return {
         "projection": 2.0 * num_frames * features * width * (features != width),
-        "positions": 2.0 * num_frames * width * (width // config.position_groups) * config.position_kernel,
-        "blocks": 2.0 * config.num_layers * num_frames * per_frame,
+        "positions": 2.0 * num_frames * config.num_position_weights,
+        "blocks": 2.0 * config.num_layers * num_frames * config.num_block_weights,
         "attention": 2.0 * config.num_layers * 2 * num_frames * num_frames * width,
     }
 

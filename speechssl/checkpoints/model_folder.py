@@ -187,8 +187,8 @@ def _count_products(config: ModelConfig, kind: str) -> int:
     kernels = config.mel_kernels if is_mel else config.conv_kernels
     dim, features = config.model_dim, config.feature_dim
     count = sum(before * after * kernel for before, after, kernel in zip(widths, widths[1:], kernels, strict=False))
-    count += dim * (dim // config.position_groups) * config.position_kernel + (features != dim) * features * dim
-    count += config.num_layers * (4 * dim * dim + 2 * dim * config.ffn_dim)
+    count += config.num_position_weights + (features != dim) * features * dim
+    count += config.num_layers * config.num_block_weights
     if kind == "pretraining":
         codes, width = config.quantizer.num_codes, config.quantizer.codevector_dim
         count += features * config.quantizer.num_groups * codes + codes * width + (width + dim) * config.target_dim
@@ -202,7 +202,9 @@ def _find_weights(folder: Path, weights: str) -> Path:
     return path
 
 
-def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model") -> None:
+def load_weights(
+    model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model", log: bool = True
+) -> None:
     """Load all weights of a model; none may be missing or left over, but for the parts of an objective.
 
     Args:
@@ -210,6 +212,7 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
         folder: of the checkpoint.
         key: named in the error.
         weights: `model`, or `ema` for their moving average.
+        log: say in one line which parts of an objective are left over.
 
     Raises:
         CheckpointError: the file is damaged or does not fit, or there is no average.
@@ -224,7 +227,7 @@ def load_weights(model: SpeechModel, folder: Path, key: str = "checkpoint", weig
     check_names(expected, stored, key, str(path))
     check_shapes(expected, stored, key, str(path))
     model.load_state_dict(_expand(model, {name: spread_like(value, own[name]) for name, value in stored.items()}))
-    if aside:
+    if aside and log:
         _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, join(sorted(aside)))
 
 

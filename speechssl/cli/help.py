@@ -96,8 +96,8 @@ def _list_all(name: str, first: Sequence[str], values: Mapping[str, Any]) -> lis
     lines = []
     for section, heading in _SECTIONS.items():
         own = [path for path in map_keys(name) if (path.partition(".")[0] if "." in path else "") == section]
-        # The keys of an objective that was not chosen are none.
-        own = [path for path in own if _find(values, path) is not None]
+        # The keys of an objective that was not chosen are none, and its name is set by the choice alone.
+        own = [path for path in own if _find(values, path) is not None and path != "objective.name"]
         own.sort(key=lambda path: first.index(path) if path in first else len(first))
         own = [section, *own] if own and section in find_groups(name) else own
         if own:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 Count = TypeVar("Count", int, "np.ndarray", "Tensor")
 
-MEL_GRID_KERNELS, MEL_GRID_STRIDES = (400, 1), (160, 2)
-"""The unpadded windows that frames of log-mel input are counted by: bands of 25 ms every 10 ms, and every second one."""
+MEL_WINDOW_SAMPLES, MEL_HOP_SAMPLES = 400, 160
+"""Samples that a log-mel band sees (25 ms), and from one to the next (10 ms)."""
+
+FRAME_RATES = (25, 50)
+"""Frames a second that a model may have."""
 
 MAX_LAYERS, MAX_CONVOLUTIONS, MAX_WIDTH = 256, 64, 65_536
 """Most transformer blocks and convolutions, and the most of any other size: far beyond every published network. A few
@@ -35,7 +38,7 @@ class MaskConfig:
     """Span masks over time and over channels (wav2vec 2.0 §3.1, §4.2)."""
 
     prob: float = knob(0.65, "span length × the probability that a frame starts a span (not the share masked)", "", "F: mask_prob")
-    length: int = knob(10, "length of a span", "frames", "§4.2")
+    length: int = knob(10, "length of a span; a frame is 20 ms, or 40 ms at model.frame_rate=25", "frames", "§4.2")
     min_spans: int = knob(2, "smallest number of spans in a row", "", "F: min_masks")
     equalise: bool = knob(True, "give all rows of a sub-batch the same number of masked frames", "", "F: require_same_masks")
     channel_prob: float = knob(0.0, "as `prob`, for spans of channels, which are set to zero (fine-tuning)", "", "F: mask_channel_prob")
@@ -80,8 +83,9 @@ class ModelConfig:
 
     name: str = knob("base", "name of the preset in conf/model")
     front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, or `log_mel` bands with convolutions over them")
+    frame_rate: int = knob(50, "frames a second: 50, or 25 (front_end=log_mel), which takes half the time of the blocks and less", "Hz")
     num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
-    mel_channels: list[int] = knob([], "output channels of each convolution over mel bands; the last has stride 2; empty: twice the last of conv_channels (front_end=log_mel)", "channels")
+    mel_channels: list[int] = knob([], "output channels of each convolution over mel bands; the last has stride 2, at frame_rate=25 the last two; empty: twice the last of conv_channels (front_end=log_mel)", "channels")
     mel_kernels: list[int] = knob([3, 3], "kernel of each convolution over mel bands, odd (front_end=log_mel)", "10 ms", "Whisper: §2.2")
     conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
     conv_kernels: list[int] = knob([10, 3, 3, 3, 3, 2, 2], "kernel of each convolution", "samples", "§4.2")
@@ -92,13 +96,18 @@ class ModelConfig:
     feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
     normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
     waveform_epsilon: float = knob(1e-5, "added to the variance that normalize_waveform divides by; Hugging Face has 1e-7", "", "F: layer_norm")
-    num_layers: int = knob(12, "transformer blocks", "", "§4.2")
+    num_layers: int = knob(12, "blocks", "", "§4.2")
+    block: str = knob("transformer", "what a block is: `transformer` (attention and feed-forward), or `conformer` (a convolution module between them)")
     model_dim: int = knob(768, "width D of the transformer", "", "§4.2")
     ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
     num_heads: int = knob(12, "attention heads (the paper's text says 8, every released model has 12)", "", "F: encoder_attention_heads")
     norm_first: bool = knob(False, "layer norm before each part (pre-norm) instead of after it", "", "F: layer_norm_first")
-    position_kernel: int = knob(128, "kernel of the positional convolution", "frames", "F: conv_pos")
-    position_groups: int = knob(16, "groups of the positional convolution", "", "F: conv_pos_groups")
+    macaron: bool = knob(False, "half of a feed-forward part before attention and half of one after the convolution, instead of one at the end (block=conformer)", "", "Conformer: arXiv 2005.08100 §2.4")
+    block_kernel: int = knob(15, "kernel of the depth-wise convolution, odd (block=conformer)", "frames")
+    block_norm: str = knob("layer", "norm after the depth-wise convolution: `layer`, or `batch` over the valid frames of a forward (block=conformer)", "", "Conformer: §2.2 has batch")
+    positions: str = knob("convolutional", "how frames know their places: `convolutional` (a convolution before the blocks), or `rotary` (queries and keys are turned by their place)", "", "§2; RoFormer: arXiv 2104.09864")
+    position_kernel: int = knob(128, "kernel of the positional convolution (positions=convolutional)", "frames", "F: conv_pos")
+    position_groups: int = knob(16, "groups of the positional convolution (positions=convolutional)", "", "F: conv_pos_groups")
     dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
     attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
     activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
@@ -106,6 +115,7 @@ class ModelConfig:
     feature_dropout: float = knob(0.1, "dropout on the quantizer's input", "", "F: dropout_features")
     layer_drop_prob: float = knob(0.05, "probability that a block is skipped in an update", "", "§4.2")
     head_dropout: float = knob(0.0, "dropout before the CTC head", "", "F: final_dropout")
+    self_conditioning: int = knob(0, "block after which the blocks that follow are told what the CTC head makes of the frames so far (fine-tuning); 0: none", "", "arXiv 2104.02724")
     target_dim: int = knob(256, "width of the space in which context and targets are compared", "", "F: final_dim")
     quantizer: QuantizerConfig = knob(QuantizerConfig, "the quantizer")
     mask: MaskConfig = knob(MaskConfig, "masks")
@@ -127,6 +137,8 @@ class ModelConfig:
         for name in _CONVOLUTIONS:
             _check_convolutions(name, getattr(self, name))
         _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
+        inside = 0 <= self.self_conditioning < self.num_layers
+        check(inside, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
@@ -140,8 +152,31 @@ class ModelConfig:
         check(same, "model.conv_kernels", f"as long as model.conv_channels ({len(self.conv_channels)})", self.conv_kernels)
         check(len(self.mel_widths) == len(self.mel_kernels) > 0, "model.mel_kernels", f"as long as model.mel_channels ({len(self.mel_widths)})", self.mel_kernels)
         check(all(kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
+        self._check_frame_rate()
+        self._check_block()
         for name in _PROBABILITIES:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
+
+    def _check_frame_rate(self) -> None:
+        check(self.frame_rate in FRAME_RATES, "model.frame_rate", "25 or 50", self.frame_rate)
+        if self.frame_rate == 25:
+            check(self.front_end == "log_mel", "model.front_end", "log_mel where model.frame_rate is 25", self.front_end)
+            check(len(self.mel_kernels) > 1, "model.mel_kernels", "of two convolutions or more where model.frame_rate is 25", self.mel_kernels)
+
+    def _check_block(self) -> None:
+        check_choice("model.block", self.block, ("transformer", "conformer"))
+        check_choice("model.block_norm", self.block_norm, ("layer", "batch"))
+        check_choice("model.positions", self.positions, ("convolutional", "rotary"))
+        check(self.block_kernel % 2 == 1, "model.block_kernel", "odd", self.block_kernel)
+        if self.block == "conformer":
+            check(self.norm_first, "model.norm_first", "true where model.block is conformer", self.norm_first)
+        if self.positions == "rotary":
+            check(self.head_dim % 2 == 0, "model.model_dim", f"an even multiple of model.num_heads ({self.num_heads}) where model.positions is rotary", self.model_dim)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.model_dim // self.num_heads
 
     @property
     def feature_dim(self) -> int:
@@ -152,6 +187,12 @@ class ModelConfig:
     def mel_widths(self) -> list[int]:
         """Output channels of each convolution over mel bands."""
         return self.mel_channels or [self.conv_channels[-1]] * 2
+
+    @property
+    def mel_strides(self) -> list[int]:
+        """Stride of each convolution over mel bands: 2 in the last, or the last two, from 100 bands a second to the frame rate."""
+        num_halvings = 2 if self.frame_rate == 25 else 1
+        return [1] * (len(self.mel_kernels) - num_halvings) + [2] * num_halvings
 
     def count_frames(self, num_samples: Count, depth: int | None = None) -> Count:
         """Count the frames that the front-end makes of so many samples.
@@ -184,14 +225,14 @@ class ModelConfig:
     def frame_windows(self) -> tuple[Sequence[int], Sequence[int]]:
         """Kernels and strides of the unpadded windows by which frames are counted."""
         if self.front_end == "log_mel":
-            return MEL_GRID_KERNELS, MEL_GRID_STRIDES
+            halvings = [stride for stride in self.mel_strides if stride > 1]
+            return [MEL_WINDOW_SAMPLES, *[1] * len(halvings)], [MEL_HOP_SAMPLES, *halvings]
         return self.conv_kernels, self.conv_strides
 
     @property
     def num_large_weights(self) -> int:
         """Count the weights of the large matrices, as the configuration has them: about all there are."""
-        blocks = self.num_layers * (4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim)
-        position = self.model_dim**2 // self.position_groups * self.position_kernel
+        blocks, position = self.num_layers * self.num_block_weights, self.num_position_weights
         mels, kernels = [self.num_mels, *self.mel_widths], self.mel_kernels
         if self.front_end == "convolutions":
             mels, kernels = [1, *self.conv_channels], self.conv_kernels
@@ -199,6 +240,25 @@ class ModelConfig:
         quantizer = self.quantizer
         codes = quantizer.num_groups * quantizer.num_codes * self.feature_dim + quantizer.num_codes * quantizer.codevector_dim
         return blocks + position + front + codes + self.model_dim * (self.feature_dim + self.target_dim)
+
+    @property
+    def num_block_weights(self) -> int:
+        """Count the weights of a block's products."""
+        dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim
+        if self.block == "conformer":
+            count += dim * (3 * dim + self.block_kernel) + 2 * dim * self.ffn_dim * self.macaron
+        return count
+
+    @property
+    def num_position_weights(self) -> int:
+        """Count the weights of the positional convolution; 0 where there is none."""
+        is_there = self.positions == "convolutional"
+        return is_there * self.model_dim**2 // self.position_groups * self.position_kernel
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether a norm learns statistics while it trains, so that what else is in a forward matters."""
+        return self.block == "conformer" and self.block_norm == "batch"
 
     @property
     def has_group_norm(self) -> bool:
@@ -227,9 +287,9 @@ def _check_convolutions(name: str, values: list[int]) -> None:
         _check_size(name, value)
 
 
-_SIZES = ("model_dim", "ffn_dim", "num_heads", "position_kernel", "position_groups", "target_dim")
+_SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "target_dim")
 _CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
 
-SET_ANEW = ("mask", "feature_gradient_scale", *_PROBABILITIES)
-"""Keys that are no part of the network: each training sets them for itself, fine-tuning otherwise than pretraining."""
+SET_ANEW = ("mask", "feature_gradient_scale", "self_conditioning", *_PROBABILITIES)
+"""Keys that are no part of what is pretrained: each training sets them for itself, fine-tuning otherwise than pretraining."""

@@ -34,9 +34,11 @@ class ContrastiveConfig(BaseObjectiveConfig):
     logit_temperature: float = knob(0.1, "κ, the temperature of the cosine similarities", "", "§4.2")
     diversity_weight: float = knob(0.1, "α, weight of the codebook diversity term", "", "§4.2")
     feature_penalty_weight: float = knob(10.0, "weight of the mean squared feature encoder output", "", "F: loss_weights")
+    unmasked_weight: float = knob(0.0, "weight of the loss at frames that are not masked, told from any other frames of the row")
 
     def __post_init__(self) -> None:
         BaseObjectiveConfig.__post_init__(self)
+        check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
         check(1 <= self.num_negatives <= MAX_WIDTH, "objective.num_negatives", f"between 1 and {MAX_WIDTH}", self.num_negatives)
         check(self.logit_temperature > 0, "objective.logit_temperature", "positive", self.logit_temperature)
 
@@ -52,6 +54,7 @@ class MaskedCodesConfig(BaseObjectiveConfig):
     stack_frames: int = knob(2, "log-mel frames, 10 ms apart, around the middle of a frame (targets=random_projection)", "frames")
     teacher: str = knob("mfcc", "what k-means clusters: `mfcc`, or a layer of what `checkpoint` takes elsewhere", "", "HuBERT §4")
     teacher_layer: int = knob(6, "layer of the teacher, 0 to its number of blocks", "", "HuBERT §4, BASE")
+    codes_per_frame: int = knob(1, "codes of each frame: 1, or 2, one for either half of it, such as the two 20 ms in a frame of 40 ms", "codes")
     subtract_mean: bool = knob(False, "subtract each utterance's mean (in pretraining each crop's) from its MFCC", "", "cepstral mean normalisation")
     fit_s: float = knob(3600.0, "audio that k-means is fitted to, once, before the first update", "s")
     intermediate_layer: int = knob(0, "add the same loss after this block; 0: none", "", "ILS-SSL, arXiv 2112.08778")
@@ -64,6 +67,7 @@ class MaskedCodesConfig(BaseObjectiveConfig):
         is_number = self.num_codes == 0 or 2 <= self.num_codes <= MAX_WIDTH
         check(is_number, "objective.num_codes", f"between 2 and {MAX_WIDTH}, or 0 for the published number", self.num_codes)
         check(1 <= self.code_dim <= MAX_WIDTH, "objective.code_dim", f"between 1 and {MAX_WIDTH}", self.code_dim)
+        check(self.codes_per_frame in (1, 2), "objective.codes_per_frame", "1 or 2", self.codes_per_frame)
         check(1 <= self.stack_frames <= 1000, "objective.stack_frames", "between 1 and 1000 frames", self.stack_frames)
         check_finite("objective.fit_s", self.fit_s)
         check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
@@ -91,8 +95,9 @@ def list_objectives() -> dict[str, type[BaseObjectiveConfig]]:
 def keep_own_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop from a section `objective` the keys that only objectives have which it did not choose.
 
-    Presets in `conf/training` set keys of several objectives, and runs of before 0.1 stored the keys of all. A key that
-    no objective has stays, for whoever reads the section to refuse.
+    Presets in `conf/training` set keys of several objectives, and runs of before 0.1 stored the keys of all. Where
+    several objectives have a key, a preset may map names of objectives to values, and leaves the others alone. A key
+    that no objective has stays, for whoever reads the section to refuse.
 
     Args:
         values: the section; without `name`, as the first runs stored it, it is wav2vec 2.0's.
@@ -102,10 +107,19 @@ def keep_own_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     if chosen is None:
         return dict(values)
     others = {item.name for schema in schemas.values() for item in fields(schema)} - {item.name for item in fields(chosen)}
-    return {"name": chosen.name, **{key: value for key, value in values.items() if key not in others}}
+    own = {key: value for key, value in values.items() if key not in others}
+    mapped = {key: value for key, value in own.items() if isinstance(value, Mapping)}
+    found = {key: value[chosen.name] for key, value in mapped.items() if chosen.name in value}
+    return {"name": chosen.name, **{key: value for key, value in own.items() if key not in mapped}, **found}
 
 
 def drop_other_objectives(config: dict[str, Any]) -> dict[str, Any]:
     """Give a stored configuration as it would be stored today: with the keys of its own objective only."""
     section = config.get("objective")
-    return config | {"objective": keep_own_keys(section)} if isinstance(section, dict) else config
+    if not isinstance(section, dict):
+        return config
+    own = keep_own_keys(section)
+    # A run that stored the keys of all objectives had this one from another: the contrastive task had none yet.
+    if own.get("name") == ContrastiveConfig.name and not section.keys() <= own.keys():
+        own.pop("unmasked_weight", None)
+    return config | {"objective": own}

@@ -37,8 +37,11 @@ class TrainingConfig:
     weight_decay: float = knob(0.01, "decoupled weight decay, on every parameter", "", "F: weight_decay")
     clip_norm: float = knob(0.0, "largest gradient norm; 0: no clipping", "", "F: clip_norm")
     freeze_share: float = knob(0.0, "share of the updates in which only the head is trained (fine-tuning); without `init` only 1 has an effect: the encoder stays random", "", "F: freeze_finetune_updates")
+    unfreeze_share: float = knob(1.0, "share of the updates after which the blocks of `freeze_layers` learn too; 1: never")
+    layer_lr_decay: float = knob(1.0, "factor on the learning rate from each block to the one below it, and from the head to the last; 1: all learn alike (fine-tuning)", "", "as ELECTRA, arXiv 2003.10555")
     checkpoint_every: int = knob(1000, "updates between checkpoints", "updates")
     validate_every: int = knob(1000, "updates between validations", "updates")
+    patience: int = knob(0, "validations without a new best one after which the run is finished; 0: make all updates", "validations")
     keep_checkpoints: int = knob(2, "newest checkpoints to keep, beside the best; at least 2, since one may be damaged")
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time, set-up included; 0: no limit", "h")
     stop_when_late: bool = knob(False, "save and stop with exit code 75 as soon as the speed so far says that the run will not end within training.max_hours")
@@ -77,6 +80,7 @@ class TrainingConfig:
         check(0 <= self.schedule_updates <= MAX_UPDATES, "training.schedule_updates", f"between 1 and {MAX_UPDATES}, or 0 for training.max_updates", self.schedule_updates)
         for name in _SHARES:
             check(0 <= getattr(self, name) <= 1, f"training.{name}", "between 0 and 1", getattr(self, name))
+        check(0 < self.layer_lr_decay <= 1, "training.layer_lr_decay", "positive and at most 1", self.layer_lr_decay)
         if self.schedule == "tri_stage":
             left = 1 - self.warmup_share
             check(self.hold_share <= left + 1e-9, "training.hold_share", f"at most {left:g}, what training.warmup_share leaves", self.hold_share)
@@ -97,6 +101,7 @@ class TrainingConfig:
             check(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         check_choice("training.on_collapse", self.on_collapse, ("stop", "warn"))
         check(self.keep_checkpoints >= 2, "training.keep_checkpoints", "at least 2 (one may be damaged)", self.keep_checkpoints)
+        check(self.patience >= 0, "training.patience", "positive, or 0 to make all updates", self.patience)
         check_choice("training.sharding", self.sharding, ("none", "full"))
         check(0 < self.timeout_s <= MAX_TIMEOUT_S, "training.timeout_s", f"positive and at most {MAX_TIMEOUT_S:g} s, a week", self.timeout_s)
         check(self.max_hours >= 0, "training.max_hours", "positive, or 0 for no limit", self.max_hours)
@@ -115,7 +120,7 @@ class TrainingConfig:
         return round(self.update_s / self.sub_batch_s)
 
 
-_SHARES = ("warmup_share", "hold_share", "freeze_share")
+_SHARES = ("warmup_share", "hold_share", "freeze_share", "unfreeze_share")
 _INTERVALS = ("checkpoint_every", "validate_every", "log_every", "digest_every")
 
 

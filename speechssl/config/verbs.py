@@ -41,12 +41,16 @@ _WEIGHTS = ("model", "ema")
 """Which weights of a checkpoint `weights` may name."""
 
 
+def _check_patience(training: TrainingConfig, valid: list[str]) -> None:
+    check(not training.patience or bool(valid), "training.patience", "0 without data.valid", training.patience)
+
+
 @dataclass(kw_only=True)
 class PretrainConfig(CommonConfig):
     """Keys of `speechssl pretrain`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "model to continue from with a fresh schedule, as `checkpoint` takes it elsewhere; empty: from scratch")
+    init: str = knob("", "model to start from (anything `checkpoint` takes), with a fresh schedule; empty: from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
@@ -57,6 +61,13 @@ class PretrainConfig(CommonConfig):
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
         check_choice("weights", self.weights, _WEIGHTS)
+
+        _check_patience(self.training, self.data.valid)
+        # Keys of fine-tuning that stand in sections which both verbs have: none is dropped silently.
+        check(self.model.self_conditioning == 0, "model.self_conditioning", "0 in pretraining, which has no CTC head", self.model.self_conditioning)
+        for name in ("unfreeze_share", "layer_lr_decay"):
+            value = getattr(self.training, name)
+            check(value == 1, f"training.{name}", "1 in pretraining, since it is for fine-tuning", value)
 
     @property
     def checkpoints_read(self) -> dict[str, str]:
@@ -69,9 +80,14 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same, as `checkpoint` takes it elsewhere; empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same (anything `checkpoint` takes); empty: train `model` from scratch")
     weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
     reset_layers: int = knob(0, "number of last transformer blocks to re-initialise instead of loading them from `init`", "blocks", "Pasad et al., arXiv 2107.04734 §5")
+    freeze_layers: int = knob(-1, "number of first transformer blocks that stay as pretrained, and the front end with them, until training.unfreeze_share; -1: none, not even the front end; without `init` nothing is frozen", "blocks")
+    intermediate_weight: float = knob(0.0, "weight of the CTC loss of a block inside the network, against 1 minus it for the output; 0: none", "", "arXiv 2102.03216: 0.3")
+    intermediate_layer: int = knob(0, "block of that loss; 0: that of model.self_conditioning, or else the middle one", "", "arXiv 2102.03216")
+    consistency_weight: float = knob(0.0, "weight of how far the outputs of two views of an utterance, masked differently, are apart; 0: one view; else blocks compute twice as much", "", "CR-CTC, arXiv 2410.05101: 0.2")
+    best_by: str = knob("wer", "metric of validation whose lowest value marks the best checkpoint: `wer` (then `cer`), `cer` or `loss`")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
@@ -82,6 +98,22 @@ class FinetuneConfig(CommonConfig):
         CommonConfig.__post_init__(self)
         check_choice("weights", self.weights, _WEIGHTS)
         check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, since all blocks are new then", self.reset_layers)
+        check_choice("best_by", self.best_by, ("wer", "cer", "loss"))
+        is_frozen = self.freeze_layers >= 0 or self.training.unfreeze_share == 1
+        check(is_frozen, "training.unfreeze_share", "1 without freeze_layers", self.training.unfreeze_share)
+        _check_patience(self.training, self.data.valid)
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        model = self.model
+        check(0 <= self.intermediate_weight < 1, "intermediate_weight", "at least 0 and less than 1", self.intermediate_weight)
+        must = "positive with model.self_conditioning, whose block learns by it"
+        check(self.intermediate_weight > 0 or not model.self_conditioning, "intermediate_weight", must, self.intermediate_weight)
+        must = f"0 or that of model.self_conditioning ({model.self_conditioning})"
+        check(not model.self_conditioning or self.intermediate_layer in (0, model.self_conditioning), "intermediate_layer", must, self.intermediate_layer)
+        check(self.consistency_weight >= 0, "consistency_weight", "positive, or 0 for one view", self.consistency_weight)
+        has_masks = model.mask.prob > 0 or model.mask.channel_prob > 0
+        check(has_masks or not self.consistency_weight, "consistency_weight", "0 without masks (model.mask.prob, model.mask.channel_prob)", self.consistency_weight)
 
     @property
     def checkpoints_read(self) -> dict[str, str]:
@@ -151,11 +183,21 @@ class TranscribeConfig(InferenceConfig):
     out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        if self.makes_manifest:
+            is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
+            check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
+            check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)
+
+    @property
+    def makes_manifest(self) -> bool:
+        """Whether a manifest comes out, rather than lines of text."""
+        return bool(self.min_confidence != "")
 
 
 @dataclass(kw_only=True)

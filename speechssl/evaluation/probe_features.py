@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from speechssl.audio.reading import load_audio, num_samples_at_16k
+from speechssl.config.model import MEL_WINDOW_SAMPLES
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.inference.batches import read_ahead
 from speechssl.inference.embed import Embedder, choose_layers
 from speechssl.inference.source import FloatArray, IntArray, Source
-from speechssl.model.lengths import MEL_WINDOW_SAMPLES
 from speechssl.model.log_mel import compute_mel_power, make_mel_filters, make_window
 from speechssl.model.speech_model import SpeechModel
 from speechssl.progress import track

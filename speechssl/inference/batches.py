@@ -98,7 +98,7 @@ def _run_windows(
     model: SpeechModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
 ) -> R:
     """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
-    windows = plan_windows(len(waveform), window, model.config.receptive_field)
+    windows = plan_windows(len(waveform), window, model.config.receptive_field, model.config.hop_samples)
     rows = max(1, limit // window)
 
     def pieces() -> Iterator[list[Tensor]]:

@@ -19,11 +19,9 @@ from speechssl.data.manifest import Utterance
 from speechssl.errors import ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.source import Audio, FloatArray, Source, find_source
-from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.speech_model import Frames, SpeechModel
 from speechssl.parsing import parsing, read_json
 
-FRAME_S = HOP_SAMPLES / SAMPLE_RATE
 POOLINGS = ("mean", "max", "statistics", "frames")
 
 
@@ -194,8 +192,9 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
     for name, array in zip(embedder.choice.names, arrays, strict=True):
         starts, ends = np.array([begin]), np.array([begin + utterance.duration_s])
         if embedder.pooling == "frames":
-            starts = begin + FRAME_S * np.arange(len(array))
-            ends = starts + embedder.model.config.receptive_field / SAMPLE_RATE
+            network = embedder.model.config
+            starts = begin + network.hop_samples / SAMPLE_RATE * np.arange(len(array))
+            ends = starts + network.receptive_field / SAMPLE_RATE
         count, path = len(array), str(utterance.path) if utterance.path.name else None
         columns = [[utterance.id] * count, [path] * count, [utterance.speaker] * count, [name] * count]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
@@ -240,7 +239,7 @@ def embed(
 
     Returns:
         A table with the columns id, path, speaker, layer, start_s, end_s, embedding (fixed-size float32 list). Frame
-        k starts at 0.020·k seconds and sees 0.025 s of waveform directly.
+        k starts at k / model.frame_rate seconds and sees 0.025 s of waveform directly.
 
     Raises:
         ConfigError: `layer` or `pooling` is not one that there is.

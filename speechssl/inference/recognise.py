@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from speechssl.config.decoding import DecodingConfig
 from speechssl.data.left_out import LeftOut
@@ -18,9 +21,18 @@ from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.beam import Decode, build_decoder
 from speechssl.inference.source import Audio, Source, find_source
 from speechssl.model.speech_model import SpeechModel
-from speechssl.text.vocabulary import Vocabulary
+from speechssl.text.vocabulary import BLANK, Vocabulary
+
+R = TypeVar("R")
 
 _logger = logging.getLogger("speechssl")
+
+
+class Reading(NamedTuple):
+    """What was recognised of an utterance, and how sure the recogniser is of it (`measure_confidence`)."""
+
+    text: str
+    confidence: float
 
 
 def require_recogniser(model: SpeechModel, name: str = "this model") -> Vocabulary:
@@ -117,6 +129,62 @@ def iterate_texts(
     """
     vocabulary = require_recogniser(model)
     decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
+    yield from _iterate(model, source, batch_s, window_s, precision, lambda logits: _decode_one(decode, logits), "")
+
+
+def iterate_readings(
+    model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
+) -> Iterator[tuple[int, Reading]]:
+    """Recognise utterances as `iterate_texts`, and say how sure each text is."""
+    vocabulary = require_recogniser(model)
+
+    def read(logits: Tensor) -> Reading:
+        text = _decode_one(decode, logits)
+        return Reading(text, measure_confidence(logits, text, vocabulary))
+
+    return _iterate(model, source, batch_s, window_s, precision, read, Reading("", 0.0))
+
+
+def measure_confidence(logits: Tensor, text: str, vocabulary: Vocabulary) -> float:
+    """Measure how sure a recogniser is of a text: the probability that it gives to it, per symbol.
+
+    That is exp(-CTC loss / symbols) of the text as if it were the transcript, summed over all paths that write it: a
+    geometric mean over letters and word boundaries. A language model has a say in which text it is, not in how sure
+    the recogniser is of it: a text that was chosen against what was heard has a low one.
+
+    Args:
+        logits: (T, V) of all frames of the utterance.
+        text: what was decoded, greedily or by a beam search.
+        vocabulary: V symbols.
+
+    Returns:
+        Between 0 and 1; 0 where nothing was recognised.
+    """
+    labels = torch.tensor(vocabulary.encode(text), dtype=torch.int64)
+    if len(labels) == 0:
+        return 0.0
+    log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
+    # With and without a boundary after the last word it is the same text.
+    lengths, num_frames = torch.tensor([len(labels), len(labels) - 1]), torch.full((2,), len(logits))
+    nats = F.ctc_loss(log_probs, labels.expand(2, -1), num_frames, lengths, BLANK, reduction="none")
+    return float((torch.logsumexp(-nats, 0) / len(labels)).exp())
+
+
+def _decode_one(decode: Decode, logits: Tensor) -> str:
+    """Read one text off logits (T, V)."""
+    return decode(logits[None], torch.tensor([len(logits)]))[0]
+
+
+def _iterate(
+    model: SpeechModel,
+    source: Source,
+    batch_s: float,
+    window_s: float,
+    precision: str,
+    read: Callable[[Tensor], R],
+    nothing: R,
+) -> Iterator[tuple[int, R]]:
+    """Yield what is read off the logits (T, V) of each utterance, and `nothing` of those without a frame."""
     short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
@@ -127,12 +195,11 @@ def iterate_texts(
             logits, num_frames = model.logits(waveforms, num_samples)
         return [logits.float().cpu()], num_frames
 
-    def read(pieces: Iterator[list[Tensor]]) -> str:
-        logits = torch.cat([piece for (piece,) in pieces])
-        return decode(logits[None], torch.tensor([len(logits)]))[0]
+    def reduce(pieces: Iterator[list[Tensor]]) -> R:
+        return read(torch.cat([piece for (piece,) in pieces]))
 
-    texts = run_model(
-        model, source, forward, read,
+    results = run_model(
+        model, source, forward, reduce,
         batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise",
     )  # fmt: skip
-    yield from heapq.merge(((index, "") for index in short), texts)
+    yield from heapq.merge(((index, nothing) for index in short), results, key=itemgetter(0))

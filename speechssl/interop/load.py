@@ -61,6 +61,7 @@ def load_model(
     trainable: bool = False,
     key: str = "checkpoint",
     weights: str = "model",
+    log: bool = True,
 ) -> SpeechModel:
     """Load a model for use, wherever it comes from.
 
@@ -70,6 +71,7 @@ def load_model(
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
+        log: say in one line which parts of an objective are left out.
 
     Returns:
         The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them. What is
@@ -89,7 +91,7 @@ def load_model(
         card = read_card(folder, key)
         check_stored(card, folder, key, weights)
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
-        load_weights(model, folder, key, weights)
+        load_weights(model, folder, key, weights, log)
     else:
         if weights != "model":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
@@ -177,10 +179,7 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
     if (out / CHECKSUMS).exists() or any((out / "checkpoints").glob("update-*")):
         what = "a checkpoint of a training run" if (out / CHECKSUMS).exists() else "a training run"
         raise CheckpointError(f"`out` must be a place of its own, but {out} is {what}")
-    if format in FORMATS and format != "speechssl" and model.config.front_end != "convolutions":
-        raise CheckpointError(
-            f"`model.front_end` must be convolutions for {format}, which has no other, but is {model.config.front_end}"
-        )
+    _check_fits(model, format)
     match format:
         case "speechssl":
             save_model(model, out, update)
@@ -198,6 +197,23 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
     if dropped:
         _logger.warning("%s has no place for: %s", format, ", ".join(dropped))
     return dropped
+
+
+def _check_fits(model: SpeechModel, format: str) -> None:
+    """Make sure that a format of others has a place for the whole network.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    config = model.config
+    if format == "speechssl" or format not in FORMATS:
+        return
+    only: dict[str, str | int] = {"front_end": "convolutions"}
+    if not format.startswith("onnx"):
+        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0}
+    for key, must in only.items():
+        if (given := getattr(config, key)) != must:
+            raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import OURS, find_kind, make_extra
-from speechssl.model.lengths import HOP_SAMPLES, make_valid_mask
+from speechssl.model.lengths import make_valid_mask
 from speechssl.model.speech_model import SpeechModel
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def count_min_samples(config: ModelConfig) -> int:
 
     A graph with a dynamic length is traced for lengths of 2 and more.
     """
-    return config.receptive_field + HOP_SAMPLES
+    return config.receptive_field + config.hop_samples
 
 
 def export_program(model: SpeechModel, what: str) -> ExportedProgram:
@@ -189,7 +189,7 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "channels": 1,
         "min_samples": count_min_samples(config),
         "receptive_field_samples": config.receptive_field,
-        "hop_samples": HOP_SAMPLES,
+        "hop_samples": config.hop_samples,
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,

@@ -9,14 +9,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from speechssl.config.model import MEL_GRID_KERNELS, MEL_GRID_STRIDES
 from speechssl.errors import DataError
 
 HOP_SAMPLES = 320
-"""Samples from one frame to the next: 20 ms at 16 kHz. Every model of the package has this hop."""
-
-MEL_WINDOW_SAMPLES, MEL_HOP_SAMPLES = MEL_GRID_KERNELS[0], MEL_GRID_STRIDES[0]
-"""Samples that a log-mel band sees (25 ms), and from one to the next (10 ms)."""
+"""Samples from one frame to the next at `model.frame_rate=50`, as in every published model: 20 ms at 16 kHz. What a
+model has, `ModelConfig.hop_samples` says."""
 
 
 def check_waveforms(waveforms: object, weight: Tensor, shortest: int) -> None:

@@ -1,4 +1,4 @@
-"""Raw waveform to latent frames through log-mel bands: a fixed spectrum and two convolutions over time."""
+"""Raw waveform to latent frames through log-mel bands: a fixed spectrum and convolutions over time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.config.model import ModelConfig
+from speechssl.config.model import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, ModelConfig, count_windows
 from speechssl.model.layers import normalize_valid, scale_gradient
-from speechssl.model.lengths import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES, make_valid_mask
+from speechssl.model.lengths import make_valid_mask
 
 FFT_SAMPLES = 512
 """The window is padded to this with zeros, half on each side."""
@@ -24,13 +24,14 @@ _VARIANCE_EPSILON = 1e-5
 
 
 class LogMelEncoder(nn.Module):
-    """Log-mel bands every 10 ms, normalised for each utterance, then convolutions and GELU to frames of 20 ms.
+    """Log-mel bands every 10 ms, normalised for each utterance, then convolutions and GELU to frames of 20 or 40 ms.
 
-    There are as many frames as the published convolutions give, and frame k is centred on the same 25 ms, from
-    0.020·k s on; with the default kernels it sees 20 ms more on either side.
+    At 50 Hz there are as many frames as the published convolutions give, and frame k is centred on the same 25 ms, from
+    0.020·k s on; with the default kernels it sees 20 ms more on either side. At 25 Hz one more convolution has a stride
+    of 2, and frame k is the one that would be 2·k.
 
     Args:
-        config: `num_mels`, `mel_*` and `feature_gradient_scale`.
+        config: `frame_rate`, `num_mels`, `mel_*` and `feature_gradient_scale`.
 
     Initialisation: weights Kaiming normal (fan in, gain √2), biases as in `Conv1d`.
 
@@ -50,11 +51,8 @@ class LogMelEncoder(nn.Module):
         self.register_buffer("window", make_window(), persistent=False)
         self.register_buffer("filters", make_mel_filters(config.num_mels), persistent=False)
         inputs = [config.num_mels, *config.mel_widths[:-1]]
-        last = len(inputs) - 1
-        self.convs = nn.ModuleList(
-            nn.Conv1d(i, o, k, stride=2 if n == last else 1, padding=k // 2)
-            for n, (i, o, k) in enumerate(zip(inputs, config.mel_widths, config.mel_kernels, strict=True))
-        )
+        layers = zip(inputs, config.mel_widths, config.mel_kernels, config.mel_strides, strict=True)
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, k, stride, padding=k // 2) for i, o, k, stride in layers)
         for conv in self.convs.children():
             assert isinstance(conv, nn.Conv1d), f"a convolution, not {type(conv)}"
             nn.init.kaiming_normal_(conv.weight)
@@ -62,7 +60,7 @@ class LogMelEncoder(nn.Module):
     def forward(
         self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None
     ) -> tuple[Float[Tensor, "B T C"], Int[Tensor, " B"] | None]:
-        """Turn waveforms into frames of 20 ms.
+        """Turn waveforms into frames.
 
         Args:
             waveforms: (B, N) at 16 kHz.
@@ -73,14 +71,14 @@ class LogMelEncoder(nn.Module):
             hold no meaning. A row's valid frames do not depend on its batch: statistics are those of its own valid
             bands, and convolutions see zeros beyond its end as if it were alone.
         """
-        num_bands = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
+        num_valid = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
         power = compute_mel_power(waveforms, self.filters, self.window)
-        x = normalize_valid(power.clamp(min=LOG_FLOOR).log(), num_bands, _VARIANCE_EPSILON)
+        x = normalize_valid(power.clamp(min=LOG_FLOOR).log(), num_valid, _VARIANCE_EPSILON)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_trained):
-            for conv in self.convs.children():
-                x = F.gelu(conv(_silence(x, num_bands)))
-        num_frames = None if num_samples is None else self.config.count_frames(num_samples)
-        return scale_gradient(x.transpose(1, 2), self.gradient_scale), num_frames
+            for conv, stride in zip(self.convs.children(), self.config.mel_strides, strict=True):
+                x = F.gelu(conv(_silence(x, num_valid)))
+                num_valid = None if num_valid is None else count_windows(num_valid, [1], [stride])
+        return scale_gradient(x.transpose(1, 2), self.gradient_scale), num_valid
 
 
 @torch.no_grad()

@@ -46,6 +46,8 @@ class PretrainingOutput:
         soft_probs: (B, M, G, V) float32 soft choice of the masked frames.
         features: sums of the feature encoder's outputs.
         context: (B, M, E) projected context vectors.
+        unmasked_logits: (B, U, 1 + K) float32 of frames that are not masked; None where they were not asked for.
+        unmasked_valid: (B, U), False where a row has fewer than U such frames.
     """
 
     logits: Tensor
@@ -55,6 +57,8 @@ class PretrainingOutput:
     soft_probs: Tensor
     features: FeatureSums
     context: Tensor
+    unmasked_logits: Tensor | None = None
+    unmasked_valid: Tensor | None = None
 
 
 class PretrainingModel(nn.Module):
@@ -83,8 +87,10 @@ class PretrainingModel(nn.Module):
         gumbel_noise: Float[Tensor, "B M G V"] | None,
         temperature: float,
         keep: Bool[Tensor, " L"] | None = None,
+        unmasked_negatives: Int[Tensor, "B U K"] | None = None,
+        unmasked_noise: Float[Tensor, "B U G V"] | None = None,
     ) -> PretrainingOutput:
-        """Compute the logits of the contrastive task. Only masked frames pass through the heads.
+        """Compute the logits of the contrastive task. Only frames that are asked for pass through the heads.
 
         Args:
             waveforms: (B, N) at 16 kHz, normalised where the model wants it.
@@ -95,6 +101,10 @@ class PretrainingModel(nn.Module):
             gumbel_noise: (B, M, G, V); None chooses codes without noise (evaluation).
             temperature: Gumbel temperature.
             keep: (L,) False for blocks that LayerDrop skips.
+            unmasked_negatives: (B, U, K) negatives of the frames that are not masked, where these are to be told apart
+                too: indices among all frames of the row, the masked ones first and then the others, both in order of
+                time. None: masked frames only.
+            unmasked_noise: (B, U, G, V), as `gumbel_noise`.
 
         Source: wav2vec 2.0 §3.2, eq. 3; negatives that equal the target are removed by their code indices, which
         is the reference's comparison of vectors without its dependence on rounding.
@@ -107,6 +117,24 @@ class PretrainingModel(nn.Module):
         targets = self.target_projection(quantized.vectors)
         predictions = self.context_projection(gather_frames(context, positions))
         logits, removed = compute_logits(predictions, targets, quantized.codes, negatives, self.logit_temperature)
+        unmasked_logits, exists = None, None
+        if unmasked_negatives is not None:
+            num_frames, length = features.num_frames, mask.shape[1]
+            is_padding = False if num_frames is None else ~make_valid_mask(num_frames, length)
+            others, exists = find_masked(~(mask | is_padding), unmasked_negatives.shape[1])
+            own = self.quantizer(
+                self.feature_dropout(gather_frames(features.normed, others)), unmasked_noise, temperature
+            )
+            # In a row with fewer masked frames than others of the batch, there is a gap behind them.
+            num_masked = valid.sum(1)[:, None, None]
+            gap = torch.where(unmasked_negatives < num_masked, 0, negatives.shape[1] - num_masked)
+            unmasked_logits, _ = compute_logits(
+                self.context_projection(gather_frames(context, others)),
+                torch.cat([targets, self.target_projection(own.vectors)], dim=1),
+                torch.cat([quantized.codes, own.codes], dim=1),
+                unmasked_negatives + gap,
+                self.logit_temperature,
+            )
         return PretrainingOutput(
             logits=logits,
             valid=valid,
@@ -115,6 +143,8 @@ class PretrainingModel(nn.Module):
             soft_probs=quantized.soft_probs,
             features=measure_features(features),
             context=predictions,
+            unmasked_logits=unmasked_logits,
+            unmasked_valid=exists,
         )
 
 
@@ -139,8 +169,8 @@ def gather_frames(x: Float[Tensor, "B T D"], positions: Int[Tensor, "B M"]) -> F
 
 def compute_logits(
     predictions: Float[Tensor, "B M E"],
-    targets: Float[Tensor, "B M E"],
-    codes: Int[Tensor, "B M G"],
+    targets: Float[Tensor, "B F E"],
+    codes: Int[Tensor, "B F G"],
     negatives: Int[Tensor, "B M K"],
     temperature: float,
 ) -> tuple[Float[Tensor, "B M K1"], Bool[Tensor, "B M K"]]:
@@ -148,6 +178,13 @@ def compute_logits(
 
     The similarities of all pairs of one row are one matrix product, from which those of the negatives are
     gathered, so that no (B, M, K, E) tensor is made. In float32.
+
+    Args:
+        predictions: (B, M, E).
+        targets: (B, F, E) of at least as many frames; the last M are those of the predictions.
+        codes: (B, F, G) of the targets.
+        negatives: (B, M, K) indices among the F frames.
+        temperature: κ.
 
     Returns:
         Logits (B, M, 1 + K), the target first, cosine / temperature; and which negatives were removed because
@@ -157,8 +194,9 @@ def compute_logits(
         x = F.normalize(predictions.float(), dim=-1, eps=1e-8)
         y = F.normalize(targets.float(), dim=-1, eps=1e-8)
         similarity = x @ y.transpose(1, 2) / temperature
-    positive = similarity.diagonal(dim1=1, dim2=2)[..., None]
-    same = (codes[:, :, None, :] == codes[:, None, :, :]).all(-1)
+    first = targets.shape[1] - predictions.shape[1]
+    positive = similarity.diagonal(offset=first, dim1=1, dim2=2)[..., None]
+    same = (codes[:, first:, None, :] == codes[:, None, :, :]).all(-1)
     removed = same.gather(2, negatives)
     negative = similarity.gather(2, negatives).masked_fill(removed, float("-inf"))
     return torch.cat([positive, negative], dim=-1), removed

@@ -13,6 +13,7 @@ from speechssl.errors import CheckpointError
 from speechssl.model.heads import CTCHead
 from speechssl.model.lengths import check_num_samples, check_waveforms
 from speechssl.model.pretraining import PretrainingModel
+from speechssl.model.transformer import Adjust
 from speechssl.model.wav2vec2 import Wav2Vec2, normalize_waveforms
 from speechssl.text.vocabulary import Vocabulary
 
@@ -26,7 +27,7 @@ class Frames:
     Attributes:
         last: (B, T, D) the model's output, after the final norm where it has one.
         layers: L + 1 tensors (B, T, D): what enters the first block, then each block's output, without final norm.
-        num_frames: (B,) int64 valid frames of each row. Frame k starts at 0.020·k seconds.
+        num_frames: (B,) int64 valid frames of each row. Frame k starts at k / model.frame_rate seconds.
         logits: (B, T, V) scores of a recogniser's symbols; None for a model without a CTC head.
     """
 
@@ -51,10 +52,16 @@ class SpeechModel(nn.Module):
         self.pretraining = PretrainingModel(config) if pretraining else None
         self.backbone: Wav2Vec2 = self.pretraining.backbone if self.pretraining else Wav2Vec2(config)
         self.head = CTCHead(config.model_dim, len(vocabulary), config.head_dropout) if vocabulary else None
+        self.conditioning: nn.Linear | None = None
+        if vocabulary and config.self_conditioning:
+            self.conditioning = nn.Linear(len(vocabulary), config.model_dim)
+            # Zero at first: a pretrained block gets what it got in pretraining.
+            nn.init.zeros_(self.conditioning.weight)
+            nn.init.zeros_(self.conditioning.bias)
 
     @property
     def num_layers(self) -> int:
-        """Transformer blocks L; layers are numbered 0 to L."""
+        """Blocks L; layers are numbered 0 to L."""
         return self.config.num_layers
 
     @property
@@ -84,9 +91,30 @@ class SpeechModel(nn.Module):
         """
         x = self._prepare(waveforms, num_samples)
         features = self.backbone.encode(x, num_samples)
-        last, layers = self.backbone.contextualise(features)
+        last, layers = self.backbone.contextualise(features, adjust=self.adjust)
         logits = None if self.head is None else self.head(last)
         return Frames(last, layers, self.count_frames(waveforms, num_samples), logits)
+
+    @property
+    def adjust(self) -> Adjust | None:
+        """What happens between two blocks; None where nothing does."""
+        return None if self.conditioning is None else self._condition
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Give a block's output as the CTC head takes it: after the norm that the last block's goes through.
+
+        Source: intermediate CTC shares head and norm between the layers (arXiv 2102.03216; the norm as ESPnet).
+        """
+        normed: Tensor = self.backbone.transformer.norm(frames) if self.config.norm_first else frames
+        return normed
+
+    def _condition(self, num_blocks: int, frames: Tensor) -> Tensor:
+        """Add what the head makes of the frames to them, after the block of `self_conditioning` (arXiv 2104.02724)."""
+        if num_blocks != self.config.self_conditioning:
+            return frames
+        assert self.conditioning is not None and self.head is not None, "a recogniser has both"
+        told: Tensor = self.conditioning(self.head(self.normalise(frames)).softmax(-1))
+        return frames + told
 
     def logits(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give the CTC logits (B, T, V) and valid frames (B,) of each row, of waveforms as `forward` takes them.

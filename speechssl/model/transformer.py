@@ -1,9 +1,10 @@
-"""The context network: convolutional positions and transformer blocks, post-norm or pre-norm (§2, §4.2)."""
+"""The context network: positions, then transformer blocks, post-norm or pre-norm (§2, §4.2), or Conformer blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import unwrap
 from typing import Any
@@ -16,10 +17,20 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
-from speechssl.model.cpu import attention, on_cpu, packing, precision, products
-from speechssl.model.cpu.packing import Packing, Run, Scope
+from speechssl.model.attention import SelfAttention, make_rotation
+from speechssl.model.conformer import ConformerBlock
+from speechssl.model.cpu import on_cpu, packing, precision, products
+from speechssl.model.cpu.packing import Run, Scope
 from speechssl.model.layers import Dropout, LayerNorm, drop
 from speechssl.model.lengths import make_valid_mask
+
+Adjust = Callable[[int, Tensor], Tensor]
+"""Changes frames (B, T, D) between two blocks, each frame for itself: rows may be packed."""
+
+
+def learning(is_learning: bool) -> AbstractContextManager[None]:
+    """Put around what gets a gradient only if `is_learning`."""
+    return nullcontext() if is_learning else torch.no_grad()
 
 
 class PositionalConvolution(nn.Module):
@@ -59,44 +70,6 @@ def grouped_convolution(
     return F.conv2d(x, weight, bias, padding=(0, padding), groups=groups)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention with separate projections."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        dim = config.model_dim
-        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
-        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
-        """Attend over the keys in `scope`."""
-        batch, length, dim = x.shape
-        heads = (batch, length, self.num_heads, dim // self.num_heads)
-        query, key, value = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
-        y = attend(query, key, value, scope, self.dropout if self.training else 0.0)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
-        return out
-
-
-@on_cpu(attention.attend)
-def attend(
-    query: Float[Tensor, "B H T d"],
-    key: Float[Tensor, "B H T d"],
-    value: Float[Tensor, "B H T d"],
-    scope: Scope,
-    dropout: float,
-) -> Float[Tensor, "B H T d"]:
-    """Compute softmax(query · keyᵀ / √d), drop out of it and weigh the values ("Attention is all you need", §3.2.1).
-
-    Args:
-        query, key, value: (B, H, T, d).
-        scope: keys that may be attended to, at least one a row.
-        dropout: probability of each weight to be dropped, after the softmax; 0 outside training.
-    """
-    assert not isinstance(scope, Packing), "rows are packed on a CPU only"
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=scope, dropout_p=dropout)
-
-
 class TransformerBlock(nn.Module):
     """Attention and feed-forward with residuals; layer norm before (pre-norm) or after (post-norm) each."""
 
@@ -111,13 +84,15 @@ class TransformerBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = config.activation_dropout
 
-    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
-        """Transform frames; those outside `scope` are never attended to."""
+    def forward(
+        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` are never attended to. `rotation` is that of `SelfAttention`."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), scope))
+            x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
             out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
             return out
-        x = self.attention_norm(x + self.dropout(self.attention(x, scope)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, scope, rotation)))
         normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
         return normed
 
@@ -137,6 +112,9 @@ class Transformer(nn.Module):
 
     Initialisation: every linear weight N(0, 0.02), biases 0.
 
+    Args:
+        config: which blocks, how many, and how they know the places of frames.
+
     Attributes:
         activation_checkpointing: keep only the input of each block, and compute the block again in the backward.
         is_compiled: whether `compile_blocks` was called.
@@ -145,10 +123,13 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_first, self.activation_checkpointing, self.is_compiled = config.norm_first, False, False
-        self.position = PositionalConvolution(config.model_dim, config.position_kernel, config.position_groups)
+        position = (config.model_dim, config.position_kernel, config.position_groups)
+        self.position = PositionalConvolution(*position) if config.positions == "convolutional" else None
+        self.rotary_dim = config.head_dim if config.positions == "rotary" else 0
         self.norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        make_block = ConformerBlock if config.block == "conformer" else TransformerBlock
+        self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -165,6 +146,8 @@ class Transformer(nn.Module):
         x: Float[Tensor, "B T D"],
         num_frames: Int[Tensor, " B"] | None,
         keep: Bool[Tensor, " L"] | None = None,
+        num_frozen: int = -1,
+        adjust: Adjust | None = None,
     ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
         """Contextualise frames.
 
@@ -176,6 +159,9 @@ class Transformer(nn.Module):
             keep: (L,) on the CPU, False for blocks that LayerDrop skips in this update; None keeps all. The
                 parameters of a skipped block get gradients of zero, so that every parameter takes part in every
                 update on every rank.
+            num_frozen: the positions and so many first blocks get no gradient, and no backward is spent on them;
+                above L neither does the final norm. -1: all learn.
+            adjust: `adjust(n, x)` gives what block n + 1 gets of the output of block n; None: the output.
 
         Returns:
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
@@ -183,19 +169,30 @@ class Transformer(nn.Module):
         """
         if num_frames is not None:
             x = torch.where(make_valid_mask(num_frames, x.shape[1])[..., None], x, 0.0)
-        x = x + self.position(x)
+        if self.position is not None:
+            with learning(num_frozen < 0):
+                x = x + self.position(x)
         # Blocks that are compiled would be compiled again for the lengths of each packed batch.
         run = unwrap(run_rows) if self.is_compiled else run_rows
-        return run(x, num_frames, partial(self._run_blocks, keep))
+        return run(x, num_frames, partial(self._run_blocks, keep, num_frozen, adjust))
 
-    def _run_blocks(self, keep: Tensor | None, x: Tensor, scope: Scope) -> tuple[Tensor, list[Tensor]]:
-        x = self.dropout(x if self.norm_first else self.norm(x))
+    def _run_blocks(
+        self, keep: Tensor | None, num_frozen: int, adjust: Adjust | None, x: Tensor, scope: Scope
+    ) -> tuple[Tensor, list[Tensor]]:
+        with learning(num_frozen < 0):
+            x = self.dropout(x if self.norm_first else self.norm(x))
+        rotation = make_rotation(scope, x.shape[1], self.rotary_dim, x.device) if self.rotary_dim else None
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
-            x = run(x, scope) if keep is None else _keep_or_skip(block, run, (x, scope), keep[index])
+            with learning(index >= num_frozen):
+                # The first block needs no adjusting: nothing has looked at the frames yet.
+                x = x if adjust is None or index == 0 else adjust(index, x)
+                inputs = (x, scope, rotation)
+                x = run(*inputs) if keep is None else _keep_or_skip(block, run, inputs, keep[index])
             states.append(x)
-        return (self.norm(x) if self.norm_first else x), states
+        with learning(num_frozen <= len(self.blocks)):
+            return (self.norm(x) if self.norm_first else x), states
 
 
 @on_cpu(packing.run_rows)
@@ -212,7 +209,9 @@ def run_rows(
     return run(x, None if num_frames is None else make_valid_mask(num_frames, x.shape[1])[:, None, None, :])
 
 
-def _keep_or_skip(block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope], keep: Tensor) -> Tensor:
+def _keep_or_skip(
+    block: nn.Module, run: Callable[..., Tensor], inputs: tuple[Tensor, Scope, Tensor | None], keep: Tensor
+) -> Tensor:
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])

@@ -14,7 +14,7 @@ from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.layers import Dropout, LayerNorm, normalize_valid
 from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.log_mel import LogMelEncoder
-from speechssl.model.transformer import Transformer
+from speechssl.model.transformer import Adjust, Transformer, learning
 
 
 @dataclass
@@ -31,6 +31,13 @@ class Features:
     normed: Tensor
     num_frames: Tensor | None
 
+    def repeat(self, times: int) -> Features:
+        """Give all rows so many times: (times · B, T, C)."""
+        if times == 1:
+            return self
+        counts = None if self.num_frames is None else self.num_frames.repeat(times)
+        return Features(self.raw.repeat(times, 1, 1), self.normed.repeat(times, 1, 1), counts)
+
 
 class Wav2Vec2(nn.Module):
     """Feature encoder, projection, mask embedding and transformer.
@@ -46,7 +53,7 @@ class Wav2Vec2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.hop_samples != HOP_SAMPLES:
+        if config.front_end == "convolutions" and config.hop_samples != HOP_SAMPLES:
             must = f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms)"
             raise ConfigError(f"{must}, but give {config.hop_samples}")
         channels = config.feature_dim
@@ -74,6 +81,8 @@ class Wav2Vec2(nn.Module):
         mask: Bool[Tensor, "B T"] | None = None,
         channel_mask: Bool[Tensor, "B D"] | None = None,
         keep: Bool[Tensor, " L"] | None = None,
+        num_frozen: int = -1,
+        adjust: Adjust | None = None,
     ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
         """Mask the projected features and run the transformer.
 
@@ -82,16 +91,18 @@ class Wav2Vec2(nn.Module):
             mask: (B, T), True where a frame is replaced by the mask embedding.
             channel_mask: (B, D), True where a channel is zero at every frame of the row (after the time mask).
             keep: (L,) False for blocks that LayerDrop skips.
+            num_frozen, adjust: as `Transformer.forward`; from 0 on nothing before the blocks gets a gradient either.
 
         Returns:
             The output, and the L + 1 states (see `Transformer.forward`). Valid frames do not depend on padding.
         """
-        x = self.input_dropout(self.projection(features.normed))
-        if mask is not None:
-            x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
-        if channel_mask is not None:
-            x = torch.where(channel_mask[:, None, :], 0.0, x)
-        context, states = self.transformer(x, features.num_frames, keep)
+        with learning(num_frozen < 0):
+            x = self.input_dropout(self.projection(features.normed))
+            if mask is not None:
+                x = torch.where(mask[..., None], self.mask_embedding.to(x.dtype), x)
+            if channel_mask is not None:
+                x = torch.where(channel_mask[:, None, :], 0.0, x)
+        context, states = self.transformer(x, features.num_frames, keep, num_frozen, adjust)
         return context, states
 
 

@@ -1,5 +1,10 @@
-"""Discrete targets of a waveform, one code a frame: a random projection of log-mel (BEST-RQ), or k-means clusters of
-MFCC or of a teacher's states (HuBERT).
+"""Discrete targets of a waveform, one or two codes a frame: a random projection of log-mel (BEST-RQ), or k-means
+clusters of MFCC or of a teacher's states (HuBERT).
+
+A code belongs to a moment, the middle of its frame or of its half of it, whatever the frame rates of student and
+teacher: log-mel and MFCC are taken around it, and of a teacher's frames the one whose middle is nearest. So a student
+with frames of 40 ms takes every second frame of a teacher with 20 ms, or both with two codes a frame; the other way
+round each of the teacher's frames is told twice. R is the number of codes a frame.
 
 Log-mel and MFCC are Kaldi's, as torchaudio computes them: windows of 25 ms, 10 ms apart.
 """
@@ -7,6 +12,7 @@ Log-mel and MFCC are Kaldi's, as torchaudio computes them: windows of 25 ms, 10 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +25,6 @@ from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
-from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.seeds import make_rng
 
 WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
@@ -27,8 +32,27 @@ WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
 FloatArray = npt.NDArray[np.float32]
 
 
-def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int) -> Tensor:
-    """Stack normalised log-mel around the middle of each of the encoder's frames: (T, stack · 80) float64.
+@dataclass(frozen=True)
+class Grid:
+    """Where codes lie in time: code k belongs to `field` samples from sample `hop` · k on, or to what is their middle.
+
+    Attributes:
+        hop: samples from one code to the next.
+        field: samples that a code's frame sees. Of half a frame, what leaves its middle in the middle of that half.
+    """
+
+    hop: int
+    field: int
+
+
+def make_grid(config: ModelConfig, codes_per_frame: int = 1) -> Grid:
+    """Place a model's codes: those of frame k are number `codes_per_frame` · k and the following."""
+    hop = config.hop_samples // codes_per_frame
+    return Grid(hop, config.receptive_field - config.hop_samples + hop)
+
+
+def stack_log_mel(waveform: FloatArray, num_codes: int, grid: Grid, stack: int) -> Tensor:
+    """Stack normalised log-mel around the moment of each code: (F, stack · 80) float64.
 
     BEST-RQ stacks four frames for an encoder frame of 40 ms; here it is two for one of 20 ms. They reach 5 ms beyond
     the 25 ms that the encoder's frame sees, at either end. Each band has zero mean and unit variance over the crop:
@@ -37,37 +61,38 @@ def stack_log_mel(waveform: FloatArray, num_frames: int, field: int, stack: int)
 
     Args:
         waveform: (N,) at 16 kHz.
-        num_frames: T, of the encoder.
-        field: samples that one of the encoder's frames sees.
-        stack: log-mel frames for each of its frames.
+        num_codes: F.
+        grid: where they lie.
+        stack: log-mel frames for each of them.
     """
     from torchaudio.compliance import kaldi
 
-    x: Tensor = kaldi.fbank(_centre(waveform, field, WINDOW + STEP * (stack - 1)), num_mel_bins=MEL_BINS)
+    x: Tensor = kaldi.fbank(_centre(waveform, grid.field, WINDOW + STEP * (stack - 1)), num_mel_bins=MEL_BINS)
     # A band that never changes, as in digital silence, has no deviation.
     x = (x - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
-    places = HOP_SAMPLES // STEP * torch.arange(num_frames)[:, None] + torch.arange(stack)
+    places = grid.hop // STEP * torch.arange(num_codes)[:, None] + torch.arange(stack)
     return x[places].flatten(1)
 
 
-def compute_mfcc(waveform: FloatArray, num_frames: int, field: int, subtract_mean: bool = False) -> Tensor:
-    """Compute 13 MFCC with first and second differences for each of the encoder's frames: (T, 39) float64.
+def compute_mfcc(waveform: FloatArray, num_codes: int, grid: Grid, subtract_mean: bool = False) -> Tensor:
+    """Compute 13 MFCC with first and second differences around the moment of each code: (F, 39) float64.
 
-    As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one.
+    As HuBERT's first iteration (fairseq's `dump_mfcc_feature`), not normalised; of its 100 a second every other one
+    for codes that are 20 ms apart.
 
     Args:
         waveform: (N,) at 16 kHz.
-        num_frames: T, of the encoder.
-        field: samples that one of the encoder's frames sees.
+        num_codes: F.
+        grid: where they lie.
         subtract_mean: take the mean over time from each coefficient, and with it loudness, microphone and part of the
             voice (cepstral mean normalisation).
     """
     from torchaudio.compliance import kaldi
     from torchaudio.functional import compute_deltas
 
-    x = kaldi.mfcc(_centre(waveform, field, WINDOW), use_energy=False, subtract_mean=subtract_mean).T
+    x = kaldi.mfcc(_centre(waveform, grid.field, WINDOW), use_energy=False, subtract_mean=subtract_mean).T
     first = compute_deltas(x)
-    return torch.cat([x, first, compute_deltas(first)]).T[:: HOP_SAMPLES // STEP][:num_frames]
+    return torch.cat([x, first, compute_deltas(first)]).T[:: grid.hop // STEP][:num_codes]
 
 
 def find_nearest(x: Tensor, codes: Tensor) -> Tensor:
@@ -116,8 +141,8 @@ class Teacher:
     """A layer of a frozen model, whose states are made into codes.
 
     Args:
-        config: the student's network, whose frames the teacher's must be.
-        task: which model, and which layer of it.
+        config: the student's network; the teacher's frames may be longer or shorter than its.
+        task: which model, pretrained or a recogniser, and which layer of it.
 
     Raises:
         ConfigError: the model does not load, or does not fit the student.
@@ -130,8 +155,10 @@ class Teacher:
         check(
             0 <= self.layer <= last, "objective.teacher_layer", f"between 0 and the teacher's {last} blocks", self.layer
         )
-        shape, wanted = own.frame_windows, config.frame_windows
-        check(shape == wanted, "objective.teacher", f"a model with the convolutions {wanted}", shape)
+        self.grid, per_frame = make_grid(config, task.codes_per_frame), task.codes_per_frame
+        is_fine = per_frame == 1 or own.hop_samples <= self.grid.hop
+        why = f"1, since a frame of the teacher ({own.hop_samples} samples) is longer than half of the model's"
+        check(is_fine, "objective.codes_per_frame", why, per_frame)
         knows_level = own.normalize_waveform or not config.normalize_waveform
         must = "a model that takes normalised waveforms, as `model` does"
         check(knows_level, "objective.teacher", must, task.teacher)
@@ -150,6 +177,16 @@ class Teacher:
             frames = model(batch.waveforms, batch.num_samples)
             states = zip(frames.layers[self.layer], frames.num_frames.tolist(), strict=True)
             return [row[:count] for row, count in states]
+
+    def place(self, states: Tensor, num_codes: int) -> Tensor:
+        """Take the frame whose middle is nearest to the moment of each code: (T, …) → (F, …).
+
+        Of two that are equally near it is the later one; beyond the teacher's last frame it is the last.
+        """
+        config, grid = self.model.config, self.grid
+        ahead = grid.field - config.receptive_field + config.hop_samples
+        places = (2 * grid.hop * torch.arange(num_codes, device=states.device) + ahead) // (2 * config.hop_samples)
+        return states.index_select(0, places.clamp(0, len(states) - 1))
 
     def digest(self) -> Tensor:
         """Digest the weights: (32,) uint8."""

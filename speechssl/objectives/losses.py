@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from speechssl.model.lengths import make_valid_mask
+
 NATS_TO_BITS = 1.0 / math.log(2.0)
 
 
@@ -120,6 +122,25 @@ def compute_ctc_loss(
     log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)
     nats, _ = _align(log_probs, labels, num_frames, num_labels, blank)
     return torch.where(torch.isinf(nats), 0.0, nats).sum()
+
+
+def compute_consistency_loss(
+    first: Float[Tensor, "B T V"], second: Float[Tensor, "B T V"], num_frames: Int[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Sum how far two views of each utterance are apart: half the sum of both divergences at each frame, in nats.
+
+    Each view learns from the other, which is held fixed: ½ (KL(sg(q) ‖ p) + KL(sg(p) ‖ q)).
+
+    Args:
+        first, second: (B, T, V) logits of the two views; log-softmax is taken in float32.
+        num_frames: (B,) valid frames.
+
+    Source: CR-CTC, arXiv 2410.05101; sum and halves as in icefall.
+    """
+    p, q = (F.log_softmax(logits.float(), dim=-1) for logits in (first, second))
+    both = F.kl_div(p, q.detach(), reduction="none", log_target=True)
+    both = both + F.kl_div(q, p.detach(), reduction="none", log_target=True)
+    return 0.5 * torch.where(make_valid_mask(num_frames, p.shape[1])[..., None], both, 0.0).sum()
 
 
 @torch.library.custom_op(

@@ -30,6 +30,7 @@ from speechssl.objectives.codes import (
     draw_projection,
     find_nearest,
     fit_centroids,
+    make_grid,
     split_rows,
     stack_log_mel,
 )
@@ -45,14 +46,16 @@ _logger = logging.getLogger("speechssl")
 class CodePredictor(nn.Module):
     """A linear layer to the codes for each predicted block, and what makes the codes; in checkpoints as `objective`.
 
+    Where a frame has several codes, the layer gives the scores of the first, then those of the next.
+
     Initialisation: weight N(0, 0.02), bias 0, as the transformer's.
     """
 
     codes: Tensor
 
-    def __init__(self, dim: int, num_heads: int, codes: Tensor, projection: Tensor | None) -> None:
+    def __init__(self, dim: int, num_heads: int, per_frame: int, codes: Tensor, projection: Tensor | None) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(dim, len(codes)) for _ in range(num_heads))
+        self.heads = nn.ModuleList(nn.Linear(dim, per_frame * len(codes)) for _ in range(num_heads))
         for name, parameter in self.heads.named_parameters():
             nn.init.normal_(parameter, std=0.0 if name.endswith("bias") else 0.02)
         self.register_buffer("codes", codes)
@@ -62,9 +65,11 @@ class CodePredictor(nn.Module):
 class CodesModel(SpeechModel):
     """A backbone with its predictor of codes."""
 
-    def __init__(self, config: ModelConfig, num_heads: int, codes: Tensor, projection: Tensor | None) -> None:
+    def __init__(
+        self, config: ModelConfig, num_heads: int, per_frame: int, codes: Tensor, projection: Tensor | None
+    ) -> None:
         super().__init__(config)
-        self.objective = CodePredictor(config.model_dim, num_heads, codes, projection)
+        self.objective = CodePredictor(config.model_dim, num_heads, per_frame, codes, projection)
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ class CodesCollate:
     projection: FloatArray | None
 
     def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
-        """Return for each row `mask` (T,) bool and `codes` (M,) int64 of its predicted frames; 0 for a teacher to say.
+        """Return for each row `mask` (T,) bool and `codes` (M, R) int64 of its predicted frames.
 
-        Predicted are the masked frames, or all of them where `unmasked_weight` is above 0.
+        Predicted are the masked frames, or all of them where `unmasked_weight` is above 0; 0 is for a teacher to say.
         """
         masks = draw_masks(examples, self.config, make_rng(seed, "mask", number))
         takes_all = self.task.unmasked_weight > 0
@@ -94,19 +99,22 @@ class CodesCollate:
         return {"mask": masks, "codes": codes}
 
     def find_codes(self, waveform: FloatArray, wanted: np.ndarray) -> np.ndarray:
-        """Find the codes of the frames that are `wanted` (T,)."""
+        """Find the R codes of each of the M frames that are `wanted` (T,): (M, R)."""
+        per_frame = self.task.codes_per_frame
         if self.task.has_teacher:
-            return np.zeros(wanted.sum(), dtype=np.int64)
+            return np.zeros((wanted.sum(), per_frame), dtype=np.int64)
+        is_wanted = np.repeat(wanted, per_frame)
         if self.projection is None:
-            x = describe_by_mfcc(waveform, self.config, self.task)[wanted]
+            x = describe_by_mfcc(waveform, self.config, self.task)[is_wanted]
         else:
-            x = stack_log_mel(waveform, len(wanted), self.config.receptive_field, self.task.stack_frames)[wanted]
+            grid = make_grid(self.config, per_frame)
+            x = stack_log_mel(waveform, len(is_wanted), grid, self.task.stack_frames)[is_wanted]
             x = x @ torch.from_numpy(self.projection).double()
-        return find_nearest(x, torch.from_numpy(self.codes)).numpy()
+        return find_nearest(x, torch.from_numpy(self.codes)).view(-1, per_frame).numpy()
 
 
 class MaskedCodesObjective(Objective):
-    """Prediction of each masked frame's code, after the last block and, where asked for, after another one.
+    """Prediction of each masked frame's codes, after the last block and, where asked for, after another one.
 
     Args:
         config: the network.
@@ -139,7 +147,8 @@ class MaskedCodesObjective(Objective):
         check(0 <= inner < layers, "objective.intermediate_layer", f"0 (none) to {layers - 1}", inner)
         self.task, self.seed, self.teacher, self.projection = task, seed, teacher, projection
         matrix = None if projection is None else torch.from_numpy(projection)
-        self.module = CodesModel(config, 2 if inner else 1, torch.from_numpy(codes.copy()), matrix)
+        num_heads, numbers = 2 if inner else 1, torch.from_numpy(codes.copy())
+        self.module = CodesModel(config, num_heads, task.codes_per_frame, numbers, matrix)
         self.watch: CodesWatch = CodesWatch(len(codes), config.mask.prob, warmup_updates, teacher)
 
     def make_collate(self) -> CodesCollate:
@@ -150,7 +159,10 @@ class MaskedCodesObjective(Objective):
         return CodesCollate(self.module.config, self.task, codes, self.projection)
 
     def compute(self, batch: Batch, update: int) -> LossTerms:
-        """Compute the loss of one forward: a sum over masked frames, in nats, and over the others with their weight."""
+        """Compute the loss of one forward: a sum over masked frames, in nats, and over the others with their weight.
+
+        A frame with two codes counts with their mean.
+        """
         mask = batch.inputs["mask"]
         features = self.module.backbone.encode(batch.waveforms, batch.num_samples)
         keep = draw_kept_layers(self.module, self.seed, update)
@@ -174,7 +186,7 @@ class MaskedCodesObjective(Objective):
         stats = {name: part.detach().double() for name, part in parts.items()}
         heard = {"frames": sums.num_frames, "feature_variance": sums.variance, "rows": torch.ones_like(sums.variance)}
         stats |= {name: value.double().sum() for name, value in heard.items()}
-        stats["right"] = ((guesses == codes) & valid).sum().double()
+        stats["right"] = ((guesses == codes) & valid[..., None]).sum().double() / self.task.codes_per_frame
         stats["code_counts"], stats["guess_counts"] = (
             _count(x, valid, len(self.module.objective.codes)) for x in (codes, guesses)
         )
@@ -203,16 +215,19 @@ class MaskedCodesObjective(Objective):
         return torch.ones_like(mask) if num_frames is None else make_valid_mask(num_frames, mask.shape[1])
 
     def _predict(self, x: Tensor, head: int, positions: Tensor) -> Tensor:
-        """Give the logits (B, M, V) of the masked frames, in float32."""
+        """Give the logits (B, M, R, V) of the predicted frames, in float32."""
         logits: Tensor = self.module.objective.heads[head](gather_frames(x, positions))
-        return logits.float()
+        return logits.float().view(*positions.shape, self.task.codes_per_frame, -1)
 
     @torch.no_grad()
     def _ask(self, teacher: Teacher, batch: Batch, positions: Tensor) -> Tensor:
-        """Let the teacher say the codes (B, M) of the predicted frames."""
+        """Let the teacher say the codes (B, M, R) of the predicted frames."""
+        per_frame, count_frames = self.task.codes_per_frame, self.module.config.count_frames
         with torch.autocast(batch.waveforms.device.type, enabled=False):
-            rows = [find_nearest(row, self.module.objective.codes) for row in teacher.describe(batch)]
-        return pad_sequence(rows, batch_first=True).gather(1, positions)
+            said = [find_nearest(row, self.module.objective.codes) for row in teacher.describe(batch)]
+        counts = [per_frame * count_frames(len(row)) for row in split_rows(batch)]
+        rows = [teacher.place(*pair).view(-1, per_frame) for pair in zip(said, counts, strict=True)]
+        return pad_sequence(rows, batch_first=True).gather(1, positions[..., None].expand(-1, -1, per_frame))
 
 
 def build(config: PretrainConfig, task: MaskedCodesConfig, beginning: Beginning) -> MaskedCodesObjective:
@@ -262,18 +277,18 @@ def describe_all(
 
 
 def describe_by_mfcc(waveform: FloatArray, config: ModelConfig, task: MaskedCodesConfig) -> Tensor:
-    """Compute what k-means clusters where there is no teacher: (N,) → (T, 39)."""
-    num_frames = config.count_frames(len(waveform))
-    return compute_mfcc(waveform, num_frames, config.receptive_field, task.subtract_mean)
+    """Compute what k-means clusters where there is no teacher: (N,) → (T · R, 39)."""
+    num_codes = task.codes_per_frame * config.count_frames(len(waveform))
+    return compute_mfcc(waveform, num_codes, make_grid(config, task.codes_per_frame), task.subtract_mean)
 
 
 def _sum_loss(logits: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
-    """Sum the cross-entropy (nats) of (B, M, V) logits and (B, M) codes where `valid` (B, M)."""
-    loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
-    return torch.where(valid.flatten(), loss, 0.0).sum()
+    """Sum the cross-entropy (nats) of (B, M, R, V) logits and (B, M, R) codes where `valid` (B, M); over R its mean."""
+    loss = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none")
+    return torch.where(valid[..., None].expand_as(codes).flatten(), loss, 0.0).sum() / codes.shape[2]
 
 
 def _count(codes: Tensor, valid: Tensor, num_codes: int) -> Tensor:
     """Count how often each code comes where `valid`: (V,) float64."""
     counts = torch.zeros(num_codes, dtype=torch.float64, device=codes.device)
-    return counts.scatter_add_(0, codes.flatten(), valid.flatten().double())
+    return counts.scatter_add_(0, codes.flatten(), valid[..., None].expand_as(codes).flatten().double())

@@ -131,6 +131,10 @@ class Objective(ABC):
         is_frozen = isinstance(self.module, SpeechModel) and self.module.config.feature_gradient_scale == 0
         return not is_frozen or ".encoder." not in name
 
+    def find_depth(self, name: str) -> int:
+        """Find how many blocks below the head the parameter of this name lies: `training.layer_lr_decay` goes by it."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Beginning:

@@ -44,24 +44,33 @@ class ContrastiveCollate:
     Attributes:
         config: the network: masks, and how frames are counted.
         num_negatives: K.
+        takes_all: draw negatives for frames that are not masked too.
     """
 
     config: ModelConfig
     num_negatives: int
+    takes_all: bool = False
 
     def __call__(self, examples: Sequence[Example], seed: int, number: int) -> dict[str, list[np.ndarray]]:
-        """Return for each row `mask` (T,) bool and `negatives` (M, K) int64."""
+        """Return for each row `mask` (T,) bool and `negatives` (M, K) int64.
+
+        With `takes_all` also `unmasked` (U, K) int64, as `PretrainingModel.forward` counts frames: masked ones first.
+        """
         rng = make_rng(seed, "mask", number)
         masks = draw_masks(examples, self.config, rng)
         negatives = [sample_negatives(int(mask.sum()), self.num_negatives, rng) for mask in masks]
-        return {"mask": masks, "negatives": negatives}
+        drawn: dict[str, list[np.ndarray]] = {"mask": [*masks], "negatives": [*negatives]}
+        if self.takes_all:
+            drawn["unmasked"] = [sample_negatives(len(m), self.num_negatives, rng)[int(m.sum()) :] for m in masks]
+        return drawn
 
 
 class ContrastiveObjective(Objective):
     """wav2vec 2.0 pretraining: contrastive loss, codebook diversity and feature penalty.
 
     The loss is the sum over masked frames of the contrastive term, plus for each sub-batch its diversity and
-    feature penalty times its number of masked frames, so that one division by the count gives fairseq's total.
+    feature penalty times its number of masked frames, so that one division by the count gives fairseq's total. With
+    `unmasked_weight` the contrastive term of all other frames comes to it, each told from any other frames of its row.
 
     Args:
         config: the network.
@@ -92,7 +101,7 @@ class ContrastiveObjective(Objective):
 
     def make_collate(self) -> ContrastiveCollate:
         """Make what draws masks and negatives."""
-        return ContrastiveCollate(self.config, self.task.num_negatives)
+        return ContrastiveCollate(self.config, self.task.num_negatives, self.task.unmasked_weight > 0)
 
     def temperature(self, update: int) -> float:
         """Gumbel temperature of update `update` (from 1): a function of the completed updates.
@@ -110,15 +119,17 @@ class ContrastiveObjective(Objective):
     def compute(self, batch: Batch, update: int) -> LossTerms:
         """Compute the loss of one forward. In evaluation mode codes are chosen without noise."""
         training = self.model.training
-        noise = self._draw_noise(batch) if training else None
+        noise = self._draw_noise(batch) if training else {}
         output = self.model(
             batch.waveforms,
             batch.num_samples,
             batch.inputs["mask"],
             batch.inputs["negatives"],
-            noise,
+            noise.get("negatives"),
             self.temperature(update) if training else 1.0,
             draw_kept_layers(self.module, self.seed, update),
+            batch.inputs.get("unmasked"),
+            noise.get("unmasked"),
         )
         return compute_terms(output, batch.membership, self.task)
 
@@ -128,9 +139,11 @@ class ContrastiveObjective(Objective):
         per_frame = NATS_TO_BITS / count
         codes = stats["code_counts"].double()
         hard = compute_perplexity(codes / codes.sum(-1, keepdim=True).clamp(min=1))
+        unmasked = {"loss_unmasked": float(stats["unmasked"]) * per_frame} if "unmasked" in stats else {}
         return {
             "loss": float(terms.sum) * per_frame,
             "loss_contrastive": float(stats["contrastive"]) * per_frame,
+            **unmasked,
             "loss_diversity": float(stats["diversity"]) * per_frame,
             "loss_features": float(stats["features"]) * per_frame,
             "accuracy": float(stats["right"]) / count,
@@ -144,16 +157,24 @@ class ContrastiveObjective(Objective):
             "context_spread": math.sqrt(float(stats["context_variance"]) / float(stats["rows"])),
         }
 
-    def _draw_noise(self, batch: Batch) -> Tensor:
-        """Draw Gumbel noise for each sub-batch from its own generator, so that stacking does not change it."""
+    def _draw_noise(self, batch: Batch) -> dict[str, Tensor]:
+        """Draw Gumbel noise for each sub-batch from its own generator, so that stacking does not change it.
+
+        Returns:
+            (B, M, G, V) of the frames that have `negatives`, and (B, U, G, V) of the `unmasked` ones where they count.
+        """
         device, quantizer = batch.waveforms.device, self.config.quantizer
-        largest = batch.inputs["negatives"].shape[1]
-        noise = torch.zeros(len(batch.ids), largest, quantizer.num_groups, quantizer.num_codes, device=device)
+        codebooks = (quantizer.num_groups, quantizer.num_codes)
+        names = [name for name in ("negatives", "unmasked") if name in batch.inputs]
+        noise: dict[str, Tensor] = {
+            name: torch.zeros(*batch.inputs[name].shape[:2], *codebooks, device=device) for name in names
+        }
         for sub_batch, size in zip(batch.plan.sub_batches, batch.sizes, strict=True):
             generator = torch.Generator(device).manual_seed(make_torch_seed(self.seed, "gumbel", sub_batch.number))
-            shape = (size["rows"], size["negatives"], quantizer.num_groups, quantizer.num_codes)
-            drawn = sample_gumbel_noise(shape, generator, device)
-            noise[size["first"] : size["first"] + size["rows"], : size["negatives"]] = drawn
+            rows = slice(size["first"], size["first"] + size["rows"])
+            for name in names:
+                drawn = sample_gumbel_noise((size["rows"], size[name], *codebooks), generator, device)
+                noise[name][rows, : size[name]] = drawn
         return noise
 
 
@@ -180,7 +201,8 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
         task: the weights.
 
     Returns:
-        Sum in nats over all masked frames, their number, and the sums that the metrics need.
+        Sum in nats over all masked frames, and over the others with their weight; the number of masked frames; and the
+        sums that the metrics need, of masked frames but for `unmasked`.
     """
     contrastive, right = compute_contrastive_loss(output.logits, output.valid)
     # Products with `membership` are sums over rows: in bf16, 2,100 masked frames would be 2,096.
@@ -192,9 +214,13 @@ def compute_terms(output: PretrainingOutput, membership: Tensor, task: Contrasti
     penalty = compute_feature_penalty(sums.squares, sums.num_frames, sums.num_channels, output.valid.sum(1), membership)
     features = task.feature_penalty_weight * penalty
     total = contrastive.sum() + diversity + features
+    parts = {"contrastive": contrastive.sum(), "diversity": diversity, "features": features, "right": right.sum()}
+    if output.unmasked_logits is not None and output.unmasked_valid is not None:
+        unmasked, _ = compute_contrastive_loss(output.unmasked_logits, output.unmasked_valid)
+        parts["unmasked"] = task.unmasked_weight * unmasked.sum()
+        total = total + parts["unmasked"]
     with torch.no_grad():
         stats = _collect_stats(output, mean_probs)
-        parts = {"contrastive": contrastive.sum(), "diversity": diversity, "features": features, "right": right.sum()}
         stats.update({name: part.detach().double() for name, part in parts.items()})
     return LossTerms(total, output.valid.sum(), stats)
 

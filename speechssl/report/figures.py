@@ -16,7 +16,7 @@ MINUS = "\N{MINUS SIGN}"
 THIN_SPACE = "\N{NARROW NO-BREAK SPACE}"
 
 MAX_POINTS = 240
-"""Points that a curve keeps: a chart has no more pixels to show them, and the page stays small."""
+"""Points that a curve keeps: a chart has no more pixels to show them, and the page stays small, with 30 runs too."""
 
 
 class Stat(NamedTuple):
@@ -74,6 +74,7 @@ class Series:
         low, high: band around y; None without one.
         kind: `line`, `thin` (dashed), `points` or `bars`.
         is_shown: False: it stands in the legend, and a click there draws it.
+        ends: the first and last value as they were logged, where y is smoothed.
     """
 
     label: str
@@ -84,6 +85,7 @@ class Series:
     high: FloatArray | None = None
     kind: str = "line"
     is_shown: bool = True
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,25 +101,27 @@ class Chart:
     is_small: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give what page.js reads: one axis x with the points of all series, and each series over it, null between."""
-        x = np.unique(np.concatenate([series.x for series in self.series])).tolist()
+        """Give what page.js reads: one axis x for all series; `at` says where on it a series has values, if not all."""
+        x = np.unique(np.concatenate([series.x for series in self.series]))
         rows = []
         for series in self.series:
             columns = {"y": series.y, "low": series.low, "high": series.high}
-            spread = {name: _spread(x, series.x, v) for name, v in columns.items() if v is not None}
-            rows.append(
-                {"label": series.label, "style": series.style, "kind": series.kind, "shown": series.is_shown, **spread}
-            )
+            row: dict[str, Any] = {"label": series.label + (", smoothed" if series.ends else ""), "style": series.style}
+            row |= {"kind": series.kind, "shown": series.is_shown}
+            row |= {"at": np.searchsorted(x, series.x).tolist()} if len(series.x) < len(x) else {}
+            row |= {name: [float(f"{v:.4g}") for v in values] for name, values in columns.items() if values is not None}
+            rows.append(row)
         axes = {"x": [float(f"{place:.7g}") for place in x], "xLabel": self.x_label, "yLabel": self.y_label}
         return {**axes, "zero": self.from_zero, "logX": self.log_x, "small": self.is_small, "series": rows}
 
     def describe(self) -> list[str]:
-        """Say in words where each series begins and ends, for those who see no picture."""
+        """Say in words where each series begins and ends, as logged, for those who see no picture."""
         words = []
         for series in self.series:
-            (start, first), (end, last) = (map(format_number, (series.x[k], series.y[k])) for k in (0, -1))
+            first, last = map(format_value, series.ends or (series.y[0], series.y[-1]))
+            start, end = (format_value(float(series.x[k])) for k in (0, -1))
             words.append(f"{series.label}: " + (last if first == last else f"{first} at {start}, {last} at {end}"))
-        return words
+        return [*words[:-1], f"{words[-1]} ({self.y_label})" if self.y_label else words[-1]]
 
 
 def plot(
@@ -155,6 +159,7 @@ def make_series(
     y: Sequence[float],
     smooth: bool = False,
     band: bool = True,
+    num_points: int = MAX_POINTS,
     **options: Any,
 ) -> Series | None:
     """Make a series of the finite points; None without any.
@@ -166,6 +171,7 @@ def make_series(
         y: values.
         smooth: draw the mean over about 1/20 of the run.
         band: draw the middle 80 % of the values that the mean covers as a band around it.
+        num_points: that are kept at most.
         options: of `Series`.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -173,14 +179,16 @@ def make_series(
     xs, ys = xs[finite], ys[finite]
     if not len(xs):
         return None
-    places = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), MAX_POINTS)).round().astype(int))
     if not smooth or len(xs) < 12:
+        places = _thin(ys, num_points)
         return Series(label, style, xs[places], ys[places], **options)
+    places = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), num_points)).round().astype(int))
     reach = max(len(xs) // 40, 1)
     windows = [ys[max(place - reach, 0) : place + reach + 1] for place in places]
     if band:
         options |= {k: np.array([np.percentile(w, share) for w in windows]) for k, share in (("low", 10), ("high", 90))}
-    return Series(label, style, xs[places], np.array([window.mean() for window in windows]), **options)
+    means = np.array([window.mean() for window in windows])
+    return Series(label, style, xs[places], means, ends=(float(ys[0]), float(ys[-1])), **options)
 
 
 def choose_style(number: int) -> dict[str, Any]:
@@ -241,7 +249,10 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _spread(x: list[float], places: FloatArray, values: FloatArray) -> list[float | None]:
-    """Put values at their places on the common axis, None elsewhere."""
-    known = {place: float(f"{value:.4g}") for place, value in zip(places.tolist(), values.tolist(), strict=True)}
-    return [known.get(place) for place in x]
+def _thin(values: FloatArray, number: int) -> npt.NDArray[np.int_]:
+    """Choose at most `number` places: the first, the last, and where each stretch is lowest and highest."""
+    if len(values) <= number:
+        return np.arange(len(values))
+    stretches = np.array_split(np.arange(len(values)), number // 2 - 1)
+    extremes = [places[choose(values[places])] for places in stretches for choose in (np.argmin, np.argmax)]
+    return np.unique([0, *extremes, len(values) - 1])

@@ -74,6 +74,9 @@ def judge(run: RunFolder) -> Verdict:
         return Verdict("open", "Too early to say", f"The learning rate is still rising. {_say(fine)}")
     if bad:
         return Verdict("bad", "Not healthy", f"{_say(bad + doubts)} {_say(fine)}")
+    if run.kind == "pretrain" and name == "loss" and not _has_fallen(run):
+        why = "It has not fallen by more than its noise on held-out speech, and nothing else of its objective is known."
+        return Verdict("open", "Too early to say", f"{_say(fine + doubts)} {why}")
     if doubts:
         return Verdict("doubt", "Healthy, with a reservation", f"{_say(fine)} But {'; '.join(doubts)}.")
     return Verdict("good", "Healthy", _say(fine))
@@ -151,10 +154,19 @@ def _compare(run: RunFolder, split: str, name: str, last: float) -> tuple[list[s
     return bad, doubts, fine
 
 
+def _has_fallen(run: RunFolder) -> bool:
+    """Say whether the loss on held-out speech fell by more than it ever rose from one validation to the next."""
+    _, values = pick_values(run, "valid", "loss")
+    rises = [after - before for before, after in pairwise(values)]
+    return len(rises) > 1 and values[0] - values[-1] > max(0.0, *rises)
+
+
 def _describe_state(run: RunFolder) -> str:
     done, planned, finished = run.num_updates, run.get_config("training.max_updates", 0), run.result.get("updates")
     if isinstance(finished, int) and finished >= planned:
         return f"finished, all {count(finished, 'update')}"
+    if "ended_by" in run.result:
+        return f"finished by {run.result['ended_by']} after {count(done, 'update')} of {format_number(planned)}"
     at = f"at update {format_number(done)} of {format_number(planned)}"
     return f"running, {at}" if _is_held(run.path) else f"stopped {at}; the same command goes on"
 

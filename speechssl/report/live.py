@@ -117,7 +117,8 @@ def load_live(run: RunFolder) -> Live:
     """
     paths, key = _choose_manifests(run)
     weights = "ema" if run.get_config("training.validate_ema") else "model"
-    return Live(load_model(str(run.path), weights=weights), load_manifests(paths, key=key), key == "data.valid")
+    model = load_model(str(run.path), weights=weights, log=False)
+    return Live(model, load_manifests(paths, key=key), key == "data.valid")
 
 
 def read_waveform(manifest: Manifest, index: int, longest_s: float = LONGEST_S) -> FloatArray:

@@ -117,6 +117,14 @@ function draw(holder, state) {
 const holders = [...document.querySelectorAll(".plot")];
 for (const holder of holders) {
   const chart = (holder.chart = JSON.parse(holder.querySelector("script").textContent));
+  // A curve that lacks places of the axis comes with its own points alone, and uPlot wants one value, or null, at each place of the axis.
+  for (const one of chart.series.filter((one) => one.at)) {
+    for (const name of ["y", "low", "high"].filter((name) => one[name])) {
+      const values = one[name];
+      one[name] = chart.x.map(() => null);
+      one.at.forEach((place, k) => (one[name][place] = values[k]));
+    }
+  }
   const state = { logX: chart.logX, logY: false };
   chart.hides = chart.series.some((one) => !one.shown);
   holder.draw = () => draw(holder, state);

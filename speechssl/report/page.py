@@ -18,16 +18,18 @@ from urllib.parse import quote
 import jinja2
 
 from speechssl.checkpoints.layout import REPORT
+from speechssl.config.knobs import MISSING
+from speechssl.config.objective import list_objectives
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
 from speechssl.report.comparison import draw_by_hours, gather_probes, make_comparison
-from speechssl.report.figures import Section, Stat, Table, Verdict, format_value
+from speechssl.report.figures import Section, Stat, Table, Verdict, format_value, is_number
 from speechssl.report.health import describe_status, judge, make_health
 from speechssl.report.live import Sounds, find_missing, load_live
 from speechssl.report.pictures import make_hearing, make_speakers
-from speechssl.report.pretraining import describe_pretraining, draw_learning, make_machinery
+from speechssl.report.pretraining import describe_pretraining, draw_learning, find_unit, make_machinery
 from speechssl.report.probe import describe_probe, judge_probe, make_probe
 from speechssl.report.recognition import (
     describe_evaluation,
@@ -158,21 +160,40 @@ def _find_links(named: Sequence[tuple[RunFolder, str]], number: int, out: Path) 
 
 def _make_facts(run: RunFolder) -> dict[str, Table]:
     """Tabulate what a reader may look up, by title; tables with nothing to tell are left out."""
-    splits = [run.select(name)[-1] for name in ("train", "valid") if run.select(name)]
-    names = dict.fromkeys(key for row in splits for key in row if key != "split")
-    head = ["metric", *({"train": "training", "valid": "held out"}[row["split"]] for row in splits)]
-    config, schema = flatten(run.config), {"pretrain": PretrainConfig, "finetune": FinetuneConfig}.get(run.kind)
-    defaults = {} if schema is None else flatten(asdict(schema()))
-    changed = [(key, config[key], defaults[key]) for key in config if key in defaults and config[key] != defaults[key]]
+    config = flatten(run.config)
     tables = {
-        "Final figures": Table(head, [(name, *(row.get(name, "") for row in splits)) for name in names]),
+        "Final figures": _tabulate_figures(run),
         # Lists of mappings have pictures of their own.
         "Result": Table(("key", "value"), [row for row in flatten(run.result).items() if not _is_table(row[1])]),
-        "Configuration that differs from the published BASE": Table(("key", "here", "default"), changed),
+        "Configuration that differs from the published BASE": Table(("key", "here", "default"), _list_changed(run)),
         "Environment": Table(("what", "value"), list(flatten(run.environment).items())),
         "Whole configuration": Table(("key", "value"), list(config.items())),
     }
     return {title: table for title, table in tables.items() if table.rows}
+
+
+def _tabulate_figures(run: RunFolder) -> Table:
+    """Tabulate the last line of each split, in the units of the charts."""
+    splits = [run.select(name)[-1] for name in ("train", "valid") if run.select(name)]
+    rows = []
+    for name in dict.fromkeys(key for row in splits for key in row if key != "split"):
+        unit, factor = find_unit(run, name)
+        values = [row.get(name, "") for row in splits]
+        rows.append((name, *(factor * v if factor != 1 and is_number(v) else v for v in values), unit))
+    words = {"train": "training", "valid": "held out"}
+    return Table(["metric", *(words[row["split"]] for row in splits), "unit"], rows)
+
+
+def _list_changed(run: RunFolder) -> list[tuple[str, Any, Any]]:
+    """List the keys that differ from BASE, and all that BASE's objective does not have; not what has no default."""
+    schema = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}.get(run.kind)
+    if schema is None:
+        return []
+    config, defaults = flatten(run.config), flatten(asdict(schema()))
+    chosen = list_objectives().get(str(run.get_config("objective.name")))
+    own = flatten({"objective": asdict(chosen())}) if chosen else {}
+    told = [(key, value, defaults.get(key, own.get(key, MISSING))) for key, value in config.items()]
+    return [row for row in told if row[2] != MISSING and (row[0] not in defaults or row[1] != row[2])]
 
 
 def _is_table(value: Any) -> bool:

@@ -39,7 +39,6 @@ USE_UTTERANCES, USE_S = 30, 5.0
 MAX_SPEAKERS, MAX_UTTERANCES, UTTERANCE_S = 15, 120, 3.0
 LEAST_FOR_TSNE = 30
 
-FRAME_S = 0.02
 NUM_MELS, HOP_SAMPLES, WINDOW_SAMPLES, FFT_SAMPLES, MIN_HZ = 96, 80, 400, 1024, 50.0
 
 RANGE_DB = 62.0
@@ -56,7 +55,7 @@ DARK = ((17, 22, 29), (24, 44, 72), (30, 88, 126), (48, 150, 168), (150, 214, 19
 
 @dataclass
 class Strip:
-    """What page.html draws of one utterance; places in time are frames of 20 ms.
+    """What page.html draws of one utterance; places in time are frames.
 
     Attributes:
         duration_s: length of the utterance, the width of every row.
@@ -68,6 +67,7 @@ class Strip:
         codes: for each codebook the stretches of one code: first frame, length, code.
         num_codes: V.
         letters: the frame where each letter is written, and the letter.
+        frame_rate: frames a second.
     """
 
     macro: ClassVar[str] = "strip"
@@ -80,6 +80,7 @@ class Strip:
     codes: Sequence[Sequence[tuple[int, int, int]]] = ()
     num_codes: int = 1
     letters: Sequence[tuple[int, str]] = field(default_factory=list)
+    frame_rate: int = 50
 
 
 def find_stretches(values: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -184,6 +185,7 @@ def count_codes(live: Live) -> tuple[IntArray, int]:
 def _draw_example(run: RunFolder, live: Live, index: int, sounds: Sounds) -> Figure:
     waveform, row = read_waveform(live.manifest, index, 1.5 * EXAMPLE_S), live.manifest[index]
     strip = Strip(len(waveform) / SAMPLE_RATE, draw_spectrogram(waveform), row.text or "", sounds.encode(waveform))
+    strip.frame_rate = live.model.config.frame_rate
     note = ""
     if live.model.pretraining is not None:
         num_negatives = int(run.get_config("objective.num_negatives", 100))
@@ -200,15 +202,16 @@ def _draw_example(run: RunFolder, live: Live, index: int, sounds: Sounds) -> Fig
 
 def _explain(run: RunFolder, live: Live, mask: BoolArray, right: BoolArray, codes: IntArray) -> str:
     share, chance = float(right.mean()) if len(right) else 0.0, find_chance(run)
-    changes = float((codes[1:] != codes[:-1]).any(1).sum()) / max(len(codes) * FRAME_S, 1e-9)
+    frame_rate = live.model.config.frame_rate
+    changes = float((codes[1:] != codes[:-1]).any(1).sum()) * frame_rate / max(len(codes), 1)
     where = "held-out" if live.held_out else "training"
     return (
         f"Frames under the veil ({format_percent(float(mask.mean()))} of this {where} utterance) were hidden from the "
         "model. A tall mark says that it still picked the frame’s own code vector among "
         f"{chance.candidates}, which it did for {format_percent(share)} of them (guessing finds "
-        f"{format_percent(chance.accuracy, 2)}). The lanes below show which code each codebook gives each 20 ms frame: "
-        f"a long dash is a code that stays. The codes change {format_number(changes)} times a second; people speak "
-        "some 10 to 15 phones a second."
+        f"{format_percent(chance.accuracy, 2)}). The lanes below show which code each codebook gives each "
+        f"{1000 // frame_rate} ms frame: a long dash is a code that stays. The codes change "
+        f"{format_number(changes)} times a second; people speak some 10 to 15 phones a second."
     )
 
 

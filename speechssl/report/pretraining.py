@@ -7,6 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from speechssl.report.figures import (
+    MAX_POINTS,
     THIN_SPACE,
     Figure,
     Section,
@@ -44,12 +45,19 @@ SMALL = {
 }
 """Charts under the bonnet: metric, title, unit, factor. A metric that no chart knows has one under its own name."""
 
-LARGE = frozenset({
-    "update", "split", "hours_seen", "skipped_updates", "collapse_warning", "loss_contrastive", "loss_codes",
-    "accuracy", "soft_perplexity", "hard_perplexity", "loss_of_guessing", "target_entropy",
-    "code_perplexity", "prediction_perplexity", "wer", "cer", "loss_per_label",
-})  # fmt: skip
-"""What larger charts, or words, are about."""
+LARGE = {
+    "loss_contrastive": (MASKED, 1), "loss_codes": (MASKED, 1), "accuracy": (SHARE, 100),
+    "soft_perplexity": ("codes", 1), "hard_perplexity": ("codes", 1), "loss_of_guessing": (MASKED, 1),
+    "target_entropy": (MASKED, 1), "code_perplexity": ("codes", 1), "prediction_perplexity": ("codes", 1),
+    "wer": ("%", 1), "cer": ("%", 1), "loss_per_label": ("nats a letter", 1),
+}  # fmt: skip
+"""What larger charts, or words, are about: metric, unit, factor."""
+
+SMALL_POINTS = 120
+"""Points of a curve of a small chart."""
+
+UNDRAWN = frozenset({"update", "split", "hours_seen", "skipped_updates", "collapse_warning"})
+"""What no chart is about."""
 
 
 class Chance(NamedTuple):
@@ -88,6 +96,13 @@ def find_loss(run: RunFolder) -> str:
     """Name the loss that the run is about: of choosing among frames, of naming codes, or of another objective."""
     logged = {key for row in run.metrics for key in row}
     return next((name for name in ("loss_contrastive", "loss_codes") if name in logged), "loss")
+
+
+def find_unit(run: RunFolder, name: str) -> tuple[str, float]:
+    """Find the unit in which the page shows a metric, and by what the logged value is multiplied for it."""
+    if name == "loss" and find_loss(run) == "loss":
+        return ("nats an utterance" if run.kind == "finetune" else ""), 1
+    return SMALL[name][1:] if name in SMALL else LARGE.get(name, ("", 1))
 
 
 def choose_split(run: RunFolder) -> str:
@@ -164,28 +179,36 @@ def _list_more_stats(run: RunFolder, split: str) -> list[Stat]:
 def draw_learning(run: RunFolder) -> list[Figure]:
     """Draw loss, accuracy and perplexity with the levels that tell what they mean."""
     draw = {"loss_contrastive": _draw_contrast, "loss_codes": _draw_codes}.get(find_loss(run))
-    return plot("Loss", "", make_pair(run, "loss")) if draw is None else draw(run)
+    if draw is not None:
+        return draw(run)
+    own = [name for name in _list_metrics(run) if name not in UNDRAWN | SMALL.keys()]
+    return plot("Loss", "", make_pair(run, "loss")) + [chart for k in own for chart in plot(k, "", make_pair(run, k))]
 
 
-def make_pair(run: RunFolder, name: str, factor: float = 1.0) -> list[Series | None]:
+def make_pair(run: RunFolder, name: str, factor: float = 1.0, num_points: int = MAX_POINTS) -> list[Series | None]:
     """Make the curves of a metric in training (smoothed) and in validation."""
     (x, y), (valid_x, valid_y) = pick_values(run, "train", name), pick_values(run, "valid", name)
     return [
-        make_series("training", "train", x, [factor * value for value in y], smooth=True),
-        make_series("held out", "valid", valid_x, [factor * value for value in valid_y]),
+        make_series("training", "train", x, [factor * value for value in y], smooth=True, num_points=num_points),
+        make_series("held out", "valid", valid_x, [factor * value for value in valid_y], num_points=num_points),
     ]
 
 
 def make_machinery(run: RunFolder) -> list[Section]:
-    """Draw the small charts: parts of the loss, schedules, speed, and whatever else an objective logs."""
-    names = dict.fromkeys([*SMALL, *(key for row in run.metrics for key in row)])
-    drawn = LARGE | {find_loss(run)} | ({"loss"} if run.kind == "finetune" else set())
+    """Draw the small charts: parts of the loss, schedules, speed, and what no chart of a known objective is about."""
+    is_unknown = run.kind == "pretrain" and find_loss(run) == "loss"
+    names = SMALL if is_unknown else dict.fromkeys([*SMALL, *_list_metrics(run)])
+    drawn = UNDRAWN | LARGE.keys() | {find_loss(run)} | ({"loss"} if run.kind == "finetune" else set())
     figures = []
     for name in names:
         title, unit, factor = SMALL.get(name, (name, "", 1))
-        pair = make_pair(run, name, factor) if name not in drawn else []
+        pair = make_pair(run, name, factor, SMALL_POINTS) if name not in drawn else []
         figures += plot(title, unit, pair, from_zero=name != "masked_share", is_small=True)
     return [Section("Under the bonnet", figures)]
+
+
+def _list_metrics(run: RunFolder) -> list[str]:
+    return list(dict.fromkeys(key for row in run.metrics for key in row))
 
 
 def _draw_contrast(run: RunFolder) -> list[Figure]:

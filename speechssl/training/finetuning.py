@@ -19,7 +19,7 @@ from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import CTCObjective, needs_more_frames
+from speechssl.objectives.ctc import CTCObjective, CTCOptions, needs_more_frames
 from speechssl.text.vocabulary import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.run import Task
@@ -37,10 +37,11 @@ def build_task(config: FinetuneConfig, ranks: Ranks, goes_on: bool) -> Task:
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
     vocabulary = make_vocabulary(config, train_set, valid_set)
+    check_layers(config)
     model = SpeechModel(config.model, vocabulary)
     if config.init and not goes_on:
         start_from(model, config)
-    objective = CTCObjective(model, config.seed, count_frozen_updates(config))
+    objective = CTCObjective(model, config.seed, choose_options(config))
     source = _build_source(config, vocabulary, train_set, "data.train", ranks)
     valid = _build_source(config, vocabulary, valid_set, "data.valid", ranks) if valid_set else None
     return Task(objective, source, valid, learns_texts=True)
@@ -70,21 +71,48 @@ def count_frozen_updates(config: FinetuneConfig) -> int:
     return compute_frozen_updates(config.training) if config.init or config.training.freeze_share >= 1 else 0
 
 
+def check_layers(config: FinetuneConfig) -> None:
+    """Check the keys that name blocks, now that the network is known.
+
+    Raises:
+        ConfigError: there are not so many, or what is told to a block could not be learned.
+    """
+    model = config.model
+    last = model.num_layers
+    inside = 0 <= config.reset_layers <= last
+    check(inside, "reset_layers", f"between 0 and {last}, the blocks there are", config.reset_layers)
+    most = model.self_conditioning or last - config.reset_layers
+    why = "model.self_conditioning" if model.self_conditioning else "the blocks that come from `init`"
+    check(-1 <= config.freeze_layers <= most, "freeze_layers", f"between -1 and {most}, {why}", config.freeze_layers)
+    inside = 0 <= config.intermediate_layer < last
+    check(inside, "intermediate_layer", f"0, or a block before the last of {last}", config.intermediate_layer)
+    must = f"0 with {last} block, since there is none before the last"
+    check(last > 1 or config.intermediate_weight == 0, "intermediate_weight", must, config.intermediate_weight)
+
+
+def choose_options(config: FinetuneConfig) -> CTCOptions:
+    """Choose what is frozen and what is added to the loss; without `init` there is nothing to keep (see above)."""
+    network, training = config.model, config.training
+    return CTCOptions(
+        head_updates=count_frozen_updates(config),
+        frozen_layers=config.freeze_layers if config.init else -1,
+        frozen_updates=compute_frozen_updates(training, training.unfreeze_share),
+        intermediate_weight=config.intermediate_weight,
+        intermediate_layer=config.intermediate_layer or network.self_conditioning or network.num_layers // 2,
+        consistency_weight=config.consistency_weight,
+        best_by=config.best_by,
+    )
+
+
 def start_from(model: SpeechModel, config: FinetuneConfig) -> None:
     """Copy the weights of `init`; the last `reset_layers` blocks and the norm after them stay as initialised.
 
     The CTC head of a recogniser comes along where it has all labels, in whatever order, and no block starts afresh.
 
     Raises:
-        CheckpointError, ConfigError: as `load_model`; or there are not so many blocks.
+        CheckpointError, ConfigError: as `load_model`.
     """
     last = model.config.num_layers
-    check(
-        0 <= config.reset_layers <= last,
-        "reset_layers",
-        f"between 0 and {last}, the blocks there are",
-        config.reset_layers,
-    )
     source = load_model(config.init, key="init", weights=config.weights)
     load_backbone_into(model, source, last - config.reset_layers)
     _take_head(model, source, config)
@@ -100,6 +128,7 @@ def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) 
     missing = [symbol for symbol in missing if len(symbol) == 1]
     if config.reset_layers == 0 and not missing:
         _move_rows(model.head, source.head, rows)
+        _move_conditioning(model, source, rows)
         _logger.info("init=%s: its CTC head goes on too, by the letters of its labels", config.init)
         return
     why = f"with reset_layers={config.reset_layers} the blocks before it do"
@@ -134,6 +163,18 @@ def _move_rows(head: nn.Module, source: nn.Module, rows: Sequence[int | None]) -
     weights, trained = head.state_dict(), source.state_dict()
     for name, value in weights.items():
         value.copy_(torch.stack([value[k] if row is None else trained[name][row] for k, row in enumerate(rows)]))
+
+
+def _move_conditioning(model: SpeechModel, source: SpeechModel, rows: Sequence[int | None]) -> None:
+    """Copy what a block is told of each label, where both recognisers tell it after the same block."""
+    mine, theirs = model.conditioning, source.conditioning
+    if mine is None or theirs is None or model.config.self_conditioning != source.config.self_conditioning:
+        return
+    with torch.no_grad():
+        mine.bias.copy_(theirs.bias)
+        for k, row in enumerate(rows):
+            if row is not None:
+                mine.weight[:, k] = theirs.weight[:, row]
 
 
 def _select(config: FinetuneConfig, paths: Sequence[str], key: str) -> Manifest:

@@ -7,7 +7,7 @@ alike without asking each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 
 import torch
@@ -49,10 +49,10 @@ class NumericalGuard:
     Args:
         spike_sigmas: as above; 0 takes no value for a spike.
         max_in_row: so many skipped updates in a row stop the run.
-        restart_at: update from which more parameters learn than before: what was usual ends there.
+        restart_at: updates from which more parameters learn than before: what was usual ends there.
     """
 
-    def __init__(self, spike_sigmas: float = 0.0, max_in_row: int = 5, restart_at: int = 1) -> None:
+    def __init__(self, spike_sigmas: float = 0.0, max_in_row: int = 5, restart_at: Collection[int] = ()) -> None:
         self.spike_sigmas, self.max_in_row, self.restart_at = spike_sigmas, max_in_row, restart_at
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -70,7 +70,7 @@ class NumericalGuard:
         Returns:
             Why it must be skipped; an empty string where it may be made.
         """
-        if update == self.restart_at:
+        if update in self.restart_at:
             self.losses, self.norms = [], []
         reason = self._find_reason("loss", loss, self.losses) or self._find_reason("grad_norm", norm, self.norms)
         if reason:

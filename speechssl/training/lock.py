@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ LOCK = ".lock"
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What filesystems answer that have no locks (some network ones)."""
+
+RETRY_S = 0.1
+"""A folder that is held is tried once more after this, before the run is refused."""
 
 _logger = logging.getLogger("speechssl")
 _held: set[int] = set()
@@ -94,7 +98,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def _lock(handle: int, folder: Path) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A report that asks whether a run holds the folder holds it too, for less than a millisecond.
+            time.sleep(RETRY_S)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(
             f"`out` must be a folder that no other run is using, but {folder} is in use by {_read_holder(handle)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,19 +14,36 @@ FIELDS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of a parameter; nothing of one that has never had a gradient."""
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Build the optimizer: one group, so biases, norms, mask embedding and codebook decay too, as in the reference.
+def build_optimizer(
+    module: nn.Module, config: TrainingConfig, find_depth: Callable[[str], int] = lambda _: 0
+) -> torch.optim.AdamW:
+    """Build the optimizer. Biases, norms, mask embedding and codebook decay too, as in the reference.
+
+    Args:
+        module: what is trained.
+        config: its knobs.
+        find_depth: says how many blocks below the head a parameter lies (`Objective.find_depth`). There is a group for
+            each depth, whose `lr_scale` is `training.layer_lr_decay` to that power; without a decay there is one group.
 
     Source: fairseq's Adam, whose weight decay is decoupled (Loshchilov and Hutter 2019).
     """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        groups.setdefault(config.layer_lr_decay ** find_depth(name), []).append(parameter)
     return torch.optim.AdamW(
-        module.parameters(),
+        [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the head, and of each group as far below it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def scale_gradients(module: nn.Module, count: Tensor, clip_norm: float) -> Tensor:

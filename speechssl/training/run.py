@@ -19,6 +19,7 @@ from speechssl.checkpoints.layout import CHECKPOINTS, REPORT, list_published, re
 from speechssl.checkpoints.replacement import Replacement, drop_replaced, recover
 from speechssl.checkpoints.snapshot import Provenance
 from speechssl.checkpoints.store import CheckpointStore
+from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.data.manifest import Manifest
 from speechssl.devices import check_room, resolve_precision, use_deterministic_algorithms
@@ -86,13 +87,15 @@ def run_training(config: Config, build: Callable[[Config, Ranks, bool], Task]) -
         result = _find_result(config, folder) if ranks.is_main else {}
         # One rank decides: another may see the folder of a network drive later.
         if ranks.find_max(int(ranks.is_main and result is not None)):
-            _logger.info("%s is finished; raise training.max_updates to go on", folder)
+            key = "max_updates" if (result or {}).get("updates") == config.training.max_updates else "patience"
+            _logger.info("%s is finished; raise training.%s to go on", folder, key)
             return result or {}
         # Nothing is written until the trainer is made: what is refused on the way leaves the folder as it was.
         planned = ranks.find_max(_plan_schedule(config, folder) if ranks.is_main else 0)
         config = replace(config, training=replace(config.training, schedule_updates=planned))
         goes_on = bool(ranks.find_max(int(ranks.is_main and _goes_on(config, folder))))
         check_room(config.model, ranks.device)
+        _check_batch_norm(config, ranks)
         precision = choose_precision(config, ranks)
         seed_weights(config.seed)
         task = build(config, ranks, goes_on)
@@ -164,6 +167,14 @@ def _claim(config: PretrainConfig | FinetuneConfig, folder: Path, trainer: Train
         drop_replaced(folder)
 
 
+def _check_batch_norm(config: Config, ranks: Ranks) -> None:
+    """Check that what batch norm remembers is that of one process, which computes each forward once."""
+    training = config.training
+    can = ranks.is_alone and not training.activation_checkpointing and not training.ema_decay
+    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
+    check(can or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
+
+
 def choose_precision(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> str:
     """Choose the precision, and say on what the run computes."""
     # One process decides for all: `auto` is measured.
@@ -230,6 +241,7 @@ def train(
         "updates": progress.update,
         "hours_seen": progress.audio_s / 3600,
         "best_update": progress.best_update or progress.update,
+        **({"ended_by": "training.patience"} if progress.update < training.max_updates else {}),
         "parameters": sum(parameter.numel() for parameter in objective.module.parameters()),
         "damaged_checkpoints": progress.damaged_checkpoints,
         "num_left_out": len(read_left_out(folder)),

@@ -26,9 +26,11 @@ from speechssl.checkpoints.layout import (
     read_update,
 )
 from speechssl.config.objective import drop_other_objectives
+from speechssl.config.training import TrainingConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import ConfigError, DataError, SpeechSSLError
 from speechssl.parsing import parsing, read_bytes, read_json, read_yaml
+from speechssl.training.schedules import is_out_of_patience
 
 _logger = logging.getLogger("speechssl")
 
@@ -37,9 +39,9 @@ FREE_KEYS = frozenset((
     "out", "overwrite", "device", "data.num_workers",
     "logging.tensorboard", "logging.wandb_project", "logging.mlflow_experiment",
     "training.max_updates", "training.schedule_updates", "training.validate_every", "training.max_hours",
-    "training.stop_when_late",
-    "training.log_every", "training.on_collapse", "training.spike_sigmas", "training.max_skipped_in_row",
-    "training.digest_every", "training.timeout_s", "training.sharding",
+    "training.stop_when_late", "training.patience", "training.log_every", "training.on_collapse",
+    "training.spike_sigmas", "training.max_skipped_in_row", "training.digest_every", "training.timeout_s",
+    "training.sharding",
 ))  # fmt: skip
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
 `training.schedule_updates` changes those to come, and the run says how."""
@@ -86,11 +88,10 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
     least = before["training.max_updates"] if result is not None else read_update(published[-1]) if published else 0
     if config.training.max_updates < least:
         raise ConfigError(
-            f"`training.max_updates` must be at least {least}, the updates that the run in {folder} has made, but is "
+            f"`training.max_updates` must be at least {least}, the updates of the run in {folder}, but is "
             f"{config.training.max_updates}"
         )
-    is_finished = result is not None and result.get("updates") == config.training.max_updates
-    return result if is_finished else None
+    return result if result is not None and _is_finished(result, config.training) else None
 
 
 def claim_run(folder: Path, config: Any) -> None:
@@ -194,6 +195,13 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
     except DataError as error:
         _logger.warning("%s; it is made again", error)
         return None
+
+
+def _is_finished(result: dict[str, Any], training: TrainingConfig) -> bool:
+    """Say whether nothing is left to do: all updates are made, or validation has been no better for too long."""
+    updates, best = result.get("updates"), result.get("best_update")
+    is_short = isinstance(updates, int) and isinstance(best, int) and is_out_of_patience(training, updates, best)
+    return updates == training.max_updates or is_short
 
 
 def _digest(content: bytes) -> str:

@@ -45,11 +45,26 @@ def compute_tri_stage_share(config: TrainingConfig, done: float) -> float:
     return math.exp(math.log(config.final_lr_scale) * min((done - warmup - hold) / decay, 1.0))
 
 
-def compute_frozen_updates(config: TrainingConfig) -> int:
-    """Count the first updates in which only the head learns; with a share of 1 that is all, however long the run."""
-    if config.freeze_share >= 1:
-        return config.max_updates
-    return round(config.freeze_share * config.planned_updates)
+def compute_frozen_updates(config: TrainingConfig, share: float | None = None) -> int:
+    """Count the first updates in which something is frozen; with a share of 1 that is all, however long the run.
+
+    Args:
+        config: with the length of the schedule.
+        share: of the updates; None: `freeze_share`, in which only the head learns.
+    """
+    share = config.freeze_share if share is None else share
+    return config.max_updates if share >= 1 else round(share * config.planned_updates)
+
+
+def is_out_of_patience(config: TrainingConfig, validated: int, best: int) -> bool:
+    """Say whether validation has been no better for so long that the run ends.
+
+    Args:
+        config: `patience` and `validate_every`.
+        validated: update of the last validation.
+        best: update of the best checkpoint.
+    """
+    return 0 < config.patience * config.validate_every <= validated - best
 
 
 def describe_schedule(config: TrainingConfig, before: int, done: int) -> list[str]:

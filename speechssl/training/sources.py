@@ -165,13 +165,14 @@ def build_source(
 def describe_plan(source: ManifestSource, training: TrainingConfig, name: str) -> str:
     """Say in one line what an update and an epoch are."""
     planner, num_ranks = source.planner, source.planner.config.num_ranks
+    number = planner.config.sub_batches_per_update
     epochs = training.max_updates / planner.updates_per_epoch
     listed = "/".join(f"{speed:g}" for speed in planner.config.speeds)
     played = f" at speed {listed}" if listed else ""
     shared = f" shared by {num_ranks} processes" if num_ranks > 1 else ""
     return (
         f"{name}: {len(source.manifest)} utterances, {source.manifest.total_s / 3600:.2f} h{played}; "
-        f"{planner.config.sub_batches_per_update} sub-batches of {training.sub_batch_s:g} s an update{shared}, "
+        f"{number} sub-batch{'es' if number > 1 else ''} of {training.sub_batch_s:g} s an update{shared}, "
         f"{planner.updates_per_epoch:.1f} updates an epoch, {training.max_updates} updates are {epochs:.1f} epochs"
     )
 

@@ -31,9 +31,9 @@ from speechssl.training.guard import NumericalGuard, find_broken, name_utterance
 from speechssl.training.left_out import FEW, pack, refuse, unpack
 from speechssl.training.logs import RunLogs
 from speechssl.training.metrics import format_progress, measure_system
-from speechssl.training.optim import build_optimizer, scale_gradients
+from speechssl.training.optim import build_optimizer, scale_gradients, set_lr
 from speechssl.training.resume import TrainingState, resume
-from speechssl.training.schedules import compute_frozen_updates, compute_lr
+from speechssl.training.schedules import compute_frozen_updates, compute_lr, is_out_of_patience
 from speechssl.training.stop import StopFlag
 
 UpdateSource = Callable[[int, int], Iterator[list[Batch]]]
@@ -78,10 +78,10 @@ class Trainer:
     def __post_init__(self) -> None:
         config, module = self.config, self.objective.module
         self.replica = build_replica(self.objective, self.ranks, config.sharding)
-        self.optimizer = build_optimizer(module, config)
-        # What is a usual loss or gradient starts again where the encoder begins to learn.
-        thaw = compute_frozen_updates(config) + 1
-        self.guard = NumericalGuard(config.spike_sigmas, config.max_skipped_in_row, restart_at=thaw)
+        self.optimizer = build_optimizer(module, config, self.objective.find_depth)
+        # What is a usual loss or gradient starts again where more of the encoder begins to learn.
+        thaws = [compute_frozen_updates(config, share) + 1 for share in (config.freeze_share, config.unfreeze_share)]
+        self.guard = NumericalGuard(config.spike_sigmas, config.max_skipped_in_row, thaws)
         self.average = WeightAverage(module, config.ema_decay) if config.ema_decay else None
         self.state = TrainingState(self.objective, self.optimizer, guard=self.guard, average=self.average)
         self.saver = Saver(self.store if self.ranks.is_main else None)
@@ -93,8 +93,15 @@ class Trainer:
         """How far the run has come."""
         return self.state.progress
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do: all updates are made, or validation ran out of patience."""
+        progress, config = self.progress, self.config
+        is_last = progress.update >= config.max_updates
+        return is_last or is_out_of_patience(config, progress.validated_update, progress.best_update)
+
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end, or until `training.patience` ends.
 
         Raises:
             StoppedOnRequest: a signal or the time limit; the state is saved.
@@ -114,7 +121,7 @@ class Trainer:
             self._save_if_due(is_validated, is_best)
             self._stop_if_asked()
             first, last = self.progress.update + 1, self.config.max_updates
-            source = self.source(first, last) if first <= last else ()
+            source = () if self.is_over else self.source(first, last)
             start = time.monotonic()
             for update, batches in enumerate(source, first):
                 waited = time.monotonic() - start
@@ -132,11 +139,20 @@ class Trainer:
                 is_validated, is_best = self._validate_if_due()
                 self._save_if_due(is_validated, is_best)
                 self._stop_if_asked()
+                if self.is_over:
+                    break
                 self.ranks.set_timeout(self.config.timeout_s)
                 start = time.monotonic()
-            if self.progress.update < last:
+            if not self.is_over:
                 # Asked inside an update, which has changed nothing yet, or while waiting for one.
                 self._stop(self.stop.check())
+        if self.progress.update < self.config.max_updates:
+            _logger.info(
+                "finished after update %d: no better since update %d (training.patience=%d)",
+                self.progress.update,
+                self.progress.best_update,
+                self.config.patience,
+            )
         if self.store is not None and self.ranks.is_main:
             self.store.finish()
 
@@ -150,8 +166,7 @@ class Trainer:
         module = self.objective.module.train()
         self.replica.prepare(update)
         lr = compute_lr(self.config, update)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
 
         parts = []
@@ -332,7 +347,7 @@ class Trainer:
     def _save_if_due(self, is_validated: bool, is_best: bool) -> None:
         """Save where this update asks for it; where the run stands already, only what a validation has added."""
         update, config = self.progress.update, self.config
-        due = is_best or update == config.max_updates or update % config.checkpoint_every == 0
+        due = is_best or self.is_over or update % config.checkpoint_every == 0
         if due and update > 0 and (is_validated or update != self.saved_update):
             self._save(is_best)
 
@@ -348,10 +363,10 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         """Stop where any rank was asked to, unless nothing is left to do."""
-        stop, is_last = self.stop, self.progress.update == self.config.max_updates
+        stop = self.stop
         stop.has_moved = self.has_moved
         reason = self.ranks.agree_to_stop(stop.check() if stop.has_moved or stop.is_requested else None)
-        if reason is not None and (not is_last or self._is_validation_due()):
+        if reason is not None and (not self.is_over or self._is_validation_due()):
             self._stop(reason)
 
     def _stop(self, reason: tuple[str, int] | None) -> None:

@@ -14,12 +14,15 @@ from speechssl.printable import format_columns
 from speechssl.verbs.output import STDOUT
 
 HELD_OUT = {
-    "wer": ("WER, held out", 1.0, " %"),
-    "cer": ("CER, held out", 1.0, " %"),
-    "loss": ("loss, held out", 1.0, ""),
-    "accuracy": ("accuracy, held out", 100.0, " %"),
+    "wer": ("WER, held out", 1.0),
+    "cer": ("CER, held out", 1.0),
+    "loss": ("loss, held out", 1.0),
+    "accuracy": ("accuracy, held out", 100.0),
 }
-"""Figures of a validation that a training's table shows: what they are called, their factor and unit."""
+"""Figures of a validation that a training's table shows: what they are called and their factor."""
+
+KNOWN_LOSSES = frozenset({"loss_contrastive", "loss_codes"})
+"""What only objectives log whose loss is in bits a masked frame."""
 
 
 def format_summary(verb: str, result: Mapping[str, Any]) -> str:
@@ -48,6 +51,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "transcribe":
             rows = {"utterances": _count_used(result), "texts": result["texts"]}
             rows = rows if result["texts"] != STDOUT else {"utterances": rows["utterances"]}
+            if "num_kept" in result:
+                quartiles = " / ".join(f"{value:.3f}" for value in result["confidence_quartiles"])
+                kept = f"{result['num_kept']}, {_format_hours(result['kept_s'] / 3600)} (quartiles of all: {quartiles})"
+                rows |= {f"with confidence {result['min_confidence']:g} or more": kept}
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
@@ -61,12 +68,14 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
 
 def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
     valid = result["valid"] or {}
+    # Losses of other objectives have units of their own.
+    unit = " nats an utterance" if "wer" in valid else " bits a masked frame" if valid.keys() & KNOWN_LOSSES else ""
     return {
         "updates": f"{result['updates']} (best: {result['best_update']})",
         "speech seen": _format_hours(result["hours_seen"]),
         **{
-            label: f"{factor * valid[name]:.4g}{unit}"
-            for name, (label, factor, unit) in HELD_OUT.items()
+            label: f"{factor * valid[name]:.4g}{unit if name == 'loss' else ' %'}"
+            for name, (label, factor) in HELD_OUT.items()
             if valid.get(name) is not None
         },
         "report": f"{Path(result['out']) / REPORT} (open it in a browser)",

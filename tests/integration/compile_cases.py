@@ -15,7 +15,7 @@ from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import compute_logits
+from speechssl.objectives.ctc import contextualise
 from speechssl.objectives.losses import compute_ctc_loss
 from speechssl.objectives.wav2vec2 import compute_terms
 from speechssl.text.vocabulary import build_vocabulary
@@ -39,7 +39,9 @@ def step_pretraining(model: SpeechModel, given: dict[str, Any]) -> dict[str, Ten
 
 def step_ctc(model: SpeechModel, given: dict[str, Any]) -> dict[str, Tensor]:
     names = ("waveforms", "num_samples", "mask", "channel_mask", "keep")
-    logits, num_frames = compute_logits(model, *(given[name] for name in names))
+    context, _, num_frames = contextualise(model, *(given[name] for name in names))
+    assert model.head is not None
+    logits = model.head(context)
     loss = compute_ctc_loss(logits, num_frames, given["labels"], given["num_labels"])
     return {"loss": loss / len(logits), "logits": logits, "num_frames": num_frames}
 

@@ -23,6 +23,7 @@ from speechssl.text.vocabulary import build_vocabulary
 LIMIT = 1e-4
 LENGTHS_S = (0.1, 0.7, 1.0, 4.3, 30.0)
 LAYER = {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize_waveform": True}
+CONFORMER = {"block": "conformer", "norm_first": True, "macaron": True, "positions": "rotary", "block_norm": "batch"}
 SMALL = Path(__file__).parents[2] / "conf" / "model" / "small.yaml"
 
 
@@ -106,9 +107,9 @@ def test_the_program_and_the_model_afterwards(tiny_model_config: ModelConfig) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["logits", "features"])
-@pytest.mark.parametrize("network", ["group", "layer", "small"])
+@pytest.mark.parametrize("network", ["group", "layer", "small", "conformer"])
 def test_every_network_and_output(network: str, what: str, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
-    config = replace(tiny_model_config, **LAYER) if network == "layer" else tiny_model_config
+    config = replace(tiny_model_config, **{"layer": LAYER, "conformer": CONFORMER}.get(network, {}))
     model = build(read_small() if network == "small" else config)
     speechssl.save(model, tmp_path / "model.onnx", format="onnx" if what == "logits" else "onnx_features")
     worst = compare(model, what, open_session(tmp_path / "model.onnx")[1])

@@ -16,6 +16,7 @@ import torch
 import speechssl
 from speechssl.errors import ConfigError, StoppedOnRequest
 from speechssl.objectives import masked_codes
+from speechssl.report.page import build_report
 from tests.integration.test_training import (  # noqa: F401
     manifests,
     pretrain,
@@ -123,7 +124,12 @@ def test_other_verbs_take_its_backbone(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="speechssl"):
         model = speechssl.load(run)
-    assert "left out is what only its pretraining needs: objective.codes, objective.heads.0.bias" in caplog.text
+    told = "left out is what only its pretraining needs: objective.codes, objective.heads.0.bias"
+    assert told in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="speechssl"):
+        build_report([run], tmp_path / "page.html")
+    assert told not in caplog.text, "the pictures need the backbone alone"
     stored = safetensors.torch.load_file(run / "checkpoints" / "best" / "model.safetensors")
     assert {name for name in stored if name.startswith("objective.")} >= {"objective.codes", "objective.projection"}
     assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())

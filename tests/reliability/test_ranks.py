@@ -124,12 +124,15 @@ def stop_here_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
 
 
 def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) -> None:
-    """One launch: R6 with diversity, validation and log lines; frozen updates; FSDP2; a lost bit (D4)."""
+    """One launch: R6 with diversity, validation and log lines; frozen blocks; FSDP2; a lost bit (D4)."""
 
     def keys(name: str, **more: Any) -> dict[str, Any]:
         return make_keys(manifests, tmp_path / name, training__max_updates=4, **more)
 
-    tuning = {"init": str(tmp_path / "one"), "training__freeze_share": 0.5, "model__feature_gradient_scale": 0.0}
+    tuning = {"init": str(tmp_path / "one"), "training__freeze_share": 0.25, "model__feature_gradient_scale": 0.0}
+    tuning |= {"freeze_layers": 1, "training__unfreeze_share": 0.5, "training__layer_lr_decay": 0.5}
+    tuning |= {"intermediate_weight": 0.3, "model__self_conditioning": 1, "consistency_weight": 0.2}
+    spread = {"training__sharding": "full", "training__clip_norm": 1.0}
     speechssl.pretrain(**keys("one"))
     speechssl.finetune(**drop_model(keys("tuned-one", training__clip_norm=1.0, **tuning)))
     run_on_ranks(
@@ -137,6 +140,7 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
             {"keys": keys("two")},
             {"verb": "finetune", "keys": drop_model(keys("tuned-two", training__clip_norm=1.0, **tuning))},
             {"keys": keys("sharded", training__sharding="full", training__activation_checkpointing=True)},
+            {"verb": "finetune", "keys": drop_model(keys("tuned-sharded", **spread, **tuning))},
             {"keys": keys("desync", training__digest_every=2), "desync_at": 3},
         ],
         tmp_path,
@@ -144,6 +148,7 @@ def test_two_processes_make_the_updates_of_one(manifests: Path, tmp_path: Path) 
     assert count_differences(tmp_path / "one", tmp_path / "two") == 0
     assert count_differences(tmp_path / "tuned-one", tmp_path / "tuned-two") == 0
     assert_close(tmp_path / "two", tmp_path / "sharded", 1e-5)
+    assert_close(tmp_path / "tuned-two", tmp_path / "tuned-sharded", 1e-5)
     assert load_model(str(tmp_path / "sharded")).pretraining is not None
     (end,) = read_ends(tmp_path / "desync")
     assert "after update 4 those of rank 0 and 1 differ, first in " in end

@@ -8,7 +8,7 @@ that nothing that makes the same text competes with itself. With a wide enough b
 rounding.
 
 A text scores ln P(text | audio) + `lm_weight` · ln P(words, end) + `word_bonus` · words + `unknown_penalty` · words
-that the n-gram does not know; without an n-gram the first of these alone.
+that the n-gram does not know; without an n-gram the first of these alone. `blank_penalty` changes the frames before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,7 +71,8 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
     if config.name == "greedy":
         return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
     search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
-    keys: dict[str, Any] = {name: getattr(config, name) for name in ("beam_width", "beam_threshold", "symbol_min_prob")}
+    names: tuple[str, ...] = ("blank_penalty", "beam_width", "beam_threshold", "symbol_min_prob")
+    keys: dict[str, Any] = {name: getattr(config, name) for name in names}
     lm, begun = search.lm, search.begun
     if lm is None or begun is None:
         return Decoder(search.decode, facts | {"beam": keys})
@@ -96,6 +98,7 @@ class _Prefixes:
         words: letters since the last boundary.
         contexts: what the language model remembers of the words before.
         scores: what the words before have scored: language model, bonus and penalty.
+        foreseen: that, and what the word that has begun will score by guess.
         children: (prefix, symbol) → prefix.
     """
 
@@ -104,6 +107,7 @@ class _Prefixes:
     words: list[str] = field(default_factory=lambda: [""])
     contexts: list[str] = field(default_factory=lambda: [""])
     scores: list[float] = field(default_factory=lambda: [0.0])
+    foreseen: list[float] = field(default_factory=lambda: [0.0])
     children: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
@@ -116,6 +120,23 @@ class _Beam:
     other: FloatArray
 
 
+def penalise_blank(log_probs: FloatArray, penalty: float) -> FloatArray:
+    """Take so many nats from the blank of each frame, and let the probabilities sum to 1 again.
+
+    A weak recogniser is sure of little but the blank, and leaves out what it is not sure of.
+
+    Args:
+        log_probs: (T, V) ln of each symbol's probability; returned as it is where the penalty is 0.
+        penalty: nats.
+    """
+    if not penalty:
+        return log_probs
+    penalised = log_probs.copy()
+    penalised[:, BLANK] -= penalty
+    shares: FloatArray = np.logaddexp.reduce(penalised, axis=1, keepdims=True)
+    return penalised - shares
+
+
 class BeamSearch:
     """Finds the best text of each row of logits.
 
@@ -126,7 +147,7 @@ class BeamSearch:
     """
 
     def __init__(self, vocabulary: Vocabulary, config: DecodingConfig, lm: Ngram | None = None) -> None:
-        self.vocabulary, self.config, self.lm = vocabulary, config, lm
+        self.vocabulary, self.lm = vocabulary, lm
         self.boundary = vocabulary.symbols.index(WORD_BOUNDARY)
         # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
         self.spellings = [vocabulary.fold_symbol(symbol) for symbol in vocabulary.symbols]
@@ -136,8 +157,18 @@ class BeamSearch:
         self.pauses = [k for k, symbol in enumerate(vocabulary.symbols) if k == BLANK or len(symbol) != 1]
         self.letters = np.array([k for k in range(len(vocabulary)) if k not in self.pauses], dtype=np.int64)
         self.begun = Beginnings(lm, vocabulary) if lm else None
+        self._set_weights(config)
+
+    def _set_weights(self, config: DecodingConfig) -> None:
+        self.config = config
         self.onward: dict[str, FloatArray] = {}
-        self.all_unknown = np.full(len(vocabulary), self._foresee("\0"))
+        self.all_unknown = np.full(len(self.vocabulary), self._foresee("\0"))
+
+    def reweigh(self, config: DecodingConfig) -> BeamSearch:
+        """Make the same search with other weights, quickly: what it knows of the language model is shared."""
+        other = copy(self)
+        other._set_weights(config)
+        return other
 
     def spell(self, word: str) -> str:
         """Spell a decoded word as the language model's are."""
@@ -165,6 +196,7 @@ class BeamSearch:
         Args:
             log_probs: (T, V) ln of each symbol's probability.
         """
+        log_probs = penalise_blank(log_probs, self.config.blank_penalty)
         tree = _Prefixes(contexts=[self.lm.start() if self.lm else ""])
         beam = _Beam(np.zeros(1, dtype=np.int64), np.zeros(1), np.full(1, -np.inf))
         least = math.log(self.config.symbol_min_prob) if self.config.symbol_min_prob else -np.inf
@@ -210,10 +242,10 @@ class BeamSearch:
         self, tree: _Prefixes, beam: _Beam, active: IntArray, grown: FloatArray, pause: FloatArray, other: FloatArray
     ) -> _Beam:
         """Keep the best prefixes, those that stayed and those that grew alike."""
-        before = np.array([tree.scores[p] + self._foresee(tree.words[p]) for p in beam.prefixes.tolist()])
+        before = np.array([tree.foreseen[prefix] for prefix in beam.prefixes.tolist()])
         ranks = np.concatenate([np.logaddexp(pause, other) + before, self._rank(tree, beam, active, grown).ravel()])
-        order = np.argsort(-ranks, kind="stable")[: self.config.beam_width]
-        order = order[(ranks[order] > -np.inf) & (ranks[order] >= ranks[order[0]] - self.config.beam_threshold)]
+        near = np.flatnonzero((ranks > -np.inf) & (ranks >= ranks.max() - self.config.beam_threshold))
+        order = near[np.argsort(-ranks[near], kind="stable")[: self.config.beam_width]]
         size, alive = len(beam.prefixes), beam.prefixes.tolist()
         stay, grow = order[order < size], order[order >= size] - size
         rows, columns = np.divmod(grow, max(len(active), 1))
@@ -234,7 +266,8 @@ class BeamSearch:
         ranks: FloatArray = grown + before[:, None]
         if self.lm is None:
             return ranks
-        ranks += np.stack([self._foresee_next(tree.words[prefix]) for prefix in alive])[:, active]
+        onward = np.concatenate([self._foresee_next(tree.words[prefix]) for prefix in alive])
+        ranks += onward.reshape(len(alive), -1)[:, active]
         for column in np.flatnonzero(active == self.boundary).tolist():
             for row in np.flatnonzero(grown[:, column] > -np.inf).tolist():
                 ended = self._grow(tree, alive[row], self.boundary)
@@ -254,13 +287,13 @@ class BeamSearch:
     def _foresee_next(self, word: str) -> FloatArray:
         """Guess what a word will score with each symbol after it, (V,)."""
         assert self.begun is not None
-        if word and self.begun.get(word) is None:
-            return self.all_unknown
         found = self.onward.get(word)
         if found is None:
-            found = self.all_unknown.copy()
-            for letter, log_prob in self.begun.get_next(word).items():
-                found[self.places[letter]] = self._weigh(log_prob, is_known=True)
+            found = self.all_unknown
+            if not word or self.begun.get(word) is not None:
+                found = found.copy()
+                for letter, log_prob in self.begun.get_next(word).items():
+                    found[self.places[letter]] = self._weigh(log_prob, is_known=True)
             self.onward[word] = found
         return found
 
@@ -283,6 +316,7 @@ class BeamSearch:
         tree.words.append(word)
         tree.contexts.append(context)
         tree.scores.append(score)
+        tree.foreseen.append(score + self._foresee(word))
         tree.children[prefix, symbol] = fresh
         return fresh
 

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,9 @@ from speechssl.parsing import open_regular, parsing
 
 Spell = Callable[[str], str]
 """From a word to how it is spelt elsewhere."""
+
+Row = tuple[float, str, float | None]
+"""log10 of a probability, the n-gram, and log10 of its back-off weight where it has one."""
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 SPECIALS = frozenset({START, END, UNKNOWN})
@@ -74,14 +77,14 @@ class Ngram:
     """
 
     order: int
-    log_probs: dict[str, float]
-    backoffs: dict[str, float]
+    log_probs: Mapping[str, float]
+    backoffs: Mapping[str, float]
     counts: list[int]
     unknown: float = field(init=False)
 
     def __post_init__(self) -> None:
-        words = [p for name, p in self.log_probs.items() if " " not in name and name not in SPECIALS]
-        self.unknown = self.log_probs.get(UNKNOWN, min(words, default=NEVER))
+        unknown = self.log_probs.get(UNKNOWN)
+        self.unknown = min((self.log_probs[w] for w in self.words), default=NEVER) if unknown is None else unknown
 
     def __contains__(self, word: str) -> bool:
         """Say whether a word is in the vocabulary."""
@@ -91,6 +94,13 @@ class Ngram:
     def words(self) -> list[str]:
         """The vocabulary, without `<s>`, `</s>` and `<unk>`."""
         return [name for name in self.log_probs if " " not in name and name not in SPECIALS]
+
+    def sections(self) -> list[tuple[int, Iterator[Row]]]:
+        """Give the n-grams of each length: how many, and their rows in an ARPA file."""
+        names: list[list[str]] = [[] for _ in range(self.order)]
+        for name in self.log_probs:
+            names[name.count(" ")].append(name)
+        return [(len(own), ((self.log_probs[x], x, self.backoffs.get(x)) for x in own)) for own in names]
 
     def score(self, context: str, word: str) -> float:
         """Give log10 p(word | context); a word that is not in the vocabulary has the probability of `<unk>`."""
@@ -169,18 +179,16 @@ def save_arpa(model: Ngram, path: str | Path) -> None:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
-    sections: list[list[str]] = [[] for _ in range(model.order)]
-    for name, log_prob in model.log_probs.items():
-        backoff = model.backoffs.get(name)
-        tail = "" if backoff is None else f"\t{backoff:.7f}"
-        sections[name.count(" ")].append(f"{log_prob:.7f}\t{name}{tail}\n")
     is_compressed = path.suffix == ".gz"
+    sections = model.sections()
     with gzip.open(partial, "wt", encoding="utf-8") if is_compressed else partial.open("w", encoding="utf-8") as file:
         file.write("\\data\\\n")
-        file.writelines(f"ngram {n}={len(rows)}\n" for n, rows in enumerate(sections, 1))
-        for n, rows in enumerate(sections, 1):
+        file.writelines(f"ngram {n}={count}\n" for n, (count, _) in enumerate(sections, 1))
+        for n, (_, rows) in enumerate(sections, 1):
             file.write(f"\n\\{n}-grams:\n")
-            file.writelines(rows)
+            for log_prob, name, backoff in rows:
+                tail = "" if backoff is None else f"\t{backoff:.7f}"
+                file.write(f"{log_prob:.7f}\t{name}{tail}\n")
         file.write("\n\\end\\\n")
     partial.replace(path)
 

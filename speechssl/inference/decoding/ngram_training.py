@@ -1,35 +1,50 @@
 """Estimate an n-gram from text: interpolated modified Kneser-Ney (Chen and Goodman 1999, §3), unpruned.
 
-For texts that fit in memory, some millions of words. What is larger is for KenLM's `lmplz` to count; its ARPA files are
-read alike.
+Words and n-grams are numbers in arrays, so that ten million words take about a gigabyte. What is larger is for KenLM's
+`lmplz` to count; its ARPA files are read alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from speechssl.errors import DataError
-from speechssl.inference.decoding.ngram import END, NEVER, SPECIALS, START, UNKNOWN, Ngram
+import numpy as np
 
-Gram = tuple[str, ...]
+from speechssl.errors import DataError
+from speechssl.inference.decoding.ngram import END, NEVER, SPECIALS, START, UNKNOWN
+from speechssl.inference.decoding.ngram_packed import FloatArray, IntArray, Level, PackedNgram, SmallIntArray
+
 Discounts = tuple[float, float, float]
 
 FALLBACK: Discounts = (0.5, 1.0, 1.5)
 """Discounts where a text is too small or too regular to estimate them (KenLM's `--discount_fallback`)."""
 
+_SIGNS = (UNKNOWN, START)
+"""The first two numbers of words."""
+
 
 @dataclass
-class _Context:
-    """What followed a context: the sum of the counts, and the mass that discounts set free."""
+class _Counted:
+    """The n-grams of one length, numbered by where they were seen first.
 
-    total: float = 0.0
-    freed: float = 0.0
+    Attributes:
+        prefixes, suffixes: number of each without its last and without its first word.
+        words: number of its last word.
+        counts: how often it was seen.
+        is_start: whether it begins a sentence.
+    """
+
+    prefixes: SmallIntArray
+    suffixes: SmallIntArray
+    words: SmallIntArray
+    counts: IntArray
+    is_start: np.ndarray
 
 
-def train_ngram(texts: Iterable[str], order: int = 4) -> Ngram:
+def train_ngram(texts: Iterable[str], order: int = 4) -> PackedNgram:
     """Estimate a model of words.
 
     Every word of the texts is in its vocabulary, and `<unk>` has what unigrams leave to unseen words.
@@ -45,32 +60,21 @@ def train_ngram(texts: Iterable[str], order: int = 4) -> Ngram:
         DataError: no text has a word, or one has a word such as `<s>`.
     """
     assert order >= 1, order
-    counts = _adjust(_count(texts, order))
-    log_probs: dict[str, float] = {UNKNOWN: 0.0, START: NEVER}
-    backoffs: dict[str, float] = {}
-    # `</s>`, `<unk>` and the words can follow; `<s>` cannot.
-    uniform = 1 / (len(counts[0]) + 1)
-    lower: dict[Gram, float] = {}
-    for grams in counts:
-        discounts = estimate_discounts(grams)
-        contexts = _gather(grams, discounts)
-        probs = {
-            gram: (count - _discount(count, discounts)) / contexts[gram[:-1]].total
-            + contexts[gram[:-1]].freed / contexts[gram[:-1]].total * (lower[gram[1:]] if len(gram) > 1 else uniform)
-            for gram, count in grams.items()
-        }
-        if not lower:
-            log_probs[UNKNOWN] = math.log10(max(contexts[()].freed / contexts[()].total * uniform, 10**NEVER))
-        log_probs |= {" ".join(gram): math.log10(prob) for gram, prob in probs.items()}
-        for context, sums in contexts.items():
-            if context:
-                backoffs[" ".join(context)] = math.log10(max(sums.freed / sums.total, 10**NEVER))
-        lower = probs
-    sizes = [len(grams) + (2 if n == 0 else 0) for n, grams in enumerate(counts)]
-    return Ngram(order, log_probs, backoffs, sizes)
+    words, tokens = _number_words(texts)
+    levels: list[Level] = []
+    counted = _count(tokens, order, len(words))
+    lower = np.empty(0)
+    for n, grams in enumerate(counted):
+        counts = _adjust(grams, counted[n + 1] if n + 1 < order else None)
+        if not n:
+            lower, level = _estimate_words(grams, counts)
+        else:
+            lower, level, levels[-1].backoffs[:] = _estimate_longer(grams, counts, lower)
+        levels.append(level)
+    return PackedNgram(words, levels)
 
 
-def estimate_discounts(counts: Mapping[Gram, int]) -> Discounts:
+def estimate_discounts(counts: IntArray) -> Discounts:
     """Estimate what is taken from n-grams seen once, twice, and more often (Chen and Goodman 1999, eq. 26).
 
     Args:
@@ -80,8 +84,7 @@ def estimate_discounts(counts: Mapping[Gram, int]) -> Discounts:
         Each between 0 and the count that it is taken from; `FALLBACK` where a count of counts is 0 or one comes out
         of that range.
     """
-    seen = Counter(counts.values())
-    n1, n2, n3, n4 = (seen[k] for k in (1, 2, 3, 4))
+    n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return FALLBACK
     y = n1 / (n1 + 2 * n2)
@@ -89,47 +92,97 @@ def estimate_discounts(counts: Mapping[Gram, int]) -> Discounts:
     return found if all(0 < d < k for k, d in enumerate(found, 1)) else FALLBACK
 
 
-def _count(texts: Iterable[str], order: int) -> list[Counter[Gram]]:
-    """Count the n-grams of each length, `<s>` before and `</s>` after each sentence."""
-    counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
+def _number_words(texts: Iterable[str]) -> tuple[list[str], SmallIntArray]:
+    """Number the words by where they come first; give them, and the texts in numbers with `<s>` and `</s>` around."""
+    numbers = {sign: number for number, sign in enumerate(_SIGNS)}
+    tokens = array("i")
     for text in texts:
         words = text.split()
         if not words:
             continue
-        if special := SPECIALS & set(words):
+        if special := SPECIALS.intersection(words):
             raise DataError(f"a text must be words, but one has the sign {min(special)}: {text[:60]!r}")
-        padded = (START, *words, END)
-        for n, grams in enumerate(counts, 1):
-            grams.update(padded[k : k + n] for k in range(len(padded) - n + 1))
-    if not counts[0]:
+        tokens.extend([numbers.setdefault(word, len(numbers)) for word in (START, *words, END)])
+    if not tokens:
         raise DataError("a text must have words, but there are none")
-    del counts[0][(START,)]
-    return counts
+    return list(numbers), np.frombuffer(tokens, dtype=np.int32)
 
 
-def _adjust(counts: list[Counter[Gram]]) -> list[dict[Gram, int]]:
+def _count(tokens: SmallIntArray, order: int, num_words: int) -> list[_Counted]:
+    """Count the n-grams of each length. Their numbers at each place of the text make those of the next length."""
+    start = _SIGNS.index(START)
+    none = np.zeros(num_words, dtype=np.int32)
+    all_words = np.arange(num_words, dtype=np.int32)
+    levels = [_Counted(none, none, all_words, np.bincount(tokens, minlength=num_words), all_words == start)]
+    numbers = tokens
+    for n in range(2, order + 1):
+        places = np.flatnonzero(numbers[: max(len(tokens) - n + 1, 0)] >= 0)
+        places = places[tokens[places + n - 1] != start]
+        keys = numbers[places].astype(np.int64) * num_words + tokens[places + n - 1]
+        by_key = np.argsort(keys, kind="stable")
+        keys = keys[by_key]
+        is_new = np.ones(len(keys), dtype=bool)
+        is_new[1:] = keys[1:] != keys[:-1]
+        del keys
+        groups = (np.cumsum(is_new) - 1).astype(np.int32)
+        # Numbered in the order of the text: the sums below are then the same whatever counts, to the last bit.
+        firsts = by_key[is_new]
+        by_place = np.argsort(firsts)
+        ranks = np.empty(len(firsts), dtype=np.int32)
+        ranks[by_place] = np.arange(len(firsts), dtype=np.int32)
+        counts, at = np.bincount(groups)[by_place], places[firsts[by_place]]
+        prefixes = numbers[at]
+        grams = _Counted(prefixes, numbers[at + 1], tokens[at + n - 1], counts, levels[-1].is_start[prefixes])
+        levels.append(grams)
+        numbers = np.full(len(tokens), -1, dtype=np.int32)
+        numbers[places[by_key]] = ranks[groups]
+    return levels
+
+
+def _adjust(grams: _Counted, longer: _Counted | None) -> IntArray:
     """Replace the counts of shorter n-grams by how many words they were seen after (Kneser and Ney 1995).
 
     The longest keep their counts, and so do those that begin a sentence, which nothing comes before.
     """
-    adjusted: list[dict[Gram, int]] = []
-    for grams, longer in zip(counts, [*counts[1:], None], strict=True):
-        if longer is None:
-            adjusted.append(dict(grams))
-            continue
-        kinds = Counter(gram[1:] for gram in longer)
-        adjusted.append({gram: count if gram[0] == START else kinds[gram] for gram, count in grams.items()})
-    return adjusted
+    if longer is None:
+        return grams.counts
+    kinds = np.bincount(longer.suffixes, minlength=len(grams.counts))
+    return np.where(grams.is_start, grams.counts, kinds)
 
 
-def _gather(grams: Mapping[Gram, int], discounts: Discounts) -> dict[Gram, _Context]:
-    contexts: dict[Gram, _Context] = defaultdict(_Context)
-    for gram, count in grams.items():
-        context = contexts[gram[:-1]]
-        context.total += count
-        context.freed += _discount(count, discounts)
-    return contexts
+def _estimate_words(grams: _Counted, counts: IntArray) -> tuple[FloatArray, Level]:
+    """Estimate the words alone; nothing ever predicts `<s>`, and `<unk>` gets what is left."""
+    counts = counts[len(_SIGNS) :]
+    discounts = _list_discounts(counts)
+    total = float(counts.sum())
+    # One after the other, as the contexts of longer n-grams are summed.
+    freed = float(np.bincount(np.zeros(len(counts), dtype=np.int64), weights=discounts)[0])
+    # `</s>`, `<unk>` and the words can follow; `<s>` cannot.
+    uniform = 1 / (len(counts) + 1)
+    unknown = max(freed / total * uniform, 10**NEVER)
+    probs = np.concatenate([[unknown, 10**NEVER], (counts - discounts) / total + freed / total * uniform])
+    log_probs = _log10(probs)
+    log_probs[_SIGNS.index(START)] = NEVER
+    return probs, Level(grams.prefixes, grams.words, log_probs, np.full(len(probs), np.nan))
 
 
-def _discount(count: int, discounts: Discounts) -> float:
-    return discounts[min(count, 3) - 1]
+def _estimate_longer(grams: _Counted, counts: IntArray, lower: FloatArray) -> tuple[FloatArray, Level, FloatArray]:
+    """Estimate n-grams from the probabilities of those one word shorter, and the back-off weights of these."""
+    discounts = _list_discounts(counts)
+    totals = np.bincount(grams.prefixes, weights=counts, minlength=len(lower))
+    freed = np.bincount(grams.prefixes, weights=discounts, minlength=len(lower))
+    seen = totals > 0
+    shares = np.divide(freed, totals, out=np.full(len(lower), np.nan), where=seen)
+    probs = (counts - discounts) / totals[grams.prefixes] + shares[grams.prefixes] * lower[grams.suffixes]
+    backoffs = np.full(len(lower), np.nan)
+    backoffs[seen] = _log10(np.maximum(shares[seen], 10**NEVER))
+    return probs, Level(grams.prefixes, grams.words, _log10(probs), np.full(len(probs), np.nan)), backoffs
+
+
+def _list_discounts(counts: IntArray) -> FloatArray:
+    return np.array(estimate_discounts(counts))[np.minimum(counts, 3) - 1]
+
+
+def _log10(values: FloatArray) -> FloatArray:
+    # Not NumPy's, which on some machines differs in the last bit.
+    return np.fromiter(map(math.log10, values), dtype=np.float64, count=len(values))

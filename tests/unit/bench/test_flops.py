@@ -56,6 +56,14 @@ def test_forward_equals_the_counter_of_torch(tiny_model_config: ModelConfig, mon
     positions = count_transformer(tiny_model_config, frames)["positions"]
     expected = count_row(tiny_model_config, num_samples, backward=False) + positions / frames
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-6)
+    for macaron in (False, True):
+        keys = {"block": "conformer", "norm_first": True, "positions": "rotary", "macaron": macaron}
+        conformer = replace(tiny_model_config, **keys)
+        model = SpeechModel(conformer).eval()
+        with math, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, num_samples))
+        expected = count_row(conformer, num_samples, backward=False)
+        assert counter.get_total_flops() == pytest.approx(expected, rel=1e-6)
 
 
 def test_frozen_convolutions_run_forward_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,14 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
 from speechssl.inference.decoding.beam import build_decoder
-from speechssl.inference.recognise import iterate_texts, recognise, require_recogniser, transcribe
+from speechssl.inference.recognise import (
+    iterate_readings,
+    iterate_texts,
+    measure_confidence,
+    recognise,
+    require_recogniser,
+    transcribe,
+)
 from speechssl.inference.source import Source
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
@@ -222,3 +230,34 @@ def test_a_real_model_says_the_same_in_any_batch(tmp_path: Path, tiny_model_conf
     texts = recognise(model, manifest, batch_s=60.0)
     assert texts == recognise(model, manifest, batch_s=0.1)
     assert any(texts)
+
+
+def test_confidence_is_the_probability_of_a_text_per_symbol() -> None:
+    """All paths one by one, by the definition; it grows with certainty, and lies between 0 and 1."""
+    vocabulary, rng = Vocabulary(("<s>", "|", "A", "B")), np.random.default_rng(0)
+    logits = torch.from_numpy(2 * rng.standard_normal((6, 4)))
+    probs: dict[str, float] = {}
+    for path in product(range(4), repeat=6):
+        labels = [k for k, _ in groupby(path) if k]
+        inner = "".join(" AB"[k - 1] for k in labels)
+        # Boundaries that write nothing, before the first word or after another one, are no labels of a transcript.
+        if not inner.startswith(" ") and "  " not in inner:
+            share = float(logits.softmax(-1)[range(6), list(path)].prod())
+            probs[inner.rstrip()] = probs.get(inner.rstrip(), 0.0) + share
+    for text in ("A", "AB", "A B", "BAB"):
+        expected = probs[text] ** (1 / (len(text) + 1))
+        assert measure_confidence(logits, text, vocabulary) == pytest.approx(expected, rel=1e-6)
+    path = torch.eye(4)[[0, 2, 0, 3, 1]]
+    sharper = [measure_confidence(scale * path, "AB", vocabulary) for scale in (0.4, 4.0, 40.0)]
+    assert sharper == sorted(sharper) and sharper[0] < 0.5 and 0.999 < sharper[-1] <= 1.0
+    assert measure_confidence(logits, "", vocabulary) == 0.0
+
+
+def test_readings_have_the_texts_and_their_confidence(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"b": say("HELLO"), "blip": np.full(399, 0.5, dtype=np.float32), "a": say("TEA")})
+    model, decode = EchoModel(), build_decoder(DecodingConfig(), VOCABULARY).decode
+    found = iterate_readings(model, Source.from_manifest(manifest), 60.0, 30.0, "float32", decode)
+    readings = [reading for _, reading in found]
+    assert [reading.text for reading in readings] == ["HELLO", "", "TEA"]
+    assert readings[1].confidence == 0.0
+    assert all(0.0 < readings[k].confidence < 0.5 for k in (0, 2))  # one-hot logits are far from sure

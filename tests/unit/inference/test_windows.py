@@ -20,6 +20,13 @@ def test_kept_frames_are_those_of_a_single_pass(num_samples: int, receptive: int
     assert windows[0].num_samples <= 480_000
 
 
+def test_windows_of_other_frames_are_on_their_grid() -> None:
+    windows = plan_windows(1_000_003, 480_000, 400, 640)
+    frames = [w.start // 640 + k for w in windows for k in range(w.first, w.last)]
+    assert frames == list(range((1_000_003 - 400) // 640 + 1))
+    assert all(w.start % 640 == 0 for w in windows)
+
+
 def test_inner_frames_have_five_seconds_on_either_side() -> None:
     windows = plan_windows(3_600 * 16_000, 480_000)
     num_frames = (480_000 - 400) // 320 + 1

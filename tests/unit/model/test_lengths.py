@@ -30,11 +30,30 @@ def test_published_counts_the_closed_form_and_every_kind_of_input() -> None:
         assert tensors.dtype == torch.int64 and (tensors.numpy() == expected).all()
 
 
-def test_every_model_has_frames_of_20_ms_that_see_25_ms() -> None:
+def test_every_model_has_frames_of_20_or_40_ms_that_see_25_ms() -> None:
     for name in ("tiny", "small", "base", "large", "large_lv60k", "xls_r_1b", "xls_r_2b"):
         for front_end in ("convolutions", "log_mel"):
             config = compose("pretrain", [f"model={name}", f"model.front_end={front_end}", "out=x"]).model
             assert (config.hop_samples, config.receptive_field) == (HOP_SAMPLES, 400), (name, front_end)
+    for name in ("small_conformer", "medium"):
+        config = compose("pretrain", [f"model={name}", "out=x"]).model
+        assert (config.hop_samples, config.receptive_field) == (2 * HOP_SAMPLES, 400), name
+
+
+def test_both_rates_count_what_comes_out(tiny_model_config: ModelConfig) -> None:
+    """Of 200 lengths, and with padding behind them; every second frame of 50 Hz is one of 25 Hz."""
+    mel = replace(tiny_model_config, front_end="log_mel", mel_channels=[4, 4, 4], mel_kernels=[5, 5, 3])
+    lengths = [*range(400, 2_400, 20), *np.random.default_rng(0).integers(400, 40_000, 100).tolist()]
+    for rate in (50, 25):
+        config = replace(mel, frame_rate=rate)
+        assert config.hop_samples == 16_000 // rate
+        encoder = LogMelEncoder(config)
+        for num_samples in lengths:
+            found = encoder(torch.randn(1, num_samples), None)[0].shape[1]
+            counted = config.count_frames(num_samples)
+            assert found == counted == (num_samples - 400) // config.hop_samples + 1, (rate, num_samples)
+        counts = encoder(torch.randn(2, 20_000), torch.tensor([20_000, 7_777]))[1]
+        assert counts is not None and counts.tolist() == [config.count_frames(n) for n in (20_000, 7_777)]
 
 
 def test_count_is_what_the_front_ends_make(tiny_model_config: ModelConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from speechssl.objectives import codes as targets
 from speechssl.objectives import masked_codes
 from speechssl.objectives.masked_codes import MaskedCodesObjective
 from speechssl.objectives.protocol import Beginning, add_terms
+from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 
 Speech = Callable[..., np.ndarray]
 
@@ -142,9 +144,9 @@ def test_a_step_in_the_sound_changes_the_codes_there_and_only_there(tiny_model_c
         quiet, loud = (sum(np.sin(2 * np.pi * hz * time) for hz in tones) for tones in ((200, 900), (400, 2500)))
         waveform = (0.1 * np.where(time < 1.0, quiet, 3 * loud)).astype(np.float32)
         if keys:
-            x = targets.compute_mfcc(waveform, 99, 400)
+            x = targets.compute_mfcc(waveform, 99, targets.Grid(320, 400))
             set_codes(objective, np.concatenate([x[[20, 80]], 1e3 * np.ones((62, 39))]).astype(np.float32))
-        codes = objective.make_collate().find_codes(waveform, np.ones(99, dtype=np.bool_))
+        codes = objective.make_collate().find_codes(waveform, np.ones(99, dtype=np.bool_))[:, 0]
         changes = np.flatnonzero(np.diff(codes[3:-3])) + 4  # the ends are reflected
         assert codes[20] != codes[80]
         # 25 ms from 0.98 s on reach beyond 1.0 s; differences of MFCC reach 40 ms further.
@@ -157,23 +159,24 @@ def test_with_subtract_mean_codes_do_not_depend_on_loudness(tiny_model_config: M
     masked = np.ones(99, dtype=np.bool_)
     for subtract_mean, is_same in ((True, True), (False, False)):
         objective = build(tiny_model_config, targets="kmeans", subtract_mean=subtract_mean)
-        x = targets.compute_mfcc(waveform, 99, 400, subtract_mean)
+        grid = targets.Grid(320, 400)
+        x = targets.compute_mfcc(waveform, 99, grid, subtract_mean)
         set_codes(objective, targets.fit_centroids(x.numpy(), 64, 1))
         codes, quieter = (objective.make_collate().find_codes(factor * waveform, masked) for factor in (1.0, 0.02))
-        assert len(set(codes)) > 20
+        assert len(set(codes[:, 0])) > 20
         assert bool((codes == quieter).mean() > 0.99) == is_same
         batch = make_batch(objective, speech, (0,))
         row = masked_codes.describe_by_mfcc(batch.waveforms[0].numpy(), tiny_model_config, objective.task)
-        assert torch.equal(row, targets.compute_mfcc(batch.waveforms[0].numpy(), len(row), 400, subtract_mean))
+        assert torch.equal(row, targets.compute_mfcc(batch.waveforms[0].numpy(), len(row), grid, subtract_mean))
 
 
 @pytest.mark.parametrize(("kernels", "field"), [([10, 3, 3, 3, 3, 2, 2], 400), ([10, 3, 3, 3, 3, 4, 2], 720)])
 def test_codes_have_the_middle_of_the_encoders_frames(kernels: list[int], field: int, speech: Speech) -> None:
     """With a wider receptive field the same windows come later: they lie around its middle."""
     waveform = speech(2.0, 1)
-    expected = targets.stack_log_mel(waveform[(field - 400) // 2 :], 80, 400, 1)
+    expected = targets.stack_log_mel(waveform[(field - 400) // 2 :], 80, targets.Grid(320, 400), 1)
     # The statistics are those of slightly different stretches: compare after taking them out again.
-    x = targets.stack_log_mel(waveform, 80, field, 1)
+    x = targets.stack_log_mel(waveform, 80, targets.Grid(320, field), 1)
     assert float(torch.corrcoef(torch.stack([x.flatten(), expected.flatten()]))[0, 1]) > 0.99
 
 
@@ -284,6 +287,7 @@ def test_a_wrong_key_is_one_sentence(tiny_model_config: ModelConfig, teacher: Pa
         ({"intermediate_layer": 2}, r"`objective.intermediate_layer` must be 0 \(none\) to 1, but is 2"),
         (taught | {"teacher": str(teacher / "missing")}, "`objective.teacher` must be a run folder .* does not exist"),
         (taught | {"teacher_layer": 3}, "`objective.teacher_layer` must be between 0"),
+        ({"codes_per_frame": 3}, "`objective.codes_per_frame` must be 1 or 2, but is 3"),
         ({"name": "wav2vec2"}, "`objective.name` must be left to the choice"),
     ):
         with pytest.raises(SpeechSSLError, match=sentence):
@@ -294,8 +298,8 @@ def test_a_teacher_must_hear_what_the_student_hears(tiny_model_config: ModelConf
     keys = {"targets": "kmeans", "teacher": str(teacher), "teacher_layer": 1}
     with pytest.raises(ConfigError, match="`objective.teacher` must be a model that takes normalised waveforms"):
         build(replace(tiny_model_config, normalize_waveform=True), **keys)
-    with pytest.raises(ConfigError, match="`objective.teacher` must be a model with the convolutions"):
-        build(replace(tiny_model_config, conv_kernels=[10, 3, 3, 3, 3, 4, 2]), **keys)
+    with pytest.raises(ConfigError, match="`objective.codes_per_frame` must be 1, since a frame of the teacher"):
+        build(tiny_model_config, **keys, codes_per_frame=2)
 
 
 def test_the_teacher_changes_no_weight_of_the_student(tiny_model_config: ModelConfig, teacher: Path) -> None:
@@ -303,3 +307,97 @@ def test_the_teacher_changes_no_weight_of_the_student(tiny_model_config: ModelCo
     taught = build(tiny_model_config, targets="kmeans", teacher=str(teacher), teacher_layer=1)
     assert all(torch.equal(plain[name], value) for name, value in taught.module.backbone.state_dict().items())
     assert not [name for name, _ in taught.module.named_parameters() if "pretraining" in name or "teacher" in name]
+
+
+@pytest.fixture
+def slow(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """A network with a frame every 40 ms, which is two frames of the others seen together: 45 ms."""
+    monkeypatch.setattr("speechssl.model.wav2vec2.HOP_SAMPLES", ANY, raising=False)  # which refuses other frames
+    names = ("conv_kernels", "conv_strides", "conv_channels")
+    before = {name: getattr(tiny_model_config, name) for name in names}
+    return replace(tiny_model_config, **{name: [*before[name], before[name][-1]] for name in names})
+
+
+def test_two_codes_of_40_ms_are_those_of_20_ms(
+    tiny_model_config: ModelConfig, slow: ModelConfig, speech: Speech
+) -> None:
+    """Whatever the length: one code after the other, and none missing at the end."""
+    for keys in ({}, {"targets": "kmeans"}):
+        fast = build(replace(tiny_model_config), **keys)
+        if keys:
+            x = targets.compute_mfcc(speech(3.0, 1), 149, targets.Grid(320, 400))
+            set_codes(fast, targets.fit_centroids(x.numpy(), 64, 1))
+        pair = build(replace(slow), **keys, codes_per_frame=2)
+        set_codes(pair, fast.module.objective.codes.numpy())
+        for num_samples in (16_000, 16_080, 16_081, 16_300, 16_400):
+            waveform = speech(2.0, 3)[:num_samples]
+            num_frames = slow.count_frames(num_samples)
+            every = np.ones(tiny_model_config.count_frames(num_samples), dtype=np.bool_)
+            single = fast.make_collate().find_codes(waveform, every)[: 2 * num_frames, 0]
+            double = pair.make_collate().find_codes(waveform, np.ones(num_frames, dtype=np.bool_))
+            assert double.shape == (num_frames, 2)
+            assert (double.ravel() == single).all()
+            assert len(set(single)) > 3
+
+
+def test_the_loss_of_two_codes_a_frame_is_the_mean_of_both(slow: ModelConfig, speech: Speech) -> None:
+    objective = build(slow, codes_per_frame=2, unmasked_weight=0.5, intermediate_layer=1)
+    batch = make_batch(objective, speech, (0,))
+    terms = objective.compute(batch, 1)
+    weights = {name: value.double() for name, value in objective.module.state_dict().items()}
+    features = objective.module.backbone.encode(batch.waveforms, batch.num_samples)
+    context, states = objective.module.backbone.contextualise(features, batch.inputs["mask"])
+    total, count, right = 0.0, 0, 0
+    for row, mask in enumerate(batch.inputs["mask"]):
+        names = ("objective.projection", "objective.codes")
+        codes = compute_codes(batch.waveforms[row].numpy(), *(weights[name].numpy() for name in names))
+        for frame in range(len(mask)):
+            count += int(mask[frame])
+            for head, x in enumerate([context, states[1]] if mask[frame] else [context]):
+                scores = weights[f"objective.heads.{head}.weight"] @ x[row, frame].double()
+                halves = (scores + weights[f"objective.heads.{head}.bias"]).view(2, 64)
+                for half in (0, 1):
+                    nats = halves[half].logsumexp(0) - halves[half][codes[2 * frame + half]]
+                    total += (1.0 if mask[frame] else 0.5) * float(nats.detach()) / 2
+                    is_right = int(halves[half].argmax()) == codes[2 * frame + half]
+                    right += bool(mask[frame]) and head == 0 and is_right
+    assert int(terms.count) == count
+    assert float(terms.sum.detach() - terms.stats["features"]) == pytest.approx(total, rel=1e-6)
+    assert objective.summarise(terms.detach(), 1)["accuracy"] == pytest.approx(right / 2 / count)
+    assert float(terms.stats["code_counts"].sum()) == 2 * count
+
+
+def test_a_recogniser_of_any_frame_rate_is_a_teacher(
+    tiny_model_config: ModelConfig, slow: ModelConfig, speech: Speech, tmp_path: Path
+) -> None:
+    """Its own frames, in time: one, every second one, both, or each twice; at the end none is missing."""
+    # 40 ms apart, but each around the same 25 ms as every second one of the others.
+    sparse = replace(slow, conv_kernels=[*slow.conv_kernels[:-1], 1])
+    for name, config in (("fast", tiny_model_config), ("slow", slow), ("sparse", sparse)):
+        torch.manual_seed(5)
+        save_model(SpeechModel(config, Vocabulary(FAIRSEQ_SYMBOLS)), tmp_path / name)
+    for student, teacher, per_frame, expected in (
+        (tiny_model_config, "fast", 1, lambda k: k),
+        (slow, "fast", 1, lambda k: 2 * k + 1),
+        (slow, "fast", 2, lambda k: k),
+        (slow, "slow", 1, lambda k: k),
+        (tiny_model_config, "slow", 1, lambda k: k // 2),
+        (sparse, "fast", 1, lambda k: 2 * k),
+        (sparse, "fast", 2, lambda k: k),
+        (tiny_model_config, "sparse", 1, lambda k: (k + 1) // 2),
+    ):
+        keys: dict[str, Any] = {"targets": "kmeans", "teacher": str(tmp_path / teacher), "teacher_layer": 1}
+        objective = build(replace(student), **keys, num_codes=8, codes_per_frame=per_frame, unmasked_weight=1.0)
+        batch = make_batch(objective, speech)
+        assert objective.teacher is not None
+        states = objective.teacher.describe(batch)
+        set_codes(objective, targets.fit_centroids(torch.cat(states).numpy(), 8, 1))
+        mask = batch.inputs["mask"]
+        every = torch.arange(mask.shape[1]).expand(len(mask), -1)
+        told = objective._ask(objective.teacher, batch, every)
+        for row, waveform in enumerate(targets.split_rows(batch)):
+            own = targets.find_nearest(states[row], objective.module.objective.codes).tolist()
+            numbers = range(per_frame * student.count_frames(len(waveform)))
+            wanted = [own[min(expected(k), len(own) - 1)] for k in numbers]
+            assert told[row].flatten()[: len(numbers)].tolist() == wanted
+        assert torch.isfinite(objective.compute(batch, 1).sum)

@@ -21,12 +21,17 @@ from speechssl.objectives.wav2vec2 import ContrastiveObjective, compute_terms
 Speech = Callable[..., np.ndarray]
 
 
+def make_objective(config: ModelConfig, unmasked_weight: float = 0.0) -> ContrastiveObjective:
+    for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
+        setattr(config, name, 0.0)
+    torch.manual_seed(0)
+    task = ContrastiveConfig(num_negatives=30, unmasked_weight=unmasked_weight)
+    return ContrastiveObjective(config, task, 1, 100)
+
+
 @pytest.fixture
 def objective(tiny_model_config: ModelConfig) -> ContrastiveObjective:
-    for name in ("dropout", "attention_dropout", "input_dropout", "feature_dropout"):
-        setattr(tiny_model_config, name, 0.0)
-    torch.manual_seed(0)
-    return ContrastiveObjective(tiny_model_config, ContrastiveConfig(num_negatives=30), 1, 100)
+    return make_objective(tiny_model_config)
 
 
 def make_batch(objective: ContrastiveObjective, speech: Speech, numbers: tuple[int, ...]) -> Batch:
@@ -45,8 +50,12 @@ def gradients(objective: ContrastiveObjective, terms: LossTerms) -> dict[str, to
     return {name: p.grad.clone() for name, p in objective.module.named_parameters() if p.grad is not None}
 
 
-def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(objective: ContrastiveObjective, speech: Speech) -> None:
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.5])
+def test_one_forward_of_two_sub_batches_is_two_forwards_of_one(
+    tiny_model_config: ModelConfig, speech: Speech, unmasked_weight: float
+) -> None:
     """Noise, masks, diversity and penalty belong to the sub-batch: stacking changes nothing but rounding."""
+    objective = make_objective(tiny_model_config, unmasked_weight)
     stacked = objective.compute(make_batch(objective, speech, (0, 1)), 1)
     apart = [objective.compute(make_batch(objective, speech, (number,)), 1) for number in (0, 1)]
     together = add_terms(apart)
@@ -142,3 +151,38 @@ def test_a_mask_that_leaves_no_negatives_is_refused(tiny_model_config: ModelConf
     tiny_model_config.mask = MaskConfig(min_spans=0)
     with pytest.raises(ConfigError, match=r"model\.mask\.min_spans"):
         ContrastiveObjective(tiny_model_config, ContrastiveConfig(), 1, 100)
+
+
+def test_the_loss_at_unmasked_frames_is_an_independent_computation(
+    tiny_model_config: ModelConfig, speech: Speech
+) -> None:
+    """Each unmasked frame among any other frames of its row; what masked frames cost stays as it is."""
+    plain, both = (make_objective(tiny_model_config, unmasked_weight=weight) for weight in (0.0, 0.5))
+    batch = make_batch(both, speech, (0, 1))
+    terms, of_masked = both.compute(batch, 1), plain.compute(make_batch(plain, speech, (0, 1)), 1)
+    for name in ("contrastive", "right", "guessing", "code_counts", "diversity"):
+        assert torch.equal(terms.stats[name], of_masked.stats[name]), name
+    noise, mask = both._draw_noise(batch), batch.inputs["mask"]
+    features = both.model.backbone.encode(batch.waveforms, batch.num_samples)
+    context, _ = both.model.backbone.contextualise(features, mask)
+    total = 0.0
+    for row in range(len(mask)):
+        length = int(batch.membership[0, row] == 0) * 50 + 99  # 2.0 and 3.0 s
+        masked, others = ([t for t in range(length) if bool(mask[row, t]) == wanted] for wanted in (True, False))
+        numbered = masked + others
+        drawn = torch.cat([noise["negatives"][row, : len(masked)], noise["unmasked"][row, : len(others)]])
+        quantized = both.model.quantizer(features.normed[row, numbered][None], drawn[None], 2.0)
+        targets = both.model.target_projection(quantized.vectors)[0].detach().double()
+        predictions = both.model.context_projection(context[row]).detach().double()
+        for own, frame in enumerate(others, len(masked)):
+            negatives = batch.inputs["unmasked"][row, own - len(masked)].tolist()
+            assert own not in negatives and len(negatives) == 30
+            codes = quantized.codes[0]
+            rivals = [k for k in negatives if not torch.equal(codes[k], codes[own])]
+            scores = [float(torch.cosine_similarity(predictions[frame], targets[k], 0)) / 0.1 for k in (own, *rivals)]
+            total += math.log(sum(map(math.exp, scores))) - scores[0]
+    assert float(terms.stats["unmasked"]) == pytest.approx(0.5 * total, rel=1e-6)
+    assert float((terms.sum - of_masked.sum).detach()) == pytest.approx(0.5 * total, rel=1e-5)
+    metrics = both.summarise(terms.detach(), 1)
+    assert metrics["loss_unmasked"] == pytest.approx(0.5 * total / int(terms.count) / math.log(2), rel=1e-6)
+    assert metrics["accuracy"] == plain.summarise(of_masked.detach(), 1)["accuracy"]

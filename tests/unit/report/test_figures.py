@@ -42,9 +42,28 @@ def test_the_script_gets_one_axis_and_the_reader_words() -> None:
     assert isinstance(chart, Chart)
     data = chart.to_json()
     assert data["x"] == [10, 15, 20] and data["logX"] is True and data["yLabel"] == "bits"
-    assert [row["y"] for row in data["series"]] == [[5.5, None, 4.25], [None, 1.0, None], [6.0, None, 6.0]]
+    assert [row["y"] for row in data["series"]] == [[5.5, 4.25], [1.0], [6.0, 6.0]]
+    assert [row.get("at") for row in data["series"]] == [[0, 2], [1], [0, 2]]
     assert [row["shown"] for row in data["series"]] == [True, False, True]
-    assert chart.describe() == ["held out: 5.50 at 10, 4.25 at 20", "b: 1", "guessing: 6"]
+    assert chart.describe() == ["held out: 5.5 at 10, 4.25 at 20", "b: 1", "guessing: 6 (bits)"]
+
+
+def test_words_are_of_logged_values_and_the_legend_says_what_is_smoothed() -> None:
+    values = [*np.linspace(5, 7, 49).tolist(), 7.075]
+    chart = Chart(
+        [curve for curve in [make_series("training", "train", range(1, 51), values, smooth=True)] if curve], ""
+    )
+    assert chart.describe() == ["training: 5 at 1, 7.075 at 50"]
+    (row,) = chart.to_json()["series"]
+    assert row["label"] == "training, smoothed" and row["y"][-1] < 7.075
+
+
+def test_a_thinned_curve_keeps_its_ends_and_extremes() -> None:
+    values = [1.0] * 10_000
+    values[0], values[1234], values[7777], values[-1] = 2.0, 9.0, -3.0, 5.0
+    curve = make_series("x", "c1", range(10_000), values)
+    assert curve is not None and len(curve.x) <= MAX_POINTS
+    assert {2.0, 9.0, -3.0, 5.0} < set(curve.y.tolist()) and curve.x[[0, -1]].tolist() == [0, 9999]
 
 
 def test_numbers_are_written_for_people() -> None:

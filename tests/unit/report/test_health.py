@@ -39,6 +39,10 @@ def validated(*losses: float, **others: Any) -> list[dict[str, Any]]:
     return [*contrasts(losses[-1]), *rows]
 
 
+def heard(*losses: float) -> list[dict[str, Any]]:
+    return [{"update": 25 * k, "split": "valid", "loss": loss} for k, loss in enumerate(losses)]
+
+
 TRAIN = [{"update": 100, "split": "train", "loss": 1.0}] * 20
 CASES: tuple[tuple[str, list[dict[str, Any]], str, str], ...] = (
     ("pretrain", [contrast(0, "valid", 6.8)], "open", "No update has been logged yet"),
@@ -59,7 +63,9 @@ CASES: tuple[tuple[str, list[dict[str, Any]], str, str], ...] = (
     ("pretrain", contrasts(5.0, removed_negatives=0.3), "doubt", "many negatives"),
     ("pretrain", [codes(1, 9.0), *[codes(100, 7.0)] * 20], "good", "the entropy of the codes is 8 bits"),
     ("pretrain", [codes(1, 9.0), *[codes(100, 7.99)] * 20], "bad", "how often each code comes"),
-    ("pretrain", [{**TRAIN[0], "update": 1, "loss": 2.0}, *TRAIN], "good", "fell from 2 to 1"),
+    ("pretrain", [{**TRAIN[0], "update": 1, "loss": 2.0}, *TRAIN], "open", "fell from 2 to 1"),
+    ("pretrain", [*TRAIN, *heard(9.0, 7.0, 7.5, 6.0)], "good", "fell from 9 to 6"),
+    ("pretrain", [*TRAIN, *heard(9.0, 7.0, 8.5, 8.0)], "open", "by more than its noise"),
     ("pretrain", TRAIN, "bad", "the loss has not fallen"),
     ("finetune", [write(0, 100, 99), write(100, 30, 9), *TRAIN], "good", "the word error rate is 30 %"),
     ("finetune", [write(0, 100, 99), write(100, 100, 95), *TRAIN], "bad", "hardly a word is right"),

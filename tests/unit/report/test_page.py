@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.verbs import TextConfig
@@ -106,7 +107,8 @@ def test_a_pretraining_run_has_all_its_sections(pretrained: Path, tmp_path: Path
     assert page.tags["audio"] == 1 and len(json.loads(page.scripts[-2])) == 12, "the example, and the marks of the map"
     assert "13 sounds in" in page.text
     assert "6.66 bits" in page.text
-    assert "training: 6.6" in page.text, "without a script the curves are told in words"
+    first = json.loads((pretrained / "metrics.jsonl").read_text().splitlines()[1])["loss_contrastive"]
+    assert f"training: {first:.4g} at 1, " in page.text, "without a script the curves are told in words"
     assert "left out:" not in page.text
 
 
@@ -218,3 +220,18 @@ def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="`run` must be a run folder"):
         build_report([tmp_path / "none"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_facts_have_the_units_of_the_charts_and_list_the_keys_of_another_objective(
+    make: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = make.pretrain(tmp_path / "run", num_updates=60)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["objective"] = {"name": "masked_codes", "num_codes": 64}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    line = {"update": 60, "split": "train", "loader_wait": 0.3765, "loss_codes": 5.0, "loss": 5.0}
+    make.lines(folder, [line])
+    page = read_page(build_report([folder], tmp_path / "page.html"))
+    assert "loader_wait37.65% of the time" in page.text.replace("\n", "") and "37.65 (% of the time)" in page.text
+    assert "???" not in page.text.partition("Environment")[0]
+    assert "objective.namemasked_codeswav2vec2objective.num_codes640" in page.text.replace("\n", "")

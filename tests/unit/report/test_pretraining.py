@@ -57,7 +57,9 @@ def test_every_metric_has_its_chart_and_those_of_a_new_objective_too(make: Simpl
     assert [figure.title for figure in learning] == ["Contrastive loss", "Accuracy", "Codebook perplexity"]
     assert learning[2].content.series[-1].label == "all 12 codes alike"
     assert len(machinery.figures) == 10
-    other = make_run([{"update": k, "split": "train", "loss": 9.0 - k, "energy_error": 0.5} for k in range(1, 9)])
+    others = {"split": "train", "lr": 0.1, "accuracy": 0.5, "energy_error": 0.5}
+    other = make_run([{"update": k, "loss": 9.0 - k, **others} for k in range(1, 9)])
     learning, (machinery,) = draw_learning(other), make_machinery(other)
-    assert [figure.title for figure in (*learning, *machinery.figures)] == ["Loss", "energy_error"]
+    assert [figure.title for figure in learning] == ["Loss", "accuracy", "energy_error"], "before the machine's figures"
+    assert [figure.title for figure in machinery.figures] == ["Learning rate"]
     assert describe_pretraining(other)[0] == "Its loss on its training speech is 4.50."

@@ -83,7 +83,7 @@ def test_what_is_usual_needs_64_updates() -> None:
 
 
 def test_what_is_usual_starts_again_where_more_is_trained() -> None:
-    guard = NumericalGuard(spike_sigmas=10.0, restart_at=101)
+    guard = NumericalGuard(spike_sigmas=10.0, restart_at=(101,))
     assert not any(guard.judge(k, 5.0, 1.0) for k in range(1, 101))
     assert guard.judge(101, 5.0, 100.0) == ""
     other = NumericalGuard(spike_sigmas=10.0)

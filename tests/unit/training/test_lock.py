@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from speechssl.errors import ConfigError
-from speechssl.training.lock import LOCK, hold_folder, hold_run
+from speechssl.training.lock import LOCK, RETRY_S, hold_folder, hold_run
 
 HOLD = """
 import os, sys, time
@@ -57,6 +58,15 @@ def test_a_killed_run_holds_nothing_though_its_workers_live_on(tmp_path: Path) -
         with hold_folder(tmp_path):
             pass
         holder.stdout.close()
+
+
+def test_a_report_that_looks_at_the_lock_in_that_instant_refuses_no_run(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    handle = os.open(tmp_path / LOCK, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    threading.Timer(RETRY_S / 4, os.close, [handle]).start()
+    with hold_folder(tmp_path):
+        pass
 
 
 def test_it_is_let_go_of_at_the_end(tmp_path: Path) -> None:

@@ -89,10 +89,13 @@ def test_a_run_that_stored_the_keys_of_all_objectives_goes_on(tmp_path: Path) ->
         objective, other = both[name], both["masked_codes" if name == "wav2vec2" else "wav2vec2"]
         claim_run(tmp_path, make_config(objective=objective))
         config = yaml.safe_load((tmp_path / CONFIG).read_text())
-        (tmp_path / CONFIG).write_text(yaml.safe_dump(config | {"objective": yaml.safe_load(STORED + stored)}))
+        section = yaml.safe_load(STORED + stored)
+        if name == "wav2vec2":
+            section["unmasked_weight"] = 1.0  # of the other one's preset: this one had no such loss then
+        (tmp_path / CONFIG).write_text(yaml.safe_dump(config | {"objective": section}))
         assert open_run(tmp_path, make_config(objective=objective)) is None
         shown = load_run(tmp_path)
-        assert shown.config["objective"] == asdict(objective)
+        assert shown.config["objective"].items() <= asdict(objective).items()
         with pytest.raises(ConfigError, match=f"`objective.name` must stay '{name}'"):
             open_run(tmp_path, make_config(objective=other))
         changed = replace(objective, feature_penalty_weight=1.0)

@@ -1,8 +1,9 @@
-"""Which checkpoint the trainer calls best."""
+"""Which checkpoint the trainer calls best, and when it ends early."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -46,12 +47,14 @@ def make_batch(update: int) -> Batch:
     return Batch(torch.zeros(1, 1), None, ["a"], plan, torch.ones(1, 1), inputs, [{"first": 0, "rows": 1}])
 
 
-def train(script: list[tuple[float, float]], began: Progress | None = None, broken: int = 0) -> Progress:
+def train(
+    script: list[tuple[float, float]], began: Progress | None = None, broken: int = 0, patience: int = 0
+) -> Progress:
     def source(first: int, last: int) -> Iterator[list[Batch]]:
         for update in range(first, last + 1):
             yield [make_batch(update)]
 
-    config = TrainingConfig(max_updates=len(script), validate_every=1)
+    config = TrainingConfig(max_updates=len(script), validate_every=1, patience=patience)
     objective = ScriptedRecogniser(script, broken)
     trainer = Trainer(
         objective, config, source, Ranks(), "float32", 1, validate=lambda: iter([make_batch(0)]), is_quiet=True
@@ -80,3 +83,12 @@ def test_a_validation_that_is_not_finite_is_never_the_best() -> None:
     assert train([(float("inf"), 50.0), (80.0, 40.0), (90.0, 10.0)]).best_update == 2
     # An output of nothing but NaN decodes to some text, with a WER like any other: its loss tells.
     assert train([(90.0, 40.0), (80.0, 30.0)], broken=2).best_update == 1
+
+
+def test_a_run_ends_when_validation_has_been_no_better_for_long() -> None:
+    script = [(90.0, 40.0), (80.0, 40.0), (80.0, 41.0), (70.0, 30.0), (71.0, 30.0), (70.0, 30.0), (10.0, 10.0)]
+    for patience, ends, best in ((0, 7, 7), (1, 3, 2), (2, 6, 4), (3, 7, 7)):
+        progress = train(script, patience=patience)
+        assert (progress.update, progress.best_update) == (ends, best)
+        assert train(script, replace(progress), patience=patience) == progress, "nothing is left to do"
+    assert train(script, train(script, patience=1), patience=2).update == 6, "more patience goes on"

@@ -24,9 +24,11 @@ CASES = (
     (
         "pretrain",
         {"out": "runs/a", "updates": 300, "best_update": 200, "hours_seen": 2.0, "valid": VALID},
-        ["updates", "300 (best: 200)", "2.0 h", "5.1", "40 %", str(Path("runs/a") / "report.html")],
+        ["updates", "300 (best: 200)", "2.0 h", "5.1 bits a masked frame", "40 %", str(Path("runs/a") / "report.html")],
     ),
-    ("finetune", {"out": "a", "updates": 3, "best_update": 3, "hours_seen": 0.1, "valid": {"wer": 12.34}}, ["12.34 %"]),
+    ("finetune", {"out": "a", "updates": 3, "best_update": 3, "hours_seen": 0.1, "valid": {"loss": 60, "wer": 12.34}},
+     ["60 nats an utterance", "12.34 %"]),
+    ("pretrain", {"out": "a", "updates": 3, "best_update": 3, "hours_seen": 0.1, "valid": {"loss": 0.5}}, ["0.5\n"]),
     ("evaluate", {"wer": 12.3, "wer_interval": RATE, "cer": 4.0, "cer_interval": RATE, "num_utterances": 7, "out": "x"},
      ["WER", "12.30 % (95 %: 10.0 to 20.0 % over 40 speakers)", "4.00 %"]),
     ("probe", {"task": "identification", "accuracy": 90.0, "accuracy_interval": RATE, "baselines": BASELINES,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from torch import nn
 
 from speechssl.config.verbs import TranscribeConfig
 from speechssl.data.files import expand_audio
-from speechssl.data.manifest import save_manifest
+from speechssl.data.manifest import load_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.inference.recognise import Reading
 from speechssl.inference.source import Source
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import transcribe
@@ -47,7 +49,13 @@ def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("one", "two"):
         soundfile.write(folder / f"{name}.wav", np.zeros(8000), 16_000)
     monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser())
+
+    def iterate_readings(*given: Any) -> Iterator[tuple[int, Reading]]:
+        for index, text in iterate_texts(*given):
+            yield index, Reading(text, 0.75 if text else 0.0)
+
     monkeypatch.setattr(module, "iterate_texts", iterate_texts)
+    monkeypatch.setattr(module, "iterate_readings", iterate_readings)
     return folder
 
 
@@ -179,3 +187,35 @@ def test_lines_are_safe_for_a_terminal(
     lines = (tmp_path / "out" / "texts.tsv").read_text(encoding="utf-8")
     assert lines == "one\\x1b[2J\\nthree\\tX\tA\\x1b]0;B\\x07\ntwo\tC\\nfour\\tD\\u202e\n"
     assert capsys.readouterr().out == lines
+
+
+def test_min_confidence_makes_a_manifest_to_learn_from(clips: Path, tmp_path: Path) -> None:
+    """Of a manifest with its columns, or of files; a student takes it beside what people have transcribed."""
+    (clips / "broken.wav").write_bytes(b"no audio")
+    save_manifest(expand_audio([str(clips / "one.wav"), str(clips / "two.wav")]), tmp_path / "m.tsv")
+    lines = (tmp_path / "m.tsv").read_text().splitlines()
+    rows = [f"{line}\tmia\told {k}" for k, line in enumerate(lines[2:])]
+    (tmp_path / "m.tsv").write_text("\n".join([lines[0], f"{lines[1]}\tspeaker\ttext", *rows, ""]))
+    result = transcribe(make_config(tmp_path / "m.tsv", tmp_path / "out" / "pseudo.tsv", min_confidence=0.7))
+    written = (tmp_path / "out" / "pseudo.tsv").read_text().splitlines()
+    assert written == [lines[0], f"{lines[1]}\tspeaker\ttext\tconfidence", f"{lines[2]}\tmia\tONE\t0.75"]
+    figures = [result[name] for name in ("num_utterances", "num_kept", "kept_s", "num_empty", "confidence_quartiles")]
+    assert figures == [2, 1, 0.5, 1, [0.1875, 0.375, 0.5625]]
+    transcribe(make_config(clips, tmp_path / "files.parquet", min_confidence=0))
+    assert load_manifest(tmp_path / "files.parquet").column("text") == ["ONE"]
+    assert "broken" in (tmp_path / "files.left_out.tsv").read_text()
+    save_manifest(expand_audio([str(clips / "two.wav")]), tmp_path / "other.tsv")
+    joined = load_manifests([str(tmp_path / "other.tsv"), str(tmp_path / "out" / "pseudo.tsv")], "data.train")
+    assert joined.column("text") == [None, "ONE"]
+    for least, out, sentence in (
+        (0.8, "none.tsv", "`min_confidence` must leave some utterances, but none of 2 .* the highest is 0.7500"),
+        (1.2, "none.tsv", "`min_confidence` must be a number between 0 and 1"),
+        ("high", "none.tsv", "`min_confidence` must be a number between 0 and 1"),
+        (0.5, "none.txt", "`out` must be a manifest"),
+        (0.5, "", "`out` must be a manifest"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=sentence):
+            transcribe(make_config(clips, out and tmp_path / out, min_confidence=least))
+        assert not (tmp_path / "none.tsv").exists()
+    with pytest.raises(DataError, match="`checkpoint` must recognise something, but all 1 texts are empty"):
+        transcribe(make_config(clips / "two.wav", tmp_path / "none.tsv", min_confidence=0))

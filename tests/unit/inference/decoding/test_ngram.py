@@ -6,6 +6,7 @@ import gzip
 import math
 import time
 import tracemalloc
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -247,12 +248,69 @@ def test_a_bigram_is_the_formula_of_kneser_and_ney() -> None:
     assert 10 ** model.score("<s>", "A") == pytest.approx((2 - 1) / 3 + 1.5 / 3 * unigram["A"])
 
 
+def count_in_dicts(texts: list[str], order: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Estimate as the formulas read, with a dict of tuples for everything: slow, and large."""
+    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
+    for text in texts:
+        padded = ("<s>", *text.split(), END)
+        for n, grams in enumerate(counts, 1):
+            grams.update(padded[k : k + n] for k in range(len(padded) - n + 1))
+    del counts[0][("<s>",)]
+    log_probs, backoffs, lower = {UNKNOWN: 0.0, "<s>": -99.0}, {}, {(): 1 / (len(counts[0]) + 1)}
+    for grams, longer in zip(counts, [*counts[1:], None], strict=True):
+        kinds = Counter(gram[1:] for gram in longer or {})
+        adjusted = {gram: c if longer is None or gram[0] == "<s>" else kinds[gram] for gram, c in grams.items()}
+        cuts = dict(enumerate(estimate_discounts(np.array([*adjusted.values()])), 1))
+        total, freed = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+        for gram, count in adjusted.items():
+            total[gram[:-1]] += count
+            freed[gram[:-1]] += cuts[min(count, 3)]
+        share = {context: freed[context] / total[context] for context in total}
+        probs = {
+            gram: (count - cuts[min(count, 3)]) / total[gram[:-1]] + share[gram[:-1]] * lower[gram[1:]]
+            for gram, count in adjusted.items()
+        }
+        if grams is counts[0]:
+            log_probs[UNKNOWN] = math.log10(share[()] * lower[()])
+        log_probs |= {" ".join(gram): math.log10(prob) for gram, prob in probs.items()}
+        backoffs |= {" ".join(context): math.log10(found) for context, found in share.items() if context}
+        lower = probs
+    return log_probs, backoffs
+
+
+def test_numbers_in_arrays_give_what_dicts_of_words_give() -> None:
+    """To the last bit, and in the same order: so the files are the same too."""
+    for texts, orders in ((make_texts(400, 1), (1, 2, 3, 4)), (["A B A B", "A", "B"], (3,))):
+        for order in orders:
+            model, (log_probs, backoffs) = train_ngram(texts, order), count_in_dicts(texts, order)
+            assert list(model.log_probs.items()) == list(log_probs.items())
+            assert dict(model.backoffs) == backoffs
+            plain = Ngram(order, log_probs, backoffs, model.counts)
+            pairs = zip(plain.sections(), model.sections(), strict=True)
+            assert all((n, list(rows)) == (m, list(others)) for (n, rows), (m, others) in pairs)
+            assert model.words == plain.words
+            assert len(model.log_probs) == len(log_probs) == sum(model.counts)
+    assert train_ngram(["A"], 5).counts == [4, 2, 1, 0, 0], "no text is as long"
+
+
+def test_many_words_take_little_memory() -> None:
+    """300,000 words at random: hardly a 3-gram twice. Dicts of them take ten times as much."""
+    rng = np.random.default_rng(1)
+    texts = [" ".join(row) for row in rng.integers(5000, size=(15_000, 20)).astype(str).tolist()]
+    tracemalloc.start()
+    model = train_ngram(texts, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(model.counts) > 500_000
+    assert peak < 50e6
+
+
 def test_discounts_are_estimated_from_counts_of_counts() -> None:
     numbers = {1: 40, 2: 16, 3: 8, 4: 5}
-    counts = {(str(count), str(k)): count for count, number in numbers.items() for k in range(number)}
+    counts = np.repeat(list(numbers), list(numbers.values()))
     y = 40 / (40 + 2 * 16)
     assert estimate_discounts(counts) == pytest.approx((1 - 2 * y * 16 / 40, 2 - 3 * y * 8 / 16, 3 - 4 * y * 5 / 8))
-    assert estimate_discounts({("a",): 1}) == FALLBACK
+    assert estimate_discounts(np.array([1])) == FALLBACK
 
 
 def test_held_out_text_is_predicted_better_than_by_single_words() -> None:

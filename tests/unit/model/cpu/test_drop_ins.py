@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config.model import ModelConfig
+from speechssl.model.attention import attend, make_rotation, rotate
+from speechssl.model.conformer import ConvolutionModule, convolve_depthwise
 from speechssl.model.cpu import attention as cpu_attention
 from speechssl.model.cpu import products
 from speechssl.model.cpu.dropout import draw_kept
+from speechssl.model.cpu.packing import Packing
 from speechssl.model.cpu.products import fold_group_norm, gelu_convolution
 from speechssl.model.feature_encoder import FeatureEncoder, convolve
-from speechssl.model.layers import Dropout, LayerNorm, layer_norm
+from speechssl.model.layers import Dropout, LayerNorm, PooledDropout, layer_norm
 from speechssl.model.speech_model import SpeechModel
-from speechssl.model.transformer import Transformer, attend, gelu_linear, grouped_convolution
+from speechssl.model.transformer import Transformer, gelu_linear, grouped_convolution
 
 
 def assert_same_with_gradients(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
@@ -113,6 +116,28 @@ def test_attention_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
 
 
+def test_rotations_and_depthwise_convolutions_are_the_references() -> None:
+    """Padded or not, and packed: rows of several lengths, one of them empty, against each row alone."""
+    config = ModelConfig(model_dim=32, num_heads=2, block_kernel=7)
+    conv = ConvolutionModule(config).depthwise
+    nn.init.normal_(conv.bias)
+    weights = list(conv.parameters())
+    x = torch.randn(2, 11, 32, requires_grad=True)
+    key_mask = (torch.arange(11) < torch.tensor([[11], [2]]))[:, None, None]
+    for scope in (None, key_mask):
+        expected = unwrap(convolve_depthwise)(x, conv, scope)
+        assert_same_with_gradients(convolve_depthwise(x, conv, scope), expected, [x, *weights])
+    packing = Packing((5, 0, 11, 1), 11)
+    packed = torch.randn(1, 17, 32, requires_grad=True)
+    rows = [unwrap(convolve_depthwise)(packed[:, row], conv, None) for row in packing.slices if row.start < row.stop]
+    assert_same_with_gradients(convolve_depthwise(packed, conv, packing), torch.cat(rows, 1), [packed, *weights])
+    heads = torch.randn(2, 11, 2, 16, requires_grad=True)
+    rotation = make_rotation(None, 11, 16, heads.device)
+    assert_same_with_gradients(rotate(heads, rotation), unwrap(rotate)(heads, rotation), [heads])
+    low = heads.detach().bfloat16()
+    torch.testing.assert_close(rotate(low, rotation), unwrap(rotate)(low, rotation), atol=2e-2, rtol=0)
+
+
 def test_the_norm_and_the_positions_are_the_references_in_float32() -> None:
     """In bf16 they are right where torch's are wrong (test_precision.py)."""
     x, norm = torch.randn(2, 9, 32, requires_grad=True), LayerNorm(32)
@@ -149,8 +174,8 @@ def test_a_row_shorter_than_a_frame_has_no_frames_and_changes_nothing(
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:
     torch.manual_seed(0)
-    for prob in (0.05, 0.1, 0.5):
-        module, x = Dropout(prob), torch.ones(1_000_003, requires_grad=True)
+    for kind, prob in product((Dropout, PooledDropout), (0.05, 0.1, 0.5)):
+        module, x = kind(prob), torch.ones(1_000_003, requires_grad=True)
         y = module(x)
         share = float((y == 0).double().mean())
         assert abs(share - prob) < 5 * (prob * (1 - prob) / len(x)) ** 0.5 + 2**-17
@@ -160,6 +185,19 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
         assert torch.equal(x.grad, y.detach()), "what was dropped has no gradient, and the rest is scaled"
         assert not torch.equal(module(x), y), "every call draws"
         assert module.eval()(x) is x
+
+
+def test_masks_from_a_pool_are_those_of_the_generator() -> None:
+    """The same seed, the same mask; in bf16, too, the mean stays; what is too large for the pool is drawn."""
+    x, module = torch.ones(1_000, 2_000, dtype=torch.bfloat16), PooledDropout(0.1)
+    torch.manual_seed(3)
+    first = module(x)
+    assert not torch.equal(module(x), first)
+    torch.manual_seed(3)
+    assert torch.equal(module(x), first)
+    assert float(first.double().mean()) == pytest.approx(1.0, abs=2e-3)
+    large = module(torch.ones(1 << 22))
+    assert float((large == 0).double().mean()) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_neighbours_are_dropped_independently() -> None:

@@ -17,7 +17,7 @@ from speechssl.config.verbs import BenchConfig
 from speechssl.data.loader import Batch
 from speechssl.errors import RanksError
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import CTCObjective
+from speechssl.objectives.ctc import CTCObjective, CTCOptions
 from speechssl.objectives.protocol import Objective
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text.vocabulary import build_vocabulary
@@ -88,10 +88,11 @@ def build_objectives(config: ModelConfig) -> Iterator[tuple[Objective, Batch, in
         yield contrastive, next(make_batches(bench, contrastive.make_collate()))[0], 1
         for prob in (0.0, 0.65):
             masked = replace(network, mask=replace(network.mask, prob=prob))
-            model = SpeechModel(masked, build_vocabulary(TextConfig(), ()))
-            ctc = CTCObjective(model, seed=1, frozen_updates=2)
-            batch = next(make_batches(replace(bench, job="ctc", model=masked), ctc.make_collate()))[0]
-            yield from ((ctc, batch, update) for update in (2, 3))
+            told = replace(masked, self_conditioning=1, norm_first=prob > 0)
+            options = CTCOptions(2, 1, 3, intermediate_weight=0.3, intermediate_layer=1, consistency_weight=0.2)
+            ctc = CTCObjective(SpeechModel(told, build_vocabulary(TextConfig(), ())), seed=1, options=options)
+            batch = next(make_batches(replace(bench, job="ctc", model=told), ctc.make_collate()))[0]
+            yield from ((ctc, batch, update) for update in (2, 3, 4))
 
 
 def test_an_objective_knows_which_parameters_get_a_gradient(tiny_model_config: ModelConfig) -> None:
@@ -104,4 +105,4 @@ def test_an_objective_knows_which_parameters_get_a_gradient(tiny_model_config: M
         got = [name for name, parameter in parameters.items() if parameter.grad is not None]
         assert [name for name in parameters if objective.is_trained(name, update)] == got
         seen.add(len(parameters) - len(got))
-    assert len(seen) > 3
+    assert len(seen) > 6

@@ -1,0 +1,146 @@
+"""The Conformer block: attention, a convolution module and feed-forward, pre-norm (arXiv 2005.08100)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from speechssl.config.model import ModelConfig
+from speechssl.model.attention import SelfAttention
+from speechssl.model.cpu import convolutions, on_cpu
+from speechssl.model.cpu.packing import Packing, Scope
+from speechssl.model.cpu.precision import widen
+from speechssl.model.layers import LayerNorm, PooledDropout, drop_from_pool
+
+_BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
+
+
+class ConformerBlock(nn.Module):
+    """Attention, convolution module and feed-forward, each after a layer norm and with a residual.
+
+    With `model.macaron` half of a feed-forward stands before them and half of one after them, and a last layer norm:
+    the block of the paper (§2.4).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.model_dim
+        self.first = FeedForward(config) if config.macaron else None
+        self.attention_norm, self.attention = LayerNorm(dim), SelfAttention(config)
+        self.convolution_norm, self.convolution = LayerNorm(dim), ConvolutionModule(config)
+        self.last = FeedForward(config)
+        self.norm = LayerNorm(dim) if config.macaron else None
+        self.dropout = PooledDropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` do not change any inside. `rotation` is that of `SelfAttention`."""
+        if self.first is not None:
+            x = x + 0.5 * self.dropout(self.first(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
+        x = x + self.dropout(self.convolution(self.convolution_norm(x), scope))
+        last: Tensor = self.dropout(self.last(x))
+        if self.norm is None:
+            return x + last
+        out: Tensor = self.norm(x + 0.5 * last)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Layer norm, a wide linear layer, SiLU, and a linear layer back (§2.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.model_dim)
+        self.inner = nn.Linear(config.model_dim, config.ffn_dim)
+        self.outer = nn.Linear(config.ffn_dim, config.model_dim)
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Transform each frame on its own."""
+        inner = F.silu(self.inner(self.norm(x)))
+        out: Tensor = self.outer(drop_from_pool(inner, self.dropout if self.training else 0.0))
+        return out
+
+
+class ConvolutionModule(nn.Module):
+    """Gates, a depth-wise convolution over time, a norm, SiLU and a linear layer (§2.2).
+
+    Initialisation: the depth-wise weight N(0, 1 / √kernel), its bias 0.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim, kernel = config.model_dim, config.block_kernel
+        self.gates = nn.Linear(dim, 2 * dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.norm = BatchNorm(dim) if config.block_norm == "batch" else LayerNorm(dim)
+        self.out = nn.Linear(dim, dim)
+        nn.init.normal_(self.depthwise.weight, std=kernel**-0.5)
+        nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
+        """Transform frames; the convolution sees zeros beyond each row's end."""
+        x = convolve_depthwise(F.glu(self.gates(x), -1), self.depthwise, scope)
+        normed = self.norm(x, scope) if isinstance(self.norm, BatchNorm) else self.norm(x)
+        out: Tensor = self.out(F.silu(normed))
+        return out
+
+
+@on_cpu(convolutions.convolve_depthwise)
+def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope) -> Float[Tensor, "B T D"]:
+    """Convolve each channel over time, with zeros beyond both ends of each row.
+
+    Args:
+        x: (B, T, D).
+        conv: of D groups, an odd kernel and a padding of half of it.
+        scope: which frames are valid.
+    """
+    assert not isinstance(scope, Packing), "rows are packed on a CPU only"
+    x = x if scope is None else torch.where(scope[:, 0, 0, :, None], x, 0.0)
+    out: Tensor = conv(x.transpose(1, 2))
+    # As the norm and the product after it want it; an export for all lengths would guess the layout, and not for all.
+    return out.transpose(1, 2).contiguous()
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over the valid frames of a forward, in float32.
+
+    In training their mean and variance; outside it, and where the weight is frozen, their running averages (torch's
+    `BatchNorm1d`, whose names of weights it has).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
+        """Normalise each channel; frames outside `scope` have no part in the statistics."""
+        mean, variance = self.running_mean, self.running_var
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
+            mean, variance = self._measure(widen(x), scope)
+        return (widen(x) - mean) * (torch.rsqrt(variance + _BATCH_NORM_EPSILON) * self.weight) + self.bias
+
+    def _measure(self, x: Tensor, scope: Scope) -> tuple[Tensor, Tensor]:
+        """Give mean and variance (D,) over the valid frames, and take them into the running averages."""
+        if scope is None or isinstance(scope, Packing):
+            valid = torch.ones_like(x[..., :1], dtype=torch.bool)
+        else:
+            valid = scope[:, 0, 0, :, None]
+        count = valid.sum().clamp(min=1)
+        mean = torch.where(valid, x, 0.0).sum((0, 1)) / count
+        variance = torch.where(valid, x - mean, 0.0).square().sum((0, 1)) / count
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            for average, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+                # An update that the guard will skip leaves no trace.
+                average.lerp_(torch.where(value.isfinite(), value, average), _BATCH_NORM_MOMENTUM)
+        return mean, variance
