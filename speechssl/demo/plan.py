@@ -31,8 +31,9 @@ seconds beside it for setting up. It is planned anew where it takes longer."""
 RESERVE_SPEED = 90.0
 """Seconds of audio a second in pretraining on the two cores that took `compute_reserve_s` for the rest (README.md)."""
 
-MAX_SLOWNESS = 3.0
-"""No more than this is believed: a process beside this one that keeps one core of two busy costs 60 %."""
+MAX_SLOWNESS = 2.0
+"""No more than this is believed of what is not training: on one core instead of two, with a busy process on it, training
+took three times as long, and the rest no longer than the reserve (2026-11-30)."""
 
 RECENT_UPDATES = 16
 """So many last updates say how fast the machine is now."""
