@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from torch import Tensor
 
@@ -87,7 +88,7 @@ def tune(
     config = config or DecodingConfig(name="beam")
     trial = _Trial(logits, references, BeamSearch(vocabulary, config, lm), key)
     narrow = replace(config, beam_width=min(config.beam_width, NARROW_BEAM))
-    grid = [replace(narrow, **dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+    grid = [replace(narrow, **dict[str, Any](zip(GRID, values, strict=True))) for values in product(*GRID.values())]
     part = _choose_part(references)
     coarse = sorted(grid, key=lambda weights: trial.run(weights, part))
     everything = range(len(references))
