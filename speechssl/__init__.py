@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from speechssl.printable import OneLine
+from speechssl.processes import limit_spinning
 
 if TYPE_CHECKING:
     from speechssl import verbs as verbs
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 logging.getLogger("speechssl").addFilter(OneLine())
+limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",

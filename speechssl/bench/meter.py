@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 CEILING_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 """Sides of the square matrices whose product is timed; the fastest size is the ceiling."""
@@ -25,6 +26,10 @@ PARTS_METHOD = (
 )
 """How the time of a step is shared out."""
 
+INNER_PARTS = {"position": "positions", "attention": "attention", "convolution": "convolution"}
+"""Modules within the transformer whose time is told apart, by their names there. What is left are feed-forwards, norms
+and residual sums."""
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 _logger = logging.getLogger("speechssl")
@@ -32,6 +37,8 @@ _logger = logging.getLogger("speechssl")
 
 class Stopwatch:
     """Shares the time of a step out to its parts: each mark gives the time since the last one to a part.
+
+    Within `transformer` a mark may name what it is: the time of `transformer/attention` counts for both.
 
     On a GPU a mark is an event of the current stream, so that nothing waits for it.
 
@@ -58,7 +65,8 @@ class Stopwatch:
         seconds: dict[str, float] = {}
         for (_, before), (part, now) in zip(self._marks, self._marks[1:], strict=False):
             passed = before.elapsed_time(now) / 1000.0 if self._is_cuda else now - before
-            seconds[part] = seconds.get(part, 0.0) + passed
+            for name in dict.fromkeys((part.partition("/")[0], part)):
+                seconds[name] = seconds.get(name, 0.0) + passed
         return seconds
 
     def _now(self) -> Any:
@@ -81,20 +89,40 @@ def watch_parts(transformer: nn.Module, stopwatch: Stopwatch) -> Iterator[None]:
         stopwatch: takes the marks.
     """
 
-    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         stopwatch.mark("front_end")
         _mark_gradient(args[0], "transformer", stopwatch)
+        # A tensor of its own for what is inside: the gradient of this one is ready when all of that is done.
+        return (args[0].view_as(args[0]), *args[1:])
 
     def leave(_: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         stopwatch.mark("transformer")
         _mark_gradient(output[0], "loss", stopwatch)
 
     handles = [transformer.register_forward_pre_hook(enter), transformer.register_forward_hook(leave)]
+    for name, module in transformer.named_modules():
+        inner = INNER_PARTS.get(name.rpartition(".")[2])
+        if inner is not None:
+            handles += _watch_inner(module, f"transformer/{inner}", stopwatch)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _watch_inner(module: nn.Module, part: str, stopwatch: Stopwatch) -> list[RemovableHandle]:
+    """Mark where a module within the transformer begins and ends, forward and backward; it takes and gives a tensor."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        stopwatch.mark("transformer")
+        _mark_gradient(args[0], part, stopwatch)
+
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        stopwatch.mark(part)
+        _mark_gradient(output, "transformer", stopwatch)
+
+    return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
 
 def _mark_gradient(x: Tensor, part: str, stopwatch: Stopwatch) -> None:

@@ -11,6 +11,10 @@ _MEANINGS = {
     "data": "waiting for data",
     "front_end": "front-end",
     "transformer": "transformer",
+    "transformer/positions": "  positions",
+    "transformer/attention": "  attention",
+    "transformer/convolution": "  convolution",
+    "transformer/rest": "  feed-forward, norms",
     "loss": "quantizer and loss",
     "optimizer": "optimizer",
     "metrics": "metrics",
@@ -52,6 +56,8 @@ def _list_memory(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _list_parts(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     parts = result["parts_s"]
     total = sum(parts.values()) or 1.0
+    inner = {f"transformer/{name}": seconds for name, seconds in result.get("transformer_s", {}).items()}
+    parts = parts | inner
     ordered = [name for name in _MEANINGS if name in parts]
     meanings = _MEANINGS | ({"loss": "head and loss"} if result["bench"] == "ctc" else {})
     return [(meanings[name], f"{1000 * parts[name]:.1f} ms", f"{100 * parts[name] / total:.1f} %") for name in ordered]

@@ -13,12 +13,12 @@ class SelectionConfig:
 
     limit_s: float = knob(0.0, "take a seeded, speaker-balanced subset of `data.train` this long; 0: all of it", "s")
     where: str = knob("", "keep the rows with this value, as column=value")
-    num_workers: int = knob(2, "processes that read audio; 0 reads in the main process")
+    num_workers: int = knob(-1, "processes that read audio; 0 reads in the main process; -1: as many as there are cores beside the threads, 1 at least and 2 at most")
     cache_dir: str = knob("", "keep decoded audio here as 16 kHz WAV; empty: decode every time")
 
     def __post_init__(self) -> None:
         check(self.limit_s >= 0, "data.limit_s", "positive, or 0 for all", self.limit_s)
-        check(0 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}", self.num_workers)
+        check(-1 <= self.num_workers <= MAX_WORKERS, "data.num_workers", f"between 0 and {MAX_WORKERS}, or -1 to have it chosen", self.num_workers)
 
 
 @dataclass(kw_only=True)

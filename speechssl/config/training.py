@@ -44,6 +44,7 @@ class TrainingConfig:
     patience: int = knob(0, "validations without a new best one after which the run is finished; 0: make all updates", "validations")
     keep_checkpoints: int = knob(2, "newest checkpoints to keep, beside the best; at least 2, since one may be damaged")
     max_hours: float = knob(0.0, "save and stop with exit code 75 after this time, set-up included; 0: no limit", "h")
+    stop_when_late: bool = knob(False, "save and stop with exit code 75 as soon as the speed so far says that the run will not end within training.max_hours")
     on_collapse: str = knob("stop", "what to do when pretraining collapses: `stop` or `warn`")
     spike_sigmas: float = knob(10.0, "skip an update whose loss or gradient norm is this many robust standard deviations, of logarithms, above the last 128; 0: never", "", "docs/training.md")
     max_skipped_in_row: int = knob(5, "stop after this many skipped updates in a row", "updates")
@@ -104,6 +105,7 @@ class TrainingConfig:
         check_choice("training.sharding", self.sharding, ("none", "full"))
         check(0 < self.timeout_s <= MAX_TIMEOUT_S, "training.timeout_s", f"positive and at most {MAX_TIMEOUT_S:g} s, a week", self.timeout_s)
         check(self.max_hours >= 0, "training.max_hours", "positive, or 0 for no limit", self.max_hours)
+        check(self.max_hours > 0 or not self.stop_when_late, "training.stop_when_late", "false without training.max_hours", self.stop_when_late)
         check(self.spike_sigmas >= 0, "training.spike_sigmas", "positive, or 0 for none", self.spike_sigmas)
         check(self.max_skipped_in_row >= 1, "training.max_skipped_in_row", "at least 1", self.max_skipped_in_row)
 

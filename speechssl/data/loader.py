@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -185,6 +187,28 @@ def _set_up_worker(_: int) -> None:
     signal_at_parents_end(signal.SIGKILL)
 
 
+FEWEST_CHOSEN, MOST_CHOSEN = 1, 2
+"""What `data.num_workers=-1` comes to: with none, a tenth of a step of `small` on two cores and a third with `tiny`
+went by in reading (2026-11-30); one worker took nearly all of it."""
+
+
+def choose_workers(num_workers: int, is_on_gpu: bool) -> int:
+    """Choose the number of loader processes: the one given, or for -1 by the cores to spare.
+
+    On a CPU the threads that train want their cores for themselves, and the other processes of a run theirs.
+
+    Args:
+        num_workers: `data.num_workers`.
+        is_on_gpu: whether the model is on one; its threads then leave the cores alone.
+    """
+    if num_workers >= 0:
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    spare = cores // processes - (0 if is_on_gpu else torch.get_num_threads())
+    return max(FEWEST_CHOSEN, min(MOST_CHOSEN, spare))
+
+
 def iterate_updates(
     manifest: Manifest,
     planner: UpdatePlanner,
@@ -205,7 +229,7 @@ def iterate_updates(
         options: how utterances are read.
         collate: the objective's part of the work.
         updates: first and last update.
-        num_workers: loader processes; 0 works in this one.
+        num_workers: loader processes; 0 works in this one, -1 is chosen.
         pin_memory: for copies to a GPU.
         must_stop: asked while workers are waited for; where it says so, nothing more comes.
     """
@@ -234,6 +258,7 @@ def iterate_plans(
     """
     # Workers inherit this process, with what Arrow keeps of tables that are gone.
     pa.default_memory_pool().release_unused()
+    num_workers = choose_workers(num_workers, pin_memory)
     loader = DataLoader(
         _ForwardDataset(manifest, options, collate),
         batch_size=None,

@@ -14,12 +14,17 @@ MARGIN = 2.0
 """Points by which a figure must differ to count; what is closer may be chance."""
 
 
-def make_rows(results: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, Any]) -> list[dict[str, Any]]:
+def make_rows(
+    results: Mapping[str, Mapping[str, Any]],
+    untrained: Mapping[str, Any],
+    updates: Mapping[str, tuple[int, int]] | None = None,
+) -> list[dict[str, Any]]:
     """Collect the rows of the table.
 
     Args:
         results: result of each step, by its name in the demo's folder.
         untrained: the first validation of pretraining, before any update.
+        updates: of each training those that it made, and those that it was begun with: fewer are said.
     """
     manifests = results["prepare"]["manifests"]
     pretrained, probe = results["pretrained"], results["probe"]
@@ -31,6 +36,11 @@ def make_rows(results: Mapping[str, Mapping[str, Any]], untrained: Mapping[str, 
         "speech seen, from scratch": (results["from_scratch"]["hours_seen"], "h"),
     }
     rows = [_make_plain_row(name, value, unit) for name, (value, unit) in (made | seen).items()]
+    rows += [
+        {"name": f"updates, {name}", "baselines": {"planned": planned}, "value": made, "unit": "", "verdict": "cut"}
+        for name, (made, planned) in (updates or {}).items()
+        if made < planned
+    ]
     accuracy = 100 * pretrained["valid"]["accuracy"]
     rows.append(
         _compare("contrastive accuracy, held out", accuracy, {"before": 100 * untrained["accuracy"]}, higher=True)
@@ -52,6 +62,8 @@ def format_table(result: Mapping[str, Any]) -> str:
     lines = format_columns(cells, right={1, 2}).split("\n")
     lines.insert(1, "─" * max(len(line) for line in lines))
     worse = [row["name"] for row in result["rows"] if row["verdict"] == "not better"]
+    if any(row["verdict"] == "cut" for row in result["rows"]):
+        lines.append("Cut, since this machine became slower meanwhile: the demo was to end in time.")
     if worse:
         lines.append(f"Not what was hoped for: {'; '.join(worse)}. More minutes may show more (minutes=).")
     lines.append(f"report: {make_printable(result['report'])} (open it in a browser)")
@@ -87,5 +99,9 @@ def _compare(name: str, value: float, baselines: Mapping[str, float], higher: bo
 
 
 def _format_row(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    baselines = ", ".join(f"{name} {value:.1f}" for name, value in row["baselines"].items())
-    return row["name"], baselines, f"{row['value']:.1f} {row['unit']}", row["verdict"]
+    baselines = ", ".join(f"{name} {_format_value(value)}" for name, value in row["baselines"].items())
+    return row["name"], baselines, f"{_format_value(row['value'])} {row['unit']}".strip(), row["verdict"]
+
+
+def _format_value(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1f}"

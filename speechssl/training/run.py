@@ -213,7 +213,7 @@ def train(
     record = describe_data(task.manifests, task.learns_texts) if main else None
     if record is not None and goes_on:
         check_record(folder, record, read_left_out(folder))
-    stop = StopFlag(training.max_hours, since=ranks.began)
+    stop = StopFlag(training.max_hours, since=ranks.began, when_late=training.stop_when_late)
     # Several processes agree to stop between updates, and none ends alone.
     hooks: dict[str, Any] = {"must_stop": lambda: ranks.is_alone and stop.is_requested}
     sources = [replace(each, make_collate=objective.make_collate, **hooks) for each in task.sources.values()]

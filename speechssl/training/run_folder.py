@@ -16,7 +16,15 @@ from typing import Any
 
 import yaml
 
-from speechssl.checkpoints.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, RESULT, list_damaged, list_published
+from speechssl.checkpoints.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    RESULT,
+    list_damaged,
+    list_published,
+    read_update,
+)
 from speechssl.config.objective import drop_other_objectives
 from speechssl.config.training import TrainingConfig
 from speechssl.durable import write_in_one_step, writing
@@ -31,8 +39,9 @@ FREE_KEYS = frozenset((
     "out", "overwrite", "device", "data.num_workers",
     "logging.tensorboard", "logging.wandb_project", "logging.mlflow_experiment",
     "training.max_updates", "training.schedule_updates", "training.validate_every", "training.max_hours",
-    "training.patience", "training.log_every", "training.on_collapse", "training.spike_sigmas",
-    "training.max_skipped_in_row", "training.digest_every", "training.timeout_s", "training.sharding",
+    "training.stop_when_late", "training.patience", "training.log_every", "training.on_collapse",
+    "training.spike_sigmas", "training.max_skipped_in_row", "training.digest_every", "training.timeout_s",
+    "training.sharding",
 ))  # fmt: skip
 """Keys that may change when a run goes on: none of them changes an update that was made. The folder may move.
 `training.schedule_updates` changes those to come, and the run says how."""
@@ -70,9 +79,18 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
         )
     if stored is None:
         return None
-    # A key that is younger than the run had its default's meaning then.
-    _check_same(_fill(stored, config), asdict(config), folder)
     result = _read_result(folder)
+    published = list_published(checkpoints)
+    # A key that is younger than the run had its default's meaning then.
+    before = _fill(stored, config)
+    _check_same(before, asdict(config), folder)
+    # A run that is under way may end sooner than it was to, where it has not come so far.
+    least = before["training.max_updates"] if result is not None else read_update(published[-1]) if published else 0
+    if config.training.max_updates < least:
+        raise ConfigError(
+            f"`training.max_updates` must be at least {least}, the updates of the run in {folder}, but is "
+            f"{config.training.max_updates}"
+        )
     return result if result is not None and _is_finished(result, config.training) else None
 
 
@@ -165,11 +183,6 @@ def _check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) ->
             )
     if not isinstance(before["training.max_updates"], int):
         raise ConfigError(f"{folder / CONFIG} must have a whole number as training.max_updates, but has none")
-    if after["training.max_updates"] < before["training.max_updates"]:
-        raise ConfigError(
-            f"`training.max_updates` must be at least {before['training.max_updates']} for the run in {folder} "
-            f"to go on, but is {after['training.max_updates']}"
-        )
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

@@ -130,6 +130,7 @@ class Trainer:
                 if made is None:
                     break  # asked to stop between two of its forwards
                 self.progress.update, self.has_moved = update, True
+                self.stop.note_update(update, last)
                 self._log_update(*made, waited, time.monotonic() - start)
                 if update == 1 or update % self.config.digest_every == 0:
                     self.replica.compare_weights(update)

@@ -15,6 +15,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.bench.jobs import Job, LoadingJob, Work, build_job
 from speechssl.bench.meter import PARTS_METHOD, MemoryMeter, Stopwatch, measure_ceiling, read_device_name, watch_parts
 from speechssl.config.verbs import BenchConfig
+from speechssl.data.loader import choose_workers
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import ConfigError
@@ -48,8 +49,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     steps, group = steps[config.warmup_steps :], 1
     if isinstance(job, LoadingJob):
         # Workers finish side by side, so single batches come in bursts.
-        group = max(1, min(config.data.num_workers, config.steps))
-        result |= {"num_workers": config.data.num_workers, "worker_mib": job.read_worker_mib()}
+        num_workers = choose_workers(config.data.num_workers, device.type == "cuda")
+        group = max(1, min(num_workers, config.steps))
+        result |= {"num_workers": num_workers, "worker_mib": job.read_worker_mib()}
     result |= _summarise(steps, group)
     if computes:
         assert job.module is not None
@@ -108,11 +110,16 @@ def _summarise(steps: Sequence[_Step], group: int) -> dict[str, Any]:
     groups = [steps[first : first + group] for first in range(0, len(steps) - group + 1, group)]
     rates = [sum(step.work.audio_s for step in part) / sum(step.seconds for step in part) for part in groups]
     names = dict.fromkeys(name for step in steps for name in step.parts)
+    parts = {name: median(step.parts.get(name, 0.0) for step in steps) for name in names}
+    inner = {name.partition("/")[2]: parts.pop(name) for name in names if "/" in name}
+    if inner:
+        inner["rest"] = max(0.0, parts["transformer"] - sum(inner.values()))
     return {
         "audio_s_per_s": median(rates),
         "spread_percent": compute_spread(rates),
         "step_s": median(step.seconds for step in steps),
-        "parts_s": {name: median(step.parts.get(name, 0.0) for step in steps) for name in names},
+        "parts_s": parts,
+        "transformer_s": inner,
         "parts_method": PARTS_METHOD,
     }
 

@@ -16,11 +16,20 @@ from speechssl.checkpoints.layout import RESULT
 from speechssl.config.verbs import DemoConfig
 from speechssl.demo.corpus import build_demo_corpus
 from speechssl.demo.espeak import require_espeak
-from speechssl.demo.plan import Plan, choose_splits, plan_finetuning, plan_pretraining
+from speechssl.demo.plan import (
+    MIN_UPDATES,
+    Plan,
+    choose_splits,
+    measure_slowness,
+    plan_finetuning,
+    plan_pretraining,
+    plan_scratch,
+    shorten,
+)
 from speechssl.demo.table import make_rows
 from speechssl.devices import resolve_device
 from speechssl.durable import write_result
-from speechssl.errors import ConfigError
+from speechssl.errors import ConfigError, StoppedOnRequest
 from speechssl.printable import log_lines
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import check_writable
@@ -34,6 +43,8 @@ _PARTS = (
     "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME, RESULT,
 )  # fmt: skip
 """What the demo writes into its folder, and so what `overwrite` removes."""
+
+_SPOKEN = {"pretrained": "pretraining", "finetuned": "fine-tuning", "from_scratch": "training from scratch"}
 
 RunVerb = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
@@ -137,8 +148,7 @@ class Story:
     def run_steps(self) -> dict[str, dict[str, Any]]:
         """Run every step that is not finished, in order, and return the result of each."""
         results = {"prepare": self._prepare()}
-        plan = self._plan()
-        results |= self._train(plan)
+        results |= self._train()
         for name in ("finetuned", "from_scratch"):
             keys = {"checkpoint": self._path(name), "data.test": [self._manifest("test")]}
             results[f"wer_{name}"] = self._step("evaluate", keys, f"wer_{name}")
@@ -152,7 +162,9 @@ class Story:
         from speechssl.training.metrics import read_metrics
 
         first = next(record for record in read_metrics(self.out / "pretrained") if record["split"] == "valid")
-        rows = make_rows(results, first)
+        plan = self._load_plan()
+        cut = {part: (plan.parts[name].updates, plan.parts[name].planned) for name, part in _SPOKEN.items()}
+        rows = make_rows(results, first, cut)
         return {
             "out": str(self.out),
             "minutes": round(self.spent_s / 60, 2),
@@ -167,24 +179,70 @@ class Story:
         build_demo_corpus(speech, self.config.seed, choose_splits(self.config.minutes))
         return self._step("prepare", {"root": str(speech), "corpus": "demo"}, "manifests")
 
-    def _plan(self) -> Plan:
-        """Measure how fast this machine pretrains, and decide for how long; once for each demo."""
-        plan = Plan.load(self.out / PLAN_NAME)
-        if plan is not None:
-            return plan
-        plan = plan_pretraining(self.config, self.spent_s, self._time("pretrain"))
-        plan.save(self.out / PLAN_NAME)
-        log_lines(f"\n{self._say_time()}: {plan.pretrain_updates} updates")
-        return plan
+    def _train(self) -> dict[str, dict[str, Any]]:
+        """Pretrain; then fine-tune, and train from scratch on the same labels for as many updates.
 
-    def _plan_finetuning(self, plan: Plan) -> int:
-        """Measure how fast this machine fine-tunes, and decide for how long; once for each demo."""
-        if plan.finetune_updates is None:
-            plan = plan_finetuning(plan, self.spent_s, self._time("finetune"))
+        Each training is planned when its turn has come, by what was measured until then.
+        """
+        valid = {"data.valid": [self._manifest("dev")]}
+        pretrain, scratch = (self._training_keys(verb) | valid for verb in ("pretrain", "finetune"))
+        finetune = {"init": self._path("pretrained"), **scratch}
+        # The network comes with the checkpoint.
+        del finetune["model"]
+
+        self._plan("pretrained", self._plan_pretraining)
+        results = {"pretrained": self._run_part("pretrain", pretrain, "pretrained")}
+        self._plan("finetuned", self._plan_finetuning)
+        results["finetuned"] = self._run_part("finetune", finetune, "finetuned")
+        self._plan("from_scratch", lambda plan: plan_scratch(plan, self.spent_s, self.out / "finetuned"))
+        return results | {"from_scratch": self._run_part("finetune", scratch, "from_scratch")}
+
+    def _plan_pretraining(self, _: Plan) -> Plan:
+        timing = self._time("pretrain")
+        return plan_pretraining(self.config, self.spent_s, timing)
+
+    def _plan_finetuning(self, plan: Plan) -> Plan:
+        plan, _ = measure_slowness(plan, "pretrained", self.out / "pretrained")
+        timing = self._time("finetune")
+        return plan_finetuning(plan, self.spent_s, timing)
+
+    def _plan(self, name: str, decide: Callable[[Plan], Plan]) -> None:
+        """Decide how many updates a training makes; once for each demo."""
+        plan = Plan.load(self.out / PLAN_NAME) or Plan(self.config.minutes, self.config.seed)
+        if name not in plan.parts:
+            plan = decide(plan)
             plan.save(self.out / PLAN_NAME)
-            log_lines(f"\n{self._say_time()}: {plan.finetune_updates} updates of fine-tuning, and as many from scratch")
-        assert plan.finetune_updates is not None
-        return plan.finetune_updates
+            log_lines(f"\n{self._say_time()}: {plan.parts[name].updates} updates of {_SPOKEN[name]}")
+
+    def _run_part(self, verb: str, keys: dict[str, Any], name: str) -> dict[str, Any]:
+        """Run a training; where it falls behind, it stops saved, is planned anew and goes on to a nearer end."""
+        while True:
+            plan = self._load_plan()
+            part = plan.parts[name]
+            words = {**keys, "training.max_updates": part.updates}
+            if part.updates < part.planned:
+                words["training.schedule_updates"] = part.updates
+            if part.updates > MIN_UPDATES:
+                hours = max(1.0, part.until_s - self.spent_s) / 3600
+                words |= {"training.max_hours": round(hours, 5), "training.stop_when_late": True}
+            try:
+                return self._step(verb, words, name)
+            except StoppedOnRequest as stop:
+                if "max_hours" not in str(stop):
+                    raise
+            plan = shorten(plan, name, self.spent_s, self.out / name)
+            plan.save(self.out / PLAN_NAME)
+            updates = plan.parts[name].updates
+            if updates < part.updates:
+                log_lines(
+                    f"\n{self._say_time()}, and this machine has become slower: {_SPOKEN[name]} ends after {updates} "
+                    f"updates instead of {part.updates}"
+                )
+
+    def _load_plan(self) -> Plan:
+        plan = Plan.load(self.out / PLAN_NAME)
+        assert plan is not None, "there is a plan where something is trained"
+        return plan
 
     def _say_time(self) -> str:
         return f"{self.spent_s:.0f} s of {self._total_s:.0f} s are gone"
@@ -194,22 +252,6 @@ class Story:
         keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES[verb]}
         self._step(verb, keys, f"timing/{verb}")
         return self.out / "timing" / verb
-
-    def _train(self, plan: Plan) -> dict[str, dict[str, Any]]:
-        """Pretrain; then fine-tune, and train from scratch on the same labels for as many updates."""
-        valid = {"data.valid": [self._manifest("dev")]}
-        pretrain = {**self._training_keys("pretrain"), **valid, "training.max_updates": plan.pretrain_updates}
-        pretrained = self._step("pretrain", pretrain, "pretrained")
-        updates = self._plan_finetuning(plan)
-        scratch = {**self._training_keys("finetune"), **valid, "training.max_updates": updates}
-        finetune = {"init": self._path("pretrained"), **scratch}
-        # The network comes with the checkpoint.
-        del finetune["model"]
-        return {
-            "pretrained": pretrained,
-            "finetuned": self._step("finetune", finetune, "finetuned"),
-            "from_scratch": self._step("finetune", scratch, "from_scratch"),
-        }
 
     def _embed(self) -> None:
         """Embed the test split. The file is its own sign that the step is finished: it is written in one piece."""
@@ -248,7 +290,10 @@ class Story:
         """Run one command, and say it first as a user would type it."""
         log_lines(f"\n$ speechssl {verb} {' '.join(_format_word(*item) for item in keys.items())}")
         start = time.monotonic()
-        result = self.run_verb(verb, keys)
+        try:
+            result = self.run_verb(verb, keys)
+        finally:
+            self.save_elapsed()
         _logger.info("%s took %.0f s", verb, time.monotonic() - start)
         return result
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speechssl.config.verbs import DoctorConfig
+from speechssl.processes import SPIN_KEYS
 from speechssl.verbs.frame import verb
 
 _logger = logging.getLogger("speechssl")
@@ -103,6 +104,7 @@ def _describe_machine(has_torch: bool) -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
         "gpus": [],
+        "waiting": {key: os.environ[key] for key in SPIN_KEYS if os.environ.get(key)},
     }
     if has_torch:
         machine.update(_describe_torch())
@@ -140,5 +142,7 @@ def _log_findings(result: dict[str, Any]) -> None:
     machine = result["machine"]
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in machine["gpus"]) or "none"
     _logger.info("%s cores, %s GiB memory, GPUs: %s", machine["cpu_cores"], machine["memory_gib"], gpus)
+    waiting = " ".join(f"{key}={value}" for key, value in machine["waiting"].items())
+    _logger.info("waiting threads: %s", waiting or "OpenMP's default, which keeps their cores busy")
     if "device" in machine:
         _logger.info("device=auto is %s, precision=auto is %s", machine["device"], machine["precision"])

@@ -14,8 +14,8 @@ from speechssl.errors import ConfigError
 from tests.cases import each_case
 
 MISTAKES: dict[str, str] = {
-    "data.num_workers=100000": r"`data.num_workers` must be between 0 and 256, but is 100000",
-    "data.num_workers=-1": r"`data.num_workers` must be between 0 and 256",
+    "data.num_workers=100000": r"`data.num_workers` must be between 0 and 256, or -1 to have it chosen, but is 100000",
+    "data.num_workers=-2": r"`data.num_workers` must be between 0 and 256, or -1",
     "data.max_s=1e9": r"`data.max_s` must be positive and at most 86400 s, a day",
     "data.max_s=inf": r"`data.max_s` must be",
     "training.max_updates=10000000000": r"`training.max_updates` must be between 1 and",

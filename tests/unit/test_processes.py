@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from speechssl.processes import SPIN_KEYS
 
 PARENT = """
 import os, signal, time
@@ -39,3 +42,18 @@ def is_there(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_waiting_threads_sleep_unless_the_user_has_said_how_they_wait() -> None:
+    """Before torch is there; what runs later inherits it."""
+    look = "import os; print([os.environ.get(key) for key in ('GOMP_SPINCOUNT', 'KMP_BLOCKTIME')])"
+    for before, given, found in (
+        ("import speechssl", {}, ["1000", "0"]),
+        ("import speechssl", {"GOMP_SPINCOUNT": "7"}, ["7", None]),
+        ("import speechssl", {"OMP_WAIT_POLICY": "active"}, [None, None]),
+        ("import sys; sys.modules['torch'] = sys; import speechssl", {}, [None, None]),
+    ):
+        environment = {key: value for key, value in os.environ.items() if key not in SPIN_KEYS}
+        command = [sys.executable, "-c", f"{before}\n{look}"]
+        done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(found), (before, given)

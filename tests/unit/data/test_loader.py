@@ -16,7 +16,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from speechssl.audio import waveform
 from speechssl.data.dataset import Example, ReadOptions
-from speechssl.data.loader import Batch, iterate_updates, pad_stack, stack
+from speechssl.data.loader import Batch, choose_workers, iterate_updates, pad_stack, stack
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.data.sampler import ForwardPlan, PlanConfig, SubBatch, UpdatePlanner
 from speechssl.errors import ConfigError
@@ -232,3 +232,16 @@ def test_what_the_system_refuses_is_not_the_fault_of_a_file(
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ConfigError, match=r"must let it open audio, but do not .*Too many open files.* ulimit -n"):
         read(manifest, 1, 1, 0)
+
+
+def test_workers_are_chosen_by_the_cores_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    for given, cores, threads, processes, on_gpu, chosen in (
+        (-1, 2, 2, 1, False, 1), (-1, 2, 1, 1, False, 1), (-1, 3, 2, 1, False, 1), (-1, 16, 8, 1, False, 2),
+        (-1, 16, 1, 16, False, 1), (-1, 2, 2, 1, True, 2), (-1, 8, 8, 8, True, 1), (-1, 4, 1, 8, True, 1),
+        (0, 16, 1, 1, False, 0), (5, 2, 2, 1, False, 5),
+    ):  # fmt: skip
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert choose_workers(given, on_gpu) == chosen, (given, cores, threads, processes, on_gpu)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from speechssl.demo.corpus import SPLITS
 from speechssl.demo.plan import (
     FINETUNE_S,
     MIN_UPDATES,
+    STRETCH,
+    Part,
     Plan,
     choose_splits,
     compute_reserve_s,
@@ -37,29 +38,40 @@ def write_timing(folder: Path, verb: str, audio_s_per_s: float, update_s: float)
 
 def test_pretraining_follows_the_time_and_the_machine(tmp_path: Path) -> None:
     write_timing(tmp_path, "pretrain", 200.0, 48.0)
-    plan = plan_pretraining(DemoConfig(minutes=8.0), 60.0, tmp_path / "pretrain")
-    assert 100 < plan.pretrain_updates * 48 / 200 < 0.75 * (8 * 60 - 60)
-    assert plan.finetune_updates is None
-    longer = plan_pretraining(DemoConfig(minutes=16.0), 60.0, tmp_path / "pretrain")
-    assert longer.pretrain_updates > 2 * plan.pretrain_updates
-    assert plan_pretraining(DemoConfig(minutes=0.5), 60.0, tmp_path / "pretrain").pretrain_updates == MIN_UPDATES
+
+    def plan(minutes: float, spent_s: float = 60.0) -> int:
+        (part,) = plan_pretraining(DemoConfig(minutes=minutes), spent_s, tmp_path / "pretrain").parts.values()
+        assert part.planned == part.updates
+        return part.updates
+
+    assert 100 < plan(8.0) * 48 / 200 < 0.75 * (8 * 60 - 60)
+    assert plan(16.0) > 2 * plan(8.0)
+    assert plan(0.5) == MIN_UPDATES
 
 
 def test_finetuning_gets_what_pretraining_has_left(tmp_path: Path) -> None:
     write_timing(tmp_path, "finetune", 100.0, 16.0)
-    begun = Plan(minutes=8.0, seed=1, pretrain_updates=100)
-    for spent_s, wanted_s in ((100, (480 - 100 - compute_reserve_s(8.0)) / 2), (300, 50.0), (600, FINETUNE_S)):
+    begun, reserve_s = Plan(minutes=8.0, seed=1), compute_reserve_s(8.0)
+    cases = (
+        (100, (480 - 100 - reserve_s) / 2),
+        (300, 50.0),
+        (340, FINETUNE_S),
+        (400, (STRETCH * 480 - 400 - reserve_s) / 2),
+    )
+    for spent_s, wanted_s in cases:
         plan = plan_finetuning(begun, spent_s, tmp_path / "finetune")
-        assert plan.finetune_updates == int(wanted_s * 100 / 16)
-    short = plan_finetuning(replace(begun, minutes=0.2), 60.0, tmp_path / "finetune")
-    assert short.finetune_updates == MIN_UPDATES
+        assert plan.parts["finetuned"].updates == int(wanted_s * 100 / 16)
+    late = plan_finetuning(begun, 600.0, tmp_path / "finetune")
+    assert late.parts["finetuned"].updates == MIN_UPDATES
 
 
 def test_a_plan_is_kept(tmp_path: Path) -> None:
-    for plan in (Plan(8.0, 1, 100), Plan(8.0, 1, 100, 200)):
+    for plan in (Plan(8.0, 1), Plan(8.0, 1, 2.5, {"pretrained": Part(100, 90, 200.0, 50.0, 150.0)})):
         plan.save(tmp_path / "plan.json")
         assert Plan.load(tmp_path / "plan.json") == plan
     assert Plan.load(tmp_path / "none.json") is None
+    (tmp_path / "plan.json").write_text('{"minutes": 8.0, "seed": 1, "pretrain_updates": 100}')
+    assert Plan.load(tmp_path / "plan.json") == Plan(8.0, 1), "of an earlier version"
 
 
 def test_a_full_demo_uses_the_whole_corpus_and_a_short_one_less() -> None:

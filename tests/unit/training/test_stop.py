@@ -40,3 +40,19 @@ def test_the_time_limit() -> None:
         stop = StopFlag(max_hours=1.0, since=time.monotonic() - passed_s)
         stop.has_moved = True
         assert stop.is_requested == is_over
+
+
+def test_a_run_that_will_be_late_stops_before_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred updates in a hundred seconds, at a second each and then at `slow_s`."""
+    for slow_after, slow_s, when_late, stopped_at in (
+        (100, 1.0, True, None), (100, 1.0, False, None), (5, 2.0, True, 21), (5, 2.0, False, 53), (60, 2.0, True, 61),
+    ):  # fmt: skip
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda clock=clock: clock[0])
+        stop = StopFlag(max_hours=100 / 3600, since=0.0, when_late=when_late)
+        stop.has_moved, seen = True, None
+        for update in range(1, 101):
+            clock[0] += 0.99 if update <= slow_after else slow_s
+            stop.note_update(update, 100)
+            seen = seen or (update if stop.check() else None)
+        assert seen == stopped_at, (slow_after, slow_s, when_late)

@@ -64,6 +64,8 @@ def test_pretraining_step(tmp_path: Path, precision: str) -> None:
     assert result.keys() >= KEYS | FIGURES | COMPUTED
     assert list(result["parts_s"]) == ["data", "front_end", "transformer", "loss", "optimizer", "metrics"]
     assert min(result["parts_s"].values()) >= 0
+    assert list(result["transformer_s"]) == ["positions", "attention", "rest"]
+    assert sum(result["transformer_s"].values()) == pytest.approx(result["parts_s"]["transformer"], rel=0.5)
     assert sum(result["parts_s"].values()) == pytest.approx(result["step_s"], rel=0.5)
     assert result["precision"] == precision
     assert result["audio_s_per_s"] > 0
@@ -131,8 +133,11 @@ def test_marks_follow_the_order_of_forward_and_backward(tiny_model_config: Model
     with watch_parts(transformer, stopwatch):
         stopwatch.begin()
         transformer(x * 1.0, None)[0].sum().backward()
-    assert [part for part, _ in stopwatch._marks[1:]] == ["front_end", "transformer", "loss", "transformer"]
-    assert not transformer._forward_hooks
+    rest, block = "transformer", ["transformer", "transformer/attention"]
+    forward = [rest, "transformer/positions", *2 * block, rest]
+    backward = [*2 * block, rest, "transformer/positions", rest]
+    assert [part for part, _ in stopwatch._marks[1:]] == ["front_end", *forward, "loss", *backward]
+    assert not any(module._forward_hooks for module in transformer.modules())
 
 
 MEASURE = """
@@ -176,4 +181,5 @@ def test_noise_is_a_function_of_its_generator() -> None:
 def test_the_table_has_a_line_a_part(tmp_path: Path) -> None:
     table = format_table(run(tmp_path, "ctc"))
     assert "head and loss" in table
+    assert "\n  attention" in table
     assert "GFLOP/s, measured" in table
