@@ -80,8 +80,8 @@ class Plan:
         if not path.is_file():
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
-        plan = Plan(**{item.name: stored[item.name] for item in fields(Plan) if item.name in stored})
-        return replace(plan, parts={name: Part(**values) for name, values in plan.parts.items()})
+        parts = {name: Part(**values) for name, values in stored.get("parts", {}).items()}
+        return Plan(**{item.name: stored[item.name] for item in fields(Plan) if item.name in stored} | {"parts": parts})
 
     def save(self, path: Path) -> None:
         """Write the plan."""
