@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from speechssl.config.verbs import DemoConfig
@@ -28,8 +28,11 @@ GRACE, GRACE_S = 1.15, 8.0
 """What a training takes in practice: so many times the time of its updates, since it validates and saves, and the
 seconds beside it for setting up. It is planned anew where it takes longer."""
 
-RESERVE_SPEED = 200.0
-"""Seconds of audio a second in pretraining on the machine that took `compute_reserve_s` for the rest."""
+RESERVE_SPEED = 90.0
+"""Seconds of audio a second in pretraining on the two cores that took `compute_reserve_s` for the rest (README.md)."""
+
+MAX_SLOWNESS = 3.0
+"""No more than this is believed: a process beside this one that keeps one core of two busy costs 60 %."""
 
 RECENT_UPDATES = 16
 """So many last updates say how fast the machine is now."""
@@ -81,7 +84,7 @@ class Plan:
             return None
         stored = json.loads(path.read_text(encoding="utf-8"))
         parts = {name: Part(**values) for name, values in stored.get("parts", {}).items()}
-        return Plan(**{item.name: stored[item.name] for item in fields(Plan) if item.name in stored} | {"parts": parts})
+        return Plan(stored["minutes"], stored["seed"], stored.get("slowness", 1.0), parts)
 
     def save(self, path: Path) -> None:
         """Write the plan."""
@@ -89,7 +92,7 @@ class Plan:
 
     def compute_left_s(self, spent_s: float, stretch: float = 1.0) -> float:
         """Compute the seconds left for training in `stretch` times the demo's minutes."""
-        reserve_s = self.slowness * compute_reserve_s(self.minutes)
+        reserve_s = min(MAX_SLOWNESS, self.slowness) * compute_reserve_s(self.minutes)
         return max(0.0, stretch * 60 * self.minutes - spent_s - reserve_s)
 
     def add(self, name: str, updates: int, part: Part) -> Plan:

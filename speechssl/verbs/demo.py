@@ -40,6 +40,9 @@ DAY_H = 24.0
 TIMING_UPDATES = {"pretrain": 40, "finetune": 24}
 """Updates of the two short runs that measure this machine's speed: shared machines have slow seconds and fast ones."""
 
+TIMING_SHARE = 0.05
+"""Largest share of the demo's time that each of them may take."""
+
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
     "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME, RESULT,
@@ -227,11 +230,9 @@ class Story:
             # The least number of updates is made however long it takes.
             hours = max(1.0, part.until_s - self.spent_s) / 3600 if part.updates > MIN_UPDATES else DAY_H
             words |= {"training.max_hours": round(hours, 5), "training.stop_when_late": True}
-            try:
-                return self._step(verb, words, name)
-            except StoppedOnRequest as stop:
-                if "max_hours" not in str(stop):
-                    raise
+            result = self._step_in_time(verb, words, name)
+            if result is not None:
+                return result
             plan = shorten(plan, name, self.spent_s, self.out / name)
             plan.save(self.out / PLAN_NAME)
             updates = plan.parts[name].updates
@@ -251,8 +252,9 @@ class Story:
 
     def _time(self, verb: str) -> Path:
         """Train for a few updates, and return the folder with their speeds."""
-        keys = {**self._training_keys(verb), "training.max_updates": TIMING_UPDATES[verb]}
-        self._step(verb, keys, f"timing/{verb}")
+        hours = round(TIMING_SHARE * self._total_s / 3600, 5)
+        keys = {"training.max_updates": TIMING_UPDATES[verb], "training.max_hours": hours}
+        self._step_in_time(verb, {**self._training_keys(verb), **keys}, f"timing/{verb}")
         return self.out / "timing" / verb
 
     def _embed(self) -> None:
@@ -287,6 +289,15 @@ class Story:
             return finished
         device = {} if verb == "prepare" else {"device": self.config.device}
         return self._run(verb, {**keys, "out": self._path(name), "seed": self.config.seed, **device})
+
+    def _step_in_time(self, verb: str, keys: dict[str, Any], name: str) -> dict[str, Any] | None:
+        """Run a training; None where its time limit has stopped it."""
+        try:
+            return self._step(verb, keys, name)
+        except StoppedOnRequest as stop:
+            if "max_hours" not in str(stop):
+                raise
+            return None
 
     def _run(self, verb: str, keys: dict[str, Any]) -> dict[str, Any]:
         """Run one command, and say it first as a user would type it."""

@@ -23,7 +23,7 @@ MINUTES = 10.0
 SECONDS = {"prepare": 40.0, "evaluate": 12.0, "embed": 10.0, "probe": 20.0, "report": 6.0}
 """What the steps take that train nothing, at full speed."""
 
-AUDIO_S, SPEED, SETUP_S = {"pretrain": 64.0, "finetune": 24.0}, {"pretrain": 200.0, "finetune": 150.0}, 3.0
+AUDIO_S, SPEED, SETUP_S = {"pretrain": 32.0, "finetune": 12.0}, {"pretrain": 90.0, "finetune": 80.0}, 3.0
 
 
 class Machine:
