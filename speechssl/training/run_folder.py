@@ -84,11 +84,12 @@ def open_run(folder: Path, config: Any) -> dict[str, Any] | None:
     # A key that is younger than the run had its default's meaning then.
     before = _fill(stored, config)
     _check_same(before, asdict(config), folder)
-    # A run that is under way may end sooner than it was to, where it has not come so far.
-    least = before["training.max_updates"] if result is not None else read_update(published[-1]) if published else 0
+    # Where a plan by minutes is late, a run that is under way may end sooner, though not before where it stands.
+    is_short = config.training.stop_when_late and result is None
+    least = before["training.max_updates"] if not is_short else read_update(published[-1]) if published else 0
     if config.training.max_updates < least:
         raise ConfigError(
-            f"`training.max_updates` must be at least {least}, the updates of the run in {folder}, but is "
+            f"`training.max_updates` must be at least {least} for the run in {folder} to go on, but is "
             f"{config.training.max_updates}"
         )
     return result if result is not None and _is_finished(result, config.training) else None

@@ -35,6 +35,8 @@ from speechssl.verbs.frame import verb
 from speechssl.verbs.output import check_writable
 
 PLAN_NAME, ELAPSED_NAME = "plan.json", "elapsed.json"
+DAY_H = 24.0
+
 TIMING_UPDATES = {"pretrain": 40, "finetune": 24}
 """Updates of the two short runs that measure this machine's speed: shared machines have slow seconds and fast ones."""
 
@@ -225,9 +227,9 @@ class Story:
             words = {**keys, "training.max_updates": part.updates}
             if part.updates < part.planned:
                 words["training.schedule_updates"] = part.updates
-            if part.updates > MIN_UPDATES:
-                hours = max(1.0, part.until_s - self.spent_s) / 3600
-                words |= {"training.max_hours": round(hours, 5), "training.stop_when_late": True}
+            # The least number of updates is made however long it takes.
+            hours = max(1.0, part.until_s - self.spent_s) / 3600 if part.updates > MIN_UPDATES else DAY_H
+            words |= {"training.max_hours": round(hours, 5), "training.stop_when_late": True}
             result = self._step_in_time(verb, words, name)
             if result is not None:
                 return result

@@ -102,7 +102,7 @@ class _Grams:
     def spell(self, n: int, rows: slice) -> Iterator[str]:
         """Spell n-grams of n + 1 words."""
         columns: list[list[str]] = []
-        numbers = np.arange(*rows.indices(len(self.levels[n].words)))
+        numbers = np.arange(*rows.indices(len(self.levels[n].words)), dtype=np.int32)
         for level in reversed(self.levels[: n + 1]):
             columns.append(self.spellings[level.words[numbers]].tolist())
             numbers = level.prefixes[numbers]

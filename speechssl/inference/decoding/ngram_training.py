@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from speechssl.errors import DataError
 from speechssl.inference.decoding.ngram import END, NEVER, SPECIALS, START, UNKNOWN
 from speechssl.inference.decoding.ngram_packed import FloatArray, IntArray, Level, PackedNgram, SmallIntArray
 
+BoolArray = npt.NDArray[np.bool_]
 Discounts = tuple[float, float, float]
 
 FALLBACK: Discounts = (0.5, 1.0, 1.5)
@@ -41,7 +43,7 @@ class _Counted:
     suffixes: SmallIntArray
     words: SmallIntArray
     counts: IntArray
-    is_start: np.ndarray
+    is_start: BoolArray
 
 
 def train_ngram(texts: Iterable[str], order: int = 4) -> PackedNgram:
@@ -180,7 +182,8 @@ def _estimate_longer(grams: _Counted, counts: IntArray, lower: FloatArray) -> tu
 
 
 def _list_discounts(counts: IntArray) -> FloatArray:
-    return np.array(estimate_discounts(counts))[np.minimum(counts, 3) - 1]
+    discounts: FloatArray = np.array(estimate_discounts(counts))[np.minimum(counts, 3) - 1]
+    return discounts
 
 
 def _log10(values: FloatArray) -> FloatArray:

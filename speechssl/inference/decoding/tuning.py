@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from speechssl.inference.decoding.beam import BeamSearch
 from speechssl.inference.decoding.ngram import Ngram
 from speechssl.text.vocabulary import Vocabulary
 
-GRID = {"lm_weight": (0.25, 0.5, 0.75, 1.0), "word_bonus": (-1.0, 0.0, 1.0, 2.0), "blank_penalty": (0.0, 1.0, 2.0)}
+GRID = {"lm_weight": (0.25, 0.5, 1.0), "word_bonus": (-1.0, 0.0, 1.0), "blank_penalty": (0.0, 1.0, 2.0)}
 """Where the search begins. Weak recognisers want little of the language model, a bonus and a penalty, good ones the
 opposite."""
 
@@ -28,7 +29,7 @@ STEPS = {"lm_weight": 0.125, "word_bonus": 0.5, "blank_penalty": 0.5, "unknown_p
 
 NARROW_BEAM = 16
 
-COARSE_WORDS, NUM_FINALISTS = 800, 4
+COARSE_WORDS, NUM_FINALISTS = 600, 3
 """Words of the references that the grid is tried on, and points of it that are tried on all."""
 
 
@@ -87,7 +88,7 @@ def tune(
     config = config or DecodingConfig(name="beam")
     trial = _Trial(logits, references, BeamSearch(vocabulary, config, lm), key)
     narrow = replace(config, beam_width=min(config.beam_width, NARROW_BEAM))
-    grid = [replace(narrow, **dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+    grid = [replace(narrow, **dict[str, Any](zip(GRID, values, strict=True))) for values in product(*GRID.values())]
     part = _choose_part(references)
     coarse = sorted(grid, key=lambda weights: trial.run(weights, part))
     everything = range(len(references))
@@ -133,14 +134,17 @@ def _climb(trial: _Trial, best: DecodingConfig, scale: float, part: Sequence[int
     while True:
         before = best
         for name, step in STEPS.items():
-            for direction in (1, -1):
-                while True:
-                    value = getattr(best, name) + direction * step * scale
-                    if name == "blank_penalty" and value < 0:
-                        break
-                    moved = replace(best, **{name: value})
-                    if trial.run(moved, part) >= trial.run(best, part):
-                        break
-                    best = moved
+            for move in (step * scale, -step * scale):
+                best = _move(trial, best, name, move, part)
         if best == before:
             return best
+
+
+def _move(trial: _Trial, best: DecodingConfig, name: str, move: float, part: Sequence[int]) -> DecodingConfig:
+    """Move one weight as far as that helps."""
+    while name != "blank_penalty" or best.blank_penalty + move >= 0:
+        moved = replace(best, **{name: getattr(best, name) + move})
+        if trial.run(moved, part) >= trial.run(best, part):
+            break
+        best = moved
+    return best

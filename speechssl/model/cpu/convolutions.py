@@ -72,7 +72,7 @@ def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope)
         return _convolve_channels(x, conv, reach)
     gap, num_spaced = x.new_zeros(reach, x.shape[2]), x.shape[1] + reach * len(scope.num_frames)
     spare = x.new_zeros(-num_spaced % _FRAME_STEP, x.shape[2])
-    rows = [piece for row in torch.split(x[0], scope.num_frames) for piece in (row, gap)]
+    rows = [piece for row in torch.split(x[0], list(scope.num_frames)) for piece in (row, gap)]
     out = _convolve_channels(torch.cat([*rows, spare])[None], conv, reach)[0]
     lengths = [length for count in scope.num_frames for length in (count, reach)]
     return torch.cat(torch.split(out, [*lengths, len(spare)])[:-1:2])[None]

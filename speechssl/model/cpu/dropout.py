@@ -1,5 +1,4 @@
-"""Dropout from 16 random bits a number, a sixth of the time of torch's, or from a pool of masks, an eighth of that.
-"""
+"""Dropout from 16 random bits a number, a sixth of the time of torch's, or from a pool of masks, an eighth of that."""
 
 from __future__ import annotations
 

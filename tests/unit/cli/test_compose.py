@@ -273,3 +273,10 @@ def test_decoding_is_chosen_and_its_keys_are_set() -> None:
             compose(verb, ["runs/ctc", "x", "decoding=bean"])
         with pytest.raises(ConfigError, match="`decoding.lm` must be left out with decoding=greedy"):
             compose(verb, ["runs/ctc", "x", "decoding.lm=a.arpa"])
+
+
+def test_a_preset_may_say_a_key_for_one_objective_alone() -> None:
+    for name, weight in (("wav2vec2", 0.0), ("masked_codes", 1.0)):
+        words = ["model=small", f"objective={name}", "data.train=m.tsv", "out=runs/x"]
+        assert compose("pretrain", words).objective.unmasked_weight == weight
+        assert compose("pretrain", [*words, "objective.unmasked_weight=0.5"]).objective.unmasked_weight == 0.5

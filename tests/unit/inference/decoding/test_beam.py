@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_greedy_is_a_decoder_too_and_facts_tell_them_apart(tmp_path: Path) -> No
     greedy = build_decoder(DecodingConfig(), FAIRSEQ)
     assert greedy.decode(rows, torch.tensor([12])) == greedy_decode(rows, torch.tensor([12]), FAIRSEQ)
     assert greedy.facts == {"decoding": "greedy"}
-    keys = {"beam_width": 50, "beam_threshold": 25.0, "symbol_min_prob": 1e-4}
+    keys = {"blank_penalty": 0.0, "beam_width": 50, "beam_threshold": 25.0, "symbol_min_prob": 1e-4}
     assert build_decoder(DecodingConfig(name="beam"), FAIRSEQ).facts == {"decoding": "beam", "beam": keys}
     lm = make_lm()
     save_arpa(lm, tmp_path / "lm.arpa")
@@ -238,6 +239,30 @@ def test_beginnings_are_those_of_the_words() -> None:
         assert begun.get(beginning) == (max(expected) if expected else None)
         expected_next = {letter: begun.get(beginning + letter) for letter in "AB" if begun.get(beginning + letter)}
         assert begun.get_next(beginning) == expected_next
+
+
+def test_a_blank_penalty_is_taken_from_the_blank_of_every_frame() -> None:
+    log_probs, penalised = draw(6, 2, sharpness=1.0), draw(6, 2, sharpness=1.0)
+    penalised[:, 0] -= 1.5
+    penalised -= np.logaddexp.reduce(penalised, 1, keepdims=True)
+    found = BeamSearch(SMALL, replace(EXACT, blank_penalty=1.5)).search(log_probs)
+    assert found == BeamSearch(SMALL, EXACT).search(penalised)
+    texts = sum_over_paths(penalised)
+    assert found == (max(texts, key=texts.__getitem__), pytest.approx(max(texts.values())))
+    assert np.array_equal(log_probs, draw(6, 2, sharpness=1.0)), "what is given stays as it is"
+    with pytest.raises(ConfigError, match=r"`decoding.blank_penalty` must be left out with decoding=greedy"):
+        DecodingConfig(blank_penalty=1.0)
+    with pytest.raises(ConfigError, match=r"`decoding.blank_penalty` must be at least 0, but is -1"):
+        DecodingConfig(name="beam", blank_penalty=-1.0)
+
+
+def test_other_weights_on_the_same_search_are_those_of_a_new_one() -> None:
+    log_probs, lm = draw(40, 1, sharpness=1.0), make_lm()
+    search = BeamSearch(SMALL, EXACT, lm)
+    texts = [search.search(log_probs[:9])]
+    other = DecodingConfig(name="beam", lm_weight=1.3, word_bonus=2.0, unknown_penalty=-0.5)
+    assert search.reweigh(other).search(log_probs) == BeamSearch(SMALL, other, lm).search(log_probs)
+    assert [search.search(log_probs[:9])] == texts
 
 
 def test_an_ngram_is_for_a_beam() -> None:
