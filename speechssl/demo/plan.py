@@ -32,7 +32,7 @@ RESERVE_SPEED = 90.0
 """Seconds of audio a second in pretraining on the two cores that took `compute_reserve_s` for the rest (README.md)."""
 
 MAX_SLOWNESS = 2.0
-"""No more than this is believed of what is not training: on one core instead of two, with a busy process on it, training
+"""No more than this is believed of what is not training: on one core, with a busy process on it, training
 took three times as long, and the rest no longer than the reserve (2026-11-30)."""
 
 RECENT_UPDATES = 16
