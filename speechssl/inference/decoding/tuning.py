@@ -1,8 +1,8 @@
 """Search for the weights of a beam with a language model: those with the fewest wrong words on development speech.
 
 First a coarse grid on a part of the utterances, then the best of it on all of them, then one weight after the other up
-and down in steps that halve. All on logits that are there already, and with a narrow beam: the weights that are best
-with it are those that are best with a wide one, to what a development set can tell.
+and down in steps that halve. All on logits that are there already, and with a narrow beam; what comes out is measured
+with the full one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from speechssl.inference.decoding.ngram import Ngram
 from speechssl.text.vocabulary import Vocabulary
 
 GRID = {"lm_weight": (0.25, 0.5, 1.0), "word_bonus": (-1.0, 0.0, 1.0), "blank_penalty": (0.0, 1.0, 2.0)}
-"""Where the search begins. Weak recognisers want little of the language model, a bonus and a penalty, good ones the
-opposite."""
+"""Where the search begins. Weight and penalty go together: more of the one wants more of the other."""
 
 STEPS = {"lm_weight": 0.125, "word_bonus": 0.5, "blank_penalty": 0.5, "unknown_penalty": 2.0}
 """First steps up and down; each is halved once."""
 
 NARROW_BEAM = 16
+"""Half the time of a beam of 50."""
 
 COARSE_WORDS, NUM_FINALISTS = 600, 3
 """Words of the references that the grid is tried on, and points of it that are tried on all."""
