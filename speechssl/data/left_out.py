@@ -27,7 +27,7 @@ class LeftOut:
 
     def __init__(self, key: str = "audio") -> None:
         self.key = key
-        self._items: set[Item] = set()
+        self._items: dict[tuple[str, str], Item] = {}
 
     def __len__(self) -> int:
         """Count them."""
@@ -36,21 +36,21 @@ class LeftOut:
     @property
     def items(self) -> list[Item]:
         """Give them by their ids, whatever order threads noted them in."""
-        return sorted(self._items)
+        return sorted(self._items.values())
 
     def add(self, name: str, path: str | os.PathLike[str], reason: str) -> None:
-        """Note one, with the sentence that says why."""
-        self._items.add(Item(name, os.fspath(path), reason))
+        """Note one, with the sentence that says why; one that is noted keeps its first."""
+        self._items.setdefault((name, os.fspath(path)), Item(name, os.fspath(path), reason))
 
     def extend(self, other: LeftOut) -> None:
         """Note what another one has noted."""
-        self._items |= other._items
+        self._items = {**other._items, **self._items}
 
     def drop_from(self, manifest: Manifest) -> Manifest:
         """Give the rows of a manifest, whose ids are unique, that are not left out."""
         if not self._items:
             return manifest
-        names = {item.id for item in self._items}
+        names = {name for name, _ in self._items}
         return manifest.select([row for row, name in enumerate(manifest.column("id")) if name not in names])
 
     def require_others(self, num_used: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -218,7 +218,7 @@ def iterate_updates(
     num_workers: int,
     pin_memory: bool = False,
     must_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Yield the batches of each update from the first to the last, both included.
 
     The batches are the same with any number of workers, and from any first update.

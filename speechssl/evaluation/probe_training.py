@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ def train_probe(
     probe = SpeakerProbe(features.shape[1], features.shape[2], num_speakers)
     inputs = {"features": torch.from_numpy(features), "labels": torch.from_numpy(labels)[:, None]}
 
-    def source(first: int, last: int) -> Iterator[list[Batch]]:
+    def source(first: int, last: int) -> Generator[list[Batch], None, None]:
         for update in range(first, last + 1):
             yield [_make_batch(inputs, update)]
 

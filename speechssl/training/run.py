@@ -136,7 +136,9 @@ def _plan_schedule(config: PretrainConfig | FinetuneConfig, folder: Path) -> int
     What is new, or behind the end, is said.
     """
     stored = None if config.overwrite else read_stored(folder)
-    begun = (stored or {}).get("training", {}).get("schedule_updates") or config.training.planned_updates
+    before = (stored or {}).get("training", {})
+    # A run of before this key had one schedule over what it had planned last.
+    begun = before.get("schedule_updates") or before.get("max_updates") or config.training.planned_updates
     training = replace(config.training, schedule_updates=config.training.schedule_updates or begun)
     published = list_published(folder / CHECKPOINTS) if stored else []
     done = read_update(published[-1]) if published else 0

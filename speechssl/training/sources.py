@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -52,7 +52,7 @@ class ManifestSource:
     must_stop: Callable[[], bool] = lambda: False
     make_collate: Callable[[], Collate] = lambda: collate_nothing
 
-    def __call__(self, first: int, last: int) -> Iterator[list[Batch]]:
+    def __call__(self, first: int, last: int) -> Generator[list[Batch], None, None]:
         """Yield the batches of each update from `first` to `last`, both included."""
         return iterate_updates(
             self.manifest,

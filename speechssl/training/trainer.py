@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +36,7 @@ from speechssl.training.resume import TrainingState, resume
 from speechssl.training.schedules import compute_frozen_updates, compute_lr, is_out_of_patience
 from speechssl.training.stop import StopFlag
 
-UpdateSource = Callable[[int, int], Iterator[list[Batch]]]
+UpdateSource = Callable[[int, int], Generator[list[Batch], None, None]]
 """`source(first, last)`: the batches of each update from the first to the last, both included."""
 
 _logger = logging.getLogger("speechssl")
@@ -115,13 +115,14 @@ class Trainer:
             self.saved_update = self.progress.update
         total, done = self.config.max_updates, self.progress.update
         self.bar = Bar("train", total, "updates", done, has_bar=not self.is_quiet, has_lines=False)
-        with self.logs.opened(self.progress), self.saver, self.bar:
+        with ExitStack() as opened, self.logs.opened(self.progress), self.saver, self.bar:
             # What the update asked for that the run stands at: it may have been stopped inside a validation.
             is_validated, is_best = self._validate_if_due()
             self._save_if_due(is_validated, is_best)
             self._stop_if_asked()
             first, last = self.progress.update + 1, self.config.max_updates
-            source = () if self.is_over else self.source(first, last)
+            # Closed by the block: a traceback would keep the source, and with it the processes that read, alive.
+            source = opened.enter_context(closing(self.source(first, last))) if not self.is_over else ()
             start = time.monotonic()
             for update, batches in enumerate(source, first):
                 waited = time.monotonic() - start

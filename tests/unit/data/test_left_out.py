@@ -16,6 +16,7 @@ def test_the_table_is_sorted_and_safe_and_an_earlier_one_goes(tmp_path: Path, ca
     left_out = LeftOut()
     left_out.add("b\x1b[2J", tmp_path / "b.wav", "it is\tbroken\nspeechssl: all is well")
     left_out.add("a", "a.wav", "it is short")
+    left_out.add("a", "a.wav", "another thread was told otherwise")
     with caplog.at_level(logging.WARNING, "speechssl"):
         left_out.save(tmp_path / "x.parquet")
     table = tmp_path / "x.left_out.tsv"
