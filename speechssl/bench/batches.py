@@ -13,7 +13,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.data import PretrainDataConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.config.verbs import BenchConfig, PretrainConfig
-from speechssl.data.dataset import Example, FloatArray, ReadOptions, normalize
+from speechssl.data.dataset import Example, FloatArray, normalize
 from speechssl.data.loader import Batch, Collate, stack
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.seeds import make_rng
@@ -89,12 +89,10 @@ def open_manifest(config: BenchConfig, device: torch.device) -> ManifestSource:
     data = PretrainDataConfig(min_s=min(_SHORTEST_S, seconds), max_s=seconds)
     pretraining = PretrainConfig(out="", data=data, model=network, training=training)
     manifest = select_utterances(config.data.train, "data.train", config.data, config.seed, is_training=True)
-    options = ReadOptions(
-        config.seed, network.normalize_waveform, config.data.cache_dir, epsilon=network.waveform_epsilon
-    )
     return build_source(
         select_long_enough(manifest, pretraining, "data.train"),
-        options,
+        config.seed,
+        network,
         training,
         config.data,
         max_s=seconds,

@@ -14,7 +14,6 @@ from speechssl.checkpoints.model_folder import load_backbone_into
 from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig
 from speechssl.data.augment import count_at_speed
-from speechssl.data.dataset import ReadOptions
 from speechssl.data.manifest import Manifest
 from speechssl.errors import DataError
 from speechssl.interop.load import load_model
@@ -220,13 +219,10 @@ def _build_source(
     config: FinetuneConfig, vocabulary: Vocabulary, manifest: Manifest, key: str, ranks: Ranks
 ) -> ManifestSource:
     is_training = key == "data.train"
-    network = config.model
-    options = ReadOptions(
-        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
-    )
     return build_source(
         select_usable(manifest, vocabulary, config, key),
-        options,
+        config.seed,
+        config.model,
         config.training,
         config.data,
         ascending_epochs=config.data.ascending_epochs,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 from speechssl.checkpoints.model_folder import load_backbone_into, load_into
 from speechssl.config.verbs import PretrainConfig
-from speechssl.data.dataset import ReadOptions
 from speechssl.data.loader import Batch
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
@@ -50,13 +49,10 @@ def _begin(source: ManifestSource, goes_on: bool, ranks: Ranks) -> Beginning:
 def _build_source(config: PretrainConfig, paths: list[str], key: str, ranks: Ranks) -> ManifestSource:
     is_training = key == "data.train"
     manifest = select_long_enough(select_utterances(paths, key, config.data, config.seed, is_training), config, key)
-    network = config.model
-    options = ReadOptions(
-        config.seed, network.normalize_waveform, config.data.cache_dir, is_training, network.waveform_epsilon
-    )
     return build_source(
         manifest,
-        options,
+        config.seed,
+        config.model,
         config.training,
         config.data,
         max_s=config.data.max_s,

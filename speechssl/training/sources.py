@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.data import SelectionConfig
+from speechssl.config.model import ModelConfig
 from speechssl.config.training import TrainingConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.data.augment import count_at_speed
@@ -123,7 +124,8 @@ def leave_out(manifest: Manifest, keep: npt.NDArray[np.bool_], key: str, reason:
 
 def build_source(
     manifest: Manifest,
-    options: ReadOptions,
+    seed: int,
+    network: ModelConfig,
     training: TrainingConfig,
     data: SelectionConfig,
     *,
@@ -137,9 +139,10 @@ def build_source(
 
     Args:
         manifest: utterances.
-        options: how utterances are read; its seed is the plan's too.
+        seed: of the plan and of the crops.
+        network: says how waveforms are normalised.
         training: sizes of update, sub-batch and forward.
-        data: number of workers.
+        data: number of workers, and where decoded audio is kept.
         max_s: longest crop; 0 takes whole utterances.
         ascending_epochs: first epochs in which short utterances come first.
         speeds: factors of speed perturbation.
@@ -147,7 +150,7 @@ def build_source(
         ranks: the processes that share the sub-batches out.
     """
     config = PlanConfig(
-        seed=options.seed,
+        seed=seed,
         sub_batch_samples=round(training.sub_batch_s * SAMPLE_RATE),
         sub_batches_per_update=training.sub_batches_per_update,
         forward_samples=round(training.forward_s * SAMPLE_RATE),
@@ -159,6 +162,7 @@ def build_source(
         num_ranks=ranks.size,
     )
     planner = UpdatePlanner(manifest.num_samples_16k, config)
+    options = ReadOptions(seed, network.normalize_waveform, data.cache_dir, is_training, network.waveform_epsilon)
     return ManifestSource(manifest, planner, options, data.num_workers, ranks.device.type == "cuda")
 
 

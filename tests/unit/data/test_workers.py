@@ -68,9 +68,11 @@ def test_everything_comes_in_order() -> None:
 
 
 def test_workers_end_where_nothing_more_is_asked_for() -> None:
-    for item in receive(load(), never):
-        if int(item[0]) == 3:
-            break
+    before, items = list_children(), receive(load(), never)
+    assert int(next(items)[0]) == 0
+    assert list_children() > before
+    items.close()
+    assert list_children() == before
 
 
 @each_case(

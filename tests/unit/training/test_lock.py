@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_a_report_that_looks_at_the_lock_in_that_instant_refuses_no_run(tmp_path
     fcntl.flock(handle, fcntl.LOCK_SH)
     threading.Timer(RETRY_S / 4, os.close, [handle]).start()
     with hold_folder(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_it_is_let_go_of_at_the_end(tmp_path: Path) -> None:

@@ -35,6 +35,18 @@ def test_another_value_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path, make_config(seed=2))
 
 
+def test_only_who_watches_the_time_may_plan_fewer_updates(tmp_path: Path) -> None:
+    claim_run(tmp_path, make_config())
+    fewer = TrainingConfig(max_updates=4)
+    with pytest.raises(ConfigError, match=r"`training\.max_updates` must be at least 5 for the run in .*, but is 4"):
+        open_run(tmp_path, replace(make_config(), training=fewer))
+    watched = replace(make_config(), training=replace(fewer, max_hours=1.0, stop_when_late=True))
+    assert open_run(tmp_path, watched) is None
+    (tmp_path / RESULT).write_text('{"updates": 5}')
+    with pytest.raises(ConfigError, match="must be at least 5"):
+        open_run(tmp_path, watched)
+
+
 def test_a_finished_run_gives_its_result_until_it_goes_on(tmp_path: Path) -> None:
     claim_run(tmp_path, make_config())
     (tmp_path / RESULT).write_text('{"updates": 5}')

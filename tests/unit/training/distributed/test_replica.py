@@ -68,7 +68,8 @@ def test_ranks_that_differ_are_named(rows: list[list[int]], who: str, tiny_model
 
 def test_equal_digests_pass(tiny_model_config: ModelConfig) -> None:
     objective = ContrastiveObjective(tiny_model_config, ContrastiveConfig(), seed=1, max_updates=10)
-    ReplicatedReplica(objective, ScriptedRanks(torch.tensor([[1, 2], [1, 2]]))).compare_weights(7)
+    ranks = ScriptedRanks(torch.tensor([[1, 2], [1, 2]]))
+    assert ReplicatedReplica(objective, ranks).compare_weights(7) is None  # it raises where they differ
 
 
 def test_one_process_is_alone_whatever_the_sharding(tiny_model_config: ModelConfig) -> None:
