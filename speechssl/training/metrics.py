@@ -27,7 +27,7 @@ _STATM = Path("/proc/self/statm")
 SHOWN = ("loss", "loss_contrastive", "accuracy", "hard_perplexity", "wer", "cer", "grad_norm", "lr", "audio_s_per_s")
 """What a line of progress shows: the metrics that a user looks at first."""
 
-MEASURED = frozenset({"audio_s_per_s", "loader_wait", "memory_mib", "gpu_memory_mib", "gpu_use"})
+MEASURED = frozenset({"audio_s_per_s", "cpu_s", "loader_wait", "memory_mib", "gpu_memory_mib", "gpu_use"})
 """Metrics of the machine rather than of the run: all others are the same to the bit in a run that was resumed."""
 
 

@@ -123,7 +123,7 @@ class Trainer:
             first, last = self.progress.update + 1, self.config.max_updates
             # Closed by the block: a traceback would keep the source, and with it the processes that read, alive.
             source = opened.enter_context(closing(self.source(first, last))) if not self.is_over else ()
-            start = time.monotonic()
+            start, start_cpu = time.monotonic(), time.process_time()
             for update, batches in enumerate(source, first):
                 waited = time.monotonic() - start
                 self.saver.check()
@@ -132,7 +132,8 @@ class Trainer:
                     break  # asked to stop between two of its forwards
                 self.progress.update, self.has_moved = update, True
                 self.stop.note_update(update, last)
-                self._log_update(*made, waited, time.monotonic() - start)
+                cpu_s = time.process_time() - start_cpu
+                self._log_update(*made, waited, time.monotonic() - start, cpu_s)
                 if update == 1 or update % self.config.digest_every == 0:
                     self.replica.compare_weights(update)
                 # In this order: the log is on disk before the checkpoint that a resumed run cuts it back to, the
@@ -143,7 +144,7 @@ class Trainer:
                 if self.is_over:
                     break
                 self.ranks.set_timeout(self.config.timeout_s)
-                start = time.monotonic()
+                start, start_cpu = time.monotonic(), time.process_time()
             if not self.is_over:
                 # Asked inside an update, which has changed nothing yet, or while waiting for one.
                 self._stop(self.stop.check())
@@ -266,11 +267,11 @@ class Trainer:
             _logger.warning(health.problem or health.warning)
         self.was_warned = bool(health.warning)
 
-    def _log_update(self, metrics: Metrics, audio_s: float, waited: float, seconds: float) -> None:
+    def _log_update(self, metrics: Metrics, audio_s: float, waited: float, seconds: float, cpu_s: float) -> None:
         """Log an update that took so many seconds, some of which were spent waiting for its batches."""
         update, seconds = self.progress.update, max(seconds, 1e-9)
         self.progress.audio_s += audio_s
-        metrics["loader_wait"] = waited / seconds
+        metrics |= {"loader_wait": waited / seconds, "cpu_s": cpu_s}
         metrics |= {"hours_seen": self.progress.audio_s / 3600, "audio_s_per_s": audio_s / seconds}
         due = update % self.config.log_every == 0 or update == 1
         if due:
