@@ -95,9 +95,8 @@ def list_objectives() -> dict[str, type[BaseObjectiveConfig]]:
 def keep_own_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop from a section `objective` the keys that only objectives have which it did not choose.
 
-    Presets in `conf/training` set keys of several objectives, and runs of before 0.1 stored the keys of all. Where
-    several objectives have a key, a preset may map names of objectives to values, and leaves the others alone. A key
-    that no objective has stays, for whoever reads the section to refuse.
+    Presets in `conf/training` set keys of several objectives, and runs of before 0.1 stored the keys of all. A key that
+    no objective has stays, for whoever reads the section to refuse.
 
     Args:
         values: the section; without `name`, as the first runs stored it, it is wav2vec 2.0's.
@@ -107,10 +106,7 @@ def keep_own_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     if chosen is None:
         return dict(values)
     others = {item.name for schema in schemas.values() for item in fields(schema)} - {item.name for item in fields(chosen)}
-    own = {key: value for key, value in values.items() if key not in others}
-    mapped = {key: value for key, value in own.items() if isinstance(value, Mapping)}
-    found = {key: value[chosen.name] for key, value in mapped.items() if chosen.name in value}
-    return {"name": chosen.name, **{key: value for key, value in own.items() if key not in mapped}, **found}
+    return {"name": chosen.name, **{key: value for key, value in values.items() if key not in others}}
 
 
 def drop_other_objectives(config: dict[str, Any]) -> dict[str, Any]:

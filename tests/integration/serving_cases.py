@@ -121,4 +121,4 @@ def read_small() -> ModelConfig:
     """Read `small` with the front-end that ONNX has a place for."""
     values = yaml.safe_load(SMALL.read_text(encoding="utf-8"))
     parts = {"quantizer": QuantizerConfig(**values.pop("quantizer")), "mask": MaskConfig(**values.pop("mask"))}
-    return ModelConfig(**{**values, **parts, "front_end": "convolutions"})
+    return ModelConfig(**{**values, **parts, "front_end": "convolutions", "frame_rate": 50})

@@ -152,7 +152,7 @@ def test_an_objective_brings_its_own_keys() -> None:
     words = ["model=small", "data.train=x", "out=y"]
     chosen = compose("pretrain", [*words, "objective.num_negatives=50"])
     assert type(chosen) is PretrainConfig
-    assert chosen.objective == ContrastiveConfig(num_negatives=50, feature_penalty_weight=1.0)
+    assert chosen.objective == ContrastiveConfig(num_negatives=50, feature_penalty_weight=1.0, unmasked_weight=1.0)
     # The order of the words does not matter.
     codes = compose("pretrain", [*words, "objective.num_codes=50", "objective=masked_codes"]).objective
     assert isinstance(codes, MaskedCodesConfig)
@@ -273,10 +273,3 @@ def test_decoding_is_chosen_and_its_keys_are_set() -> None:
             compose(verb, ["runs/ctc", "x", "decoding=bean"])
         with pytest.raises(ConfigError, match="`decoding.lm` must be left out with decoding=greedy"):
             compose(verb, ["runs/ctc", "x", "decoding.lm=a.arpa"])
-
-
-def test_a_preset_may_say_a_key_for_one_objective_alone() -> None:
-    for name, weight in (("wav2vec2", 0.0), ("masked_codes", 1.0)):
-        words = ["model=small", f"objective={name}", "data.train=m.tsv", "out=runs/x"]
-        assert compose("pretrain", words).objective.unmasked_weight == weight
-        assert compose("pretrain", [*words, "objective.unmasked_weight=0.5"]).objective.unmasked_weight == 0.5

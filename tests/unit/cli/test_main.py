@@ -67,7 +67,7 @@ def test_help_has_the_values_of_the_chosen_presets(capsys: pytest.CaptureFixture
     assert "training.update_s=48 " in small
     assert "training.lr=0.002 " in small
     assert "model=small  " in small
-    assert "one of base, large, large_lv60k, medium, small, small_conformer," in small
+    assert "one of base, large, large_lv60k, medium, small," in small
     assert "audio per update, over all processes and forward passes" in small
     assert "every key: speechssl pretrain small training.lr=2e-3 --help all" in small
     assert run_main(["pretrain", "bass", "--help"], capsys)[0] == 2
@@ -99,7 +99,7 @@ MISTAKES = (
     (["pretrain", "model.maks.prob=0.5"], "`model.mask.prob`"),
     (
         ["pretrain", "model=bass"],
-        "`model` must be one of base, large, large_lv60k, medium, small, small_conformer, tiny, xls_r_1b, xls_r_2b, "
+        "`model` must be one of base, large, large_lv60k, medium, small, tiny, xls_r_1b, xls_r_2b, "
         "but 'bass' does not",
     ),
     (["evaluate", "out=a(b"], "'out=\"a(b\"'"),

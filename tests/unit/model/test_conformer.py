@@ -32,7 +32,7 @@ from speechssl.text.vocabulary import build_vocabulary
 def config(tiny_model_config: ModelConfig) -> ModelConfig:
     """Give a network of Conformer blocks at 25 Hz."""
     keys = {"front_end": "log_mel", "frame_rate": 25, "norm_first": True, "block": "conformer", "positions": "rotary"}
-    return replace(tiny_model_config, name="small_conformer", mel_kernels=[5, 5], block_kernel=7, **keys)
+    return replace(tiny_model_config, name="conformer", mel_kernels=[5, 5], block_kernel=7, **keys)
 
 
 def test_the_block_of_the_paper_is_torchaudios(config: ModelConfig) -> None:

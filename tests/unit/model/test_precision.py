@@ -31,12 +31,13 @@ def compute_gradients(model: PretrainingModel, bf16: bool) -> tuple[float, dict[
     """Take the contrastive loss of 8 rows of 4 s to the transformer and the heads; the codes are float32's."""
     generator = torch.Generator().manual_seed(1)
     waveforms = torch.randn(8, 64_000, generator=generator).cumsum(1) * 0.01
-    mask = (torch.rand(8, 20, generator=generator) < 0.5).repeat_interleave(10, 1)[:, :199]
-    mask[:, :50] = True
     negatives = torch.randint(0, 50, (8, 50, 100), generator=generator)
     model.zero_grad()
     with torch.no_grad():
         features = model.backbone.encode(waveforms, None)
+        spans = torch.rand(8, 20, generator=generator) < 0.5
+        mask = spans.repeat_interleave(10, 1)[:, : features.normed.shape[1]]
+        mask[:, :50] = True
         quantized = model.quantizer(features.normed[:, :50])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         context, _ = model.backbone.contextualise(features, mask)
