@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import speechssl
-from recipes.librispeech_mini.study import digits
+from recipes.librispeech_mini import words
 from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechSSLError
 from speechssl.seeds import make_torch_seed
@@ -127,7 +127,7 @@ def probe(run: Path, manifest: str, seed: int) -> dict[str, Any]:
     speechssl.save(untrained, str(run / "untrained"))
     figures = {}
     for name, checkpoint in (("trained", run), ("untrained", run / "untrained")):
-        found = digits.run(str(checkpoint), manifest, str(run / f"digits-{name}"))
+        found = words.run(str(checkpoint), manifest, str(run / f"digits-{name}"))
         figures[name] = [layer["accuracy"] for layer in found["layers"]]
     return {"digits": figures}
 

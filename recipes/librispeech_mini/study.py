@@ -1,7 +1,7 @@
 """What pretraining and self-training are worth on one's own machine: characters wrong against processor time.
 
-An arm with one amount of labels is a list of `speechssl` commands, each in a process of its own on one thread. A step
-that is finished is not run again, one that was stopped goes on, and arms share steps.
+An arm with one amount of labels is a list of `speechssl` commands, each in a process of its own. A step that is finished
+is not run again, one that was stopped goes on, and arms of one seed share steps.
 """
 
 from __future__ import annotations
@@ -11,106 +11,240 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import speechssl
+from speechssl.checkpoints.layout import RESULT
+from speechssl.data.manifest import load_manifests, save_manifest
+from speechssl.durable import write_in_one_step
+from speechssl.errors import ConfigError, SpeechSSLError
 from speechssl.training.metrics import read_metrics
 
 USAGE = """usage: recipes/librispeech_mini/run <manifests> <out> <arm> <labels> [seed] [key=value …]
        recipes/librispeech_mini/run table
-  arm      scratch, contrastive, codes or self (codes, then self-training)
-  labels   10m, 1h or all
-  key=value …  further words for every training, such as training.max_updates=3 in a rehearsal"""
+  manifests  as recipes/librispeech_mini/prepare makes them, with books.arpa
+  arm        scratch, contrastive, codes, or self: codes, then self-training
+  labels     10m, 1h or all
+  key=value  further words for every training, such as training.max_updates=3 in a rehearsal"""
 
 RESULTS = Path(__file__).parent / "results"
-ARMS, LABELS, SETS = ("scratch", "contrastive", "codes", "self"), ("10m", "1h", "all"), ("dev", "test", "test-other")
-NETWORK = "model=small"
+ARMS, SETS = ("scratch", "contrastive", "codes", "self"), ("dev", "test", "test-other")
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Updates of each kind of training, and what fine-tuning keeps of pretraining, for one amount of labels."""
+class Labels:
+    """How much is made of one amount of labels.
+
+    Attributes:
+        manifest: the labelled speech.
+        scratch, first, second, student: updates from scratch, of the first fine-tuning, of that after one's own codes,
+            and of the student.
+        keys: what the fine-tunings keep of pretraining; few labels are learned by heart, and want more masks.
+    """
 
     manifest: str
     scratch: int
     first: int
     second: int
     student: int
-    keys: tuple[str, ...]
+    keys: str
+    masks: str = "model.mask.prob=0.16"
 
 
-BUDGETS = {
-    "10m": Budget("train-10m.tsv", 800, 600, 600, 1200, ("freeze_layers=3", "training.unfreeze_share=0.7", "training.layer_lr_decay=0.7")),
-    "1h": Budget("train-1h.tsv", 3000, 1400, 1600, 2400, ("freeze_layers=3", "training.unfreeze_share=0.5", "training.layer_lr_decay=0.8")),
-    "all": Budget("train.tsv", 4500, 4000, 4000, 4500, ("freeze_layers=0", "training.unfreeze_share=0.2", "training.layer_lr_decay=0.9")),
+LABELS = {
+    "10m": Labels("train-10m", 800, 600, 600, 1200, "freeze_layers=3 training.unfreeze_share=0.7 training.layer_lr_decay=0.7", "model.mask.prob=0.3"),
+    "1h": Labels("train-1h", 3000, 1400, 1600, 2400, "freeze_layers=3 training.unfreeze_share=0.5 training.layer_lr_decay=0.8"),
+    "all": Labels("train", 4500, 2000, 2000, 3000, "freeze_layers=0 training.unfreeze_share=0.2 training.layer_lr_decay=0.9"),
 }  # fmt: skip
-MASKS = {"10m": ("model.mask.prob=0.3",)}
-"""Few labels are learned by heart: more of the time is masked."""
-
-FINETUNE = (
-    "data.speed_perturbation=[0.9,1.0,1.1]",
-    "training.ema_decay=0.998",
-    "training.validate_ema=true",
-)
+NETWORK, CODES = "model=small", "objective=masked_codes"
+FINETUNE = "data.speed_perturbation=[0.9,1.0,1.1] training.ema_decay=0.998 training.validate_ema=true"
+OWN = "objective.teacher_layer=4 objective.num_codes=200"
+SURE = 0.4
+"""Least confidence of a text that a student learns from."""
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a seed's steps lie, and what they are given beside their own keys."""
+class Study:
+    """One seed: where its speech and its steps lie.
+
+    Attributes:
+        more: further words for every training.
+    """
 
     manifests: Path
     out: Path
-    seed: int
+    seed: int = 1
     more: tuple[str, ...] = ()
 
+    @property
+    def lm(self) -> Path:
+        """The n-gram that every recogniser is decoded with."""
+        return self.manifests / "books.arpa"
 
-def list_steps(arm: str, labels: str, places: Places) -> list[tuple[str, list[str]]]:
-    """List the steps of an arm in order: a name, which is its folder too, and the words of its command."""
-    budget, masks = BUDGETS[labels], MASKS.get(labels, ())
-    data = [f"data.valid={places.manifests / 'dev.tsv'}", "data.num_workers=0", f"data.cache_dir={places.out / 'cache'}"]
-    heard = f"data.train=[{','.join(str(places.manifests / f'{name}.tsv') for name in ('train', 'unlabelled', 'more'))}]"
-    labelled = f"data.train={places.manifests / budget.manifest}"
+    def list_steps(self, arm: str, labels: str) -> list[tuple[str, list[str]]]:
+        """List the steps of an arm in order: a name, under which its result lies in `out`, and its command."""
+        size = LABELS[labels]
+        heard = self._join("train", "unlabelled", *self._find_more())
+        labelled, first, second = self._join(size.manifest), f"codes-{labels}", f"own-{labels}"
+        scratch = self._train("finetune", f"scratch-{labels}", size.scratch, f"{NETWORK} {FINETUNE} {size.masks}", labelled)
+        pretrained = self._train("pretrain", "contrastive", 1200, NETWORK, heard)
+        codes = self._train("pretrain", "codes", 1200, f"{NETWORK} {CODES} objective.codes_per_frame=2", heard)
 
-    def at(name: str) -> str:
-        return str(places.out / name)
+        def finetune(name: str, init: str, updates: int, keys: str = size.keys, data: str = labelled) -> tuple[str, list[str]]:
+            words = f"init={self.out / init} {FINETUNE} {size.masks} {keys}"
+            return self._train("finetune", name, updates, words, data)
 
-    def train(verb: str, name: str, updates: int, *words: str) -> tuple[str, list[str]]:
-        common = [*data, f"training.max_updates={updates}", f"seed={places.seed}", *places.more, f"out={at(name)}"]
-        return name, [verb, *words, *common]
-
-    def finetune(name: str, updates: int, *words: str) -> tuple[str, list[str]]:
-        return train("finetune", name, updates, *FINETUNE, *masks, *words)
-
-    if arm == "scratch":
-        return [finetune(f"scratch-{labels}", budget.scratch, NETWORK, labelled)]
-    if arm == "contrastive":
-        return [
-            train("pretrain", "contrastive", 1200, NETWORK, heard),
-            finetune(f"contrastive-{labels}", budget.first, f"init={at('contrastive')}", labelled, *budget.keys),
+        beam = f"decoding=beam decoding.lm={self.lm}"
+        teacher = f"init={self.out / first} {CODES} objective.teacher={self.out / first} {OWN}"
+        pseudo, rest = self.out / f"pseudo-{labels}.tsv", self.out / f"rest-{labels}.tsv"
+        texts = ["transcribe", str(self.out / second), str(rest), *beam.split(), f"min_confidence={SURE}", f"out={pseudo}"]
+        both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
+        steps = {
+            "scratch": [scratch],
+            "contrastive": [pretrained, finetune(f"contrastive-{labels}", "contrastive", size.first)],
+            "codes": [codes, finetune(first, "codes", size.first)],
+        }
+        steps["self"] = [
+            *steps["codes"],
+            self._train("pretrain", f"own-codes-{labels}", 800, teacher, heard),
+            finetune(second, f"own-codes-{labels}", size.second),
+            self._tune(second),
+            (pseudo.name, texts),
+            finetune(f"student-{labels}", second, size.student, "", both),
         ]
-    codes = [
-        train("pretrain", "codes", 1200, NETWORK, "objective=masked_codes", "objective.codes_per_frame=2", heard),
-        finetune(f"codes-{labels}", budget.first, f"init={at('codes')}", labelled, *budget.keys),
+        last = steps[arm][-1][0]
+        return [*steps[arm], self._tune(last)]
+
+    def write_rest(self, labels: str) -> None:
+        """Write the manifest of all speech without a label in training."""
+        path = self.out / f"rest-{labels}.tsv"
+        if path.exists():
+            return
+        labelled = set(load_manifests([f"{self.manifests / LABELS[labels].manifest}.tsv"], "labels").column("id"))
+        names = ("train", "unlabelled", *self._find_more())
+        everything = load_manifests([f"{self.manifests / name}.tsv" for name in names], "manifests")
+        rest = np.array([index for index, id in enumerate(everything.column("id")) if id not in labelled])
+        save_manifest(everything.select(rest), path)
+
+    def _tune(self, name: str) -> tuple[str, list[str]]:
+        words = ["tune", str(self.out / name), f"{self.manifests / 'dev'}.tsv", f"decoding.lm={self.lm}"]
+        return f"tune-{name}", [*words, f"out={self.out / f'tune-{name}'}"]
+
+    def _train(self, verb: str, name: str, updates: int, words: str, data: str) -> tuple[str, list[str]]:
+        common = f"data.valid={self.manifests / 'dev'}.tsv data.num_workers=0 data.cache_dir={self.out / 'cache'}"
+        own = [*words.split(), data, *common.split(), f"training.max_updates={updates}", f"seed={self.seed}"]
+        begins = any(word.startswith("init=") for word in own)
+        # A network comes with `init`, and a key is given once.
+        more = [word for word in self.more if not (begins and word.startswith("model="))]
+        given = {word.partition("=")[0] for word in more}
+        kept = [word for word in own if word.partition("=")[0] not in given]
+        return name, [verb, *kept, *more, f"out={self.out / name}"]
+
+    def _join(self, *names: str) -> str:
+        return f"data.train=[{','.join(f'{self.manifests / name}.tsv' for name in names)}]"
+
+    def _find_more(self) -> list[str]:
+        return sorted(f"more/{path.stem}" for path in (self.manifests / "more").glob("*.tsv"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run an arm and write its results, or the table of all results."""
+    try:
+        if list(argv) == ["table"]:
+            print(format_table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+            return 0
+        if len(argv) < 4 or argv[2] not in ARMS or argv[3] not in LABELS:
+            raise ConfigError("the words must be those below")
+        manifests, out, arm, labels, *others = argv
+        seed = int(others.pop(0)) if others and others[0].isdigit() else 1
+        study = Study(Path(manifests), Path(out), seed, tuple(others))
+        run_arm(study, arm, labels)
+    except SpeechSSLError as error:
+        print(f"study: {error}\n{USAGE}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
+    """Run what is missing of an arm, measure its last recogniser, and write its line of `results/`."""
+    study.out.mkdir(parents=True, exist_ok=True)
+    if arm == "self":
+        study.write_rest(labels)
+    steps = study.list_steps(arm, labels)
+    for name, words in steps:
+        run_step(study.out, name, words)
+    last = steps[-2][0]
+    result = {"arm": arm, "labels": labels, "seed": study.seed, "date": time.strftime("%Y-%m-%d"), "more": study.more}
+    result |= measure_cost(study.out, [name for name, _ in steps[:-1]]) | {"sets": {}}
+    for name in SETS:
+        keys = {"checkpoint": str(study.out / last), "data.test": f"{study.manifests / name}.tsv", "overwrite": True}
+        for how, more in (("greedy", {}), ("lm", {"decoding": "beam", "decoding.lm": str(study.lm)})):
+            rates = speechssl.evaluate(**keys, **more, out=str(study.out / f"{how}-{name}-{last}"))
+            kept = {key: rates[key] for key in ("wer", "cer", "speakers")}
+            result["sets"].setdefault(name, {})[how] = kept
+    RESULTS.mkdir(exist_ok=True)
+    write_in_one_step(RESULTS / f"{arm}-{labels}-{study.seed}.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def run_step(out: Path, name: str, words: Sequence[str]) -> None:
+    """Run a command unless it is finished, and note its processor time in `steps.jsonl`.
+
+    Raises:
+        ConfigError: it failed; its log says why.
+    """
+    if (out / name / RESULT).exists() or (out / name).is_file():
+        return
+    print("$ speechssl", *words, flush=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with (out / f"{name}.log").open("a") as log:
+        env = {"OMP_NUM_THREADS": "1", **os.environ}
+        code = subprocess.run([sys.executable, "-m", "speechssl", *words], stdout=log, stderr=log, env=env).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    with (out / "steps.jsonl").open("a") as lines:
+        lines.write(json.dumps({"name": name, "cpu_s": round(cpu_s, 1)}) + "\n")
+    if code:
+        raise ConfigError(f"`{name}` must end well, but ended with {code}: see {out / name}.log")
+
+
+def measure_cost(out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Add up what steps cost, everything included, and give CER on `dev` against the processor time until then.
+
+    Returns:
+        `cpu_s`, `hours_heard`, `steps` with the time of each, and `curve`: (processor seconds so far, CER) of every
+        validation of a recogniser. Setting up and validating are spread over a step's updates.
+    """
+    noted = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    total, heard, curve, steps = 0.0, 0.0, [], {}
+    for name in names:
+        steps[name] = sum(line["cpu_s"] for line in noted if line["name"] == name)
+        records = read_metrics(out / name) if (out / name).is_dir() else []
+        updates = sum(record["split"] == "train" for record in records)
+        for record in records:
+            if record["split"] == "valid" and "cer" in record and record["update"]:
+                curve.append((round(total + steps[name] * record["update"] / updates), round(record["cer"], 2)))
+        heard += records[-1]["hours_seen"] if records else 0.0
+        total += steps[name]
+    return {"cpu_s": round(total), "hours_heard": round(heard, 1), "steps": steps, "curve": curve}
+
+
+def format_table(results: Sequence[dict[str, Any]]) -> str:
+    """Lay the results out as a Markdown table; several seeds are several rows."""
+    order = {name: k for k, name in enumerate([*LABELS, *ARMS])}
+    lines = [
+        "| labels | arm | seed | CPU min | hours heard | CER dev | test | other | WER test | with LM: dev | test | other |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    if arm == "codes":
-        return codes
-    first, own, second = f"codes-{labels}", f"own-codes-{labels}", f"own-{labels}"
-    teacher = [f"objective.teacher={at(first)}", "objective.teacher_layer=4", "objective.num_codes=200"]
-    steps = [
-        *codes,
-        train("pretrain", own, 800, f"init={at(first)}", "objective=masked_codes", *teacher, heard),
-        finetune(second, budget.second, f"init={at(own)}", labelled, *budget.keys),
-    ]
-    if labels == "all":
-        return steps
-    pseudo = f"pseudo-{labels}.tsv"
-    unlabelled = [str(path) for path in write_unlabelled(places, budget.manifest)]
-    return [
-        *steps,
-        (f"tune-{second}", ["tune", at(second), str(places.manifests / "dev.tsv"), *find_lm(places)]),
-        (pseudo, ["transcribe", at(second), *unlabelled, *find_lm(places), "min_confidence=0.4", f"out={at(pseudo)}"]),
-        finetune(f"student-{labels}", budget.student, f"init={at(second)}", f"{labelled[:-4]}"),
-    ]
+    for result in sorted(results, key=lambda row: (order[row["labels"]], order[row["arm"]], row["seed"])):
+        greedy, lm = ([result["sets"][name][how] for name in SETS] for how in ("greedy", "lm"))
+        figures = [*(rates["cer"] for rates in greedy), greedy[1]["wer"], *(rates["wer"] for rates in lm)]
+        cells = [result["labels"], result["arm"], result["seed"], round(result["cpu_s"] / 60), result["hours_heard"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
+    return "\n".join(lines)

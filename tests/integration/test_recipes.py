@@ -94,27 +94,28 @@ def test_a_failed_job_stays_out_of_the_queue(stand_ins: Path) -> None:
 
 
 def test_what_an_offline_machine_needs_is_packed(stand_ins: Path, tmp_path: Path) -> None:
-    """Transcripts as they are, audio as .ogg in the same tree, one wheel a name, and the folders that are named."""
+    """Texts and tables as they are, audio as .ogg in the same tree, one wheel a name."""
     encode = '#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho opus > "$1"\n'
     (stand_ins / "ffmpeg").write_text(f"{encode}exit 1\n")
     (stand_ins / "python3").write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\necho "$1" >> "$0.pins"\n')
     for name in ("ffmpeg", "python3"):
         (stand_ins / name).chmod(0o755)
-    chapter, digits = tmp_path / "corpus" / "train" / "19" / "198", tmp_path / "FSDD"
+    chapter, digits = tmp_path / "corpora" / "LibriSpeech" / "train" / "19" / "198", tmp_path / "corpora" / "FSDD"
     for folder in (chapter, digits):
         folder.mkdir(parents=True)
     (chapter / "19-198.trans.txt").write_text("19-198-0000 YES\n")
     (chapter / "19-198-0000.flac").write_bytes(b"")
     (digits / "a.flac").write_bytes(b"digit")
+    (digits / "utterances.tsv").write_text("path\na.flac\n")
     packed = tmp_path / "packed"
-    command = [OFFLINE / "pack", packed, tmp_path / "corpus", digits]
+    command = [OFFLINE / "pack", packed, tmp_path / "corpora"]
     assert subprocess.run(command, check=False).returncode == 1
     assert not list(packed.rglob("*.ogg")), "what was cut off is no audio"
     (stand_ins / "ffmpeg").write_text(encode)
     subprocess.run(command, check=True)
-    files = {str(path.relative_to(packed)) for path in packed.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(packed / "corpora")) for path in packed.rglob("*") if path.is_file()}
     inside = "LibriSpeech/train/19/198/19-198"
-    assert files == {f"{inside}.trans.txt", f"{inside}-0000.ogg", "FSDD/a.flac"}
+    assert files == {f"{inside}.trans.txt", f"{inside}-0000.ogg", "FSDD/a.flac", "FSDD/utterances.tsv"}
     pins = (stand_ins / "python3.pins").read_text().split()
     assert "soundfile==0.14.0" in pins and {"pooch", "cffi"} <= {pin.partition("=")[0] for pin in pins}
 
@@ -122,44 +123,22 @@ def test_what_an_offline_machine_needs_is_packed(stand_ins: Path, tmp_path: Path
 def test_what_an_offline_machine_made_comes_back_without_weights(stand_ins: Path, tmp_path: Path) -> None:
     """Time that is up, and tests that fail, do not stop it."""
     scratch = tmp_path / "scratch"
-    python = stand_ins / "python"
-    cell = scratch / "cells" / "gpu-small-kmeans-1"
+    run = scratch / "study" / "codes"
+    python = stand_ins / "stand-in"
     python.write_text(
-        f'#!/bin/sh\necho "$@" >> "$0.words"\ncase "$*" in *study/gpu*) mkdir -p {cell} {scratch}/cells/results/a\n'
-        f"touch {cell}/metrics.jsonl {cell}/model.safetensors {scratch}/cells/results/a/pretrain.json\nexit 75;;\n"
-        "*test_gpu*) exit 1;;\nesac\n"
+        f'#!/bin/sh\necho "$@" >> "$0.words"\ncase "$*" in *librispeech_mini/run*) mkdir -p {run}\n'
+        f"touch {run}/metrics.jsonl {run}/model.safetensors\nexit 75;;\n*test_gpu*) exit 1;;\nesac\n"
     )
     python.chmod(0o755)
     packed = tmp_path / "packed"
-    for name in ("wheels", "LibriSpeech", "FSDD"):
+    for name in ("wheels", "corpora/LibriSpeech"):
         (packed / name).mkdir(parents=True)
-    env = {**os.environ, "PYTHON": str(python), "SCRATCH": str(scratch), "CELLS": "seeds=2"}
+    env = {**os.environ, "PYTHON": str(python), "SCRATCH": str(scratch), "STUDY": "model=tiny"}
     subprocess.run([OFFLINE / "there", packed, tmp_path / "results", "1", "5"], env=env, check=True)
     with tarfile.open(tmp_path / "results" / "there.tgz") as archive:
         names = archive.getnames()
-    assert {"./cells/gpu-small-kmeans-1/metrics.jsonl", "./cells/results/a/pretrain.json"} <= set(names)
+    assert "./study/codes/metrics.jsonl" in names
     assert not any("safetensors" in name for name in names)
-    asked = (stand_ins / "python.words").read_text()
-    assert f"fsdd={packed}/FSDD minutes=5 seeds=2" in asked and "text=" not in asked
-
-
-def test_an_offline_machine_runs_cells_under_mps_where_the_driver_has_it(stand_ins: Path, tmp_path: Path) -> None:
-    """The server is asked to quit at the end; without a server that answers, cells run in turns."""
-    python, control = stand_ins / "python", stand_ins / "nvidia-cuda-mps-control"
-    python.write_text('#!/bin/sh\necho "$@" "mps=$CUDA_MPS_PIPE_DIRECTORY" >> "$0.words"\n')
-    control.write_text('#!/bin/sh\n[ "$1" = -d ] || read -r word\necho "$1$word" >> "$0.words"\n')
-    for path in (python, control):
-        path.chmod(0o755)
-    (tmp_path / "packed" / "wheels").mkdir(parents=True)
-    scratch = tmp_path / "scratch"
-    env = {**os.environ, "PYTHON": str(python), "SCRATCH": str(scratch)}
-
-    def find_cells() -> str:
-        subprocess.run([OFFLINE / "there", tmp_path / "packed", tmp_path / "results", "1", "5"], env=env, check=True)
-        lines = (stand_ins / "python.words").read_text().splitlines()
-        return next(line for line in reversed(lines) if "study/gpu" in line)
-
-    assert find_cells().endswith(f"seeds=3 processes=15 mps={scratch}/mps")
-    assert (stand_ins / "nvidia-cuda-mps-control.words").read_text().split() == ["-d", "quit"]
-    control.write_text("#!/bin/sh\nexit 1\n")
-    assert find_cells().endswith("seeds=3 processes=9 mps=")
+    asked = (stand_ins / "stand-in.words").read_text()
+    assert f"librispeech_mini/run {scratch}/m {scratch}/study codes 1h model=tiny\n" in asked
+    assert f"-m speechssl prepare {packed}/corpora/LibriSpeech" in asked
