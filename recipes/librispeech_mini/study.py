@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import speechssl
+from speechssl.audio.reading import SAMPLE_RATE, load_audio
 from speechssl.checkpoints.layout import RESULT
 from speechssl.data.manifest import load_manifests, save_manifest
 from speechssl.durable import write_in_one_step
@@ -182,6 +184,7 @@ def run_arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
     last = steps[-2][0]
     result = {"arm": arm, "labels": labels, "seed": study.seed, "date": time.strftime("%Y-%m-%d"), "more": study.more}
     result |= measure_cost(study.out, [name for name, _ in steps[:-1]]) | {"sets": {}}
+    result["dimensions"] = measure_dimensions(study.out / steps[0][0], f"{study.manifests / 'dev'}.tsv")
     for name in SETS:
         keys = {"checkpoint": str(study.out / last), "data.test": f"{study.manifests / name}.tsv", "overwrite": True}
         for how, more in (("greedy", {}), ("lm", {"decoding": "beam", "decoding.lm": str(study.lm)})):
@@ -233,6 +236,25 @@ def measure_cost(out: Path, names: Sequence[str]) -> dict[str, Any]:
         heard += records[-1]["hours_seen"] if records else 0.0
         total += steps[name]
     return {"cpu_s": round(total), "hours_heard": round(heard, 1), "steps": steps, "curve": curve}
+
+
+def measure_dimensions(checkpoint: Path, manifest: str, seconds: float = 10.0) -> list[float]:
+    """Count the effective dimensions of each layer on some speech: exp of the entropy of the variances' shares.
+
+    States that collapse to few dimensions leave a fine-tuning little to begin with.
+    """
+    model, rows = speechssl.load(str(checkpoint)), load_manifests([manifest], "manifest")
+    found: list[list[torch.Tensor]] = []
+    for index in range(0, len(rows), max(1, len(rows) // 24)):
+        waveform = torch.from_numpy(load_audio(rows[index].path))[: int(seconds * SAMPLE_RATE)]
+        with torch.no_grad():
+            found.append([layer[0].double() for layer in model(waveform[None]).layers])
+    dimensions = []
+    for states in map(torch.cat, zip(*found, strict=True)):
+        variances = torch.linalg.eigvalsh(states.T.cov()).clamp(min=1e-12)
+        shares = variances / variances.sum()
+        dimensions.append(round(float((-(shares * shares.log()).sum()).exp()), 1))
+    return dimensions
 
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:
