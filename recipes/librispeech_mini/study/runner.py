@@ -46,6 +46,12 @@ TRAIN_NGRAM = Path(__file__).parents[3] / "tools" / "train_ngram.py"
 
 TRAININGS = ("pretrain", "finetune")
 
+LM_WEIGHTS = {
+    "decoding.lm_weight": 0.87, "decoding.word_bonus": -1.0, "decoding.unknown_penalty": -5.0,
+    "decoding.blank_penalty": 0.0,
+}  # fmt: skip
+"""Fairseq's, the defaults when the study began: its figures were made with them, and its commands do not name them."""
+
 _logger = logging.getLogger("speechssl")
 
 
@@ -228,8 +234,9 @@ def _run_command(command: Command, places: Places, settings: Settings) -> Record
 
 
 def add_settings(command: Command, places: Places, settings: Settings) -> dict[str, Any]:
-    """Add to a command's keys where and how long it runs."""
-    keys = {**command.keys, "device": settings.device, "precision": settings.precision}
+    """Add to a command's keys where and how long it runs, and the weights of the study's language model."""
+    weights = LM_WEIGHTS if "decoding.lm" in command.keys else {}
+    keys = {**command.keys, **weights, "device": settings.device, "precision": settings.precision}
     if command.verb in TRAININGS:
         keys |= {"data.num_workers": settings.num_workers, "data.cache_dir": str(places.out / "cache")}
         keys |= {"training.max_hours": settings.find_hours()}

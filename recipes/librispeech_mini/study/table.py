@@ -107,7 +107,7 @@ def _describe_deletions(rows: Sequence[Row]) -> str:
     ends = [f"{min(column):.0f} to {max(column):.0f} %" for column in zip(*known.values(), strict=True)]
     each = "; ".join(f"`{arm}` {beam:.0f} ({greedy:.0f})" for arm, (beam, greedy) in known.items())
     return (
-        "The 4-gram's weights are the defaults, tuned in no arm, and it deletes most words of weak recognisers: with "
+        "The 4-gram's weights are fairseq's, tuned in no arm, and it deletes most words of weak recognisers: with "
         f"{LABELS[FEW]} {ends[0]} of the words of both test sets, where greedy decoding deletes {ends[1]} ({each}). "
         "So its columns compare confidence as much as recognition."
     )

@@ -227,3 +227,9 @@ def test_an_evaluation_that_is_killed_keeps_what_it_had_measured(
     run_step(step, open_record(path, step, places), path, places, Settings())
     record = read_record(path)
     assert record is not None and set(record["metrics"]) == {"test/greedy", "test/beam"}
+
+
+def test_figures_of_the_language_model_stay_comparable_whatever_the_defaults_are(places: Places) -> None:
+    greedy, beam = Command("greedy", "evaluate", {}), Command("beam", "evaluate", {"decoding.lm": "4gram.arpa"})
+    assert runner.add_settings(beam, places, Settings()).items() >= runner.LM_WEIGHTS.items()
+    assert not runner.add_settings(greedy, places, Settings()).keys() & runner.LM_WEIGHTS.keys()

@@ -139,7 +139,7 @@ def test_cells_of_the_study_come_first_and_those_on_a_gpu_last(results: Path) ->
 
 
 def test_the_share_that_the_4_gram_deletes_is_said(results: Path) -> None:
-    (line,) = list_lines(results, "The 4-gram's weights are the defaults")
+    (line,) = list_lines(results, "The 4-gram's weights are fairseq's")
     assert "60 to 60 % of the words of both test sets, where greedy decoding deletes 8 to 8 %" in line
     assert "`wav2vec2` 60 (8)" in line
 
