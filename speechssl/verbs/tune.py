@@ -119,8 +119,9 @@ def _score_greedily(logits: Sequence[Tensor], references: Sequence[str], vocabul
 
 
 def _list_notable(found: Tuning) -> list[dict[str, Any]]:
-    """List the best points on all utterances, with the one that is kept and the one where the search began."""
-    whole = [point for point in found.points if point.num_utterances == found.best.num_utterances]
+    """List the best points on all utterances with the full beam, the one that is kept and where the search began."""
+    size = (found.best.num_utterances, found.best.beam_width)
+    whole = [point for point in found.points if (point.num_utterances, point.beam_width) == size]
     named = {found.start: "start", found.best: "kept"}
     shown = {*sorted(whole, key=lambda point: (point.wer, point.cer))[:NUM_SHOWN], *named}
     rows = sorted(shown, key=lambda point: (point.wer, point.cer, point is not found.best))

@@ -1,8 +1,8 @@
 """Search for the weights of a beam with a language model: those with the fewest wrong words on development speech.
 
 First a coarse grid on a part of the utterances, then the best of it on all of them, then one weight after the other up
-and down in steps that halve. All on logits that are there already, and with a narrow beam; what comes out is measured
-with the full one.
+and down in steps that halve. All on logits that are there already, and with a narrow beam; the best are measured
+again with the full one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NARROW_BEAM = 16
 """Half the time of a beam of 50."""
 
 COARSE_WORDS, NUM_FINALISTS = 600, 3
-"""Words of the references that the grid is tried on, and points of it that are tried on all."""
+"""Words of the references that the grid is tried on, and points of it that are tried on all, or with the full beam."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,11 @@ def _search(trial: _Trial, config: DecodingConfig) -> Tuning:
     best = min([narrow, *coarse[:NUM_FINALISTS]], key=lambda weights: trial.run(weights, everything))
     for halvings in (0, 1):
         best = _climb(trial, best, 0.5**halvings, everything)
-    best = min(replace(best, beam_width=config.beam_width), config, key=lambda weights: trial.run(weights, everything))
+    # What is best with a narrow beam need not be with the full one.
+    whole = [point for point in trial.points.values() if point.num_utterances == len(everything)]
+    finalists = sorted(whole, key=lambda point: (point.wer, point.cer))[:NUM_FINALISTS]
+    wide = [replace(config, **dict[str, Any]((name, getattr(point, name)) for name in STEPS)) for point in finalists]
+    best = min([*wide, config], key=lambda weights: trial.run(weights, everything))
     return Tuning(best, trial.find(best, everything), trial.find(config, everything), tuple(trial.points.values()))
 
 
