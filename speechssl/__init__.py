@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from speechssl.api import report as report
     from speechssl.api import save as save
     from speechssl.api import transcribe as transcribe
+    from speechssl.api import tune as tune
     from speechssl.errors import CheckpointError as CheckpointError
     from speechssl.errors import ConfigError as ConfigError
     from speechssl.errors import DataError as DataError
@@ -56,7 +57,7 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "probe", "convert", "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "tune", "probe", "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {

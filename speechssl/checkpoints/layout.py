@@ -16,6 +16,9 @@ LEFT_OUT, DATA, TRACKERS = "left_out.tsv", "data.parquet", "trackers.json"
 
 CHECKPOINTS = "checkpoints"
 
+DECODING = "decoding.json"
+"""Weights of a language model that `tune` found for the recogniser in this folder."""
+
 
 def name_sums(path: Path) -> Path:
     """Name the list of checksums that lies beside a log."""

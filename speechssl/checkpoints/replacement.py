@@ -10,6 +10,7 @@ from speechssl.checkpoints.layout import (
     CHECKPOINTS,
     CONFIG,
     DATA,
+    DECODING,
     ENVIRONMENT,
     LEFT_OUT,
     LOGS,
@@ -29,7 +30,7 @@ COMPLETE = "complete"
 HEAD = (CONFIG, ENVIRONMENT, RESULT)
 """What every command writes anew."""
 
-WHOLE = (CHECKPOINTS, "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, TRACKERS, REPORT)
+WHOLE = (CHECKPOINTS, "tensorboard", "wandb", *HEAD, *LOGS, LEFT_OUT, DATA, DECODING, TRACKERS, REPORT)
 """What a run writes, and so what overwrite=true replaces: checkpoints first and back last, since they make it a run."""
 
 

@@ -25,6 +25,7 @@ METRICS = {
     "pretrain": ("valid.loss", "valid.accuracy"),
     "finetune": ("valid.wer", "valid.cer"),
     "evaluate": ("wer", "cer"),
+    "tune": ("wer", "cer"),
     "probe": ("accuracy", "eer"),
     "bench": ("audio_s_per_s", "peak_mib"),
 }

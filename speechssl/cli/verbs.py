@@ -75,6 +75,13 @@ VERBS: dict[str, Verb] = {
             "evaluate runs/ctc 'data.test=[m/a.tsv,m/b.tsv]' out=runs/wer decoding=beam decoding.lm=lm.arpa",
         ),
     ),
+    "tune": Verb(
+        schemas.TuneConfig,
+        "recogniser + development speech → weights of the language model, kept beside the recogniser",
+        ("checkpoint", "data.test"),
+        ("decoding.lm", "out", "data.where", "decoding.beam_width", "batch_s", "window_s", "device", "overwrite"),
+        ("tune runs/ctc m/dev.tsv decoding.lm=lm.arpa",),
+    ),
     "transcribe": Verb(
         schemas.TranscribeConfig,
         "recogniser + audio → text",

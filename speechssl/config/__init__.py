@@ -25,6 +25,7 @@ from speechssl.config.verbs import (
     ProbeConfig,
     ReportConfig,
     TranscribeConfig,
+    TuneConfig,
 )
 
 __all__ = [
@@ -32,5 +33,5 @@ __all__ = [
     "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig",
+    "TrainingConfig", "TranscribeConfig", "TuneConfig",
 ]  # fmt: skip

@@ -177,6 +177,18 @@ class EvaluateConfig(InferenceConfig):
 
 
 @dataclass(kw_only=True)
+class TuneConfig(InferenceConfig):
+    """Keys of `speechssl tune`."""
+
+    data: TestDataConfig = knob(TestDataConfig, "development speech: never what is reported")
+    decoding: DecodingConfig = knob(lambda: DecodingConfig(name="beam"), "from frames to text; weights given here are tried as well")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.decoding.name == "beam", "decoding", "beam, which has a language model", self.decoding.name)
+
+
+@dataclass(kw_only=True)
 class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 

@@ -132,6 +132,13 @@ def iterate_texts(
     yield from _iterate(model, source, batch_s, window_s, precision, lambda logits: _decode_one(decode, logits), "")
 
 
+def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str) -> list[Tensor]:
+    """Compute the logits (T, V) of the utterances that the source does not leave out, to decode them more than once."""
+    nothing = torch.zeros(0, len(require_recogniser(model)))
+    rows = _iterate(model, source, batch_s, window_s, precision, lambda logits: logits, nothing)
+    return [logits for _, logits in rows]
+
+
 def iterate_readings(
     model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
 ) -> Iterator[tuple[int, Reading]]:

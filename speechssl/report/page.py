@@ -40,6 +40,7 @@ from speechssl.report.recognition import (
     make_writing,
 )
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
+from speechssl.report.tuning import describe_tuning, judge_tuning, make_tuning
 from speechssl.training.run_folder import flatten
 
 _logger = logging.getLogger("speechssl")
@@ -117,6 +118,8 @@ def _make_chapter(
                 judge_evaluation(run),
                 make_evaluation(run, sounds),
             )
+        case "tune":
+            (summary, stats), verdict, sections = describe_tuning(run), judge_tuning(run), make_tuning(run)
         case _:
             (summary, stats), verdict, sections = describe_probe(run), judge_probe(run), make_probe(run)
     links = _find_links(named, number, out)

@@ -23,6 +23,7 @@ KINDS = {
     "pretrain": "Pretraining",
     "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
+    "tune": "Weights of a language model",
     "probe": "Speaker probe",
 }
 """What the page calls each kind of folder."""
@@ -92,7 +93,7 @@ class RunFolder:
 
 
 def load_run(path: Path) -> RunFolder:
-    """Read the folder of a `pretrain`, `finetune`, `evaluate` or `probe`.
+    """Read the folder of a `pretrain`, `finetune`, `evaluate`, `tune` or `probe`.
 
     Raises:
         ConfigError: there is no such folder.
@@ -153,9 +154,11 @@ def _find_kind(path: Path, config: Row, result: Row) -> str:
         return "evaluate"
     if "layers" in result or "baselines" in result:
         return "probe"
+    if "points" in result and "weights" in result:
+        return "tune"
     raise DataError(
-        "`run` must be the folder of a training run (config.yaml), of `evaluate` (utterances.tsv) or of `probe` "
-        f"(result.json with its layers), but {path} is none of these"
+        "`run` must be the folder of a training run (config.yaml), of `evaluate` (utterances.tsv), of `tune` or of "
+        f"`probe` (result.json with its points or layers), but {path} is none of these"
     )
 
 

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from speechssl.verbs.probe import probe as probe
     from speechssl.verbs.report import report as report
     from speechssl.verbs.transcribe import transcribe as transcribe
+    from speechssl.verbs.tune import tune as tune
 
 __all__ = [
     "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe",
+    "transcribe", "tune",
 ]  # fmt: skip
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from speechssl.checkpoints.layout import DECODING
 from speechssl.config.verbs import ConvertConfig
-from speechssl.durable import write_result, writing
+from speechssl.durable import remove, write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
 from speechssl.verbs.frame import verb
+from speechssl.verbs.kept import find_kept, write_kept
 from speechssl.verbs.output import replacing_result, resolve_out
 
 FILES = {"fairseq": "model.pt", "torchaudio": "model.pt", "onnx": "model.onnx", "onnx_features": "model.onnx"}
@@ -27,7 +29,8 @@ _logger = logging.getLogger("speechssl")
 def convert(config: ConvertConfig) -> dict[str, Any]:
     """Read one checkpoint, write it in another format, and return what was read, chosen, written and left behind.
 
-    `out` with a suffix is a file; without one it is a folder and gets `result.json` as well.
+    `out` with a suffix is a file; without one it is a folder and gets `result.json` as well. `to=speechssl` takes along
+    the weights of a language model that `tune` kept.
 
     Raises:
         CheckpointError: the checkpoint does not load, or the format has no place for its network.
@@ -36,6 +39,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     foreign = open_checkpoint(config.checkpoint, weights=config.weights)
     model = build_model(foreign)
     choices = list_choices(foreign)
+    kept = find_kept(config.checkpoint) if config.to == "speechssl" else None
     _logger.info("; ".join([describe(foreign), *choices]))
     is_file = config.to in FILES and bool(Path(config.out).suffix) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "convert", config.overwrite, is_file=is_file)
@@ -45,6 +49,10 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     also = (SafetensorError,) if config.to.startswith("onnx") else (SafetensorError, RuntimeError)
     with nullcontext() if is_file else replacing_result(out), writing(target, also=also):
         dropped = write_model(model, target, config.to, foreign.card.update)
+        if config.to == "speechssl":
+            remove(target / DECODING)
+        if kept:
+            write_kept(target, kept)
     result = _summarise(config, foreign) | {
         "out": str(target),
         "left_behind": [*foreign.dropped, *dropped],

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.config.data import TestDataConfig
 from speechssl.config.knobs import check
 from speechssl.config.verbs import EvaluateConfig
 from speechssl.data.left_out import LeftOut
@@ -20,12 +21,12 @@ from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
-from speechssl.inference.decoding.beam import build_decoder
 from speechssl.inference.recognise import recognise, require_recogniser
 from speechssl.interop.load import load_model
 from speechssl.printable import log_lines
 from speechssl.text.vocabulary import Vocabulary
 from speechssl.verbs.frame import verb
+from speechssl.verbs.kept import choose_decoder
 from speechssl.verbs.output import replacing_result, resolve_out
 
 _logger = logging.getLogger("speechssl")
@@ -43,11 +44,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         DataError: the manifest has no transcripts, none of its audio can be used, or `decoding.lm` is no ARPA file.
     """
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
-    manifest, num_untranscribed = _load_transcribed(config)
+    manifest, num_untranscribed = load_transcribed(config.data)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
     vocabulary = require_recogniser(model, config.checkpoint)
-    decoder = build_decoder(config.decoding, vocabulary)
+    decoder = choose_decoder(config.decoding, config.checkpoint, vocabulary)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
@@ -61,6 +62,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
     result |= decoder.describe()
+    if decoder.fit:
+        decoder.fit.warn_of_silence(result["num_words"], result["deletions"], result["insertions"])
     result |= {"num_untranscribed": num_untranscribed, "num_left_out": len(left_out), "out": str(out)}
     with replacing_result(out):
         for name in (breakdown.UTTERANCES_NAME, breakdown.CONFUSIONS_NAME):
@@ -74,9 +77,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def _load_transcribed(config: EvaluateConfig) -> tuple[Manifest, int]:
+def load_transcribed(data: TestDataConfig) -> tuple[Manifest, int]:
     """Load the rows that have a transcript, and count those that have none: they cannot be scored."""
-    manifest = load_manifests(config.data.test, "data.test").filter_where(config.data.where)
+    manifest = load_manifests(data.test, "data.test").filter_where(data.where)
     manifest.require("text", "data.test")
     transcribed = [index for index, text in enumerate(manifest.column("text")) if text and text.strip()]
     missing = len(manifest) - len(transcribed)

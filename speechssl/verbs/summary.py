@@ -32,13 +32,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         verb: name of the verb.
         result: the dict of its JSON line.
     """
+    tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points}
+    if verb in (*tables, "doctor"):
+        return tables[verb](result) if verb in tables else ""
     match verb:
-        case "bench":
-            return format_bench(result)
-        case "demo":
-            return format_demo(result)
-        case "doctor":
-            return ""
         case "pretrain" | "finetune":
             rows = _list_training(result)
         case "prepare":
@@ -99,6 +96,18 @@ def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
         note = ", saturated" if key in result["saturated"] else ""
         rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
     return rows | {"out": result["out"]}
+
+
+def _lay_out_points(result: Mapping[str, Any]) -> str:
+    """Lay out sets of weights by their errors, greedy decoding among them, and say where the best is kept."""
+    greedy = {**result["greedy"], "note": "greedy"}
+    rows = sorted([*result["points"], greedy], key=lambda row: float(row["wer"]))
+    names = ("lm_weight", "word_bonus", "blank_penalty", "unknown_penalty", "beam_width")
+    cells = [["", *names, "WER", "CER"]]
+    for row in rows:
+        weights = [f"{row[name]:g}" if name in row else "" for name in names]
+        cells.append([row["note"], *weights, f"{row['wer']:.2f} %", f"{row['cer']:.2f} %"])
+    return f"{format_columns(cells, right=range(1, 8))}\nkept: {result['kept']}"
 
 
 def _format_hours(hours: float) -> str:

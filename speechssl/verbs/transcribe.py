@@ -19,12 +19,12 @@ from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import remove, write_result
 from speechssl.errors import DataError
-from speechssl.inference.decoding.beam import build_decoder
 from speechssl.inference.recognise import Reading, iterate_readings, iterate_texts, require_recogniser
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_model
 from speechssl.printable import escape_field, make_printable
 from speechssl.verbs.frame import verb
+from speechssl.verbs.kept import choose_decoder
 from speechssl.verbs.output import STDOUT, print_line, resolve_out
 
 TEXTS_NAME = "texts.tsv"
@@ -50,7 +50,7 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     device = resolve_device(config.device)
     model = load_model(config.checkpoint, device, weights=config.weights)
-    decoder = build_decoder(config.decoding, require_recogniser(model, config.checkpoint))
+    decoder = choose_decoder(config.decoding, config.checkpoint, require_recogniser(model, config.checkpoint))
     is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
     is_file |= config.makes_manifest
     out = resolve_out(config.out, "transcribe", config.overwrite, is_file=is_file) if config.out else None
@@ -81,6 +81,8 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
         "texts": str(target or STDOUT),
         "out": str(out or STDOUT),
     }
+    if decoder.fit:
+        decoder.fit.warn_of_silence()
     if out and not is_file:
         write_result(out, result)
     return result

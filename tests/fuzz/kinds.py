@@ -22,6 +22,7 @@ from speechssl.checkpoints.layout import METRICS
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
+from speechssl.config.decoding import WEIGHTS
 from speechssl.config.model import ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -42,6 +43,7 @@ from speechssl.training.optim import build_optimizer
 from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.verbs import report
+from speechssl.verbs.kept import find_kept, write_kept
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 
@@ -84,6 +86,7 @@ ngram 2=3
 
 \\end\\
 """
+KEPT = {"weights": WEIGHTS, "wer": 7.5, "lm": "a.arpa", "lm_sha256": "ab" * 32, "update": 3, "data": ["dev.tsv"]}
 
 
 def make_audio(folder: Path) -> None:
@@ -158,6 +161,10 @@ def make_arpa(folder: Path) -> None:
 
 def use_arpa(_: Path, file: Path) -> None:
     load_arpa(file).compute_perplexity(["one two", "three"])
+
+
+def use_kept(folder: Path, _: Path) -> None:
+    find_kept(str(folder))
 
 
 def make_recogniser() -> SpeechModel:
@@ -242,6 +249,7 @@ KINDS: dict[str, Kind] = {
     "parquet": Kind(make_parquet, use_manifest),
     "texts": Kind(make_texts, use_texts),
     "arpa": Kind(make_arpa, use_arpa),
+    "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from speechssl.config.decoding import DecodingConfig
+from speechssl.config.decoding import WEIGHTS, DecodingConfig
 from speechssl.inference.decoding.greedy import greedy_decode
 from speechssl.inference.decoding.lm_fit import Beginnings, Fit, load_lm
 from speechssl.inference.decoding.ngram import END, Ngram
@@ -61,8 +61,13 @@ class Decoder:
         return self.facts | {"beam": self.facts["beam"] | asdict(self.fit)}
 
 
-def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
+def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: str = "") -> Decoder:
     """Build the decoder that `decoding.*` asks for.
+
+    Args:
+        config: weights that it leaves open have their defaults.
+        vocabulary: of the recogniser.
+        weights_from: where its weights are from, for the result; empty: `keys` where it has some, else `defaults`.
 
     Raises:
         DataError: `decoding.lm` is no ARPA file, or has no word that the recogniser can write.
@@ -72,18 +77,20 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary) -> Decoder:
         return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
     search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
     names: tuple[str, ...] = ("blank_penalty", "beam_width", "beam_threshold", "symbol_min_prob")
-    keys: dict[str, Any] = {name: getattr(config, name) for name in names}
+    keys: dict[str, Any] = {name: getattr(search.config, name) for name in names}
     lm, begun = search.lm, search.begun
     if lm is None or begun is None:
         return Decoder(search.decode, facts | {"beam": keys})
     names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
-    keys |= {name: getattr(config, name) for name in names} | {"lm_ngrams": lm.counts}
+    keys |= {name: getattr(search.config, name) for name in names}
+    keys |= {"weights_from": weights_from or ("keys" if config.given else "defaults"), "lm_ngrams": lm.counts}
     fit = Fit(len(lm.words), len(begun.words))
 
     def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
         texts = search.decode(logits, num_frames)
         for text in texts:
             fit.count([search.spell(word) for word in text.split()], lm)
+        fit.greedy_words += sum(len(text.split()) for text in greedy_decode(logits, num_frames, vocabulary))
         return texts
 
     return Decoder(decode, facts | {"beam": keys}, fit)
@@ -160,7 +167,7 @@ class BeamSearch:
         self._set_weights(config)
 
     def _set_weights(self, config: DecodingConfig) -> None:
-        self.config = config
+        self.config = config.fill(WEIGHTS if self.lm else WEIGHTS | {"blank_penalty": 0.0})
         self.onward: dict[str, FloatArray] = {}
         self.all_unknown = np.full(len(self.vocabulary), self._foresee("\0"))
 
@@ -348,7 +355,8 @@ class BeamSearch:
     def _weigh(self, log_prob: float, is_known: bool) -> float:
         """Turn a word's probability, as log10, into what it adds to a score."""
         penalty = 0.0 if is_known else self.config.unknown_penalty
-        return self.config.lm_weight * math.log(10) * log_prob + self.config.word_bonus + penalty
+        score: float = self.config.lm_weight * math.log(10) * log_prob + self.config.word_bonus + penalty
+        return score
 
     def _score_end(self, context: str) -> float:
         assert self.lm is not None

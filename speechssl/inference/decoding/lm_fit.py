@@ -29,12 +29,14 @@ class Fit:
         lm_words_writable: those that the recogniser can write.
         output_words: words of the decoded texts.
         output_words_known: those that the language model knows.
+        greedy_words: words of the texts that greedy decoding reads off the same logits.
     """
 
     lm_words: int
     lm_words_writable: int
     output_words: int = 0
     output_words_known: int = 0
+    greedy_words: int = 0
 
     def count(self, words: Sequence[str], lm: Ngram) -> None:
         """Count the words of a decoded text, as the language model spells them."""
@@ -48,6 +50,23 @@ class Fit:
                 "decoding.lm knows only %d of the %d words that were recognised: is it of this language, and of words?",
                 self.output_words_known,
                 self.output_words,
+            )
+
+    def warn_of_silence(self, num_words: int = 0, num_deleted: int = 0, num_inserted: int = 0) -> None:
+        """Warn where more than a third of the words is left out: of those that were said, or else of the greedy ones.
+
+        Args:
+            num_words: of the references; 0 where there are none.
+            num_deleted, num_inserted: errors against them.
+        """
+        of = "the words that were said" if num_words else "the words of greedy decoding"
+        if not num_words:
+            num_words, num_deleted = self.greedy_words, self.greedy_words - self.output_words
+        if num_deleted > max(num_words / 3, 5 * num_inserted):
+            _logger.warning(
+                "with decoding.lm %.0f %% of %s are left out: `speechssl tune` finds better weights",
+                100 * num_deleted / num_words,
+                of,
             )
 
 

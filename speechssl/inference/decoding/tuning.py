@@ -1,8 +1,8 @@
 """Search for the weights of a beam with a language model: those with the fewest wrong words on development speech.
 
 First a coarse grid on a part of the utterances, then the best of it on all of them, then one weight after the other up
-and down in steps that halve. All on logits that are there already, and with a narrow beam; what comes out is measured
-with the full one.
+and down in steps that halve. All on logits that are there already, and with a narrow beam; the best are measured
+again with the full one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from speechssl.config.decoding import DecodingConfig
 from speechssl.evaluation.wer import compute_error_rates
 from speechssl.inference.decoding.beam import BeamSearch
 from speechssl.inference.decoding.ngram import Ngram
+from speechssl.progress import Progress
 from speechssl.text.vocabulary import Vocabulary
 
 GRID = {"lm_weight": (0.25, 0.5, 1.0), "word_bonus": (-1.0, 0.0, 1.0), "blank_penalty": (0.0, 1.0, 2.0)}
@@ -30,7 +31,7 @@ NARROW_BEAM = 16
 """Half the time of a beam of 50."""
 
 COARSE_WORDS, NUM_FINALISTS = 600, 3
-"""Words of the references that the grid is tried on, and points of it that are tried on all."""
+"""Words of the references that the grid is tried on, and points of it that are tried on all, or with the full beam."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class Tuning:
     Attributes:
         config: the start, with the best weights; its beam is as wide as it was.
         best: the last line of `points`: these weights on all utterances with that beam.
+        start: where it began, on all utterances with that beam.
         points: every point tried, in order; those of the grid are on fewer utterances.
     """
 
     config: DecodingConfig
     best: Point
+    start: Point
     points: tuple[Point, ...]
 
 
@@ -85,18 +88,26 @@ def tune(
         DataError: the references have no word.
     """
     assert len(logits) == len(references), f"{len(logits)} utterances, {len(references)} references"
-    config = config or DecodingConfig(name="beam")
+    config = (config or DecodingConfig(name="beam")).fill()
     trial = _Trial(logits, references, BeamSearch(vocabulary, config, lm), key)
+    with Progress("tune", unit="sets of weights") as trial.progress:
+        return _search(trial, config)
+
+
+def _search(trial: _Trial, config: DecodingConfig) -> Tuning:
     narrow = replace(config, beam_width=min(config.beam_width, NARROW_BEAM))
     grid = [replace(narrow, **dict[str, Any](zip(GRID, values, strict=True))) for values in product(*GRID.values())]
-    part = _choose_part(references)
+    part, everything = _choose_part(trial.references), range(len(trial.references))
     coarse = sorted(grid, key=lambda weights: trial.run(weights, part))
-    everything = range(len(references))
     best = min([narrow, *coarse[:NUM_FINALISTS]], key=lambda weights: trial.run(weights, everything))
     for halvings in (0, 1):
         best = _climb(trial, best, 0.5**halvings, everything)
-    best = min(replace(best, beam_width=config.beam_width), config, key=lambda weights: trial.run(weights, everything))
-    return Tuning(best, trial.find(best, everything), tuple(trial.points.values()))
+    # What is best with a narrow beam need not be with the full one.
+    whole = [point for point in trial.points.values() if point.num_utterances == len(everything)]
+    finalists = sorted(whole, key=lambda point: (point.wer, point.cer))[:NUM_FINALISTS]
+    wide = [replace(config, **dict[str, Any]((name, getattr(point, name)) for name in STEPS)) for point in finalists]
+    best = min([*wide, config], key=lambda weights: trial.run(weights, everything))
+    return Tuning(best, trial.find(best, everything), trial.find(config, everything), tuple(trial.points.values()))
 
 
 class _Trial:
@@ -106,6 +117,7 @@ class _Trial:
         self.log_probs = [row.double().log_softmax(-1).cpu().numpy() for row in logits]
         self.references, self.search, self.key = references, search, key
         self.points: dict[tuple[object, ...], Point] = {}
+        self.progress = Progress("tune")
 
     def run(self, config: DecodingConfig, part: Sequence[int]) -> tuple[float, float]:
         """Give WER and CER of some utterances, in percent."""
@@ -120,6 +132,7 @@ class _Trial:
             texts = [search.vocabulary.fold(search.search(self.log_probs[k])[0]) for k in part]
             rates = compute_error_rates([self.references[k] for k in part], texts, self.key)
             self.points[key] = Point(**weights, num_utterances=len(part), wer=rates[0], cer=rates[1])
+            self.progress.advance(wer=rates[0])
         return self.points[key]
 
 

@@ -269,7 +269,13 @@ def test_decoding_is_chosen_and_its_keys_are_set() -> None:
         assert compose(verb, ["runs/ctc", "x", "decoding=greedy"]).decoding.name == "greedy"
         beam = compose(verb, ["runs/ctc", "x", "decoding=beam", "decoding.lm=a.arpa", "decoding.lm_weight=2"]).decoding
         assert beam == DecodingConfig(name="beam", lm="a.arpa", lm_weight=2.0)
+        assert beam.given == ("lm_weight",)
+        with pytest.raises(ConfigError, match="`decoding.word_bonus` must be a number, or empty, but is 'much'"):
+            compose(verb, ["runs/ctc", "x", "decoding=beam", "decoding.word_bonus=much"])
         with pytest.raises(ConfigError, match="`decoding` must be one of beam, greedy, but 'bean' does not exist"):
             compose(verb, ["runs/ctc", "x", "decoding=bean"])
         with pytest.raises(ConfigError, match="`decoding.lm` must be left out with decoding=greedy"):
             compose(verb, ["runs/ctc", "x", "decoding.lm=a.arpa"])
+    assert compose("tune", ["runs/ctc", "x", "decoding.lm=a.arpa"]).decoding == DecodingConfig(name="beam", lm="a.arpa")
+    with pytest.raises(ConfigError, match="`decoding` must be beam, which has a language model, but is 'greedy'"):
+        compose("tune", ["runs/ctc", "x", "decoding=greedy"])

@@ -129,6 +129,21 @@ def make_evaluate(folder: Path) -> Path:
     return folder
 
 
+def make_tune(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    weights = {"lm_weight": 0.5, "word_bonus": 0.0, "blank_penalty": 1.0, "unknown_penalty": -9.0}
+    points = [
+        {**weights, "beam_width": 50, "num_utterances": 4, "wer": 31.25 + k, "cer": 17.5, "note": note}
+        for k, note in enumerate(("kept", "", "start"))
+    ]
+    result = {
+        "weights": weights, "wer": 31.25, "cer": 17.5, "greedy": {"wer": 42.0, "cer": 20.0}, "points": points,
+        "lm": "<books>.arpa", "checkpoint": "runs/ctc", "kept": "runs/ctc/decoding.json",
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
 def make_probe(folder: Path, measure: str = "accuracy") -> Path:
     folder.mkdir(parents=True)
     values = [61.0, 74.5, 70.25, 66.0, 58.0]
@@ -149,8 +164,8 @@ def make_probe(folder: Path, measure: str = "accuracy") -> Path:
 def make() -> SimpleNamespace:
     """The makers of run folders."""
     return SimpleNamespace(
-        pretrain=make_pretrain, finetune=make_finetune, evaluate=make_evaluate, probe=make_probe,
-        lines=write_lines, model=tiny_model,
+        pretrain=make_pretrain, finetune=make_finetune, evaluate=make_evaluate, tune=make_tune,
+        probe=make_probe, lines=write_lines, model=tiny_model,
     )  # fmt: skip
 
 

@@ -187,6 +187,21 @@ def test_the_result_says_how_it_was_decoded(manifest: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("heard")
+def test_words_that_a_language_model_leaves_out_are_said(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_arpa(train_ngram(["THE CAT SAT"], 2), tmp_path / "lm.arpa")
+    beam = schemas.DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa"))
+    sentence = "% of the words that were said are left out: `speechssl tune` finds better weights"
+    evaluate(make_config(manifest, tmp_path / "few", decoding=beam))
+    monkeypatch.setattr(module, "recognise", lambda *_: ["THE CAT SAT", "", "", ""])
+    evaluate(make_config(manifest, tmp_path / "greedy"))
+    assert sentence not in caplog.text
+    evaluate(make_config(manifest, tmp_path / "many", decoding=beam))
+    assert f"with decoding.lm 67 {sentence}" in caplog.text
+
+
+@pytest.mark.usefixtures("heard")
 def test_a_language_model_that_is_not_there_is_told_before_anything_is_heard(manifest: Path, tmp_path: Path) -> None:
     beam = schemas.DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa"))
     with pytest.raises(DataError, match=r"`decoding.lm` must be an ARPA file, but .*lm.arpa does not exist"):

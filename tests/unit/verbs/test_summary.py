@@ -19,6 +19,8 @@ from speechssl.verbs.summary import format_summary
 RATE = asdict(Interval(10.0, 20.0, "speaker", 40, True))
 VALID = {"loss": 5.1, "accuracy": 0.4, "loss_contrastive": 4.0}
 BASELINES = {"log_mel": {"accuracy": 97.0, "accuracy_interval": RATE}}
+WEIGHTS = {"lm_weight": 0.5, "word_bonus": 0.0, "blank_penalty": 1.0, "unknown_penalty": -9.0, "beam_width": 50}
+POINTS = [{**WEIGHTS, "wer": 40.0, "cer": 8.0, "note": "kept"}, {**WEIGHTS, "wer": 45.0, "cer": 8.5, "note": "start"}]
 
 CASES = (
     (
@@ -31,6 +33,8 @@ CASES = (
     ("pretrain", {"out": "a", "updates": 3, "best_update": 3, "hours_seen": 0.1, "valid": {"loss": 0.5}}, ["0.5\n"]),
     ("evaluate", {"wer": 12.3, "wer_interval": RATE, "cer": 4.0, "cer_interval": RATE, "num_utterances": 7, "out": "x"},
      ["WER", "12.30 % (95 %: 10.0 to 20.0 % over 40 speakers)", "4.00 %"]),
+    ("tune", {"points": POINTS, "greedy": {"wer": 50.0, "cer": 9.0}, "kept": "runs/a/decoding.json"},
+     ["kept          0.5           0", "40.00 %", "greedy  ", "\nkept: runs/a/decoding.json"]),
     ("probe", {"task": "identification", "accuracy": 90.0, "accuracy_interval": RATE, "baselines": BASELINES,
                "saturated": ["log_mel"], "out": "x"}, ["speaker accuracy, this model", "97.00 %", "saturated"]),
     ("transcribe", {"num_utterances": 3, "num_left_out": 1, "texts": "stdout"}, ["3, 1 left out"]),

@@ -7,16 +7,17 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from speechssl.config.decoding import DecodingConfig
+from speechssl.config.decoding import WEIGHTS, DecodingConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.inference.decoding.beam import BeamSearch, build_decoder
 from speechssl.inference.decoding.greedy import greedy_decode, merge_path
-from speechssl.inference.decoding.lm_fit import Beginnings
+from speechssl.inference.decoding.lm_fit import Beginnings, Fit
 from speechssl.inference.decoding.ngram import Ngram, save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
@@ -24,7 +25,8 @@ from tests.cases import each_case
 
 SMALL = Vocabulary(("<s>", "<pad>", "|", "A", "B"))
 FAIRSEQ = Vocabulary(FAIRSEQ_SYMBOLS)
-EXACT = DecodingConfig(name="beam", beam_width=10_000, beam_threshold=1e9, symbol_min_prob=0.0, lm_weight=0.7)
+GIVEN: dict[str, Any] = {"lm_weight": 0.7, "word_bonus": -1.0, "blank_penalty": 0.0, "unknown_penalty": -5.0}
+EXACT = DecodingConfig(name="beam", beam_width=10_000, beam_threshold=1e9, symbol_min_prob=0.0, **GIVEN)
 
 
 def draw(num_frames: int, seed: int, vocabulary: Vocabulary = SMALL, sharpness: float = 2.0) -> np.ndarray:
@@ -61,7 +63,7 @@ def test_a_wide_beam_with_an_ngram_finds_the_best_of_all_texts(seed: int, weight
     log_probs, lm = draw(6, seed, sharpness=1.0), make_lm()
     config = DecodingConfig(
         name="beam", lm="x", beam_width=10_000, beam_threshold=1e9, symbol_min_prob=0.0, lm_weight=weight,
-        word_bonus=0.4, unknown_penalty=-1.3,
+        word_bonus=0.4, unknown_penalty=-1.3, blank_penalty=0.0,
     )  # fmt: skip
     search = BeamSearch(SMALL, config, lm)
 
@@ -141,8 +143,12 @@ def test_greedy_is_a_decoder_too_and_facts_tell_them_apart(tmp_path: Path) -> No
     assert build_decoder(DecodingConfig(name="beam"), FAIRSEQ).facts == {"decoding": "beam", "beam": keys}
     lm = make_lm()
     save_arpa(lm, tmp_path / "lm.arpa")
-    facts = build_decoder(DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa")), FAIRSEQ).facts["beam"]
-    assert (facts["lm"], facts["lm_ngrams"], facts["lm_weight"]) == (str(tmp_path / "lm.arpa"), lm.counts, 0.87)
+    config = DecodingConfig(name="beam", lm=str(tmp_path / "lm.arpa"))
+    facts = build_decoder(config, FAIRSEQ).facts["beam"]
+    assert (facts["lm"], facts["lm_ngrams"]) == (str(tmp_path / "lm.arpa"), lm.counts)
+    assert facts.items() >= (WEIGHTS | {"weights_from": "defaults"}).items()
+    facts = build_decoder(replace(config, word_bonus=2), FAIRSEQ).facts["beam"]
+    assert facts.items() >= (WEIGHTS | {"word_bonus": 2, "weights_from": "keys"}).items()
 
 
 def test_words_are_asked_for_as_texts_are_spelt() -> None:
@@ -216,18 +222,34 @@ def test_how_well_an_ngram_fits_stands_in_the_result_and_below_half_is_said(
 ) -> None:
     logits = say("THE CAT", FAIRSEQ)
     frames = torch.tensor([logits.shape[1]])
-    half = DecodingConfig(name="beam", lm=write_unigrams(tmp_path / "half.arpa", ["THE", "кот"]), unknown_penalty=0.0)
-    decoder = build_decoder(half, FAIRSEQ)
+    given = DecodingConfig(name="beam", **GIVEN | {"lm_weight": 0.87, "unknown_penalty": 0.0})
+    half = write_unigrams(tmp_path / "half.arpa", ["THE", "кот"])
+    decoder = build_decoder(replace(given, lm=half), FAIRSEQ)
     assert decoder.decode(logits, frames) == ["THE CAT"]
-    found = {"lm_words": 2, "lm_words_writable": 1, "output_words": 2, "output_words_known": 1}
+    found = {"lm_words": 2, "lm_words_writable": 1, "output_words": 2, "output_words_known": 1, "greedy_words": 2}
     assert decoder.describe()["beam"].items() >= found.items()
     assert not caplog.records
     path = write_unigrams(tmp_path / "few.arpa", ["T", "H", "кот", "пёс", "мышь", "ёж", "well-known"])
-    decoder = build_decoder(DecodingConfig(name="beam", lm=path, unknown_penalty=0.0), FAIRSEQ)
+    decoder = build_decoder(replace(given, lm=path), FAIRSEQ)
     assert "of the 7 words of decoding.lm the recogniser can write only 2; it cannot write КОТ" in caplog.text
     decoder.decode(logits, frames)
     decoder.describe()
     assert "decoding.lm knows only 0 of the 1 words that were recognised" in caplog.text
+
+
+def test_words_that_a_language_model_leaves_out_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    quiet = (Fit(9, 9, output_words=20, greedy_words=30), Fit(9, 9), Fit(9, 9, output_words=30, greedy_words=20))
+    for fit in quiet:
+        fit.warn_of_silence()
+    for errors in ((30, 10, 0), (30, 20, 5), (30, 2, 20)):
+        quiet[0].warn_of_silence(*errors)
+    assert not caplog.records
+    Fit(9, 9, output_words=10, greedy_words=40).warn_of_silence()
+    quiet[0].warn_of_silence(30, 12, 2)
+    assert caplog.messages == [
+        "with decoding.lm 75 % of the words of greedy decoding are left out: `speechssl tune` finds better weights",
+        "with decoding.lm 40 % of the words that were said are left out: `speechssl tune` finds better weights",
+    ]
 
 
 def test_beginnings_are_those_of_the_words() -> None:
@@ -289,7 +311,7 @@ def make_noisy_speech(seed: int) -> tuple[str, np.ndarray, Ngram]:
 @each_case("seed", range(2))
 def test_texts_that_put_off_their_boundaries_do_not_crowd_out_what_was_said(seed: int) -> None:
     said, log_probs, lm = make_noisy_speech(seed)
-    search = BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=50), lm)
+    search = BeamSearch(FAIRSEQ, DecodingConfig(name="beam", beam_width=50, **GIVEN), lm)
     labels = torch.tensor([FAIRSEQ.encode(said)])
     frames = torch.from_numpy(log_probs)[:, None]
     sizes = torch.tensor([len(log_probs)]), torch.tensor([labels.shape[1]])

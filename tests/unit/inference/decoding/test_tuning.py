@@ -20,7 +20,9 @@ from speechssl.inference.decoding.tuning import tune
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 
 FAIRSEQ = Vocabulary(FAIRSEQ_SYMBOLS)
-START = DecodingConfig(name="beam", lm="x", beam_width=20)
+START = DecodingConfig(
+    name="beam", lm="x", beam_width=20, lm_weight=0.87, word_bonus=-1.0, unknown_penalty=-5.0, blank_penalty=0.0
+)
 
 
 def make_weak_speech(num: int) -> tuple[list[torch.Tensor], list[str], Ngram]:
@@ -59,7 +61,8 @@ def test_a_search_finds_weights_that_are_better_and_says_what_it_tried(monkeypat
     assert (best.wer, best.cer) == pytest.approx(compute_error_rates(texts, decoded))
 
     defaults = points[START.lm_weight, START.word_bonus, START.blank_penalty, START.unknown_penalty, 20, 8]
-    assert best.wer < 0.8 * defaults.wer, "the defaults are for recognisers that are nearly right"
+    assert found.start == defaults
+    assert best.wer < 0.8 * defaults.wer, "fairseq's are for recognisers that are nearly right"
     coarse = {(p.lm_weight, p.word_bonus, p.blank_penalty) for p in found.points if p.num_utterances < 8}
     assert coarse == set(product(*grid.values()))
     whole = [point for point in found.points if point.num_utterances == 8]
