@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
     def _choose_score(self, query: Float[Tensor, "B T H d"], places: Tensor | None) -> Score | None:
         """Prepare what distances add to the scores of these queries; None where they add nothing."""
         if self.positions == "relative" and places is not None:
-            towards = self.place(places).view(len(places), *query.shape[2:]).transpose(0, 1)
+            towards = self.place(places.to(self.place.weight.dtype)).view(len(places), *query.shape[2:]).transpose(0, 1)
             return partial(score_distances, (query + self.place_bias.to(query.dtype)).transpose(1, 2), towards)
         if self.positions == "relative_key":
             return partial(score_near_distances, query.transpose(1, 2), self.distances, self.num_left)

@@ -11,7 +11,7 @@ from torch import Tensor
 from speechssl.checkpoints.checks import join, read_json, restore_vocabulary
 from speechssl.checkpoints.model_folder import ModelCard
 from speechssl.config.model import ModelConfig
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.files import read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import (
     DRAWN,
@@ -199,7 +199,10 @@ def _list_architectures(stored: dict[str, Any]) -> list[str]:
 def _set_audio(config: ModelConfig, folder: Path, is_ours: bool, key: str) -> ModelConfig:
     """Set how waveforms are prepared; one of our exports keeps its epsilon, for which Hugging Face has no field."""
     if config.front_end == "kaldi_fbank":
-        return replace(config, num_mels=read_num_mels(folder, key))
+        try:
+            return replace(config, num_mels=read_num_mels(folder, key))
+        except ConfigError as error:
+            raise CheckpointError(f"`{key}` must be a network that can be built, but in {folder} {error}") from error
     normalize, epsilon = read_audio(folder, key)
     keeps = is_ours and config.normalize_waveform == normalize
     return replace(config, normalize_waveform=normalize, waveform_epsilon=config.waveform_epsilon if keeps else epsilon)
