@@ -64,10 +64,11 @@ class SelfAttention(nn.Module):
     def _choose_score(self, query: Float[Tensor, "B T H d"], places: Tensor | None) -> Score | None:
         """Prepare what distances add to the scores of these queries; None where they add nothing."""
         if self.positions == "relative" and places is not None:
-            towards = self.place(places.to(self.place.weight.dtype)).view(len(places), *query.shape[2:]).transpose(0, 1)
-            return partial(score_distances, (query + self.place_bias.to(query.dtype)).transpose(1, 2), towards)
+            distances = self.place(places.to(self.place.weight.dtype)).view(-1, *query.shape[2:])
+            biased = query + self.place_bias.to(query.dtype)
+            return partial(score_distances, biased.transpose(1, 2), distances.transpose(0, 1), places.shape[0] // 2)
         if self.positions == "relative_key":
-            return partial(score_near_distances, query.transpose(1, 2), self.distances, self.num_left)
+            return partial(score_distances, query.transpose(1, 2), self.distances, self.num_left)
         return None
 
 
@@ -97,39 +98,20 @@ def attend(
 
 
 def score_distances(
-    query: Float[Tensor, "B H T d"], towards: Float[Tensor, "H places d"], frames: slice
+    query: Float[Tensor, "B H T d"], distances: Float[Tensor, "*H places d"], middle: int, frames: slice
 ) -> Float[Tensor, "B H t t"]:
-    """Give query · towards / √d for the distance of each query to each key.
+    """Give query · distance / √d for the distance of each query to each key.
 
     Args:
         query: (B, H, T, d).
-        towards: (H, 2 L - 1, d) for the distances L - 1 (the key is earlier) to 1 - L of L frames.
-        frames: t of the T frames, at most L, which are a row.
-    """
-    count, middle = frames.stop - frames.start, towards.shape[1] // 2
-    near = towards[:, middle + 1 - count : middle + count]
-    scores = query[:, :, frames] @ near.transpose(1, 2) / math.sqrt(query.shape[-1])
-    # Query i needs the columns t - 1 - i and on. With one more column in front and the rows read as if they were as
-    # many as that are columns, each row is shifted by one against the row above it (Transformer-XL, appendix B).
-    shifted = F.pad(scores, (1, 0)).reshape(*scores.shape[:2], 2 * count, count)[:, :, 1:]
-    return shifted.reshape(scores.shape)[..., :count]
-
-
-def score_near_distances(
-    query: Float[Tensor, "B H T d"], distances: Float[Tensor, "places d"], num_left: int, frames: slice
-) -> Float[Tensor, "B H t t"]:
-    """Give query · distances / √d for the distance of each query to each key.
-
-    Args:
-        query: (B, H, T, d).
-        distances: (places, d), from `num_left` frames to the left on; the first and the last stand for all farther.
-        num_left: which of them is distance 0.
+        distances: (places, d) or (H, places, d), from far to the left on; the first and the last stand for all farther.
+        middle: which of them is distance 0.
         frames: t of the T frames, which are a row.
     """
     count = frames.stop - frames.start
-    scores = query[:, :, frames] @ distances.to(query.dtype).T / math.sqrt(query.shape[-1])
+    scores = query[:, :, frames] @ distances.to(query.dtype).mT / math.sqrt(query.shape[-1])
     frame = torch.arange(count, device=query.device)
-    places = (frame[None, :] - frame[:, None] + num_left).clamp(0, len(distances) - 1)
+    places = (frame[None, :] - frame[:, None] + middle).clamp(0, distances.shape[-2] - 1)
     return scores.gather(3, places.expand(*scores.shape[:2], count, count))
 
 
@@ -170,11 +152,13 @@ def make_rotation(
 
 
 def make_sinusoids(length: int, dim: int, device: torch.device) -> Float[Tensor, "places dim"]:
-    """Make (2 · length - 1, dim) sine and cosine side by side of distance · 10,000^(-2 i / dim), distances descending.
+    """Make (2 · length - 1, dim) sine and cosine side by side of distance · 10,000^(-2 i / dim), from the left on.
+
+    The distance of a query to a key on its left is positive.
 
     Source: Transformer-XL §3.3, in the order of Hugging Face's Conformers.
     """
-    distances = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
+    distances = (length - 1 - torch.arange(2 * length - 1, device=device)).float()
     steps = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * -(math.log(10_000.0) / dim))
     angles = distances[:, None] * steps
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
