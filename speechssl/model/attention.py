@@ -94,7 +94,9 @@ def attend(
         return F.scaled_dot_product_attention(query, key, value, attn_mask=scope, dropout_p=dropout)
     added = score(slice(0, query.shape[2])).to(query.dtype)
     bias = added if scope is None else added.masked_fill(~scope, float("-inf"))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    # An export for all lengths would guess the layout, and not for all.
+    return y.contiguous()
 
 
 def score_distances(
