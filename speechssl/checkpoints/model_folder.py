@@ -182,12 +182,8 @@ def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights
 
 def _count_products(config: ModelConfig, kind: str) -> int:
     """Count the weights of the matrix products, without biases, norms and head: what grows with a product of sizes."""
-    is_mel = config.front_end == "log_mel"
-    widths = [config.num_mels, *config.mel_widths] if is_mel else [1, *config.conv_channels]
-    kernels = config.mel_kernels if is_mel else config.conv_kernels
     dim, features = config.model_dim, config.feature_dim
-    count = sum(before * after * kernel for before, after, kernel in zip(widths, widths[1:], kernels, strict=False))
-    count += config.num_position_weights + (features != dim) * features * dim
+    count = config.num_front_end_weights + config.num_position_weights + (features != dim) * features * dim
     count += config.num_layers * config.num_block_weights
     if kind == "pretraining":
         codes, width = config.quantizer.num_codes, config.quantizer.codevector_dim

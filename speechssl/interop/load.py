@@ -27,7 +27,9 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.config import WAV2VEC2
+from speechssl.interop.huggingface.folder import find_family, read_huggingface, write_huggingface
+from speechssl.interop.huggingface.folder import list_left_behind as list_without_class
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
@@ -208,12 +210,14 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     config = model.config
     if format == "speechssl" or format not in FORMATS:
         return
-    only: dict[str, str | int] = {"front_end": "convolutions"}
-    if not format.startswith("onnx"):
-        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0}
-    for key, must in only.items():
-        if (given := getattr(config, key)) != must:
-            raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
+    if format.startswith("onnx"):
+        misfit = None if config.front_end == "convolutions" else ("front_end", "convolutions")
+    else:
+        misfit = (find_family(config) if format == "huggingface" else WAV2VEC2).find_misfit(config)
+    if misfit is not None:
+        key, must = misfit
+        given = str(getattr(config, key)).lower()
+        raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
@@ -224,6 +228,8 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     theirs = EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
+    if format == "huggingface":
+        return (*list_without_class(model), *epsilon)
     return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
 
 
