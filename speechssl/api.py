@@ -29,7 +29,7 @@ def load(
     checkpoint: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     trainable: bool = False,
-    weights: str = "model",
+    weights: str = "",
 ) -> SpeechModel:
     """Load a model, with its head and vocabulary where it has them.
 
@@ -39,7 +39,8 @@ def load(
         device: where the weights go: a value of the key `device` (`auto`, `cpu`, `cuda`, `cuda:N`), or any
             `torch.device`.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`.
+        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`; empty: those that its
+            training validated.
 
     Raises:
         CheckpointError: nothing is there, it does not load, or it has no average.

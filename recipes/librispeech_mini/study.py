@@ -65,7 +65,6 @@ LABELS = {
     "all": Labels("train", 4500, 2000, 2000, 3000, "freeze_layers=0 training.unfreeze_share=0.2 training.layer_lr_decay=0.9"),
 }  # fmt: skip
 NETWORK, CODES = "model=small", "objective=masked_codes"
-FINETUNE = "data.speed_perturbation=[0.9,1.0,1.1] training.ema_decay=0.998 training.validate_ema=true"
 OWN = "objective.teacher_layer=4 objective.num_codes=200"
 SURE = 0.4
 """Least confidence of a text that a student learns from."""
@@ -94,12 +93,12 @@ class Study:
         size = LABELS[labels]
         heard = self._join("train", "unlabelled", *self._find_more())
         labelled, first, second = self._join(size.manifest), f"codes-{labels}", f"own-{labels}"
-        scratch = self._train("finetune", f"scratch-{labels}", size.scratch, f"{NETWORK} {FINETUNE} {size.masks}", labelled)
+        scratch = self._train("finetune", f"scratch-{labels}", size.scratch, f"{NETWORK} {size.masks}", labelled)
         pretrained = self._train("pretrain", "contrastive", 1200, NETWORK, heard)
         codes = self._train("pretrain", "codes", 1200, f"{NETWORK} {CODES} objective.codes_per_frame=2", heard)
 
         def finetune(name: str, init: str, updates: int, keys: str = size.keys, data: str = labelled) -> tuple[str, list[str]]:
-            words = f"init={self.out / init} {FINETUNE} {size.masks} {keys}"
+            words = f"init={self.out / init} {size.masks} {keys}"
             return self._train("finetune", name, updates, words, data)
 
         beam = f"decoding=beam decoding.lm={self.lm}"

@@ -69,12 +69,14 @@ class ModelCard:
         model: the network.
         vocabulary: of a recogniser.
         update: how far the training had come.
+        validated: which of its weights the training validated, and so chose the best checkpoint by: `model` or `ema`.
     """
 
     kind: str
     model: ModelConfig
     vocabulary: Vocabulary | None
     update: int
+    validated: str = "model"
 
 
 def find_checkpoint(checkpoint: str, key: str = "checkpoint") -> Path:
@@ -111,6 +113,9 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     wrong = [name for name, kind in _CARD.items() if type(stored.get(name)) is not kind]
     if not isinstance(stored.get("vocabulary", ""), dict | None):
         wrong.append("vocabulary")
+    validated = stored.get("validated", "model")
+    if not isinstance(validated, str) or validated not in WEIGHT_FILES:
+        wrong.append("validated")
     if wrong:
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} does not say {join(wrong)} as it should")
     version, kind, update = stored["version"], stored["kind"], stored["update"]
@@ -120,7 +125,7 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
         problem = f"{path} has kind {show(kind)}, update {show(update)} and {len(stored['vocabulary'] or ())} symbols"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
     labels = restore_vocabulary(stored["vocabulary"], str(path), key) if kind == "ctc" else None
-    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update)
+    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, validated)
 
 
 def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> Any:
@@ -252,7 +257,7 @@ def collect_weights(model: SpeechModel) -> dict[str, torch.Tensor]:
     return gather_whole(weights)
 
 
-def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
+def describe_model(model: SpeechModel, update: int, validated: str = "model") -> dict[str, Any]:
     """Make the content of `config.json`: all that building the model again needs beside its weights."""
     return {
         "version": FORMAT_VERSION,
@@ -260,6 +265,7 @@ def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
         "update": update,
         "model": asdict(model.config),
         "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,
+        **({} if validated == "model" else {"validated": validated}),
     }
 
 

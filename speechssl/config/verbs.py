@@ -37,8 +37,8 @@ class CommonConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
-_WEIGHTS = ("model", "ema")
-"""Which weights of a checkpoint `weights` may name."""
+_WEIGHTS = ("", "model", "ema")
+"""Which weights of a checkpoint `weights` may name; empty: those that its training validated."""
 
 
 def _check_patience(training: TrainingConfig, valid: list[str]) -> None:
@@ -51,7 +51,7 @@ class PretrainConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "model to start from (anything `checkpoint` takes), with a fresh schedule; empty: from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     objective: ObjectiveConfig = knob(ContrastiveConfig, "what is learned")
@@ -81,7 +81,7 @@ class FinetuneConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same (anything `checkpoint` takes); empty: train `model` from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     reset_layers: int = knob(0, "number of last transformer blocks to re-initialise instead of loading them from `init`", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     freeze_layers: int = knob(-1, "number of first transformer blocks that stay as pretrained, and the front end with them, until training.unfreeze_share; -1: none, not even the front end; without `init` nothing is frozen", "blocks")
     intermediate_weight: float = knob(0.0, "weight of the CTC loss of a block inside the network, against 1 minus it for the output; 0: none", "", "arXiv 2102.03216: 0.3")
@@ -154,7 +154,7 @@ class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "most audio in one forward pass: changes memory use, never the result", "s")
     window_s: float = knob(30.0, "files up to this long are taken in one pass, longer ones in overlapping windows of a fixed plan", "s")
@@ -257,7 +257,7 @@ class ConvertConfig:
     """Keys of `speechssl convert`."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")

@@ -62,7 +62,7 @@ def load_model(
     device: str | torch.device = "cpu",
     trainable: bool = False,
     key: str = "checkpoint",
-    weights: str = "model",
+    weights: str = "",
     log: bool = True,
 ) -> SpeechModel:
     """Load a model for use, wherever it comes from.
@@ -72,7 +72,8 @@ def load_model(
             a torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
+        weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps; empty: those
+            that its training validated.
         log: say in one line which parts of an objective are left out.
 
     Returns:
@@ -83,10 +84,12 @@ def load_model(
         CheckpointError: nothing is there, a file is damaged, weights are missing or too many, or have no average.
         ConfigError: another value of `weights`.
     """
-    check_choice("weights", weights, tuple(WEIGHT_FILES))
+    if weights:
+        check_choice("weights", weights, tuple(WEIGHT_FILES))
     foreign = read_foreign(checkpoint, key)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
+        weights = weights or read_card(folder, key).validated
         files = (CONFIG, WEIGHT_FILES[weights])
         # Without an average there is another sentence than that of a damaged checkpoint.
         check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
@@ -95,7 +98,7 @@ def load_model(
         model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
         load_weights(model, folder, key, weights, log)
     else:
-        if weights != "model":
+        if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         model = build_model(foreign, key)
         _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
@@ -103,7 +106,7 @@ def load_model(
     return model.train(trainable).requires_grad_(trainable)
 
 
-def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "model") -> Foreign:
+def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "") -> Foreign:
     """Read any checkpoint, one of ours too, with all that is known of it.
 
     Raises:
@@ -111,7 +114,7 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "mo
     """
     foreign = read_foreign(checkpoint, key)
     if foreign is not None:
-        if weights != "model":
+        if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         return foreign
     folder = find_checkpoint(checkpoint, key)
