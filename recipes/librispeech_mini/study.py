@@ -93,13 +93,8 @@ class Study:
             steps = [scratch]
         elif arm == "self":
             teacher, pseudo = f"scratch-{labels}", self.out / f"pseudo-{labels}.tsv"
-            texts = [
-                "transcribe",
-                str(self.out / teacher),
-                str(self.out / f"rest-{labels}.tsv"),
-                *self._beam(),
-                "decoding.beam_width=12",
-            ]
+            texts = ["transcribe", str(self.out / teacher), str(self.out / f"rest-{labels}.tsv")]
+            texts += ["decoding=beam", f"decoding.lm={self.lm}", "decoding.beam_width=12"]
             both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
             words = f"init={self.out / teacher} {size.keys}"
             student = self._train("finetune", f"student-{labels}", size.student, words, both)
@@ -139,9 +134,6 @@ class Study:
 
     def _join(self, *names: str) -> str:
         return f"data.train=[{','.join(f'{self.manifests / name}.tsv' for name in names)}]"
-
-    def _beam(self) -> list[str]:
-        return ["decoding=beam", f"decoding.lm={self.lm}"]
 
     def _find_more(self, pattern: str) -> list[str]:
         return sorted(f"more/{path.stem}" for path in (self.manifests / "more").glob(f"{pattern}.tsv"))
@@ -253,7 +245,7 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
     """Lay the results out as a Markdown table; several seeds are several rows."""
     order = {name: k for k, name in enumerate([*LABELS, *ARMS])}
     lines = [
-        "| labels | arm | seed | CPU min | hours heard | CER dev | test | other | WER test | LM: WER dev | test | other |",
+        "| labels | arm | seed | CPU min | hours heard | CER dev | test | other | WER test | LM: dev | test | other |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in sorted(results, key=lambda row: (order[row["labels"]], order[row["arm"]], row["seed"])):
