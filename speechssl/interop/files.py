@@ -60,8 +60,10 @@ def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def detach(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors as a file holds them: contiguous float32 copies on the CPU that share nothing."""
-    return {name: value.detach().cpu().float().clone().contiguous() for name, value in weights.items()}
+    """Give tensors as a file holds them: contiguous copies on the CPU that share nothing, float32 unless they count."""
+    plain = {name: value.detach().cpu() for name, value in weights.items()}
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in plain.items()}
+    return {name: value.clone().contiguous() for name, value in floats.items()}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
+from speechssl.interop.huggingface.families import choose_family
+from speechssl.interop.huggingface.folder import list_left_behind as list_unplaced
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
@@ -208,9 +211,15 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     config = model.config
     if format == "speechssl" or format not in FORMATS:
         return
-    only: dict[str, str | int] = {"front_end": "convolutions"}
+    if format == "huggingface":
+        choose_family(config)
+        return
+    only: dict[str, Any] = {"front_end": "convolutions"}
     if not format.startswith("onnx"):
-        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0}
+        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0, "feature_norm": True}
+        only |= {"position_depth": 1, "position_norm": "weight"}
+    if format == "fairseq":
+        only |= {"position_buckets": 0}
     for key, must in only.items():
         if (given := getattr(config, key)) != must:
             raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
@@ -224,13 +233,14 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     theirs = EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
-    return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
+    others = {"torchaudio": list_left_behind, "huggingface": list_unplaced}
+    return (*(others[format](model) if format in others else ()), *epsilon)
 
 
 def list_choices(foreign: Foreign) -> tuple[str, ...]:
     """List what was chosen for a model of another toolkit that its checkpoint does not say."""
     config = foreign.card.model
-    is_said = foreign.says_padding or foreign.family == "speechssl" or not config.has_group_norm
+    is_said = foreign.says_padding or foreign.family == "speechssl" or not config.can_see_padding
     return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
 
 

@@ -34,13 +34,11 @@ class ConformerBlock(nn.Module):
         self.norm = LayerNorm(dim) if config.macaron else None
         self.dropout = PooledDropout(config.dropout)
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Transform frames; those outside `scope` do not change any inside. `rotation` is that of `SelfAttention`."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` do not change any inside. `places` are those of `SelfAttention`."""
         if self.first is not None:
             x = x + 0.5 * self.dropout(self.first(x))
-        x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
+        x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
         x = x + self.dropout(self.convolution(self.convolution_norm(x), scope))
         last: Tensor = self.dropout(self.last(x))
         if self.norm is None:

@@ -23,7 +23,7 @@ class Features:
 
     Attributes:
         raw: (B, T, C) output of the front-end's convolutions (the feature penalty looks at it).
-        normed: (B, T, C) after layer norm (the quantizer's input before dropout).
+        normed: (B, T, C) after layer norm where there is one (the quantizer's input before dropout).
         num_frames: (B,) valid frames, or None where nothing is padded.
     """
 
@@ -58,7 +58,7 @@ class Wav2Vec2(nn.Module):
             raise ConfigError(f"{must}, but give {config.hop_samples}")
         channels = config.feature_dim
         self.encoder = LogMelEncoder(config) if config.front_end == "log_mel" else FeatureEncoder(config)
-        self.feature_norm = LayerNorm(channels)
+        self.feature_norm = LayerNorm(channels) if config.feature_norm else nn.Identity()
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
         self.input_dropout = Dropout(config.input_dropout)

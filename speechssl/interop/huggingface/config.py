@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of wav2vec 2.0, from and to a `ModelConfig`."""
+"""Hugging Face's `config.json` of a family, from and to a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -10,47 +10,26 @@ from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra, read_field, refuse_family
+from speechssl.interop.huggingface.families import Family, Field, find_family
 from speechssl.parsing import show
-
-ARCHITECTURES = {"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"}
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "conv_channels": ("conv_dim", [512] * 7),
-    "conv_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
-    "conv_strides": ("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
-    "conv_bias": ("conv_bias", False),
-    "conv_norm": ("feat_extract_norm", "group"),
-    "num_layers": ("num_hidden_layers", 12),
-    "model_dim": ("hidden_size", 768),
-    "ffn_dim": ("intermediate_size", 3072),
-    "num_heads": ("num_attention_heads", 12),
-    "norm_first": ("do_stable_layer_norm", False),
-    "position_kernel": ("num_conv_pos_embeddings", 128),
-    "position_groups": ("num_conv_pos_embedding_groups", 16),
-    "dropout": ("hidden_dropout", 0.1),
-    "attention_dropout": ("attention_dropout", 0.1),
-    "activation_dropout": ("activation_dropout", 0.1),
-    "input_dropout": ("feat_proj_dropout", 0.0),
-    "feature_dropout": ("feat_quantizer_dropout", 0.0),
-    "layer_drop_prob": ("layerdrop", 0.1),
-    "head_dropout": ("final_dropout", 0.1),
-    "target_dim": ("proj_codevector_dim", 256),
-    "quantizer.num_groups": ("num_codevector_groups", 2),
-    "quantizer.num_codes": ("num_codevectors_per_group", 320),
-    "quantizer.codevector_dim": ("codevector_dim", 256),
-    "mask.prob": ("mask_time_prob", 0.05),
-    "mask.length": ("mask_time_length", 10),
-    "mask.min_spans": ("mask_time_min_masks", 2),
-    "mask.channel_prob": ("mask_feature_prob", 0.0),
-    "mask.channel_length": ("mask_feature_length", 10),
-}
-"""Each of our keys that Hugging Face has a field for: the field and the default that a file without it means."""
 
 FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
 """Fields that have one value here, which is their default there too."""
 
 ADAPTERS = {"add_adapter": "convolutions after the transformer", "adapter_attn_dim": "adapters of a language, as MMS"}
 """Fields that put further layers into the network, and what they are."""
+
+
+def read_family(stored: dict[str, Any], where: str, key: str) -> Family:
+    """Find the family of a `config.json`.
+
+    Raises:
+        CheckpointError: there is no row for it.
+    """
+    family = find_family(stored.get("model_type"))
+    if family is None:
+        refuse_family(stored.get("model_type"), where, key)
+    return family
 
 
 def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -67,15 +46,17 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
     Raises:
         CheckpointError: another architecture, an adapter, or a value of the wrong type or outside its range.
     """
-    _check_architecture(stored, where, key)
-    values = {ours: read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
-    base, exported = _read_base(stored, kind, key)
+    family = read_family(stored, where, key)
+    _check_architecture(stored, family, where, key)
+    values = {ours: _read_field(stored, field, where, key) for ours, field in family.fields.items()}
+    base, exported = _read_base(stored, family, kind, key)
     if stored.get("apply_spec_augment", True) is False:
         values |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
     if exported is None:
         left = {name for name in values if name.startswith("mask.") and kind != "ctc"}
     else:
         left = {name for name, value in values.items() if exported[name] == value}
+    values |= {"family": family.model_type, **family.values} if exported is None else {}
     try:
         config = _replace(base, {name: value for name, value in values.items() if name not in left})
         if exported is None:
@@ -86,10 +67,14 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
     return config, _list_dropped(stored, kind, exported is None)
 
 
-def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | None, eos: int | None) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, family: Family, kind: str, vocab_size: int, bos: int | None, eos: int | None
+) -> dict[str, Any]:
     """Make the fields of a `config.json`.
 
     Args:
+        config: the network.
+        family: that it is written as.
         kind: `pretraining`, `ctc` or `backbone`.
         vocab_size: outputs of the CTC head; Hugging Face's default without one.
         bos: index of `<s>`.
@@ -99,21 +84,24 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
         Plain values of exactly the types that `transformers` 5 checks. Floats are written as floats, since it
         refuses a folder whose `diversity_loss_weight` is 0.
     """
-    task, plain = ContrastiveConfig(), export_fields(config)
-    fields = {field: plain[ours] for ours, (field, _) in FIELDS.items()}
+    task, plain = ContrastiveConfig(), export_fields(config, family)
+    fields = {field[0]: _to_theirs(plain[ours], field) for ours, field in family.fields.items()}
+    pretraining = {
+        "contrastive_logits_temperature": float(task.logit_temperature),
+        "num_negatives": task.num_negatives,
+        "diversity_loss_weight": float(task.diversity_weight),
+    }
     masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
     return {
-        "model_type": "wav2vec2",
-        "architectures": [ARCHITECTURES[kind]],
+        "model_type": family.model_type,
+        "architectures": [family.architectures[kind]],
         "dtype": "float32",
         "torch_dtype": "float32",
         **fields,
         **FIXED,
         "num_feat_extract_layers": len(config.conv_channels),
         "apply_spec_augment": masked,
-        "contrastive_logits_temperature": float(task.logit_temperature),
-        "num_negatives": task.num_negatives,
-        "diversity_loss_weight": float(task.diversity_weight),
+        **(pretraining if family.has_pretraining else {}),
         "add_adapter": False,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
@@ -124,15 +112,15 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
     }
 
 
-def export_fields(config: ModelConfig) -> dict[str, Any]:
-    """Give the values of `FIELDS` as they are written, by our keys.
+def export_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """Give the values of a family's fields as they are written, by our keys.
 
     `mask_time_prob` is never 0, for with 0 `transformers` builds a model without the mask vector that the file has;
     `apply_spec_augment` says that nothing is masked.
     """
     sections = {"": asdict(config), "quantizer": asdict(config.quantizer), "mask": asdict(config.mask)}
     values = {}
-    for ours, (_, default) in FIELDS.items():
+    for ours, (_, default, *_) in family.fields.items():
         section, _, name = ours.rpartition(".")
         value = sections[section][name]
         values[ours] = float(value) if isinstance(default, float) else value
@@ -141,7 +129,20 @@ def export_fields(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig, dict[str, Any] | None]:
+def _read_field(stored: dict[str, Any], field: Field, where: str, key: str) -> Any:
+    name, default, *values = field
+    value = read_field(stored, name, default, where, key)
+    return values[0][value] if values else value
+
+
+def _to_theirs(value: Any, field: Field) -> Any:
+    _, _, *values = field
+    return next(theirs for theirs, ours in values[0].items() if ours == value) if values else value
+
+
+def _read_base(
+    stored: dict[str, Any], family: Family, kind: str, key: str
+) -> tuple[ModelConfig, dict[str, Any] | None]:
     """Read the network that one of our exports holds beside Hugging Face's fields, and those fields as written.
 
     Where a field has changed since, someone changed it on purpose, and the field counts.
@@ -150,15 +151,13 @@ def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig
     if not ours:
         return ModelConfig(), None
     base: ModelConfig = build_config(ModelConfig, ours["model"], key)
-    exported = export_fields(base)
+    exported = export_fields(base, family)
     if not (kind == "pretraining" or base.mask.prob > 0 or base.mask.channel_prob > 0):
         exported |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
     return base, exported
 
 
-def _check_architecture(stored: dict[str, Any], where: str, key: str) -> None:
-    if stored.get("model_type") != "wav2vec2":
-        refuse_family(stored.get("model_type"), where, key)
+def _check_architecture(stored: dict[str, Any], family: Family, where: str, key: str) -> None:
     for field, meaning in ADAPTERS.items():
         if stored.get(field):
             raise CheckpointError(
@@ -168,7 +167,7 @@ def _check_architecture(stored: dict[str, Any], where: str, key: str) -> None:
     for field, value in FIXED.items():
         if stored.get(field, value) != value:
             raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {show(stored[field])}")
-    layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", FIELDS["conv_channels"][1])
+    layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", family.fields["conv_channels"][1])
     if layers is not None and isinstance(widths, list) and layers != len(widths):
         raise CheckpointError(
             f"`{key}` must have one conv_dim for each convolution, but num_feat_extract_layers in {where} is "

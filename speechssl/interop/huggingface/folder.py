@@ -1,4 +1,4 @@
-"""Hugging Face folders of wav2vec 2.0: the backbone, the pretraining model and CTC, in and out."""
+"""Hugging Face folders of every family: the backbone, CTC and wav2vec 2.0's pretraining model, in and out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.files import read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, find_kind, make_extra, read_extra
-from speechssl.interop.huggingface.config import ARCHITECTURES, read_config, write_config
+from speechssl.interop.huggingface.config import read_config, read_family, write_config
+from speechssl.interop.huggingface.families import Family, choose_family
 from speechssl.interop.huggingface.processor import export_tokens, read_audio, read_labels, write_processor
-from speechssl.interop.names import export_weights, respell, take_weights
+from speechssl.interop.names import WRAPPERS, export_weights, respell, take_weights
 from speechssl.model.speech_model import SpeechModel
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -24,7 +25,7 @@ INDEX = ".index.json"
 """What the name of the list of shards ends with, after that of the file that they stand for."""
 
 HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
-"""What stands beside the backbone and so has no prefix `wav2vec2.`."""
+"""What stands beside the backbone and so has no prefix such as `wav2vec2.`."""
 
 
 def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
@@ -45,10 +46,11 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     where = str(folder / CONFIG)
     stored = read_json(folder / CONFIG, key)
     # Before the weights, so that another architecture is called that.
+    family = read_family(stored, where, key)
     read_config(stored, "backbone", where, key)
-    source, head = _take_head_off(_read_files(folder, key), stored)
-    source = respell(source, "huggingface", str(folder), key)
-    kind = _find_kind(source, stored)
+    source, head = _take_head_off(_read_files(folder, key), stored, family)
+    source = respell(source, "huggingface", str(folder), key, (*WRAPPERS, family.prefix))
+    kind = _find_kind(source, stored, family)
     config, dropped = read_config(stored, kind, where, key)
     ours = read_extra(stored, key)
     config = _set_audio(config, folder, bool(ours), key)
@@ -80,28 +82,43 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
     field for is in config.json under `speechssl`.
 
     Args:
-        model: a backbone, a pretraining model or a recogniser.
+        model: a backbone, a pretraining model or a recogniser. A family other than wav2vec 2.0 has no place for the
+            heads of pretraining, which are left behind.
         folder: made if it is missing.
+
+    Raises:
+        CheckpointError: there is no class for its network.
     """
+    family, kind = choose_family(model.config), find_kind(model)
     folder.mkdir(parents=True, exist_ok=True)
-    kind = find_kind(model)
+    weights = export_weights(model, "huggingface")
+    if kind not in family.architectures:
+        kind, weights = "backbone", {name: x for name, x in weights.items() if not name.startswith(HEADS)}
     weights = {
-        name if kind == "backbone" or name.startswith(HEADS) else f"wav2vec2.{name}": value
-        for name, value in export_weights(model, "huggingface").items()
+        name if kind == "backbone" or name.startswith(HEADS) else f"{family.prefix}{name}": value
+        for name, value in weights.items()
     }
     write_tensors(folder / WEIGHTS, weights)
     tokens = export_tokens(model.vocabulary) if model.vocabulary else ()
     bos, eos = (tokens.index(token) if token in tokens else None for token in ("<s>", "</s>"))
-    fields = write_config(model.config, kind, len(tokens) or 32, bos, eos)
+    fields = write_config(model.config, family, kind, len(tokens) or 32, bos, eos)
     write_json(folder / CONFIG, {**fields, OURS: make_extra(model, update)})
     write_processor(folder, model.config, model.vocabulary)
 
 
-def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
+    """List what a model has and the class that it is written as has no place for."""
+    has_place = find_kind(model) in choose_family(model.config).architectures
+    return () if has_place else ("quantizer, target and context projection",)
+
+
+def _take_head_off(
+    source: dict[str, Tensor], stored: dict[str, Any], family: Family
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Leave behind a head that has no counterpart here, such as a classifier: all that is outside of the backbone."""
-    others = (name for name in _list_architectures(stored) if name not in ARCHITECTURES.values())
-    name = next((name for name in others if name.startswith("Wav2Vec2For")), None)
-    backbone = {weight: value for weight, value in source.items() if "wav2vec2." in weight}
+    others = (name for name in _list_architectures(stored) if name not in family.architectures.values())
+    name = next((name for name in others if name.startswith(f"{family.stem}For")), None)
+    backbone = {weight: value for weight, value in source.items() if family.prefix in weight}
     if name is None or not backbone:
         return source, ()
     parts = sorted({weight.partition(".")[0] for weight in source.keys() - backbone.keys()})
@@ -135,14 +152,14 @@ def _read_shards(index: Path, key: str) -> dict[str, Tensor]:
     return source
 
 
-def _find_kind(source: dict[str, Tensor], stored: dict[str, Any]) -> str:
+def _find_kind(source: dict[str, Tensor], stored: dict[str, Any], family: Family) -> str:
     """Find which heads there are: by the weights, or by `architectures` where no weight of a head is there."""
     if "lm_head.weight" in source:
         return "ctc"
-    if "quantizer.codevectors" in source:
+    if family.has_pretraining and "quantizer.codevectors" in source:
         return "pretraining"
     declared = _list_architectures(stored)
-    return next((kind for kind, name in ARCHITECTURES.items() if name in declared), "backbone")
+    return next((kind for kind, name in family.architectures.items() if name in declared), "backbone")
 
 
 def _list_architectures(stored: dict[str, Any]) -> list[str]:
