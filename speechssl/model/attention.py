@@ -16,8 +16,8 @@ from speechssl.config.model import ModelConfig
 from speechssl.model.cpu import attention, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
 
-Bias = tuple[Float[Tensor, "B H T"], Float[Tensor, "H T T"]]
-"""What is added to the scores of a query i and a key j: `gate[:, :, i] * table[:, i, j]`."""
+Bias = tuple[Float[Tensor, "B H T"], Float[Tensor, "H S S"]]
+"""What is added to the scores of a query i and a key j: `gate[:, :, i] * table[:, i, j]`; S: frames of the longest."""
 
 
 class SelfAttention(nn.Module):
@@ -97,7 +97,7 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.position_buckets, config.num_heads))
         nn.init.xavier_normal_(self.weight)
 
-    def forward(self, length: int) -> Float[Tensor, "H T T"]:
+    def forward(self, length: int) -> Float[Tensor, "H S S"]:
         """Make the table of all pairs (query, key) of a row of so many frames, in the precision of products."""
         device, count = self.weight.device, len(self.weight)
         places = torch.arange(length, device=device)

@@ -91,6 +91,7 @@ def write_config(
         "num_negatives": task.num_negatives,
         "diversity_loss_weight": float(task.diversity_weight),
     }
+    ids = {"bos_token_id": bos, "eos_token_id": eos}
     masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
     return {
         "model_type": family.model_type,
@@ -105,8 +106,7 @@ def write_config(
         "add_adapter": False,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
+        **{name: index for name, index in ids.items() if index is not None or family.has_null_ids},
         "ctc_loss_reduction": "sum",
         "ctc_zero_infinity": True,
     }

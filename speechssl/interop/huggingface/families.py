@@ -72,6 +72,7 @@ class Family:
         fields: our keys, each with their field.
         fixed: our keys that it has no field for, with the value that they have in its networks.
         needed: our keys that are not 0 in its networks.
+        has_null_ids: whether a token may have no id in its configuration.
         has_pretraining: whether its class for pretraining is that of wav2vec 2.0, as ours is.
     """
 
@@ -82,6 +83,7 @@ class Family:
     fields: dict[str, Field] = field(default_factory=lambda: PLAIN)
     fixed: dict[str, Any] = field(default_factory=dict)
     needed: tuple[str, ...] = ()
+    has_null_ids: bool = True
     has_pretraining: bool = False
 
     @property
@@ -123,7 +125,7 @@ FAMILIES = (
         },
     ),
     Family("unispeech", "UniSpeech", "UniSpeech", "unispeech.", PLAIN | QUANTIZER),
-    Family("unispeech-sat", "UniSpeech-SAT", "UniSpeechSat", "unispeech_sat.", PLAIN | QUANTIZER),
+    Family("unispeech-sat", "UniSpeech-SAT", "UniSpeechSat", "unispeech_sat.", PLAIN | QUANTIZER, has_null_ids=False),
     Family(
         "data2vec-audio",
         "data2vec",

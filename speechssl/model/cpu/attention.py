@@ -31,7 +31,7 @@ def attend(
     value: Float[Tensor, "B H T d"],
     scope: Scope,
     dropout: float,
-    bias: tuple[Float[Tensor, "B H T"], Float[Tensor, "H T T"]] | None = None,
+    bias: tuple[Float[Tensor, "B H T"], Float[Tensor, "H S S"]] | None = None,
 ) -> Float[Tensor, "B H T d"]:
     """As the transformer's `attend`.
 
