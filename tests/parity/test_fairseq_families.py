@@ -131,7 +131,7 @@ def test_a_file_loads_with_the_same_numbers(case: str, finetuned: bool, tmp_path
 
 
 def test_what_a_file_has_for_its_pretraining_is_named(tmp_path: Path) -> None:
-    for case, left in (("hubert", ("heads of pretraining",)), ("data2vec", ("model[_ema]", "heads of pretraining"))):
+    for case, left in (("hubert", ("heads of pretraining",)), ("data2vec", ("model['_ema']", "heads of pretraining"))):
         make_file(case, tmp_path / "a.pt", finetuned=False)
         foreign = read_fairseq(tmp_path / "a.pt")
         assert foreign.dropped == left
