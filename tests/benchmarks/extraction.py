@@ -168,13 +168,14 @@ def load_torchaudio(task: Task) -> Forward:
     from torchaudio.models import wav2vec2_model, wavlm_model
 
     facts = json.loads((task.folder / "torchaudio.json").read_text(encoding="utf-8"))
-    build = wavlm_model if task.config.model.position_buckets else wav2vec2_model
-    model = build(**facts["torchaudio"])
+    is_wavlm = task.config.model.position_buckets > 0
+    model = (wavlm_model if is_wavlm else wav2vec2_model)(**facts["torchaudio"])
     model.load_state_dict(torch.load(task.folder / "torchaudio.pt"))
     model.to(task.device).eval()
 
     def forward(waveforms: Tensor, num_samples: Tensor | None) -> Sequence[Tensor]:
-        layers: Sequence[Tensor] = model.extract_features(waveforms, num_samples)[0]
+        # Their WavLM cannot be told what is padding, and attends to it.
+        layers: Sequence[Tensor] = model.extract_features(waveforms, None if is_wavlm else num_samples)[0]
         return layers
 
     return forward

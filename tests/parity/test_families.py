@@ -38,6 +38,9 @@ from tests.parity.ladder import (
 from tests.parity.test_huggingface_folders import Listener, listener, open_there  # noqa: F401  (a fixture)
 from tests.parity.test_ladder import BAR, DEEP_BAR, draw_masks
 
+# What their WavLM does with a padding mask, torch does not like.
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
+
 
 @each_case("row", ROWS)
 def test_every_rung_in_evaluation_mode(row: str) -> None:
@@ -75,7 +78,8 @@ def test_every_rung_of_torchaudio(row: str, tmp_path: Path) -> None:
     build = torchaudio.models.wavlm_model if row.startswith("wavlm") else torchaudio.models.wav2vec2_model
     theirs = build(**arguments).eval()
     theirs.load_state_dict(torch.load(tmp_path / "a.pt"))
-    for lengths in LENGTHS.values():
+    # Its WavLM takes no padded batch.
+    for lengths in [LENGTHS["single"]] if row.startswith("wavlm") else LENGTHS.values():
         batch = draw_inputs(ours.config, lengths)
         mine = record_ours(ours.backbone, batch, head=ours.head)
         assert find_first(measure(mine, record_torchaudio(theirs, batch), batch.num_frames), BAR) == ""
