@@ -187,7 +187,7 @@ class ModelConfig:
         check_choice("model.positions", self.positions, ("convolutional", "rotary"))
         check_choice("model.position_norm", self.position_norm, ("weight", "batch", "layer"))
         one = self.position_depth == 1 or self.position_norm == "layer"
-        check(one, "model.position_norm", "layer where model.position_depth is not 1", self.position_norm)
+        check(one, "model.position_depth", f"1 where model.position_norm is {self.position_norm}", self.position_depth)
         check(self.position_buckets == 0 or self.position_buckets >= 4, "model.position_buckets", "0, or at least 4", self.position_buckets)
         far = self.position_max_distance > self.position_buckets // 4
         check(far, "model.position_max_distance", f"more than a quarter of model.position_buckets ({self.position_buckets})", self.position_max_distance)
