@@ -139,8 +139,8 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
 
 
 def needs_equal_lengths(model: SpeechModel) -> bool:
-    """Say whether padding would change a row: group norm over all frames, as the published models have it."""
-    return model.config.has_group_norm and model.config.group_norm_frames == "all"
+    """Say whether padding would change a row: group norm and its kin over all frames, as in the published models."""
+    return model.config.can_see_padding and model.config.group_norm_frames == "all"
 
 
 def stack_waveforms(model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:

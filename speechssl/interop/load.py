@@ -27,9 +27,9 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.huggingface.config import WAV2VEC2
-from speechssl.interop.huggingface.folder import find_family, read_huggingface, write_huggingface
-from speechssl.interop.huggingface.folder import list_left_behind as list_without_class
+from speechssl.interop.huggingface.families import WAV2VEC2, WAVLM, check_fits, choose_family
+from speechssl.interop.huggingface.folder import list_left_behind as list_unplaced
+from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
@@ -213,14 +213,15 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     config = model.config
     if format == "speechssl" or format not in FORMATS:
         return
-    if format.startswith("onnx"):
-        misfit = None if config.front_end == "convolutions" else ("front_end", "convolutions")
-    else:
-        misfit = (find_family(config) if format == "huggingface" else WAV2VEC2).find_misfit(config)
-    if misfit is not None:
-        key, must = misfit
-        given = str(getattr(config, key)).lower()
-        raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
+    if format == "huggingface":
+        choose_family(config)
+    elif not format.startswith("onnx"):
+        # torchaudio has wav2vec 2.0 and WavLM, fairseq the first.
+        check_fits(WAVLM if format == "torchaudio" and config.position_buckets else WAV2VEC2, config, format)
+    elif config.front_end != "convolutions":
+        raise CheckpointError(
+            f"`model.front_end` must be convolutions for {format}, which has no other, but is {config.front_end}"
+        )
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
@@ -231,15 +232,14 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     theirs = EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
-    if format == "huggingface":
-        return (*list_without_class(model), *epsilon)
-    return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
+    others = {"torchaudio": list_left_behind, "huggingface": list_unplaced}
+    return (*(others[format](model) if format in others else ()), *epsilon)
 
 
 def list_choices(foreign: Foreign) -> tuple[str, ...]:
     """List what was chosen for a model of another toolkit that its checkpoint does not say."""
     config = foreign.card.model
-    is_said = foreign.says_padding or foreign.family == "speechssl" or not config.has_group_norm
+    is_said = foreign.says_padding or foreign.family == "speechssl" or not config.can_see_padding
     return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
 
 

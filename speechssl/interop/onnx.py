@@ -193,7 +193,7 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,
-        "group_norm_frames": config.group_norm_frames if config.has_group_norm else None,
+        "group_norm_frames": config.group_norm_frames if config.can_see_padding else None,
     }
     facts = {"output": what, "sample_rate": str(SAMPLE_RATE), "audio": json.dumps(audio)}
     if what == "logits" and model.vocabulary is not None:

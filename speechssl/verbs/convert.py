@@ -97,5 +97,5 @@ def _summarise(config: ConvertConfig, foreign: Foreign) -> dict[str, Any]:
         "num_symbols": len(card.vocabulary) if card.vocabulary else None,
         "normalize_waveform": card.model.normalize_waveform,
         "waveform_epsilon": card.model.waveform_epsilon,
-        "group_norm_frames": card.model.group_norm_frames if card.model.has_group_norm else None,
+        "group_norm_frames": card.model.group_norm_frames if card.model.can_see_padding else None,
     }

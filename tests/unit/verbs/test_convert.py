@@ -130,17 +130,17 @@ MISTAKES = (
     (("convert", "recogniser", "huggingface", "recogniser/config.json/x"), "`out` must be a place"),
     (("convert", "truncated"), "`checkpoint` must be a whole file of tensors"),
     (("finetune", "init=truncated", "out=x"), "`init` must be a whole file of tensors"),
-    (("embed", "hubert", "a.wav"), "describes HuBERT, which does not load yet"),
+    (("embed", "sew", "a.wav"), "describes SEW, which does not load yet"),
 )
 
 
 def test_a_mistake_is_one_sentence_and_exit_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("truncated", "hubert"):
+    for name in ("truncated", "sew"):
         speechssl.save(load_model("recogniser"), name, format="huggingface")
     weights = place / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    config = json.loads((place / "hubert" / "config.json").read_text()) | {"model_type": "hubert"}
-    (place / "hubert" / "config.json").write_text(json.dumps(config))
+    config = json.loads((place / "sew" / "config.json").read_text()) | {"model_type": "sew"}
+    (place / "sew" / "config.json").write_text(json.dumps(config))
     for words, expected in MISTAKES:
         assert main(list(words)) == 2
         captured = capsys.readouterr()
