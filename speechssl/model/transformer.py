@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
+from speechssl.model.adaptation import Adapter
 from speechssl.model.attention import SelfAttention, make_rotation
 from speechssl.model.conformer import ConformerBlock
 from speechssl.model.cpu import on_cpu, packing, precision, products
@@ -83,6 +84,7 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = config.activation_dropout
+        self.adapter = Adapter(config.model_dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
     def forward(
         self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
@@ -90,10 +92,10 @@ class TransformerBlock(nn.Module):
         """Transform frames; those outside `scope` are never attended to. `rotation` is that of `SelfAttention`."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
-            out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+            out: Tensor = self.adapter(x + self.dropout(self._feed_forward(self.ffn_norm(x))))
             return out
         x = self.attention_norm(x + self.dropout(self.attention(x, scope, rotation)))
-        normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
+        normed: Tensor = self.adapter(self.ffn_norm(x + self.dropout(self._feed_forward(x))))
         return normed
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) 
 class Transformer(nn.Module):
     """Positions, then blocks, then (pre-norm models) a final layer norm.
 
-    Initialisation: every linear weight N(0, 0.02), biases 0.
+    Initialisation: every linear weight N(0, 0.02), but for the last of an adapter, which is 0, as biases are.
 
     Args:
         config: which blocks, how many, and how they know the places of frames.
@@ -134,6 +136,9 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, Adapter):
+                nn.init.zeros_(module.up.weight)
 
     def compile_blocks(self) -> None:
         """Compile each block on its own (`torch.compile`): one graph serves all of them."""
@@ -215,8 +220,12 @@ def _keep_or_skip(
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])
-    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *block.parameters())
+    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *_list_trained(block))
     return out
+
+
+def _list_trained(block: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in block.parameters() if parameter.requires_grad]
 
 
 class _Skip(torch.autograd.Function):

@@ -25,6 +25,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "ffn_dim": ("intermediate_size", 3072),
     "num_heads": ("num_attention_heads", 12),
     "norm_first": ("do_stable_layer_norm", False),
+    "adapter_dim": ("adapter_attn_dim", 0),
     "position_kernel": ("num_conv_pos_embeddings", 128),
     "position_groups": ("num_conv_pos_embedding_groups", 16),
     "dropout": ("hidden_dropout", 0.1),
@@ -49,7 +50,7 @@ FIELDS: dict[str, tuple[str, Any]] = {
 FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
 """Fields that have one value here, which is their default there too."""
 
-ADAPTERS = {"add_adapter": "convolutions after the transformer", "adapter_attn_dim": "adapters of a language, as MMS"}
+ADAPTERS = {"add_adapter": "convolutions after the transformer"}
 """Fields that put further layers into the network, and what they are."""
 
 
@@ -68,6 +69,9 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
         CheckpointError: another architecture, an adapter, or a value of the wrong type or outside its range.
     """
     _check_architecture(stored, where, key)
+    # Their blocks have adapters only where they are pre-norm; null is none.
+    has_adapters = bool(stored.get("adapter_attn_dim")) and bool(stored.get("do_stable_layer_norm"))
+    stored = stored if has_adapters else {**stored, "adapter_attn_dim": 0}
     values = {ours: read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
     base, exported = _read_base(stored, kind, key)
     if stored.get("apply_spec_augment", True) is False:
@@ -100,7 +104,7 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
         refuses a folder whose `diversity_loss_weight` is 0.
     """
     task, plain = ContrastiveConfig(), export_fields(config)
-    fields = {field: plain[ours] for ours, (field, _) in FIELDS.items()}
+    fields = {field: plain[ours] for ours, (field, _) in FIELDS.items() if ours != "adapter_dim" or config.adapter_dim}
     masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
     return {
         "model_type": "wav2vec2",

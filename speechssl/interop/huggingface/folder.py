@@ -15,6 +15,7 @@ from speechssl.errors import CheckpointError
 from speechssl.interop.files import read_tensors, write_json, write_tensors
 from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, find_kind, make_extra, read_extra
 from speechssl.interop.huggingface.config import ARCHITECTURES, read_config, write_config
+from speechssl.interop.huggingface.languages import take_language
 from speechssl.interop.huggingface.processor import export_tokens, read_audio, read_labels, write_processor
 from speechssl.interop.names import export_weights, respell, take_weights
 from speechssl.model.speech_model import SpeechModel
@@ -27,12 +28,13 @@ HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 """What stands beside the backbone and so has no prefix `wav2vec2.`."""
 
 
-def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
+def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") -> Foreign:
     """Read a Hugging Face folder.
 
     Args:
         folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
             file of either spelling and, for CTC, vocab.json.
+        language: of MMS, whose adapters, head and vocabulary are taken; empty: those of the folder's own weights.
 
     Returns:
         The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
@@ -48,6 +50,8 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     read_config(stored, "backbone", where, key)
     source, head = _take_head_off(_read_files(folder, key), stored)
     source = respell(source, "huggingface", str(folder), key)
+    if language:
+        source = take_language(source, folder, language, key)
     kind = _find_kind(source, stored)
     config, dropped = read_config(stored, kind, where, key)
     ours = read_extra(stored, key)
@@ -59,7 +63,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     weights = take_weights(source, config, kind, "huggingface", str(folder), key)
     vocabulary = None
     if kind == "ctc":
-        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
+        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key, language)
         vocabulary, order = labels.vocabulary, list(labels.order)
         # The vocabulary that was exported, where the file still has its tokens.
         exported = restore_vocabulary(ours["vocabulary"], where, key) if ours.get("vocabulary") else None

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from speechssl.cli.compose import compose
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
