@@ -70,8 +70,12 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
     """
     _check_architecture(stored, where, key)
     # Their blocks have adapters only where they are pre-norm; null is none.
-    has_adapters = bool(stored.get("adapter_attn_dim")) and bool(stored.get("do_stable_layer_norm"))
-    stored = stored if has_adapters else {**stored, "adapter_attn_dim": 0}
+    width = stored.get("adapter_attn_dim")
+    left_out = (f"adapter_attn_dim={show(width)} (post-norm blocks have none)",) if width else ()
+    if width and stored.get("do_stable_layer_norm"):
+        left_out = ()
+    else:
+        stored = {**stored, "adapter_attn_dim": 0}
     values = {ours: read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
     base, exported = _read_base(stored, kind, key)
     if stored.get("apply_spec_augment", True) is False:
@@ -87,7 +91,7 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
             config = replace(config, name=name_size(config), feature_gradient_scale=scale)
     except ConfigError as error:
         raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
-    return config, _list_dropped(stored, kind, exported is None)
+    return config, (*_list_dropped(stored, kind, exported is None), *left_out)
 
 
 def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | None, eos: int | None) -> dict[str, Any]:
