@@ -30,6 +30,7 @@ def load(
     device: str | torch.device = "cpu",
     trainable: bool = False,
     weights: str = "",
+    language: str = "",
 ) -> SpeechModel:
     """Load a model, with its head and vocabulary where it has them.
 
@@ -41,16 +42,17 @@ def load(
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`; empty: those that its
             training validated.
+        language: of a model with language adapters (MMS); empty: the one that it comes with.
 
     Raises:
-        CheckpointError: nothing is there, it does not load, or it has no average.
+        CheckpointError: nothing is there, it does not load, or it has no average or no such language.
         ConfigError: another value of `weights`, or a device that is not there.
     """
     from speechssl.devices import resolve_device
     from speechssl.interop.load import load_model
 
     where = resolve_device(device) if isinstance(device, str) else device
-    return load_model(os.fspath(checkpoint), device=where, trainable=trainable, weights=weights)
+    return load_model(os.fspath(checkpoint), where, trainable, weights=weights, language=language)
 
 
 def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:

@@ -110,6 +110,7 @@ class ModelConfig:
     final_norm: bool = knob(True, "layer norm after the last block (norm_first=true; elsewhere it stands before the first)")
     macaron: bool = knob(False, "half of a feed-forward part before attention and half of one after the convolution, instead of one at the end (block=conformer)", "", "Conformer: arXiv 2005.08100 §2.4")
     block_kernel: int = knob(15, "kernel of the depth-wise convolution, odd (block=conformer)", "frames")
+    adapter_dim: int = knob(0, "width of the adapter after each block, a small network that learns where all else is frozen (adapt=adapters makes it 16 where there is none); 0: none", "", "MMS: arXiv 2305.13516; Hugging Face: adapter_attn_dim")
     block_norm: str = knob("layer", "norm after the depth-wise convolution: `layer`, or `batch` over the valid frames of a forward (block=conformer)", "", "Conformer: §2.2 has batch")
     block_causal: bool = knob(False, "the depth-wise convolution sees no later frame (block=conformer)")
     block_bias: bool = knob(True, "biases in the convolution module (block=conformer)")
@@ -152,6 +153,7 @@ class ModelConfig:
         for name in _CONVOLUTIONS:
             _check_convolutions(name, getattr(self, name))
         _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
+        _check_size("adapter_dim", self.adapter_dim, least=0)
         inside = 0 <= self.self_conditioning < self.num_layers
         check(inside, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
@@ -288,7 +290,7 @@ class ModelConfig:
     @property
     def num_block_weights(self) -> int:
         """Count the weights of a block's products."""
-        dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim
+        dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * (self.ffn_dim + self.adapter_dim)
         if self.block == "conformer":
             count += dim * (3 * dim + self.block_kernel) + 2 * dim * self.ffn_dim * self.macaron
         if self.positions == "relative_key":

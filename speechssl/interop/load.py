@@ -24,13 +24,15 @@ from speechssl.checkpoints.model_folder import (
 )
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.interop.adapted import build_adapted
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.huggingface.families import WAV2VEC2, WAVLM, check_fits, choose_family
+from speechssl.interop.huggingface.families import BARE_WAV2VEC2, WAVLM, check_fits, choose_family
 from speechssl.interop.huggingface.folder import list_left_behind as list_unplaced
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
+from speechssl.interop.huggingface.languages import refuse_language
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
@@ -64,6 +66,7 @@ def load_model(
     key: str = "checkpoint",
     weights: str = "",
     log: bool = True,
+    language: str = "",
 ) -> SpeechModel:
     """Load a model for use, wherever it comes from.
 
@@ -75,6 +78,7 @@ def load_model(
         weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps; empty: those
             that its training validated.
         log: say in one line which parts of an objective are left out.
+        language: of a model with language adapters (MMS); empty: the one that it comes with.
 
     Returns:
         The model, with its CTC head and vocabulary or its pretraining heads where the checkpoint has them. What is
@@ -86,7 +90,16 @@ def load_model(
     """
     if weights:
         check_choice("weights", weights, tuple(WEIGHT_FILES))
-    foreign = read_foreign(checkpoint, key)
+    model = _load(checkpoint, key, weights, log, language)
+    model.to(device)
+    return model.train(trainable).requires_grad_(trainable)
+
+
+def _load(
+    checkpoint: str, key: str, weights: str, log: bool, language: str, above: tuple[Path, ...] = ()
+) -> SpeechModel:
+    """Load a model on the CPU; `above` are checkpoints that were adapted from it, one from the other."""
+    foreign = read_foreign(checkpoint, key, language)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
         weights = weights or read_card(folder, key).validated
@@ -95,24 +108,40 @@ def load_model(
         check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
         card = read_card(folder, key)
         check_stored(card, folder, key, weights)
-        model = SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
+        model = _build(card, folder, key, above)
         load_weights(model, folder, key, weights, log)
+        model.merge()
     else:
         if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         model = build_model(foreign, key)
         _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
-    model.to(device)
-    return model.train(trainable).requires_grad_(trainable)
+    return model
 
 
-def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "") -> Foreign:
+def _build(card: ModelCard, folder: Path, key: str, above: tuple[Path, ...]) -> SpeechModel:
+    """Build the network of a checkpoint of ours; one that was adapted, around what it was adapted from.
+
+    Raises:
+        CheckpointError: as `build_adapted`, or it was adapted from itself.
+    """
+    if card.adaptation is None:
+        return SpeechModel(card.model, card.vocabulary, pretraining=card.kind == "pretraining")
+    place = folder.resolve()
+    if place in above:
+        raise CheckpointError(f"`{key}` must be adapted from another checkpoint, but {folder} is from itself")
+    return build_adapted(
+        card, folder, key, lambda of: _load(of.init, key, of.weights, False, of.language, (*above, place))
+    )
+
+
+def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "", language: str = "") -> Foreign:
     """Read any checkpoint, one of ours too, with all that is known of it.
 
     Raises:
         CheckpointError: as `load_model`.
     """
-    foreign = read_foreign(checkpoint, key)
+    foreign = read_foreign(checkpoint, key, language)
     if foreign is not None:
         if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
@@ -121,9 +150,9 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "")
     return wrap(load_model(str(folder), key=key, weights=weights), update=read_card(folder, key).update)
 
 
-def read_stored_card(checkpoint: str, key: str = "init") -> ModelCard:
+def read_stored_card(checkpoint: str, key: str = "init", language: str = "") -> ModelCard:
     """Read what a checkpoint says of its model: kind, network, vocabulary and update."""
-    foreign = read_foreign(checkpoint, key)
+    foreign = read_foreign(checkpoint, key, language)
     return read_card(find_checkpoint(checkpoint, key), key) if foreign is None else foreign.card
 
 
@@ -141,14 +170,23 @@ def find_update(checkpoint: str, key: str = "checkpoint") -> int | None:
     return read_card(find_checkpoint(checkpoint, key), key).update
 
 
-def read_foreign(checkpoint: str, key: str) -> Foreign | None:
+def read_foreign(checkpoint: str, key: str, language: str = "") -> Foreign | None:
     """Read a checkpoint of another toolkit; None where the value names one of ours, or nothing.
 
     The content decides, never the name: a folder by what its config.json says, a file by the names of its weights.
 
     Raises:
-        CheckpointError: it is of another toolkit and does not load, or of none that is known.
+        CheckpointError: it is of another toolkit and does not load, or of none that is known, or has no such language.
     """
+    foreign = _read_foreign(checkpoint, key, language)
+    if language and (foreign is None or foreign.family != "huggingface"):
+        if foreign is None:
+            find_checkpoint(checkpoint, key)  # one that is not there has its own sentence
+        raise refuse_language(language)
+    return foreign
+
+
+def _read_foreign(checkpoint: str, key: str, language: str) -> Foreign | None:
     # The readers say what is wrong; whatever they trip over that nobody thought of becomes a sentence here.
     with reading(path := Path(checkpoint), key, "a model that can be read"):
         if checkpoint.startswith(PREFIX):
@@ -156,10 +194,10 @@ def read_foreign(checkpoint: str, key: str) -> Foreign | None:
         if path.is_file():
             return _read_file(path, key)
         if is_hub_id(checkpoint):
-            return read_huggingface(fetch_from_hub(checkpoint, key), key)
+            return read_huggingface(fetch_from_hub(checkpoint, key, language), key, language)
         if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
             if "model_type" in stored:
-                return read_huggingface(path, key)
+                return read_huggingface(path, key, language)
             raise CheckpointError(
                 f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
                 "version nor model_type"
@@ -217,7 +255,7 @@ def _check_fits(model: SpeechModel, format: str) -> None:
         choose_family(config)
     elif not format.startswith("onnx"):
         # torchaudio has wav2vec 2.0 and WavLM, fairseq the first.
-        check_fits(WAVLM if format == "torchaudio" and config.position_buckets else WAV2VEC2, config, format)
+        check_fits(WAVLM if format == "torchaudio" and config.position_buckets else BARE_WAV2VEC2, config, format)
     elif config.front_end != "convolutions":
         raise CheckpointError(
             f"`model.front_end` must be convolutions for {format}, which has no other, but is {config.front_end}"

@@ -60,6 +60,9 @@ NAMES = (
     ),
     (f"{_BLOCK}attention_norm.", "encoder.layers.#.layer_norm.", "encoder.layers.#.self_attn_layer_norm."),
     (f"{_BLOCK}ffn_norm.", "encoder.layers.#.final_layer_norm.", "encoder.layers.#.final_layer_norm."),
+    (f"{_BLOCK}adapter.norm.", "encoder.layers.#.adapter_layer.norm.", ""),
+    (f"{_BLOCK}adapter.down.", "encoder.layers.#.adapter_layer.linear_1.", ""),
+    (f"{_BLOCK}adapter.up.", "encoder.layers.#.adapter_layer.linear_2.", ""),
     (f"{_BLOCK}inner.", "encoder.layers.#.feed_forward.intermediate_dense.", "encoder.layers.#.fc1."),
     (f"{_BLOCK}outer.", "encoder.layers.#.feed_forward.output_dense.", "encoder.layers.#.fc2."),
     ("pretraining.quantizer.logits.", "quantizer.weight_proj.", "quantizer.weight_proj."),
@@ -69,7 +72,7 @@ NAMES = (
     ("head.linear.", "lm_head.", "proj."),
 )
 """How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
-the network's; # is the number of a layer."""
+the network's; # is the number of a layer. fairseq's adapters are none of ours (see `_check_fits`)."""
 
 _CONFORMER = "encoder.layers.#."
 CONFORMER = (

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
+from speechssl.model.adaptation import Adapter
 from speechssl.model.attention import RelativeBias, SelfAttention, find_longest, make_places
 from speechssl.model.conformer import BatchNorm, ConformerBlock
 from speechssl.model.cpu import on_cpu, packing, precision, products
@@ -117,15 +118,16 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = config.activation_dropout
+        self.adapter = Adapter(config.model_dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
         """Transform frames; those outside `scope` are never attended to. `places` are those of `SelfAttention`."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
-            out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+            out: Tensor = self.adapter(x + self.dropout(self._feed_forward(self.ffn_norm(x))))
             return out
         x = self.attention_norm(x + self.dropout(self.attention(x, scope, places)))
-        normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
+        normed: Tensor = self.adapter(self.ffn_norm(x + self.dropout(self._feed_forward(x))))
         return normed
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) 
 class Transformer(nn.Module):
     """Positions, then blocks, then (pre-norm models with `final_norm`) a final layer norm.
 
-    Initialisation: every linear weight N(0, 0.02), biases 0.
+    Initialisation: every linear weight N(0, 0.02), but for the last of an adapter, which is 0, as biases are.
 
     Args:
         config: which blocks, how many, and how they know the places of frames.
@@ -167,6 +169,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, Adapter):
+                nn.init.zeros_(module.up.weight)
 
     def compile_blocks(self) -> None:
         """Compile each block on its own (`torch.compile`): one graph serves all of them."""
@@ -255,9 +260,12 @@ def _keep_or_skip(
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])
-    places = () if inputs[2] is None else (inputs[2],)
-    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *places, *block.parameters())
+    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *_list_trained(inputs[2], *block.parameters()))
     return out
+
+
+def _list_trained(*parts: Tensor | None) -> list[Tensor]:
+    return [part for part in parts if part is not None and part.requires_grad]
 
 
 class _Skip(torch.autograd.Function):

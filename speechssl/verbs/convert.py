@@ -36,7 +36,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         CheckpointError: the checkpoint does not load, or the format has no place for its network.
         ConfigError: `out` cannot be written or holds a finished result, or the format's packages are not installed.
     """
-    foreign = open_checkpoint(config.checkpoint, weights=config.weights)
+    foreign = open_checkpoint(config.checkpoint, weights=config.weights, language=config.language)
     model = build_model(foreign)
     choices = list_choices(foreign)
     kept = find_kept(config.checkpoint) if config.to == "speechssl" else None

@@ -28,7 +28,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         DataError: nothing matches `audio`, or no file can be used.
     """
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_model(config.checkpoint, device, weights=config.weights, language=config.language)
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)

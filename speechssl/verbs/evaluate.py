@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
     manifest, num_untranscribed = load_transcribed(config.data)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_model(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)
     decoder = choose_decoder(config.decoding, config.checkpoint, vocabulary)
     out = resolve_out(config.out, "evaluate", config.overwrite)

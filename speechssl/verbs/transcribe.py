@@ -49,7 +49,7 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     left_out = LeftOut("audio")
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_model(config.checkpoint, device, weights=config.weights, language=config.language)
     decoder = choose_decoder(config.decoding, config.checkpoint, require_recogniser(model, config.checkpoint))
     is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
     is_file |= config.makes_manifest

@@ -54,6 +54,13 @@ def read_config(
         CheckpointError: an adapter, or a value of the wrong type or outside its range.
     """
     _check_architecture(stored, family, where, key)
+    # Their blocks have adapters only where they are pre-norm; null is none.
+    width = stored.get("adapter_attn_dim")
+    unsaid = [f"adapter_attn_dim={show(width)} (post-norm blocks have none)"] if width else []
+    if width and stored.get("do_stable_layer_norm"):
+        unsaid = []
+    else:
+        stored = {**stored, "adapter_attn_dim": 0}
     values = {ours: _read_field(stored, field, where, key) for ours, field in family.fields.items()}
     base, exported = _read_base(stored, family, kind, key)
     if stored.get("apply_spec_augment", True) is False:
@@ -71,7 +78,7 @@ def read_config(
     except ConfigError as error:
         raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
     shared = {theirs: values[ours] for theirs, ours in family.shared.items()}
-    unsaid = [f"{name}={show(stored[name])}" for name, value in shared.items() if stored.get(name, value) != value]
+    unsaid += [f"{name}={show(stored[name])}" for name, value in shared.items() if stored.get(name, value) != value]
     return config, (*_list_dropped(stored, kind, exported is None), *unsaid)
 
 
@@ -94,6 +101,8 @@ def write_config(
     """
     task, plain = ContrastiveConfig(), export_fields(config, family)
     fields = {field[0]: _to_theirs(plain[ours], field) for ours, field in family.fields.items()}
+    if not config.adapter_dim:
+        fields.pop("adapter_attn_dim", None)
     pretraining = {
         "contrastive_logits_temperature": float(task.logit_temperature),
         "num_negatives": task.num_negatives,
@@ -176,8 +185,9 @@ def _read_base(
 
 
 def _check_architecture(stored: dict[str, Any], family: Family, where: str, key: str) -> None:
+    known = {field for field, *_ in family.fields.values()}
     for field, meaning in ADAPTERS.items():
-        if stored.get(field):
+        if stored.get(field) and field not in known:
             raise CheckpointError(
                 f"`{key}` must be a model without adapters, but {where} has {meaning} ({field}={show(stored[field])}), "
                 "which do not load yet"

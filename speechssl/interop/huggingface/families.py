@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from speechssl.config.model import ModelConfig
@@ -55,6 +55,7 @@ FIXED: dict[str, Any] = {
     "self_conditioning": 0,
     "feature_norm": True,
     "final_norm": True,
+    "adapter_dim": 0,
     "position_depth": 1,
     "position_norm": "weight",
     "position_buckets": 0,
@@ -80,6 +81,7 @@ class Family:
         shared: their fields that our network has no key for, with the key whose value is written.
         names: whose names in `interop.names` its weights have.
         needed: our keys that are not 0 in its networks.
+        pre_norm: our keys that are 0 unless its blocks begin with a norm.
         has_null_ids: whether a token may have no id in its configuration.
         has_pretraining: whether its class for pretraining is that of wav2vec 2.0, as ours is.
     """
@@ -94,6 +96,7 @@ class Family:
     shared: Mapping[str, str] = field(default_factory=dict)
     names: str = "huggingface"
     needed: tuple[str, ...] = ()
+    pre_norm: tuple[str, ...] = ()
     has_null_ids: bool = True
     has_pretraining: bool = False
 
@@ -115,6 +118,9 @@ class Family:
         for key, values in choices.items():
             if getattr(config, key) not in values:
                 return key, " or ".join(dict.fromkeys(str(value).lower() for value in values))
+        for key in self.pre_norm:
+            if getattr(config, key) and not config.norm_first:
+                return key, "0 where model.norm_first is false"
         return next(((key, "more than 0") for key in self.needed if not getattr(config, key)), None)
 
 
@@ -124,7 +130,10 @@ def _without(fields: dict[str, Field], *starts: str) -> dict[str, Field]:
 
 _BLOCK = {"block": "conformer", "norm_first": True, "macaron": True, "block_bias": False}
 _CONFORMER: dict[str, Any] = {
-    **{key: FIXED[key] for key in ("front_end", "self_conditioning", "feature_norm", "position_buckets", "final_norm")},
+    **{
+        key: FIXED[key]
+        for key in ("front_end", "self_conditioning", "feature_norm", "position_buckets", "final_norm", "adapter_dim")
+    },
     **_BLOCK,
     "block_norm": "batch",
     "block_causal": False,
@@ -133,7 +142,18 @@ _CONFORMER_SAID = {"layer_norm_eps": 1e-5, "rotary_embedding_base": 10_000}
 _PLACES = {"relative": "relative", "rotary": "rotary_input", None: "none"}
 _ACTIVATIONS = {"swish": "silu", "silu": "silu", "gelu": "gelu"}
 
-WAV2VEC2 = Family("wav2vec2", "wav2vec 2.0", "Wav2Vec2", "wav2vec2.", PLAIN | QUANTIZER, has_pretraining=True)
+WAV2VEC2 = Family(
+    "wav2vec2",
+    "wav2vec 2.0",
+    "Wav2Vec2",
+    "wav2vec2.",
+    PLAIN | QUANTIZER | {"adapter_dim": ("adapter_attn_dim", 0)},
+    pre_norm=("adapter_dim",),
+    has_pretraining=True,
+)
+BARE_WAV2VEC2 = replace(WAV2VEC2, fields=PLAIN | QUANTIZER)
+"""wav2vec 2.0 without adapters, as fairseq and torchaudio have it."""
+
 WAVLM = Family(
     "wavlm",
     "WavLM",

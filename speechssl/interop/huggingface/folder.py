@@ -17,6 +17,7 @@ from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, fi
 from speechssl.interop.huggingface.config import read_config, read_family, write_config
 from speechssl.interop.huggingface.conformer import clean_weights, dress_weights
 from speechssl.interop.huggingface.families import Family, choose_family
+from speechssl.interop.huggingface.languages import take_language
 from speechssl.interop.huggingface.processor import (
     export_tokens,
     read_audio,
@@ -35,12 +36,13 @@ HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 """What stands beside the backbone and so has no prefix such as `wav2vec2.`."""
 
 
-def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
+def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") -> Foreign:
     """Read a Hugging Face folder.
 
     Args:
         folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
             file of either spelling and, for CTC, vocab.json.
+        language: of MMS, whose adapters, head and vocabulary are taken; empty: those of the folder's own weights.
 
     Returns:
         The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
@@ -60,6 +62,8 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
         source, unused = clean_weights(source, str(folder), key)
         head = (*unused, *head)
     source = respell(source, "huggingface", str(folder), key, (*WRAPPERS, family.prefix))
+    if language:
+        source = take_language(source, folder, language, key)
     kind = _find_kind(source, stored, family)
     config, dropped = read_config(stored, family, kind, where, key)
     ours = read_extra(stored, key)
@@ -71,7 +75,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     weights = take_weights(source, config, kind, family.names, str(folder), key)
     vocabulary = None
     if kind == "ctc":
-        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
+        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key, language)
         vocabulary, order = labels.vocabulary, list(labels.order)
         # The vocabulary that was exported, where the file still has its tokens.
         exported = restore_vocabulary(ours["vocabulary"], where, key) if ours.get("vocabulary") else None

@@ -32,11 +32,12 @@ def is_hub_id(checkpoint: str) -> bool:
     return _ID.fullmatch(checkpoint) is not None and not Path(checkpoint).exists() and not Path(owner).exists()
 
 
-def fetch_from_hub(checkpoint: str, key: str = "checkpoint") -> Path:
+def fetch_from_hub(checkpoint: str, key: str = "checkpoint", language: str = "") -> Path:
     """Fetch a model, or find it in the cache.
 
     Args:
         checkpoint: `owner/model`, or `owner/model@revision` to stay with one version of it.
+        language: whose adapters are fetched too.
 
     Returns:
         The folder of the cache that holds it. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` count.
@@ -53,10 +54,12 @@ def fetch_from_hub(checkpoint: str, key: str = "checkpoint") -> Path:
             "pip install 'speechssl[hub]'"
         ) from error
     name, _, revision = checkpoint.partition("@")
+    # One of no language's form is refused by the reader, which lists those that there are.
+    adapters = [f"adapter.{language}.safetensors"] if re.fullmatch(r"[\w-]+", language) else []
     # What the Hub and its client raise is of a dozen classes, and another dozen in the next version.
     with parsing(f"`{key}`", "something that is here or a model of the Hub", CheckpointError, checkpoint):
         for spelling in WEIGHTS:
-            patterns = [*FACTS, *spelling]
+            patterns = [*FACTS, *spelling, *adapters]
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if (folder / spelling[0]).is_file():
                 break

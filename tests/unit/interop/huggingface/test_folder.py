@@ -221,8 +221,12 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         "has convolutions after the transformer .add_adapter=True",
     ),
     "an attention adapter": (
-        lambda f: edit(f, "config.json", adapter_attn_dim=16),
-        "adapters of a language, as MMS .adapter_attn_dim=16",
+        lambda f: edit(f, "config.json", adapter_attn_dim=16, do_stable_layer_norm=True),
+        "lacks encoder.layers.0.adapter_layer.linear_1.bias",
+    ),
+    "an adapter of no width": (
+        lambda f: edit(f, "config.json", adapter_attn_dim="16", do_stable_layer_norm=True),
+        "must have a whole number as adapter_attn_dim in .*config.json, but has '16'",
     ),
     "another activation": (lambda f: edit(f, "config.json", hidden_act="relu"), "hidden_act=gelu .* but has 'relu'"),
     "another epsilon": (lambda f: edit(f, "config.json", layer_norm_eps=1e-3), "layer_norm_eps=1e-05"),
