@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ OUTPUTS = ("logits", "features")
 
 PACKAGES = ("onnx", "onnxscript")
 """What torch's exporter needs; onnxruntime, which runs the file, is needed only there."""
+
+
+_NEVER = -1e30
+"""Added to the score of a key that is not attended to: its weight is 0, and no row is without a sum."""
 
 
 class ServingModel(nn.Module):
@@ -165,11 +169,29 @@ def convert_program(program: ExportedProgram, what: str) -> ONNXProgram:
             dynamic_shapes=({0: "batch", 1: "samples"}, {}),
             external_data=False,
             verbose=False,
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attend},
         )
     finally:
         logger.setLevel(level)
     assert converted is not None, "the exporter gives a program where it is given no file"
+    for node in converted.model.graph:
+        # Among them are the lines of source that each node comes from, with the folders of this machine.
+        node.metadata_props.clear()
     return converted
+
+
+def _attend(query: Any, key: Any, value: Any, scope: Any = None, *_: Any, scale: float | None = None, **__: Any) -> Any:
+    """Write attention as five operations; the exporter's own guards every weight against rows without any key.
+
+    Here such rows attend to everything, and `ServingModel` gives zero for them.
+    """
+    from onnxscript import opset18 as op
+
+    scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+    scores = op.Mul(scores, query.shape[-1] ** -0.5 if scale is None else scale)
+    if scope is not None:
+        scores = op.Add(scores, op.Where(scope, 0.0, _NEVER) if scope.dtype.name == "BOOL" else scope)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, str]:
