@@ -247,11 +247,14 @@ class ConvertConfig:
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
     weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
+    quantize: str = knob("", "`int8`: weights of the products in 8 bits (dynamic quantisation; to=onnx or onnx_features); empty: all in float32")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
         check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"))
+        check_choice("quantize", self.quantize, ("", "int8"))
+        check(not self.quantize or self.to.startswith("onnx"), "quantize", "empty unless `to` is onnx or onnx_features", self.quantize)
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ from speechssl.checkpoints.model_folder import (
 )
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
@@ -32,6 +33,7 @@ from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
+from speechssl.interop.onnx_file import is_onnx, read_onnx
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -43,7 +45,7 @@ from speechssl.interop.torchaudio import (
 from speechssl.model.speech_model import SpeechModel
 
 FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features")
-"""What `save` and `convert` write; the first two are folders, the others files. ONNX is not read back."""
+"""What `save` and `convert` write; the first two are folders, the others files. ONNX is read back to be run alone."""
 
 EPSILONS = {"huggingface": EPSILON, "fairseq": 1e-5, "torchaudio": 1e-5}
 """What each format's own code adds to the variance of a waveform; no file of theirs can say another."""
@@ -99,6 +101,21 @@ def load_model(
         _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
     model.to(device)
     return model.train(trainable).requires_grad_(trainable)
+
+
+def load_for_inference(checkpoint: str, device: torch.device, weights: str = "model") -> AnyModel:
+    """Load what only has to be run: a model as `load_model` does, or an ONNX file of `convert`.
+
+    Raises:
+        CheckpointError: as `load_model` and `read_onnx`.
+    """
+    with reading(path := Path(checkpoint), "checkpoint", "a model that can be read"):
+        is_export = is_onnx(path)
+    if not is_export:
+        return load_model(checkpoint, device, weights=weights)
+    if weights != "model":
+        raise CheckpointError(no_average(f"{checkpoint} is an ONNX file"))
+    return read_onnx(path, device=device)
 
 
 def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "model") -> Foreign:
@@ -234,6 +251,11 @@ def list_choices(foreign: Foreign) -> tuple[str, ...]:
 
 def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
+    if is_onnx(path):
+        raise CheckpointError(
+            f"`{key}` must have weights that can be trained or converted, but {path} is an ONNX file, which only "
+            "evaluate, transcribe and embed take"
+        )
     names = list_tensors(path, key)
     if names is None:
         return read_fairseq(path, key)

@@ -1,7 +1,7 @@
-"""Export for serving: a model as one graph of tensors, with dynamic batch and time (docs/interop.md).
+"""Export for serving: a model as one graph of tensors, with dynamic batch and time (docs/serving.md).
 
-`export_program` gives torch's own form of it, `write_onnx` an .onnx file that stands alone: waveform normalisation and
-group norm over valid frames are inside the graph, and the file says what decides the audio that enters.
+`export_program` gives torch's own form of it, `write_onnx` an .onnx file that stands alone: the whole front-end is
+inside the graph, and the file says what decides the audio that enters. `interop/onnx_file.py` opens such files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,9 +143,13 @@ def write_onnx(model: SpeechModel, path: Path, what: str = "", update: int = 0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         program.save(Path(folder) / path.name, external_data=False)
-        # The file names its data, so that the data must be there first.
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
-            os.replace(part, path.parent / part.name)
+        publish(Path(folder), path)
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Move a file out of a folder to `path`, after what lies beside it: the file names its data."""
+    for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+        os.replace(part, path.parent / part.name)
 
 
 def convert_program(program: ExportedProgram, what: str) -> ONNXProgram:
@@ -185,8 +189,9 @@ def _attend(query: Any, key: Any, value: Any, scope: Any = None, *_: Any, scale:
 
     Here such rows attend to everything, and `ServingModel` gives zero for them.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
     scores = op.Mul(scores, query.shape[-1] ** -0.5 if scale is None else scale)
     if scope is not None:
@@ -223,16 +228,16 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
     return facts | {OURS: json.dumps(make_extra(model, update), ensure_ascii=False)}
 
 
-def check_packages() -> None:
+def check_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Check that what the exporter needs is installed.
 
     Raises:
         ConfigError: it is not.
     """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the format `onnx` must have the packages {' and '.join(PACKAGES)}, but {' and '.join(missing)} cannot be "
+            f"the format `onnx` must have the packages {' and '.join(packages)}, but {' and '.join(missing)} cannot be "
             "found: pip install 'speechssl[onnx]'"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -14,6 +15,9 @@ from speechssl.durable import write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
+from speechssl.interop.onnx import check_packages
+from speechssl.interop.onnx_file import quantize_onnx
+from speechssl.model.speech_model import SpeechModel
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
@@ -44,15 +48,40 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     # That is what safetensors and torch say of a full disk; an export to ONNX has other reasons to fail.
     also = (SafetensorError,) if config.to.startswith("onnx") else (SafetensorError, RuntimeError)
     with nullcontext() if is_file else replacing_result(out), writing(target, also=also):
-        dropped = write_model(model, target, config.to, foreign.card.update)
+        dropped, sizes = _write(model, target, config, foreign.card.update)
     result = _summarise(config, foreign) | {
         "out": str(target),
+        **sizes,
         "left_behind": [*foreign.dropped, *dropped],
         "notes": [*foreign.notes, *choices],
     }
     if not is_file:
         write_result(out, result)
     return result
+
+
+def _write(
+    model: SpeechModel, target: Path, config: ConvertConfig, update: int
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Write a model, and say what was left behind and how large the files of an export are, in bytes."""
+    if not config.to.startswith("onnx"):
+        return write_model(model, target, config.to, update), {}
+    if not config.quantize:
+        dropped = write_model(model, target, config.to, update)
+        return dropped, {"bytes": _measure(target)}
+    check_packages(("onnx", "onnxruntime"))
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        whole = Path(folder) / target.name
+        dropped = write_model(model, whole, config.to, update)
+        quantize_onnx(whole, target)
+        sizes = {"bytes": _measure(target), "bytes_float32": _measure(whole)}
+    _logger.info("%.1f MB in int8, %.1f MB in float32", sizes["bytes"] / 1e6, sizes["bytes_float32"] / 1e6)
+    return dropped, sizes
+
+
+def _measure(path: Path) -> int:
+    """Measure an ONNX file and the data beside it, in bytes."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
 
 
 def _check_free(target: Path, config: ConvertConfig) -> None:

@@ -45,6 +45,7 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = _list_manifests(result)
         case "evaluate":
             rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+            rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
         case "probe":
             rows = _list_probe(result)
@@ -60,6 +61,9 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
         case "convert":
             size = f"{result['parameters']:,} parameters"
+            if "bytes" in result:
+                whole = f", {result['bytes_float32'] / 1e6:.1f} MB in float32" if "bytes_float32" in result else ""
+                size += f", {result['bytes'] / 1e6:.1f} MB{whole}"
             rows = {result["kind"]: f"{result['model']}, {size}", result["to"]: result["out"]}
         case _:
             rows = {"report": f"{result['out']} (open it in a browser)"}
