@@ -28,8 +28,10 @@ from speechssl.inference.onnx_model import AnyModel
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
+from speechssl.interop.huggingface.card import write_card
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
+from speechssl.interop.huggingface.own_code import MODEL_TYPE, NOTE, has_class, read_own, write_own
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
@@ -168,10 +170,10 @@ def read_foreign(checkpoint: str, key: str) -> Foreign | None:
         if path.is_file():
             return _read_file(path, key)
         if is_hub_id(checkpoint):
-            return read_huggingface(fetch_from_hub(checkpoint, key), key)
+            return _read_folder(fetch_from_hub(checkpoint, key), key)
         if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
             if "model_type" in stored:
-                return read_huggingface(path, key)
+                return _read_folder(path, key)
             raise CheckpointError(
                 f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
                 "version nor model_type"
@@ -179,12 +181,13 @@ def read_foreign(checkpoint: str, key: str) -> Foreign | None:
         return None
 
 
-def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> tuple[str, ...]:
+def write_model(model: SpeechModel, out: Path, format: str, update: int = 0, training: str = "") -> tuple[str, ...]:
     """Write a model in one of the formats.
 
     Args:
         out: a folder for `speechssl` and `huggingface`, else a file.
         format: one of `FORMATS`.
+        training: for the model card of a Hugging Face folder, see `write_card`.
 
     Returns:
         What the format has no place for and is left behind; it is logged too.
@@ -201,7 +204,12 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         case "speechssl":
             save_model(model, out, update)
         case "huggingface":
-            write_huggingface(model, out, update)
+            if has_class(model.config):
+                write_huggingface(model, out, update)
+            else:
+                write_own(model, out, update)
+                _logger.warning(NOTE)
+            write_card(out, model, training)
         case "fairseq":
             write_fairseq(model, out, update)
         case "torchaudio":
@@ -223,7 +231,7 @@ def _check_fits(model: SpeechModel, format: str) -> None:
         CheckpointError: it has none.
     """
     config = model.config
-    if format == "speechssl" or format.startswith("onnx") or format not in FORMATS:
+    if format in ("speechssl", "huggingface") or format.startswith("onnx") or format not in FORMATS:
         return
     only = {"front_end": "convolutions", "block": "transformer", "positions": "convolutional", "self_conditioning": 0}
     for key, must in only.items():
@@ -236,7 +244,8 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     config = model.config
     if format.startswith("onnx"):
         return list_not_served(model, "features" if format == "onnx_features" else choose_output(model))
-    theirs = EPSILONS.get(format, config.waveform_epsilon)
+    keeps = format == "huggingface" and not has_class(config)
+    theirs = config.waveform_epsilon if keeps else EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
     return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
@@ -247,6 +256,12 @@ def list_choices(foreign: Foreign) -> tuple[str, ...]:
     config = foreign.card.model
     is_said = foreign.says_padding or foreign.family == "speechssl" or not config.has_group_norm
     return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
+
+
+def _read_folder(path: Path, key: str) -> Foreign:
+    """Read a Hugging Face folder: of a class that is there, or of our own code, which is never run here."""
+    stored = read_json(path / CONFIG, key)
+    return read_own(path, stored, key) if stored.get("model_type") == MODEL_TYPE else read_huggingface(path, key)
 
 
 def _read_file(path: Path, key: str) -> Foreign:

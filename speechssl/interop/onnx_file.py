@@ -20,6 +20,8 @@ from speechssl.parsing import open_regular, parse_json
 WEIGHTS = "weights"
 """Name in the metadata of what the weights of a quantised file are: `int8`."""
 
+CUDA = "CUDAExecutionProvider"
+
 _logger = logging.getLogger("speechssl")
 
 
@@ -50,8 +52,9 @@ def read_onnx(path: Path, key: str = "checkpoint", device: torch.device | None =
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-    on_gpu = device is not None and device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    gpu = [("CUDAExecutionProvider", {"device_id": device.index or 0})] if on_gpu and device else []
+    gpu: list[tuple[str, dict[str, int]]] = []
+    if device is not None and device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
+        gpu = [(CUDA, {"device_id": device.index or 0})]
     with reading(path, key, "a whole ONNX file"):
         session = onnxruntime.InferenceSession(path, options, providers=[*gpu, "CPUExecutionProvider"])
         facts = dict(session.get_modelmeta().custom_metadata_map)
@@ -67,7 +70,7 @@ def read_onnx(path: Path, key: str = "checkpoint", device: torch.device | None =
     config: ModelConfig = build_config(ModelConfig, ours["model"], key)
     vocabulary = restore_vocabulary(ours["vocabulary"], str(path), key) if what == "logits" else None
     size = f"{len(vocabulary)} symbols" if vocabulary else f"{config.model_dim} wide"
-    weights, where = facts.get(WEIGHTS, "float32"), "GPU" if on_gpu else "CPU"
+    weights, where = facts.get(WEIGHTS, "float32"), "GPU" if gpu else "CPU"
     _logger.info(
         "%s=%s: onnx %s of %s (%s), weights in %s whatever `precision`, on the %s",
         key, path, what, config.name, size, weights, where,

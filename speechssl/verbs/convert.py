@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,14 +11,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from speechssl.checkpoints.layout import RESULT
 from speechssl.config.verbs import ConvertConfig
 from speechssl.durable import write_result, writing
 from speechssl.errors import ConfigError
 from speechssl.interop.foreign import Foreign, build_model, describe
+from speechssl.interop.huggingface.hub import push_to_hub, require_hub
+from speechssl.interop.huggingface.own_code import NOTE, has_class
 from speechssl.interop.load import list_choices, open_checkpoint, write_model
 from speechssl.interop.onnx import check_packages
 from speechssl.interop.onnx_file import quantize_onnx
 from speechssl.model.speech_model import SpeechModel
+from speechssl.report.model_card import describe_run
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
@@ -37,6 +42,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         CheckpointError: the checkpoint does not load, or the format has no place for its network.
         ConfigError: `out` cannot be written or holds a finished result, or the format's packages are not installed.
     """
+    if config.push:
+        require_hub("push")
     foreign = open_checkpoint(config.checkpoint, weights=config.weights)
     model = build_model(foreign)
     choices = list_choices(foreign)
@@ -55,8 +62,15 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         "left_behind": [*foreign.dropped, *dropped],
         "notes": [*foreign.notes, *choices],
     }
+    if config.to == "huggingface":
+        result["notes"] += [] if has_class(model.config) else [NOTE]
     if not is_file:
         write_result(out, result)
+    if config.push:
+        result["url"] = push_to_hub(out, config.push)
+    elif config.to == "huggingface":
+        name = shlex.quote(out.resolve().name)
+        _logger.info("to upload it: hf upload %s %s --exclude %s", name, shlex.quote(str(out)), RESULT)
     return result
 
 
@@ -64,6 +78,8 @@ def _write(
     model: SpeechModel, target: Path, config: ConvertConfig, update: int
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write a model, and say what was left behind and how large the files of an export are, in bytes."""
+    if config.to == "huggingface":
+        return write_model(model, target, config.to, update, describe_run(config.checkpoint)), {}
     if not config.to.startswith("onnx"):
         return write_model(model, target, config.to, update), {}
     if not config.quantize:

@@ -46,7 +46,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     stored = read_json(folder / CONFIG, key)
     # Before the weights, so that another architecture is called that.
     read_config(stored, "backbone", where, key)
-    source, head = _take_head_off(_read_files(folder, key), stored)
+    source, head = _take_head_off(read_files(folder, key), stored)
     source = respell(source, "huggingface", str(folder), key)
     kind = _find_kind(source, stored)
     config, dropped = read_config(stored, kind, where, key)
@@ -108,7 +108,7 @@ def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[d
     return backbone, (f"the head of {join([name])} ({join(parts)})",)
 
 
-def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
+def read_files(folder: Path, key: str) -> dict[str, Tensor]:
     """Read the weights: safetensors rather than torch's files, whole rather than in shards."""
     for name in (WEIGHTS, PICKLE):
         if (folder / name).is_file():
