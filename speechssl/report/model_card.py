@@ -13,6 +13,7 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.checkpoints.layout import CONFIG, DATA, ENVIRONMENT, RESULT
 from speechssl.errors import DataError
 from speechssl.parsing import parsing, read_json
+from speechssl.printable import make_printable
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
 
 FIGURES = {"wer": ("WER", " %"), "cer": ("CER", " %"), "loss": ("loss", "")}
@@ -21,11 +22,12 @@ FIGURES = {"wer": ("WER", " %"), "cer": ("CER", " %"), "loss": ("loss", "")}
 _logger = logging.getLogger("speechssl")
 
 
-def describe_run(checkpoint: str) -> str:
+def describe_run(checkpoint: str, update: int = 0) -> str:
     """Describe the training run that a checkpoint is of.
 
     Args:
         checkpoint: value of the key.
+        update: after which it was saved: the validation of that update, or the last before it, is shown.
 
     Returns:
         Markdown; empty where the checkpoint is of no run that is here, or the run's files do not read, which is logged.
@@ -41,31 +43,35 @@ def describe_run(checkpoint: str) -> str:
     except DataError as error:
         _logger.warning("the model card says nothing of the run: %s", error)
         return ""
-    rows = {"run": KINDS[run.kind], **_list_data(run, hours), **_list_figures(run, test)}
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {label} | {value} |" for label, value in rows.items()), ""])
+    rows = {"run": KINDS[run.kind], **_list_data(run, hours), **_list_figures(run, test, update)}
+    return "\n".join(
+        ["| | |", "| --- | --- |", *(f"| {label} | {escape(value)} |" for label, value in rows.items()), ""]
+    )
+
+
+def escape(value: str) -> str:
+    """Spell a value as a cell of a Markdown table takes it."""
+    return make_printable(value).replace("|", "\\|")
 
 
 def _list_data(run: RunFolder, hours: dict[str, float]) -> dict[str, str]:
     names = {key: run.get_config(f"data.{key}", []) for key in ("train", "valid")}
     rows = {}
     for key, paths in names.items():
-        if paths:
+        if paths and isinstance(paths, list):
             much = f" ({hours[f'data.{key}']:.2f} h)" if f"data.{key}" in hours else ""
             rows[f"data.{key}"] = ", ".join(_shorten(item) for item in paths) + much
     if init := run.get_config("init", ""):
         rows["started from"] = _shorten(init)
-    if heard := run.result.get("hours_seen") or run.last("train", "hours_seen"):
-        rows["speech heard, repeats counted"] = (
-            f"{heard:.1f} h in {run.result.get('updates') or run.num_updates} updates"
-        )
+    if heard := run.last("train", "hours_seen"):
+        rows["speech heard"] = f"{heard:.1f} h in {run.num_updates} updates, repeats counted"
     return rows
 
 
-def _list_figures(run: RunFolder, test: dict[str, Any]) -> dict[str, str]:
-    best = run.result.get("best_update")
-    valid = next((row for row in run.select("valid") if row["update"] == best), {}) or run.result.get("valid") or {}
+def _list_figures(run: RunFolder, test: dict[str, Any], update: int) -> dict[str, str]:
+    valid = [row for row in run.select("valid") if row["update"] <= update]
     rows = {}
-    for where, found in (("held out", valid), ("test", test)):
+    for where, found in (("held out", valid[-1] if valid else {}), ("test", test)):
         figures = [
             f"{label} {found[name]:.4g}{unit}" for name, (label, unit) in FIGURES.items() if found.get(name) is not None
         ]

@@ -79,7 +79,7 @@ def _write(
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Write a model, and say what was left behind and how large the files of an export are, in bytes."""
     if config.to == "huggingface":
-        return write_model(model, target, config.to, update, describe_run(config.checkpoint)), {}
+        return write_model(model, target, config.to, update, describe_run(config.checkpoint, update)), {}
     if not config.to.startswith("onnx"):
         return write_model(model, target, config.to, update), {}
     if not config.quantize:

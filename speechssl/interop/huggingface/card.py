@@ -52,9 +52,7 @@ def make_card(name: str, model: SpeechModel, training: str = "") -> str:
     lines += [f"{outputs} = model(**inputs).{outputs}"]
     processor = "AutoProcessor" if model.vocabulary else "AutoFeatureExtractor"
     lines += ["text = processor.batch_decode(logits.argmax(-1))[0]"] if model.vocabulary else []
-    verb = (
-        f"transcribe {name} clips/*.flac out=texts.tsv" if model.vocabulary else f"embed {name} clips/*.flac out=a.npy"
-    )
+    verb, out = ("transcribe", "texts.tsv") if model.vocabulary else ("embed", "clips.parquet")
     code = f"\n{NOTE[0].upper()}{NOTE[1:]}. Read that file before you trust it.\n" if trusted else ""
     return f"""{header}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from speechssl.checkpoints.layout import RESULT
 from speechssl.errors import CheckpointError
-from speechssl.parsing import parsing
+from speechssl.parsing import parsing, shorten
 
 FACTS = ("config.json", "preprocessor_config.json", "processor_config.json", "vocab.json", "tokenizer_config.json",
          "special_tokens_map.json", "added_tokens.json")  # fmt: skip
@@ -92,9 +92,13 @@ def push_to_hub(folder: Path, repository: str, key: str = "push") -> str:
     from huggingface_hub import HfApi
 
     with parsing(f"`{key}`", "a repository that can be written", CheckpointError, repository):
-        api = HfApi()
-        url = api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, ignore_patterns=[f"*{RESULT}*"], commit_message="speechssl convert"
-        )
+        api, kept = HfApi(), [f"*{RESULT}*"]
+        try:
+            url = api.create_repo(repository, private=True, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, ignore_patterns=kept, commit_message="speechssl convert"
+            )
+        except OSError as error:
+            # What the client raises of a refusal; it is not the folder that cannot be read.
+            raise ValueError(shorten(error)) from error
     return str(url)

@@ -6,7 +6,7 @@ The code (`modeling_speechssl.py`, copied as it is) is for `transformers` alone,
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,13 @@ VALUES: dict[str, tuple[object, ...]] = {
 }
 """What the code knows of the keys that choose a network."""
 
-KNOWN = (
+_KNOWN = (
     "name num_mels mel_channels mel_kernels conv_channels conv_kernels conv_strides conv_bias group_norm_frames "
     "feature_gradient_scale normalize_waveform waveform_epsilon num_layers model_dim ffn_dim num_heads norm_first "
     "macaron block_kernel position_kernel position_groups dropout attention_dropout activation_dropout input_dropout "
     "feature_dropout layer_drop_prob head_dropout self_conditioning target_dim quantizer mask"
 )
+KNOWN = frozenset(_KNOWN.split())
 """Keys of which it takes every value; any other key must have its default."""
 
 
@@ -65,14 +66,12 @@ def check_known(config: ModelConfig) -> None:
     Raises:
         CheckpointError: it is of a later kind.
     """
-    for item in fields(config):
-        value = getattr(config, item.name)
-        default = item.default if item.default is not MISSING else None
-        if item.name in KNOWN or value in VALUES.get(item.name, (default,)):
-            continue
-        raise CheckpointError(
-            f"`model.{item.name}` must be {default} for huggingface, which has no other, but is {value}"
-        )
+    for name, default in asdict(ModelConfig()).items():
+        value = getattr(config, name)
+        if name not in KNOWN and value not in VALUES.get(name, (default,)):
+            raise CheckpointError(
+                f"`model.{name}` must be {default} for huggingface, whose code has no other, but is {value}"
+            )
 
 
 def write_own(model: SpeechModel, folder: Path, update: int = 0) -> None:
