@@ -56,7 +56,9 @@ def read_onnx(path: Path, key: str = "checkpoint", device: torch.device | None =
     if device is not None and device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
         gpu = [(CUDA, {"device_id": device.index or 0})]
     with reading(path, key, "a whole ONNX file"):
-        session = onnxruntime.InferenceSession(path, options, providers=[*gpu, "CPUExecutionProvider"])
+        # Without a second try, which it would tell on stdout.
+        providers = [*gpu, "CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         facts = dict(session.get_modelmeta().custom_metadata_map)
     what = facts.get("output")
     if OURS not in facts or what not in OUTPUTS:

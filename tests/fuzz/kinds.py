@@ -33,7 +33,8 @@ from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
-from speechssl.interop.load import load_model, write_model
+from speechssl.interop.load import load_for_inference, load_model, write_model
+from speechssl.interop.onnx import OUTPUTS, describe_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text.vocabulary import Vocabulary
@@ -42,6 +43,7 @@ from speechssl.training.optim import build_optimizer
 from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.verbs import report
+from tests.onnx_files import write_identity
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 
@@ -177,8 +179,22 @@ def write_formats(*formats: str) -> Callable[[Path], None]:
                 else:
                     suffix = "" if form == "huggingface" else ".pt"
                     write_model(model, folder / f"{name}-{form}{suffix}", form)
+        if "huggingface" in formats:
+            write_model(SpeechModel(replace(SMALL, front_end="log_mel")), folder / "own-code", "huggingface")
 
     return make
+
+
+def make_onnx(folder: Path) -> None:
+    for what in OUTPUTS:
+        write_identity(folder / f"{what}.onnx", describe_model(make_recogniser(), what))
+
+
+def use_onnx(folder: Path, file: Path) -> None:
+    model = load_for_inference(str(file), torch.device("cpu"))
+    # Its graph is none of a recogniser, and is refused when it has run.
+    with suppress(CheckpointError):
+        model.logits(torch.zeros(1, 16_000))
 
 
 def use_model(folder: Path, file: Path) -> None:
@@ -245,6 +261,7 @@ KINDS: dict[str, Kind] = {
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
+    "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
     "runs": Kind(make_runs, use_run, ("*/*.*",)),

@@ -26,6 +26,7 @@ from speechssl.interop.onnx_file import is_onnx, read_onnx
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
 from tests.cases import each_case
+from tests.onnx_files import write_identity
 
 CPU = torch.device("cpu")
 
@@ -94,20 +95,6 @@ def test_a_graph_that_gives_something_else_is_refused(recogniser: SpeechModel, t
         model.logits(torch.zeros(1, 16_000))
 
 
-def write_file(path: Path, facts: dict[str, str], weight: Any = None) -> None:
-    """Write a graph that gives what comes in, or adds a weight to it, with metadata."""
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx`")
-    pytest.importorskip("onnxruntime", reason="the extra `onnx`")
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    node = helper.make_node("Add" if weight else "Identity", ["waveforms", *["w"][: weight is not None]], ["logits"])
-    ends = [helper.make_tensor_value_info(name, kind, ["batch", "samples"]) for name in ("waveforms", "logits")]
-    graph = helper.make_graph([node], "g", ends[:1], ends[1:], initializer=[weight] if weight else [])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    for key, value in facts.items():
-        model.metadata_props.add(key=key, value=value)
-    path.write_bytes(model.SerializeToString())
-
-
 def change(facts: dict[str, str], value: Any, *keys: str) -> dict[str, str]:
     """Change one value of what a file says of its network."""
     ours = json.loads(facts["speechssl"])
@@ -119,12 +106,12 @@ def change(facts: dict[str, str], value: Any, *keys: str) -> dict[str, str]:
 
 
 def test_a_file_says_what_it_is(recogniser: SpeechModel, tmp_path: Path) -> None:
-    write_file(tmp_path / "a", describe_model(recogniser, "logits"))
+    write_identity(tmp_path / "a", describe_model(recogniser, "logits"))
     assert is_onnx(tmp_path / "a")
     model = load_for_inference(str(tmp_path / "a"), CPU)
     assert isinstance(model, OnnxModel)
     assert (model.config, model.vocabulary) == (recogniser.config, recogniser.vocabulary)
-    write_file(tmp_path / "b", describe_model(recogniser, "features"))
+    write_identity(tmp_path / "b", describe_model(recogniser, "features"))
     assert read_onnx(tmp_path / "b").vocabulary is None
     # Its graph is none of ours.
     with pytest.raises(CheckpointError, match="must be an ONNX file that runs"):
@@ -149,7 +136,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(recogniser: SpeechModel,
             (change(facts, 7, "vocabulary", "symbols"), "must hold a vocabulary"),
         )
     ):
-        write_file(tmp_path / f"{number}.onnx", wrong)
+        write_identity(tmp_path / f"{number}.onnx", wrong)
         with pytest.raises(CheckpointError, match=message) as caught:
             load_for_inference(str(tmp_path / f"{number}.onnx"), CPU)
         assert "\n" not in str(caught.value)
@@ -157,7 +144,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(recogniser: SpeechModel,
 
 
 def test_a_damaged_file_is_refused(recogniser: SpeechModel, tmp_path: Path) -> None:
-    write_file(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
+    write_identity(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
     whole = (tmp_path / "a.onnx").read_bytes()
     for content in (whole[: len(whole) // 2], whole[:12], b"\x08" + bytes(100), b"\x08\x0a" + whole[20:]):
         (tmp_path / "a.onnx").write_bytes(content)
@@ -172,7 +159,7 @@ def test_weights_outside_of_its_folder_are_never_read(recogniser: SpeechModel, t
     for place in ("../secret", str(tmp_path / "secret")):
         tensor = onnx.TensorProto(name="w", data_type=1, dims=[16], data_location=onnx.TensorProto.EXTERNAL)
         tensor.external_data.add(key="location", value=place)
-        write_file(tmp_path / "in" / "a.onnx", describe_model(recogniser, "logits"), tensor)
+        write_identity(tmp_path / "in" / "a.onnx", describe_model(recogniser, "logits"), tensor)
         with pytest.raises(CheckpointError, match="must be a whole ONNX file"):
             load_for_inference(str(tmp_path / "in" / "a.onnx"), CPU)
 
@@ -180,7 +167,7 @@ def test_weights_outside_of_its_folder_are_never_read(recogniser: SpeechModel, t
 def test_without_onnxruntime_the_extra_is_named(
     recogniser: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_file(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
+    write_identity(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(CheckpointError, match=r"onnxruntime is missing: pip install 'speechssl\[onnx\]'"):
         load_for_inference(str(tmp_path / "a.onnx"), CPU)
@@ -208,6 +195,6 @@ def test_a_mistake_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_file(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
+    write_identity(tmp_path / "a.onnx", describe_model(recogniser, "logits"))
     assert main(list(words)) == 2
     assert expected in capsys.readouterr().err

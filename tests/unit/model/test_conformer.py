@@ -169,7 +169,7 @@ def test_our_own_format_keeps_it_and_others_have_no_place(config: ModelConfig, t
     assert torch.equal(load_model(str(tmp_path / "out")).logits(sound)[0], model.logits(sound)[0])
     plain = {"front_end": "convolutions", "frame_rate": 50}
     for format, (key, value, only) in product(
-        ("huggingface", "fairseq", "torchaudio"),
+        ("fairseq", "torchaudio"),
         (("block", "conformer", "transformer"), ("positions", "rotary", "convolutional")),
     ):
         given = {"block": "transformer", "positions": "convolutional"} | {key: value}

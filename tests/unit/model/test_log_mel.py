@@ -152,7 +152,7 @@ def test_the_contrastive_task_reaches_every_weight(config: ModelConfig) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("format", ["huggingface", "fairseq", "torchaudio"])
+@pytest.mark.parametrize("format", ["fairseq", "torchaudio"])
 def test_other_toolkits_have_no_place_for_it(config: ModelConfig, tmp_path: Path, format: str) -> None:
     model = SpeechModel(config, build_vocabulary(TextConfig(), []))
     with pytest.raises(CheckpointError, match=rf"`model\.front_end` must be convolutions for {format}.*is log_mel"):
