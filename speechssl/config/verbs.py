@@ -275,11 +275,17 @@ class ConvertConfig:
     weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
+    quantize: str = knob("", "`int8`: weights of the products in 8 bits (dynamic quantisation; to=onnx or onnx_features); empty: all in float32")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
+    push: str = knob("", "repository of the Hugging Face Hub to upload the folder to, `owner/model`, made private where there is none (to=huggingface); empty: none")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
         check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"))
+        check_choice("quantize", self.quantize, ("", "int8"))
+        check(not self.quantize or self.to.startswith("onnx"), "quantize", "empty unless `to` is onnx or onnx_features", self.quantize)
+        check(not self.push or self.to == "huggingface", "push", "empty unless `to` is huggingface", self.push)
+        check(self.push.count("/") == 1 * bool(self.push), "push", "of the form owner/model", self.push)
 
 
 @dataclass(kw_only=True)

@@ -24,18 +24,22 @@ from speechssl.checkpoints.model_folder import (
 )
 from speechssl.config.knobs import check_choice
 from speechssl.errors import CheckpointError, ConfigError
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.interop.adapted import build_adapted
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.huggingface.families import BARE_WAV2VEC2, WAVLM, check_fits, choose_family
+from speechssl.interop.huggingface.card import write_card
+from speechssl.interop.huggingface.families import BARE_WAV2VEC2, WAVLM, check_fits, has_class
 from speechssl.interop.huggingface.folder import list_left_behind as list_unplaced
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.languages import refuse_language
+from speechssl.interop.huggingface.own_code import MODEL_TYPE, NOTE, read_own, write_own
 from speechssl.interop.huggingface.processor import EPSILON
 from speechssl.interop.onnx import choose_output, write_onnx
 from speechssl.interop.onnx import list_left_behind as list_not_served
+from speechssl.interop.onnx_file import is_onnx, read_onnx
 from speechssl.interop.torchaudio import (
     PREFIX,
     is_torchaudio,
@@ -47,7 +51,7 @@ from speechssl.interop.torchaudio import (
 from speechssl.model.speech_model import SpeechModel
 
 FORMATS = ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features")
-"""What `save` and `convert` write; the first two are folders, the others files. ONNX is not read back."""
+"""What `save` and `convert` write; the first two are folders, the others files. ONNX is read back to be run alone."""
 
 EPSILONS = {"huggingface": EPSILON, "fairseq": 1e-5, "torchaudio": 1e-5}
 """What each format's own code adds to the variance of a waveform; no file of theirs can say another."""
@@ -135,6 +139,23 @@ def _build(card: ModelCard, folder: Path, key: str, above: tuple[Path, ...]) -> 
     )
 
 
+def load_for_inference(checkpoint: str, device: torch.device, weights: str = "", language: str = "") -> AnyModel:
+    """Load what only has to be run: a model as `load_model` does, or an ONNX file of `convert`.
+
+    Raises:
+        CheckpointError: as `load_model` and `read_onnx`, or an ONNX file with another value of `weights` or `language`.
+    """
+    with reading(path := Path(checkpoint), "checkpoint", "a model that can be read"):
+        is_export = is_onnx(path)
+    if not is_export:
+        return load_model(checkpoint, device, weights=weights, language=language)
+    if weights == "ema":
+        raise CheckpointError(no_average(f"{checkpoint} is an ONNX file"))
+    if language:
+        raise refuse_language(language)
+    return read_onnx(path, device=device)
+
+
 def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "", language: str = "") -> Foreign:
     """Read any checkpoint, one of ours too, with all that is known of it.
 
@@ -194,10 +215,10 @@ def _read_foreign(checkpoint: str, key: str, language: str) -> Foreign | None:
         if path.is_file():
             return _read_file(path, key)
         if is_hub_id(checkpoint):
-            return read_huggingface(fetch_from_hub(checkpoint, key, language), key, language)
+            return _read_folder(fetch_from_hub(checkpoint, key, language), key, language)
         if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
             if "model_type" in stored:
-                return read_huggingface(path, key, language)
+                return _read_folder(path, key, language)
             raise CheckpointError(
                 f"`{key}` must be a run folder, a checkpoint or a Hugging Face folder, but {path / CONFIG} has neither "
                 "version nor model_type"
@@ -205,12 +226,13 @@ def _read_foreign(checkpoint: str, key: str, language: str) -> Foreign | None:
         return None
 
 
-def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> tuple[str, ...]:
+def write_model(model: SpeechModel, out: Path, format: str, update: int = 0, training: str = "") -> tuple[str, ...]:
     """Write a model in one of the formats.
 
     Args:
         out: a folder for `speechssl` and `huggingface`, else a file.
         format: one of `FORMATS`.
+        training: for the model card of a Hugging Face folder, see `write_card`.
 
     Returns:
         What the format has no place for and is left behind; it is logged too.
@@ -227,7 +249,12 @@ def write_model(model: SpeechModel, out: Path, format: str, update: int = 0) -> 
         case "speechssl":
             save_model(model, out, update)
         case "huggingface":
-            write_huggingface(model, out, update)
+            if has_class(model.config):
+                write_huggingface(model, out, update)
+            else:
+                write_own(model, out, update)
+                _logger.warning(NOTE)
+            write_card(out, model, training)
         case "fairseq":
             write_fairseq(model, out, update)
         case "torchaudio":
@@ -249,16 +276,14 @@ def _check_fits(model: SpeechModel, format: str) -> None:
         CheckpointError: it has none.
     """
     config = model.config
-    if format == "speechssl" or format not in FORMATS:
+    if format in ("speechssl", "huggingface") or format not in FORMATS:
         return
-    if format == "huggingface":
-        choose_family(config)
-    elif not format.startswith("onnx"):
+    if not format.startswith("onnx"):
         # torchaudio has wav2vec 2.0 and WavLM, fairseq the first.
         check_fits(WAVLM if format == "torchaudio" and config.position_buckets else BARE_WAV2VEC2, config, format)
-    elif config.front_end != "convolutions":
+    elif config.front_end == "kaldi_fbank":
         raise CheckpointError(
-            f"`model.front_end` must be convolutions for {format}, which has no other, but is {config.front_end}"
+            f"`model.front_end` must be convolutions or log_mel for {format}, which has no other, but is kaldi_fbank"
         )
 
 
@@ -267,11 +292,12 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     config = model.config
     if format.startswith("onnx"):
         return list_not_served(model, "features" if format == "onnx_features" else choose_output(model))
-    theirs = EPSILONS.get(format, config.waveform_epsilon)
+    keeps = format == "huggingface" and not has_class(config)
+    theirs = config.waveform_epsilon if keeps else EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
     others = {"torchaudio": list_left_behind, "huggingface": list_unplaced}
-    return (*(others[format](model) if format in others else ()), *epsilon)
+    return (*(others[format](model) if format in others and not keeps else ()), *epsilon)
 
 
 def list_choices(foreign: Foreign) -> tuple[str, ...]:
@@ -281,8 +307,23 @@ def list_choices(foreign: Foreign) -> tuple[str, ...]:
     return () if is_said or config.group_norm_frames != "valid" else (VALID_FRAMES,)
 
 
+def _read_folder(path: Path, key: str, language: str) -> Foreign:
+    """Read a Hugging Face folder: of a class that is there, or of our own code, which is never run here."""
+    stored = read_json(path / CONFIG, key)
+    if stored.get("model_type") != MODEL_TYPE:
+        return read_huggingface(path, key, language)
+    if language:
+        raise refuse_language(language)
+    return read_own(path, stored, key)
+
+
 def _read_file(path: Path, key: str) -> Foreign:
     """Read a single file by what it holds."""
+    if is_onnx(path):
+        raise CheckpointError(
+            f"`{key}` must have weights that can be trained or converted, but {path} is an ONNX file, which only "
+            "evaluate, transcribe and embed take"
+        )
     names = list_tensors(path, key)
     if names is None:
         return read_fairseq(path, key)

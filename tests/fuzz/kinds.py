@@ -38,8 +38,9 @@ from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
-from speechssl.interop.load import load_model, write_model
+from speechssl.interop.load import load_for_inference, load_model, write_model
 from speechssl.interop.names import export_weights
+from speechssl.interop.onnx import OUTPUTS, describe_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text.vocabulary import Vocabulary
@@ -49,6 +50,7 @@ from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.verbs import report
 from speechssl.verbs.kept import find_kept, write_kept
+from tests.onnx_files import write_identity
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 
@@ -189,6 +191,8 @@ def write_formats(*formats: str) -> Callable[[Path], None]:
                 else:
                     suffix = "" if form == "huggingface" else ".pt"
                     write_model(model, folder / f"{name}-{form}{suffix}", form)
+        if "huggingface" in formats:
+            write_model(SpeechModel(replace(SMALL, front_end="log_mel")), folder / "own-code", "huggingface")
 
     return make
 
@@ -211,6 +215,18 @@ def make_small_weights(folder: Path) -> None:
 
 def use_small_weights(folder: Path, file: Path) -> None:
     load_model(str(file.parent), language="swh" if file.parent.name == "mms" else "")
+
+
+def make_onnx(folder: Path) -> None:
+    for what in OUTPUTS:
+        write_identity(folder / f"{what}.onnx", describe_model(make_recogniser(), what))
+
+
+def use_onnx(folder: Path, file: Path) -> None:
+    model = load_for_inference(str(file), torch.device("cpu"))
+    # Its graph is none of a recogniser, and is refused when it has run.
+    with suppress(CheckpointError):
+        model.logits(torch.zeros(1, 16_000))
 
 
 def use_model(folder: Path, file: Path) -> None:
@@ -279,6 +295,7 @@ KINDS: dict[str, Kind] = {
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
     "small weights": Kind(make_small_weights, use_small_weights, ("mms/*", "lora/*")),
+    "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
     "runs": Kind(make_runs, use_run, ("*/*.*",)),

@@ -130,10 +130,7 @@ def _without(fields: dict[str, Field], *starts: str) -> dict[str, Field]:
 
 _BLOCK = {"block": "conformer", "norm_first": True, "macaron": True, "block_bias": False}
 _CONFORMER: dict[str, Any] = {
-    **{
-        key: FIXED[key]
-        for key in ("front_end", "self_conditioning", "feature_norm", "position_buckets", "final_norm", "adapter_dim")
-    },
+    **{key: value for key, value in FIXED.items() if key not in ("positions", "position_depth", "position_norm")},
     **_BLOCK,
     "block_norm": "batch",
     "block_causal": False,
@@ -247,6 +244,11 @@ FAMILIES = (
 def find_family(model_type: object) -> Family | None:
     """Find a family by its `model_type`; None where there is no such row."""
     return next((family for family in FAMILIES if family.model_type == model_type), None)
+
+
+def has_class(config: ModelConfig) -> bool:
+    """Say whether `transformers` has a class for a network."""
+    return any(family.find_misfit(config) is None for family in FAMILIES)
 
 
 def choose_family(config: ModelConfig) -> Family:

@@ -57,7 +57,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") 
     family = read_family(stored, where, key)
     # Before the weights, so that another architecture is called that.
     read_config(stored, family, "backbone", where, key)
-    source, head = _take_head_off(_read_files(folder, key), stored, family)
+    source, head = _take_head_off(read_files(folder, key), stored, family)
     if family.names != "huggingface":
         source, unused = clean_weights(source, str(folder), key)
         head = (*unused, *head)
@@ -141,7 +141,7 @@ def _take_head_off(
     return backbone, (f"the head of {join([name])} ({join(parts)})",)
 
 
-def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
+def read_files(folder: Path, key: str) -> dict[str, Tensor]:
     """Read the weights: safetensors rather than torch's files, whole rather than in shards."""
     for name in (WEIGHTS, PICKLE):
         if (folder / name).is_file():

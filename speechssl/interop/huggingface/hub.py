@@ -1,12 +1,14 @@
-"""Models of the Hugging Face Hub: fetched into its own cache, and found there without a network."""
+"""Models of the Hugging Face Hub: fetched into its own cache and found there without a network; and sent there."""
 
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
+from speechssl.checkpoints.layout import RESULT
 from speechssl.errors import CheckpointError
-from speechssl.parsing import parsing
+from speechssl.parsing import parsing, shorten
 
 FACTS = ("config.json", "preprocessor_config.json", "processor_config.json", "vocab.json", "tokenizer_config.json",
          "special_tokens_map.json", "added_tokens.json")  # fmt: skip
@@ -64,3 +66,42 @@ def fetch_from_hub(checkpoint: str, key: str = "checkpoint", language: str = "")
             if (folder / spelling[0]).is_file():
                 break
     return folder
+
+
+def require_hub(key: str) -> None:
+    """Check that the client of the Hub is installed.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if find_spec("huggingface_hub") is None:
+        raise CheckpointError(f"`{key}` must be empty where huggingface_hub is missing: pip install 'speechssl[hub]'")
+
+
+def push_to_hub(folder: Path, repository: str, key: str = "push") -> str:
+    """Upload a folder to a model repository, which is made, private, where there is none.
+
+    Args:
+        folder: of `write_huggingface` or `write_own`; the result of `convert` in it stays here.
+        repository: `owner/model`. `HF_ENDPOINT` and `HF_TOKEN` (or `hf auth login`) count.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed, the Hub cannot be reached, or it refuses.
+    """
+    require_hub(key)
+    from huggingface_hub import HfApi
+
+    with parsing(f"`{key}`", "a repository that can be written", CheckpointError, repository):
+        api, kept = HfApi(), [f"*{RESULT}*"]
+        try:
+            url = api.create_repo(repository, private=True, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, ignore_patterns=kept, commit_message="speechssl convert"
+            )
+        except OSError as error:
+            # What the client raises of a refusal; it is not the folder that cannot be read.
+            raise ValueError(shorten(error)) from error
+    return str(url)
