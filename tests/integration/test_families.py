@@ -15,7 +15,7 @@ from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from tests.integration.test_training import finetune, manifests  # noqa: F401  (a fixture)
 
-LAYER = {"conv_norm": "layer", "conv_bias": True, "normalize_waveform": True}
+LAYER = {"conv_norm": "layer", "conv_bias": True, "normalize_waveform": True, "waveform_epsilon": 1e-7}
 
 CONFORMER = {"block": "conformer", "norm_first": True, "macaron": True, "block_bias": False, "block_kernel": 7}
 BERT = {
