@@ -120,7 +120,8 @@ def transform_by_convolution(
 ) -> Float[Tensor, "B bins times"]:
     """Compute the power of each frequency as a convolution with windowed cosines and sines: a graph for any runtime.
 
-    onnxruntime takes 0.4 of the time of its own short-time Fourier transform, and is closer to float64.
+    onnxruntime took 22 ms for 30 s, and 57 ms with its own short-time Fourier transform (one thread, 2026-11-30), and
+    bands of speech are closer to float64 (1e-4 in the logarithm, 4e-4).
     """
     margin = (fft_samples - len(window)) // 2
     # Whole turns are left out before the product with 2π, which float64 then has exactly enough.
