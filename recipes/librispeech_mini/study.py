@@ -166,7 +166,13 @@ def run_arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
     for name, words in steps:
         run_step(study.out, name, words)
     last = steps[-2][0]
-    result = {"arm": arm, "labels": labels, "seed": study.seed, "date": time.strftime("%Y-%m-%d"), "more": study.more}
+    result: dict[str, Any] = {
+        "arm": arm,
+        "labels": labels,
+        "seed": study.seed,
+        "date": time.strftime("%Y-%m-%d"),
+        "more": study.more,
+    }
     result |= measure_cost(study.out, [name for name, _ in steps[:-1]]) | {"sets": {}}
     result["dimensions"] = measure_dimensions(study.out / steps[0][0], f"{study.manifests / 'dev'}.tsv")
     for name in SETS:

@@ -78,7 +78,7 @@ def test_verbs_take_it_and_convert_writes_it_whole(pre: Path, manifests: Path, t
     ]
     assert results[0]["cer"] == results[1]["cer"]
     assert "adaptation" not in json.loads((tmp_path / "whole" / "config.json").read_text())
-    averaged, own = speechssl.load(tmp_path / "run", weights="ema"), speechssl.load(tmp_path / "run")
+    averaged, own = (speechssl.load(tmp_path / "run", weights=weights) for weights in ("ema", "model"))
     assert not torch.equal(averaged.head.linear.weight, own.head.linear.weight)
     # It can be adapted again, and what `convert` wrote needs nothing beside it.
     finetune(manifests, tmp_path / "again", init=str(tmp_path / "run"), **LORA | {"training.max_updates": 1})

@@ -231,7 +231,7 @@ def test_the_dictionary_in_a_file_comes_first(
     assert "WARNING" not in [record.levelname for record in caplog.records]
 
 
-@each_case("name", ["data2vec_multi", "wav2vec_seq2seq", "wav2vec2-conformer"])
+@each_case("name", ["data2vec_multi", "wav2vec_seq2seq", "sew"])
 def test_another_family_is_named(name: str, pretrained: SpeechModel, tmp_path: Path) -> None:
     save = change(export(pretrained, tmp_path), "_name", name)
     write(save, "plain", tmp_path / "a.pt")
