@@ -40,18 +40,18 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "checkpoints" / "last" / "model.safetensors")
 
 
-@each_case("keys", [LORA, {"adapt": "adapters", "model.adapter_dim": 4}])
+@pytest.mark.parametrize(
+    "keys", [LORA, pytest.param({"adapt": "adapters", "model.adapter_dim": 4}, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_is_the_same(
     keys: dict[str, Any],
     pre: Path,
     manifests: Path,  # noqa: F811
     tmp_path: Path,
     stop_after: Callable[[int], None],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Frozen weights are in no file, and every verb's model has them."""
     keys = {**keys, "init": str(pre), "training.max_updates": 4, "training.freeze_share": 0.25}
-    monkeypatch.undo()  # of the case before
     finetune(manifests, tmp_path / "whole", **keys)
     stop_after(2)
     with pytest.raises(StoppedOnRequest):

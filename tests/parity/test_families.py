@@ -105,7 +105,8 @@ def test_distances_are_in_the_groups_of_the_peers() -> None:
         assert torch.equal(found, there._relative_positions_bucket(distance))
 
 
-@each_case("row, kind", product(ROWS, ("Model", "ForCTC")))
+@pytest.mark.parametrize("kind", ["ForCTC", pytest.param("Model", marks=pytest.mark.slow)])
+@each_case("row", ROWS)
 def test_a_folder_of_theirs_comes_back_bitwise(
     row: str,
     kind: str,

@@ -171,6 +171,7 @@ def convert(place: Path, *words: str, **variables: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_a_folder_is_pushed_into_a_private_repository(hub: Hub, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
     pytest.importorskip("huggingface_hub", reason="the extra `hub`")
     save_model(SpeechModel(replace(tiny_model_config, front_end="log_mel")), tmp_path / "model")
