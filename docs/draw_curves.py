@@ -1,6 +1,7 @@
 """The pictures of docs/healthy.md, from the metrics of real runs: `python docs/draw_curves.py <folder of runs>`.
 
-Needs matplotlib, which is no dependency of the package. The runs are named in docs/healthy.md.
+Needs matplotlib, which is no dependency of the package. The runs are named in docs/healthy.md. Without a folder it draws
+the picture of recipes/librispeech_mini, from the results there.
 """
 
 from __future__ import annotations
@@ -97,7 +98,27 @@ def draw_finetuning(runs: Path) -> None:
     save(figure, "finetuning.svg")
 
 
-if __name__ == "__main__":
+def draw_study(results: Path) -> None:
+    """Draw characters wrong on dev against processor time, pretraining included, for each amount of labels."""
+    colours = {"scratch": GREY, "contrastive": BAD, "codes": FLAT, "self": GOOD}
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    labels = [name for name in ("10m", "1h", "all") if any(result["labels"] == name for result in found)]
+    figure, axes = plt.subplots(1, len(labels), figsize=(9, 2.9), sharey=True)
+    for ax, name in zip(axes, labels, strict=True):
+        for result in (result for result in found if result["labels"] == name):
+            minutes, wrong = zip(*((seconds / 60, cer) for seconds, cer in result["curve"]), strict=True)
+            style = {"color": colours[result["arm"]], "label": result["arm"] if result["seed"] == 1 else None}
+            ax.plot(minutes, wrong, marker="o", markersize=3, **style)
+        ax.set(title=f"{name} of labels", xlabel="processor minutes in all", ylim=(25, 65))
+        ax.legend()
+    axes[0].set_ylabel("characters wrong on dev, %")
+    save(figure, "study.svg")
+
+
+if __name__ == "__main__" and len(sys.argv) == 1:
+    with mpl.rc_context(STYLE):
+        draw_study(Path(__file__).parents[1] / "recipes" / "librispeech_mini" / "results")
+elif __name__ == "__main__":
     folder = Path(sys.argv[1])
     with mpl.rc_context(STYLE):
         draw_contrastive(folder)

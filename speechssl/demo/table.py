@@ -43,7 +43,7 @@ def make_rows(
     ]
     accuracy = 100 * pretrained["valid"]["accuracy"]
     rows.append(
-        _compare("contrastive accuracy, held out", accuracy, {"before": 100 * untrained["accuracy"]}, higher=True)
+        _compare("codes of masked frames, held out", accuracy, {"before": 100 * untrained["accuracy"]}, higher=True)
     )
     for name in ("wer", "cer"):
         rows.append(_compare(f"{name.upper()}, unseen speakers", finetuned[name], {"from scratch": scratch[name]}))

@@ -278,7 +278,8 @@ class Story:
         return self._run("report", {"run": [self._path(name) for name in runs], "out": self._path("report.html")})
 
     def _training_keys(self, verb: str) -> dict[str, Any]:
-        return {"model": "small", "training": f"{verb}_demo", "data.train": [self._manifest("train")]}
+        objective = {"objective": "masked_codes"} if verb == "pretrain" else {}
+        return {"model": "small", "training": f"{verb}_demo", **objective, "data.train": [self._manifest("train")]}
 
     def _step(self, verb: str, keys: dict[str, Any], name: str) -> dict[str, Any]:
         """Run one verb into a place of its own, unless it is finished there; training verbs see to that themselves."""

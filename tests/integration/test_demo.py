@@ -135,7 +135,7 @@ def test_the_demo_runs_from_speech_to_report(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
     result = demo(DemoConfig(out=str(tmp_path / "demo"), minutes=0.2, device="cpu"), run_verb)
     rows = {row["name"]: row for row in result["rows"]}
-    assert 0 < rows["contrastive accuracy, held out"]["value"] <= 100
+    assert 0 < rows["codes of masked frames, held out"]["value"] <= 100
     assert rows["WER, unseen speakers"]["value"] > 0
     assert set(rows["speaker accuracy, unseen session"]["baselines"]) >= {"untrained"}
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")

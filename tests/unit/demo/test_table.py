@@ -44,9 +44,9 @@ def test_the_table_shows_every_figure_beside_its_baselines() -> None:
     lines = format_table(make_result(12.5)).splitlines()
     found = {line.split("  ")[0]: line for line in lines}
     assert "42.0 min" in found["speech made, train"]
-    assert found["contrastive accuracy, held out"].endswith("better")
+    assert found["codes of masked frames, held out"].endswith("better")
     for text in ("before 2.0", "40.0 %"):
-        assert text in found["contrastive accuracy, held out"]
+        assert text in found["codes of masked frames, held out"]
     for text in ("from scratch 50.0", "12.5 %"):
         assert text in found["WER, unseen speakers"]
     for text in ("log-mel 20.0, untrained 30.0", "80.0 %"):
