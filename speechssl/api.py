@@ -29,7 +29,7 @@ def load(
     checkpoint: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     trainable: bool = False,
-    weights: str = "model",
+    weights: str = "",
     language: str = "",
 ) -> SpeechModel:
     """Load a model, with its head and vocabulary where it has them.
@@ -40,7 +40,8 @@ def load(
         device: where the weights go: a value of the key `device` (`auto`, `cpu`, `cuda`, `cuda:N`), or any
             `torch.device`.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`.
+        weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`; empty: those that its
+            training validated.
         language: of a model with language adapters (MMS); empty: the one that it comes with.
 
     Raises:

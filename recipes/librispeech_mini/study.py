@@ -1,7 +1,7 @@
 """What pretraining and self-training are worth on one's own machine: characters wrong against processor time.
 
-An arm with one amount of labels is a list of `speechssl` commands, each in a process of its own. A step that is finished
-is not run again, one that was stopped goes on, and arms of one seed share steps.
+An arm with one amount of labels is a list of `speechssl` commands, each in a process of its own. A step that is
+finished is not run again, one that was stopped goes on, and arms of one seed share steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from speechssl.training.metrics import read_metrics
 USAGE = """usage: recipes/librispeech_mini/run <manifests> <out> <arm> <labels> [seed] [key=value …]
        recipes/librispeech_mini/run table
   manifests  as recipes/librispeech_mini/prepare makes them, with books.arpa
-  arm        scratch, contrastive, codes, or self: codes, then self-training
+  arm        scratch, contrastive, codes, or self: from scratch, then a student of its own texts
   labels     10m, 1h or all
   key=value  further words for every training, such as training.max_updates=3 in a rehearsal"""
 
@@ -45,30 +45,25 @@ class Labels:
 
     Attributes:
         manifest: the labelled speech.
-        scratch, first, second, student: updates from scratch, of the first fine-tuning, of that after one's own codes,
-            and of the student.
-        keys: what the fine-tunings keep of pretraining; few labels are learned by heart, and want more masks.
+        scratch, tuned, student: updates from scratch, after pretraining, and of a student.
+        keys: of its fine-tunings. Few labels are learned by heart, and want more masks.
     """
 
     manifest: str
     scratch: int
-    first: int
-    second: int
+    tuned: int
     student: int
-    keys: str
-    masks: str = "model.mask.prob=0.16"
+    keys: str = ""
 
 
 LABELS = {
-    "10m": Labels("train-10m", 800, 600, 600, 1200, "freeze_layers=3 training.unfreeze_share=0.7 training.layer_lr_decay=0.7", "model.mask.prob=0.3"),
-    "1h": Labels("train-1h", 3000, 1400, 1600, 2400, "freeze_layers=3 training.unfreeze_share=0.5 training.layer_lr_decay=0.8"),
-    "all": Labels("train", 4500, 2000, 2000, 3000, "freeze_layers=0 training.unfreeze_share=0.2 training.layer_lr_decay=0.9"),
-}  # fmt: skip
-NETWORK, CODES = "model=small", "objective=masked_codes"
-FINETUNE = "data.speed_perturbation=[0.9,1.0,1.1] training.ema_decay=0.998 training.validate_ema=true"
-OWN = "objective.teacher_layer=4 objective.num_codes=200"
-SURE = 0.4
-"""Least confidence of a text that a student learns from."""
+    "10m": Labels("train-10m", 800, 600, 800, "model.mask.prob=0.3"),
+    "1h": Labels("train-1h", 3000, 1500, 2200),
+    "all": Labels("train", 4500, 4000, 3000),
+}
+NETWORK, CODES, PRETRAINING = "model=small", "objective=masked_codes objective.codes_per_frame=2", 1200
+SURE = 0.2
+"""Least confidence of a text that a student learns from: four fifths of them had more."""
 
 
 @dataclass(frozen=True)
@@ -92,44 +87,33 @@ class Study:
     def list_steps(self, arm: str, labels: str) -> list[tuple[str, list[str]]]:
         """List the steps of an arm in order: a name, under which its result lies in `out`, and its command."""
         size = LABELS[labels]
-        heard = self._join("train", "unlabelled", *self._find_more())
-        labelled, first, second = self._join(size.manifest), f"codes-{labels}", f"own-{labels}"
-        scratch = self._train("finetune", f"scratch-{labels}", size.scratch, f"{NETWORK} {FINETUNE} {size.masks}", labelled)
-        pretrained = self._train("pretrain", "contrastive", 1200, NETWORK, heard)
-        codes = self._train("pretrain", "codes", 1200, f"{NETWORK} {CODES} objective.codes_per_frame=2", heard)
-
-        def finetune(name: str, init: str, updates: int, keys: str = size.keys, data: str = labelled) -> tuple[str, list[str]]:
-            words = f"init={self.out / init} {FINETUNE} {size.masks} {keys}"
-            return self._train("finetune", name, updates, words, data)
-
-        beam = f"decoding=beam decoding.lm={self.lm}"
-        teacher = f"init={self.out / first} {CODES} objective.teacher={self.out / first} {OWN}"
-        pseudo, rest = self.out / f"pseudo-{labels}.tsv", self.out / f"rest-{labels}.tsv"
-        texts = ["transcribe", str(self.out / second), str(rest), *beam.split(), f"min_confidence={SURE}", f"out={pseudo}"]
-        both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
-        steps = {
-            "scratch": [scratch],
-            "contrastive": [pretrained, finetune(f"contrastive-{labels}", "contrastive", size.first)],
-            "codes": [codes, finetune(first, "codes", size.first)],
-        }
-        steps["self"] = [
-            *steps["codes"],
-            self._train("pretrain", f"own-codes-{labels}", 800, teacher, heard),
-            finetune(second, f"own-codes-{labels}", size.second),
-            self._tune(second),
-            (pseudo.name, texts),
-            finetune(f"student-{labels}", second, size.student, "", both),
-        ]
-        last = steps[arm][-1][0]
-        return [*steps[arm], self._tune(last)]
+        labelled, heard = self._join(size.manifest), self._join("train", "unlabelled", *self._find_more("*"))
+        scratch = self._train("finetune", f"scratch-{labels}", size.scratch, f"{NETWORK} {size.keys}", labelled)
+        if arm == "scratch":
+            steps = [scratch]
+        elif arm == "self":
+            teacher, pseudo = f"scratch-{labels}", self.out / f"pseudo-{labels}.tsv"
+            texts = ["transcribe", str(self.out / teacher), str(self.out / f"rest-{labels}.tsv")]
+            texts += ["decoding=beam", f"decoding.lm={self.lm}", "decoding.beam_width=12"]
+            both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
+            words = f"init={self.out / teacher} {size.keys}"
+            student = self._train("finetune", f"student-{labels}", size.student, words, both)
+            texts += [f"min_confidence={SURE}", f"out={pseudo}"]
+            steps = [scratch, self._tune(teacher), (pseudo.name, texts), student]
+        else:
+            words = f"{NETWORK} {CODES}" if arm == "codes" else NETWORK
+            keys = f"init={self.out / arm} {size.keys}"
+            tuned = self._train("finetune", f"{arm}-{labels}", size.tuned, keys, labelled)
+            steps = [self._train("pretrain", arm, PRETRAINING, words, heard), tuned]
+        return [*steps, self._tune(steps[-1][0])]
 
     def write_rest(self, labels: str) -> None:
-        """Write the manifest of all speech without a label in training."""
+        """Write the manifest of LibriSpeech without a label in training: what its recogniser knows."""
         path = self.out / f"rest-{labels}.tsv"
         if path.exists():
             return
         labelled = set(load_manifests([f"{self.manifests / LABELS[labels].manifest}.tsv"], "labels").column("id"))
-        names = ("train", "unlabelled", *self._find_more())
+        names = ("train", "unlabelled", *self._find_more("LibriSpeech*"))
         everything = load_manifests([f"{self.manifests / name}.tsv" for name in names], "manifests")
         rest = np.array([index for index, id in enumerate(everything.column("id")) if id not in labelled])
         save_manifest(everything.select(rest), path)
@@ -151,8 +135,8 @@ class Study:
     def _join(self, *names: str) -> str:
         return f"data.train=[{','.join(f'{self.manifests / name}.tsv' for name in names)}]"
 
-    def _find_more(self) -> list[str]:
-        return sorted(f"more/{path.stem}" for path in (self.manifests / "more").glob("*.tsv"))
+    def _find_more(self, pattern: str) -> list[str]:
+        return sorted(f"more/{path.stem}" for path in (self.manifests / "more").glob(f"{pattern}.tsv"))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -261,7 +245,7 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
     """Lay the results out as a Markdown table; several seeds are several rows."""
     order = {name: k for k, name in enumerate([*LABELS, *ARMS])}
     lines = [
-        "| labels | arm | seed | CPU min | hours heard | CER dev | test | other | WER test | with LM: dev | test | other |",
+        "| labels | arm | seed | CPU min | hours heard | CER dev | test | other | WER test | LM: dev | test | other |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in sorted(results, key=lambda row: (order[row["labels"]], order[row["arm"]], row["seed"])):

@@ -112,7 +112,7 @@ def embed(checkpoint: str, manifest: str, path: Path) -> FloatArray:
 
 
 def classify(features: FloatArray, words: Sequence[str], speakers: Sequence[str]) -> dict[str, float]:
-    """Leave out speakers, in `MAX_FOLDS` groups or one after the other: accuracy on each in percent, of the rest's classifier.
+    """Leave out speakers, `MAX_FOLDS` groups of them at most: accuracy on each in percent, of the others' classifier.
 
     Args:
         features: (n, D).

@@ -18,14 +18,15 @@ attention: one for each of the two factors)."""
 def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
     """Count the forward operations of each convolution of the front-end, for one row.
 
-    Before those over mel bands stands the product of the spectrum with the filters; the Fourier transform is left out.
+    Before those over mel bands, if there are any, stands the product of the spectrum with the filters; the Fourier
+    transform is left out.
 
     Args:
         config: the network.
         num_samples: length of the row at 16 kHz.
     """
-    if config.front_end == "log_mel":
-        return _count_log_mel(config, num_samples)
+    if config.front_end != "convolutions":
+        return _count_mel(config, num_samples)
     counts, length, width = [], num_samples, 1
     for channels, kernel, stride in zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True):
         length = (length - kernel) // stride + 1
@@ -34,9 +35,11 @@ def count_front_end(config: ModelConfig, num_samples: int) -> list[float]:
     return counts
 
 
-def _count_log_mel(config: ModelConfig, num_samples: int) -> list[float]:
+def _count_mel(config: ModelConfig, num_samples: int) -> list[float]:
     length = config.count_frames(num_samples, depth=1)
     counts, width = [2.0 * length * (FFT_SAMPLES // 2 + 1) * config.num_mels], config.num_mels
+    if config.front_end == "kaldi_fbank":
+        return counts
     for channels, kernel, stride in zip(config.mel_widths, config.mel_kernels, config.mel_strides, strict=True):
         length = count_windows(length, [1], [stride])
         counts.append(2.0 * length * width * kernel * channels)
@@ -49,14 +52,15 @@ def count_transformer(config: ModelConfig, num_frames: int) -> dict[str, float]:
 
     Returns:
         `projection` (features to D), `positions` (grouped convolution), `blocks` (the linear layers and convolutions
-        of each block) and `attention` (scores and weighted sum, quadratic in the frames).
+        of each block) and `attention` (scores, those of relative positions and weighted sum, quadratic in the frames).
     """
     width, features = config.model_dim, config.feature_dim
+    num_products = 3 if config.positions == "relative" else 2
     return {
         "projection": 2.0 * num_frames * features * width * (features != width),
         "positions": 2.0 * num_frames * config.num_position_weights,
         "blocks": 2.0 * config.num_layers * num_frames * config.num_block_weights,
-        "attention": 2.0 * config.num_layers * 2 * num_frames * num_frames * width,
+        "attention": 2.0 * config.num_layers * num_products * num_frames * num_frames * width,
     }
 
 
@@ -102,6 +106,6 @@ def count_row(
     forward = sum(front_end) + rest
     if not backward:
         return forward
-    convolutions = front_end[1:] if config.front_end == "log_mel" else front_end
-    learned = BACKWARD * sum(convolutions[1:]) + (BACKWARD - 1.0) * convolutions[0]
+    convolutions = front_end if config.front_end == "convolutions" else front_end[1:]
+    learned = BACKWARD * sum(convolutions[1:]) + (BACKWARD - 1.0) * sum(convolutions[:1])
     return forward + BACKWARD * rest + (learned if config.feature_gradient_scale > 0 else 0.0)

@@ -72,6 +72,7 @@ class ModelCard:
         model: the network.
         vocabulary: of a recogniser.
         update: how far the training had come.
+        validated: which of its weights the training validated, and so chose the best checkpoint by: `model` or `ema`.
         adaptation: of a checkpoint that holds only what has learned beside the frozen weights of another.
     """
 
@@ -79,6 +80,7 @@ class ModelCard:
     model: ModelConfig
     vocabulary: Vocabulary | None
     update: int
+    validated: str = "model"
     adaptation: Adaptation | None = None
 
 
@@ -116,6 +118,9 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     wrong = [name for name, kind in _CARD.items() if type(stored.get(name)) is not kind]
     if not isinstance(stored.get("vocabulary", ""), dict | None):
         wrong.append("vocabulary")
+    validated = stored.get("validated", "model")
+    if not isinstance(validated, str) or validated not in WEIGHT_FILES:
+        wrong.append("validated")
     if wrong:
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {path} does not say {join(wrong)} as it should")
     version, kind, update = stored["version"], stored["kind"], stored["update"]
@@ -129,7 +134,7 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     adaptation = None if given is None else build_config(Adaptation, given, key)
     if adaptation and kind != "ctc":
         raise CheckpointError(f"`{key}` must be a recogniser where it is adapted, but {path} has kind {kind}")
-    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, adaptation)
+    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, validated, adaptation)
 
 
 def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> Any:
@@ -193,12 +198,8 @@ def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights
 
 def _count_products(config: ModelConfig, kind: str) -> int:
     """Count the weights of the matrix products, without biases, norms and head: what grows with a product of sizes."""
-    is_mel = config.front_end == "log_mel"
-    widths = [config.num_mels, *config.mel_widths] if is_mel else [1, *config.conv_channels]
-    kernels = config.mel_kernels if is_mel else config.conv_kernels
     dim, features = config.model_dim, config.feature_dim
-    count = sum(before * after * kernel for before, after, kernel in zip(widths, widths[1:], kernels, strict=False))
-    count += config.num_position_weights + (features != dim) * features * dim
+    count = config.num_front_end_weights + config.num_position_weights + (features != dim) * features * dim
     count += config.num_layers * config.num_block_weights
     if kind == "pretraining":
         codes, width = config.quantizer.num_codes, config.quantizer.codevector_dim
@@ -271,7 +272,7 @@ def collect_weights(model: SpeechModel) -> dict[str, torch.Tensor]:
     return gather_whole(keep_learned(weights, model))
 
 
-def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
+def describe_model(model: SpeechModel, update: int, validated: str = "model") -> dict[str, Any]:
     """Make the content of `config.json`: all that building the model again needs beside its weights."""
     adaptation = model.adaptation
     return {
@@ -280,6 +281,7 @@ def describe_model(model: SpeechModel, update: int) -> dict[str, Any]:
         "update": update,
         "model": asdict(model.config),
         "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,
+        **({} if validated == "model" else {"validated": validated}),
         **({} if adaptation is None else {"adaptation": asdict(adaptation)}),
     }
 

@@ -14,8 +14,8 @@ PROJECTIONS = ("query", "key", "value", "out")
 ADAPTER_DIM = 16
 """Width of new adapters: that of MMS."""
 
-WEIGHTS = ("model", "ema")
-"""Which weights of a checkpoint the key `weights` may name."""
+WEIGHTS = ("", "model", "ema")
+"""Which weights of a checkpoint `weights` may name; empty: those that its training validated."""
 
 _SMALL = {"lora": (".lora_down", ".lora_up"), "adapters": (".adapter.",)}
 """What the names of the weights hold that each way adds."""
@@ -54,7 +54,7 @@ class Adaptation:
 
     adapt: str
     init: str
-    weights: str = "model"
+    weights: str = ""
     language: str = ""
     digest: str = ""
     lora: LoRAConfig

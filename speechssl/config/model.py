@@ -82,9 +82,9 @@ class ModelConfig:
     """Feature encoder, context network and quantizer; the defaults are BASE."""
 
     name: str = knob("base", "name of the preset in conf/model")
-    front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, or `log_mel` bands with convolutions over them")
+    front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, `log_mel` bands with convolutions over them, or `kaldi_fbank`, pairs of Kaldi's log-mel bands side by side, where nothing is learnt", "", "kaldi_fbank: w2v-BERT 2.0, arXiv 2312.05187")
     frame_rate: int = knob(50, "frames a second: 50, or 25 (front_end=log_mel), which takes half the time of the blocks and less", "Hz")
-    num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
+    num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel or kaldi_fbank)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
     mel_channels: list[int] = knob([], "output channels of each convolution over mel bands; the last has stride 2, at frame_rate=25 the last two; empty: twice the last of conv_channels (front_end=log_mel)", "channels")
     mel_kernels: list[int] = knob([3, 3], "kernel of each convolution over mel bands, odd (front_end=log_mel)", "10 ms", "Whisper: §2.2")
     conv_channels: list[int] = knob([512] * 7, "output channels of each convolution", "channels", "§4.2")
@@ -102,13 +102,19 @@ class ModelConfig:
     ffn_dim: int = knob(3072, "inner width of the feed-forward part", "", "§4.2")
     num_heads: int = knob(12, "attention heads (the paper's text says 8, every released model has 12)", "", "F: encoder_attention_heads")
     norm_first: bool = knob(False, "layer norm before each part (pre-norm) instead of after it", "", "F: layer_norm_first")
+    final_norm: bool = knob(True, "layer norm after the last block (norm_first=true; elsewhere it stands before the first)")
     macaron: bool = knob(False, "half of a feed-forward part before attention and half of one after the convolution, instead of one at the end (block=conformer)", "", "Conformer: arXiv 2005.08100 §2.4")
     block_kernel: int = knob(15, "kernel of the depth-wise convolution, odd (block=conformer)", "frames")
     adapter_dim: int = knob(0, "width of the adapter after each block, a small network that learns where all else is frozen (adapt=adapters makes it 16 where there is none); 0: none", "", "MMS: arXiv 2305.13516; Hugging Face: adapter_attn_dim")
     block_norm: str = knob("layer", "norm after the depth-wise convolution: `layer`, or `batch` over the valid frames of a forward (block=conformer)", "", "Conformer: §2.2 has batch")
-    positions: str = knob("convolutional", "how frames know their places: `convolutional` (a convolution before the blocks), or `rotary` (queries and keys are turned by their place)", "", "§2; RoFormer: arXiv 2104.09864")
+    block_causal: bool = knob(False, "the depth-wise convolution sees no later frame (block=conformer)")
+    block_bias: bool = knob(True, "biases in the convolution module (block=conformer)")
+    block_activation: str = knob("silu", "`silu` or `gelu`, in the feed-forward parts and after the depth-wise convolution (block=conformer)")
+    positions: str = knob("convolutional", "how frames know their places: `convolutional` (a convolution before the blocks), `rotary` (queries and keys are turned by their place), `rotary_input` (what queries and keys are made of is turned), `relative` (attention scores have a part for each distance, as Transformer-XL), `relative_key` (the same from a table that ends at position_left and position_right), or `none`", "", "§2; arXiv 2104.09864; 1901.02860; 1803.02155")
     position_kernel: int = knob(128, "kernel of the positional convolution (positions=convolutional)", "frames", "F: conv_pos")
     position_groups: int = knob(16, "groups of the positional convolution (positions=convolutional)", "", "F: conv_pos_groups")
+    position_left: int = knob(64, "largest distance to an earlier frame that has a place of its own (positions=relative_key)", "frames", "w2v-BERT 2.0")
+    position_right: int = knob(8, "largest distance to a later frame that has a place of its own (positions=relative_key)", "frames", "w2v-BERT 2.0")
     dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
     attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
     activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
@@ -144,7 +150,7 @@ class ModelConfig:
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
-        check_choice("model.front_end", self.front_end, ("convolutions", "log_mel"))
+        check_choice("model.front_end", self.front_end, ("convolutions", "log_mel", "kaldi_fbank"))
         check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
         check_choice("model.group_norm_frames", self.group_norm_frames, ("valid", "all"))
@@ -168,12 +174,18 @@ class ModelConfig:
     def _check_block(self) -> None:
         check_choice("model.block", self.block, ("transformer", "conformer"))
         check_choice("model.block_norm", self.block_norm, ("layer", "batch"))
-        check_choice("model.positions", self.positions, ("convolutional", "rotary"))
+        check_choice("model.block_activation", self.block_activation, ("silu", "gelu"))
+        check_choice("model.positions", self.positions, _POSITIONS)
         check(self.block_kernel % 2 == 1, "model.block_kernel", "odd", self.block_kernel)
         if self.block == "conformer":
             check(self.norm_first, "model.norm_first", "true where model.block is conformer", self.norm_first)
-        if self.positions == "rotary":
-            check(self.head_dim % 2 == 0, "model.model_dim", f"an even multiple of model.num_heads ({self.num_heads}) where model.positions is rotary", self.model_dim)
+        for name in ("position_left", "position_right"):
+            _check_size(name, getattr(self, name), least=0)
+        check(self.final_norm or self.norm_first, "model.final_norm", "true where model.norm_first is false", self.final_norm)
+        if self.positions in ("rotary", "rotary_input"):
+            check(self.head_dim % 2 == 0, "model.model_dim", f"an even multiple of model.num_heads ({self.num_heads}) where model.positions is {self.positions}", self.model_dim)
+        if self.positions == "relative":
+            check(self.model_dim % 2 == 0, "model.model_dim", "even where model.positions is relative", self.model_dim)
 
     @property
     def head_dim(self) -> int:
@@ -183,6 +195,8 @@ class ModelConfig:
     @property
     def feature_dim(self) -> int:
         """Channels C of a frame of the front-end: the quantizer's input."""
+        if self.front_end == "kaldi_fbank":
+            return 2 * self.num_mels
         return self.mel_widths[-1] if self.front_end == "log_mel" else self.conv_channels[-1]
 
     @property
@@ -229,19 +243,27 @@ class ModelConfig:
         if self.front_end == "log_mel":
             halvings = [stride for stride in self.mel_strides if stride > 1]
             return [MEL_WINDOW_SAMPLES, *[1] * len(halvings)], [MEL_HOP_SAMPLES, *halvings]
+        if self.front_end == "kaldi_fbank":
+            return [MEL_WINDOW_SAMPLES, 2], [MEL_HOP_SAMPLES, 2]
         return self.conv_kernels, self.conv_strides
 
     @property
     def num_large_weights(self) -> int:
         """Count the weights of the large matrices, as the configuration has them: about all there are."""
         blocks, position = self.num_layers * self.num_block_weights, self.num_position_weights
-        mels, kernels = [self.num_mels, *self.mel_widths], self.mel_kernels
-        if self.front_end == "convolutions":
-            mels, kernels = [1, *self.conv_channels], self.conv_kernels
-        front = sum(a * b * kernel for (a, b), kernel in zip(pairwise(mels), kernels, strict=True))
         quantizer = self.quantizer
         codes = quantizer.num_groups * quantizer.num_codes * self.feature_dim + quantizer.num_codes * quantizer.codevector_dim
-        return blocks + position + front + codes + self.model_dim * (self.feature_dim + self.target_dim)
+        return blocks + position + self.num_front_end_weights + codes + self.model_dim * (self.feature_dim + self.target_dim)
+
+    @property
+    def num_front_end_weights(self) -> int:
+        """Count the weights of the front-end's convolutions."""
+        if self.front_end == "kaldi_fbank":
+            return 0
+        is_mel = self.front_end == "log_mel"
+        widths = [self.num_mels, *self.mel_widths] if is_mel else [1, *self.conv_channels]
+        kernels = self.mel_kernels if is_mel else self.conv_kernels
+        return sum(a * b * kernel for (a, b), kernel in zip(pairwise(widths), kernels, strict=True))
 
     @property
     def num_block_weights(self) -> int:
@@ -249,7 +271,9 @@ class ModelConfig:
         dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * (self.ffn_dim + self.adapter_dim)
         if self.block == "conformer":
             count += dim * (3 * dim + self.block_kernel) + 2 * dim * self.ffn_dim * self.macaron
-        return count
+        if self.positions == "relative_key":
+            count += (self.position_left + 1 + self.position_right) * self.head_dim
+        return count + dim**2 * (self.positions == "relative")
 
     @property
     def num_position_weights(self) -> int:
@@ -289,6 +313,7 @@ def _check_convolutions(name: str, values: list[int]) -> None:
         _check_size(name, value)
 
 
+_POSITIONS = ("convolutional", "rotary", "rotary_input", "relative", "relative_key", "none")
 _SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "target_dim")
 _CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")

@@ -48,7 +48,7 @@ class PretrainConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "model to start from (anything `checkpoint` takes), with a fresh schedule; empty: from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     data: PretrainDataConfig = knob(PretrainDataConfig, "unlabelled speech")
     model: ModelConfig = knob(ModelConfig.leave_open, "the network; with `init`, its dimensions come from there")
     objective: ObjectiveConfig = knob(ContrastiveConfig, "what is learned")
@@ -78,7 +78,7 @@ class FinetuneConfig(CommonConfig):
 
     out: str = knob(MISSING, "run folder to write")
     init: str = knob("", "pretrained model, or recogniser, whose CTC head goes on with the labels that it has (anything `checkpoint` takes); empty: train `model` from scratch")
-    weights: str = knob("model", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     adapt: str = knob("all", "what learns: `all` weights; `lora`, low-rank differences in attention; or `adapters` after the blocks (model.adapter_dim); of the last two a checkpoint holds only these and the head, and needs `init` to be where it was")
     lora: LoRAConfig = knob(LoRAConfig, "the differences of adapt=lora")
@@ -168,7 +168,7 @@ class InferenceConfig(CommonConfig):
     """What every verb that reads a checkpoint takes."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "most audio in one forward pass: changes memory use, never the result", "s")
@@ -272,7 +272,7 @@ class ConvertConfig:
     """Keys of `speechssl convert`."""
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("model", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay")
+    weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
     language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")

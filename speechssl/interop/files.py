@@ -55,13 +55,14 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors, each with its own storage, in float32."""
+    """Write tensors as safetensors, each with its own storage, in float32 (counts as they are)."""
     save_tensors(path, detach(weights), {"format": "pt"})
 
 
 def detach(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give tensors as a file holds them: contiguous float32 copies on the CPU that share nothing."""
-    return {name: value.detach().cpu().float().clone().contiguous() for name, value in weights.items()}
+    """Give tensors as a file holds them: contiguous float32 copies on the CPU that share nothing; counts are counts."""
+    plain = {name: value.detach().cpu() for name, value in weights.items()}
+    return {n: (x.float() if x.is_floating_point() else x).clone().contiguous() for n, x in plain.items()}
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

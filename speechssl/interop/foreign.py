@@ -108,6 +108,9 @@ def describe(foreign: Foreign) -> str:
     card, config = foreign.card, foreign.card.model
     count = sum(value.numel() for value in foreign.weights.values())
     norm = f"{config.conv_norm} norm, {'pre' if config.norm_first else 'post'}-norm blocks"
+    if config.block == "conformer":
+        front = "Kaldi's bands" if config.front_end == "kaldi_fbank" else f"{config.conv_norm} norm"
+        norm = f"{front}, Conformer blocks, positions {config.positions}"
     parts = [f"{foreign.family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
     parts += [f"{len(card.vocabulary)} symbols"] if card.vocabulary else []
     parts += [f"waveforms normalised, epsilon {config.waveform_epsilon:g}"] if config.normalize_waveform else []

@@ -28,7 +28,9 @@ from speechssl.interop.adapted import build_adapted
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
-from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.config import WAV2VEC2
+from speechssl.interop.huggingface.folder import find_family, read_huggingface, write_huggingface
+from speechssl.interop.huggingface.folder import list_left_behind as list_without_class
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.languages import refuse_language
 from speechssl.interop.huggingface.processor import EPSILON
@@ -62,7 +64,7 @@ def load_model(
     device: str | torch.device = "cpu",
     trainable: bool = False,
     key: str = "checkpoint",
-    weights: str = "model",
+    weights: str = "",
     log: bool = True,
     language: str = "",
 ) -> SpeechModel:
@@ -73,7 +75,8 @@ def load_model(
             a torchaudio state dict, `torchaudio:BUNDLE`, or a Hub id such as `facebook/wav2vec2-base-960h`.
         device: where the weights go.
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
-        weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps.
+        weights: `model`, or `ema` for the moving average that a run with `training.ema_decay` keeps; empty: those
+            that its training validated.
         log: say in one line which parts of an objective are left out.
         language: of a model with language adapters (MMS); empty: the one that it comes with.
 
@@ -85,7 +88,8 @@ def load_model(
         CheckpointError: nothing is there, a file is damaged, weights are missing or too many, or have no average.
         ConfigError: another value of `weights`.
     """
-    check_choice("weights", weights, tuple(WEIGHT_FILES))
+    if weights:
+        check_choice("weights", weights, tuple(WEIGHT_FILES))
     model = _load(checkpoint, key, weights, log, language)
     model.to(device)
     return model.train(trainable).requires_grad_(trainable)
@@ -98,6 +102,7 @@ def _load(
     foreign = read_foreign(checkpoint, key, language)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
+        weights = weights or read_card(folder, key).validated
         files = (CONFIG, WEIGHT_FILES[weights])
         # Without an average there is another sentence than that of a damaged checkpoint.
         check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
@@ -107,7 +112,7 @@ def _load(
         load_weights(model, folder, key, weights, log)
         model.merge()
     else:
-        if weights != "model":
+        if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         model = build_model(foreign, key)
         _logger.info("%s=%s: %s", key, checkpoint, "; ".join([describe(foreign), *list_choices(foreign)]))
@@ -130,7 +135,7 @@ def _build(card: ModelCard, folder: Path, key: str, above: tuple[Path, ...]) -> 
     )
 
 
-def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "model", language: str = "") -> Foreign:
+def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "", language: str = "") -> Foreign:
     """Read any checkpoint, one of ours too, with all that is known of it.
 
     Raises:
@@ -138,7 +143,7 @@ def open_checkpoint(checkpoint: str, key: str = "checkpoint", weights: str = "mo
     """
     foreign = read_foreign(checkpoint, key, language)
     if foreign is not None:
-        if weights != "model":
+        if weights == "ema":
             raise CheckpointError(no_average(f"{checkpoint} is of another toolkit"))
         return foreign
     folder = find_checkpoint(checkpoint, key)
@@ -246,14 +251,17 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     config = model.config
     if format == "speechssl" or format not in FORMATS:
         return
-    only: dict[str, str | int] = {"front_end": "convolutions"}
-    if not format.startswith("onnx"):
-        only |= {"block": "transformer", "positions": "convolutional", "self_conditioning": 0}
-        if format != "huggingface" or not config.norm_first:
-            only["adapter_dim"] = 0
-    for key, must in only.items():
-        if (given := getattr(config, key)) != must:
-            raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
+    if format.startswith("onnx"):
+        misfit = None if config.front_end == "convolutions" else ("front_end", "convolutions")
+    else:
+        misfit = (find_family(config) if format == "huggingface" else WAV2VEC2).find_misfit(config)
+        # In transformers alone, and there in pre-norm blocks.
+        has_place = format == "huggingface" and config.norm_first
+        misfit = ("adapter_dim", "0") if misfit is None and config.adapter_dim and not has_place else misfit
+    if misfit is not None:
+        key, must = misfit
+        given = str(getattr(config, key)).lower()
+        raise CheckpointError(f"`model.{key}` must be {must} for {format}, which has no other, but is {given}")
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
@@ -264,6 +272,8 @@ def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
     theirs = EPSILONS.get(format, config.waveform_epsilon)
     differs = config.normalize_waveform and config.waveform_epsilon != theirs
     epsilon = (f"waveform_epsilon={config.waveform_epsilon:g} (there it is {theirs:g})",) if differs else ()
+    if format == "huggingface":
+        return (*list_without_class(model), *epsilon)
     return (*list_left_behind(model), *epsilon) if format == "torchaudio" else epsilon
 
 

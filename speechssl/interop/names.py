@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -55,6 +56,34 @@ NAMES = (
 """How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
 the network's; # is the number of a layer. fairseq's adapters are none of ours (see `_check_fits`)."""
 
+_CONFORMER = "encoder.layers.#."
+CONFORMER = (
+    (f"{_BLOCK}first.norm.", f"{_CONFORMER}ffn1_layer_norm."),
+    (f"{_BLOCK}first.inner.", f"{_CONFORMER}ffn1.intermediate_dense."),
+    (f"{_BLOCK}first.outer.", f"{_CONFORMER}ffn1.output_dense."),
+    (f"{_BLOCK}attention_norm.", f"{_CONFORMER}self_attn_layer_norm."),
+    (f"{_BLOCK}attention.query.", f"{_CONFORMER}self_attn.linear_q."),
+    (f"{_BLOCK}attention.key.", f"{_CONFORMER}self_attn.linear_k."),
+    (f"{_BLOCK}attention.value.", f"{_CONFORMER}self_attn.linear_v."),
+    (f"{_BLOCK}attention.out.", f"{_CONFORMER}self_attn.linear_out."),
+    (f"{_BLOCK}attention.place.", f"{_CONFORMER}self_attn.linear_pos."),
+    (f"{_BLOCK}attention.content_bias", f"{_CONFORMER}self_attn.pos_bias_u"),
+    (f"{_BLOCK}attention.place_bias", f"{_CONFORMER}self_attn.pos_bias_v"),
+    (f"{_BLOCK}attention.distances", f"{_CONFORMER}self_attn.distance_embedding.weight"),
+    (f"{_BLOCK}convolution_norm.", f"{_CONFORMER}conv_module.layer_norm."),
+    (f"{_BLOCK}convolution.gates.", f"{_CONFORMER}conv_module.pointwise_conv1."),
+    (f"{_BLOCK}convolution.depthwise.", f"{_CONFORMER}conv_module.depthwise_conv."),
+    (f"{_BLOCK}convolution.out.", f"{_CONFORMER}conv_module.pointwise_conv2."),
+    (f"{_BLOCK}last.norm.", f"{_CONFORMER}ffn2_layer_norm."),
+    (f"{_BLOCK}last.inner.", f"{_CONFORMER}ffn2.intermediate_dense."),
+    (f"{_BLOCK}last.outer.", f"{_CONFORMER}ffn2.output_dense."),
+    (f"{_BLOCK}norm.", f"{_CONFORMER}final_layer_norm."),
+)
+"""The same for the blocks of Conformers, in `transformers` alone."""
+
+CONFORMER_NORMS = {"wav2vec2-conformer": "batch_norm.", "wav2vec2-bert": "depthwise_layer_norm."}
+"""What the Conformers of `transformers` call the norm after the depth-wise convolution."""
+
 TORCHAUDIO = {
     "encoder.": "encoder.transformer.",
     "feature_projection.": "encoder.feature_projection.",
@@ -79,13 +108,12 @@ def rename(name: str, family: str) -> str | None:
 
     Args:
         name: ours.
-        family: `huggingface`, `torchaudio` or `fairseq`.
+        family: `huggingface`, `torchaudio`, `fairseq` or one of `CONFORMER_NORMS`.
     """
-    for ours, huggingface, fairseq in NAMES:
+    for ours, theirs in _list_rows(family):
         found = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
         if found is None:
             continue
-        theirs = fairseq if family == "fairseq" else huggingface
         if family == "torchaudio":
             start = next((start for start in TORCHAUDIO if theirs.startswith(start)), None)
             if start is None:
@@ -93,6 +121,16 @@ def rename(name: str, family: str) -> str | None:
             theirs = TORCHAUDIO[start] + theirs.removeprefix(start)
         return theirs.replace("#", found[1] if found.groups() else "") + name[found.end() :]
     return None
+
+
+@cache
+def _list_rows(family: str) -> list[tuple[str, str]]:
+    """List how names begin, ours and a family's."""
+    rows = [(row[0], row[2 if family == "fairseq" else 1]) for row in NAMES]
+    if family in CONFORMER_NORMS:
+        norm = (f"{_BLOCK}convolution.norm.", f"{_CONFORMER}conv_module.{CONFORMER_NORMS[family]}")
+        rows = [norm, *CONFORMER, *rows]
+    return rows
 
 
 def list_names(config: ModelConfig, kind: str) -> list[str]:
@@ -190,7 +228,7 @@ def list_weights(model: SpeechModel) -> dict[str, Tensor]:
 
 def has_identity(config: ModelConfig, family: str) -> bool:
     """Say whether a family has a projection where ours has none: between equal widths, as the identity."""
-    return family != "fairseq" and config.conv_channels[-1] == config.model_dim
+    return family != "fairseq" and config.feature_dim == config.model_dim
 
 
 def _drop_identity(source: dict[str, Tensor], family: str, where: str, key: str) -> dict[str, Tensor]:

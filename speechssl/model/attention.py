@@ -1,6 +1,10 @@
-"""Multi-head attention, with rotary positions where the network has them (RoFormer, arXiv 2104.09864)."""
+"""Multi-head attention, and how it knows the places of frames: rotary or relative positions."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -11,29 +15,61 @@ from speechssl.config.model import ModelConfig
 from speechssl.model.cpu import attention, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
 
+Score = Callable[[slice], Float[Tensor, "B H T T"]]
+"""Gives what is added to the scores of the frames of a row, of each query (first) for each key."""
+
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with separate projections."""
+    """Multi-head attention with separate projections.
+
+    With `positions=relative`, the score of a query for a key has a part that depends on their distance through a
+    sinusoid (Transformer-XL, arXiv 1901.02860 §3.3); with `relative_key` through a table, whose ends stand for all
+    that is farther (Shaw et al., arXiv 1803.02155, with a table of keys alone).
+
+    Initialisation: Xavier uniform for what is added to queries, N(0, 0.02) for the table.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.model_dim
-        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.num_heads, self.dropout, self.positions = config.num_heads, config.attention_dropout, config.positions
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        if self.positions == "relative":
+            self.place = nn.Linear(dim, dim, bias=False)
+            self.content_bias, self.place_bias = (
+                nn.Parameter(nn.init.xavier_uniform_(torch.empty(config.num_heads, config.head_dim))) for _ in range(2)
+            )
+        if self.positions == "relative_key":
+            self.num_left, num_places = config.position_left, config.position_left + 1 + config.position_right
+            self.distances = nn.Parameter(nn.init.normal_(torch.empty(num_places, config.head_dim), std=0.02))
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Attend over the keys in `scope`; queries and keys are turned by `rotation`, of `make_rotation`."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Attend over the keys in `scope`; `places`, of `make_places`, say where frames are."""
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
-        query, key, value = (part(x).view(heads) for part in (self.query, self.key, self.value))
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+        source = x
+        if self.positions == "rotary_input" and places is not None:
+            source = rotate_halves(x.reshape(heads), places).flatten(2)
+        query, key, value = self.query(source).view(heads), self.key(source).view(heads), self.value(x).view(heads)
+        if self.positions == "rotary" and places is not None:
+            query, key = rotate(query, places), rotate(key, places)
+        score = self._choose_score(query, places)
+        if self.positions == "relative":
+            query = query + self.content_bias.to(query.dtype)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        y = attend(query, key, value, scope, self.dropout if self.training else 0.0)
+        y = attend(query, key, value, scope, self.dropout if self.training else 0.0, score)
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
         return out
+
+    def _choose_score(self, query: Float[Tensor, "B T H d"], places: Tensor | None) -> Score | None:
+        """Prepare what distances add to the scores of these queries; None where they add nothing."""
+        if self.positions == "relative" and places is not None:
+            distances = self.place(places.to(self.place.weight.dtype)).view(-1, *query.shape[2:])
+            biased = query + self.place_bias.to(query.dtype)
+            return partial(score_distances, biased.transpose(1, 2), distances.transpose(0, 1), places.shape[0] // 2)
+        if self.positions == "relative_key":
+            return partial(score_distances, query.transpose(1, 2), self.distances, self.num_left)
+        return None
 
 
 @on_cpu(attention.attend)
@@ -43,6 +79,7 @@ def attend(
     value: Float[Tensor, "B H T d"],
     scope: Scope,
     dropout: float,
+    score: Score | None = None,
 ) -> Float[Tensor, "B H T d"]:
     """Compute softmax(query · keyᵀ / √d), drop out of it and weigh the values ("Attention is all you need", §3.2.1).
 
@@ -50,12 +87,56 @@ def attend(
         query, key, value: (B, H, T, d).
         scope: keys that may be attended to, at least one a row.
         dropout: probability of each weight to be dropped, after the softmax; 0 outside training.
+        score: gives what is added before the softmax; None: nothing.
     """
     assert not isinstance(scope, Packing), "rows are packed on a CPU only"
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=scope, dropout_p=dropout)
+    if score is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=scope, dropout_p=dropout)
+    added = score(slice(0, query.shape[2])).to(query.dtype)
+    bias = added if scope is None else added.masked_fill(~scope, float("-inf"))
+    y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    # An export for all lengths would guess the layout, and not for all.
+    return y.contiguous()
 
 
-def make_rotation(scope: Scope, length: int, dim: int, device: torch.device) -> Float[Tensor, "2 T half"]:
+def score_distances(
+    query: Float[Tensor, "B H T d"], distances: Float[Tensor, "*H places d"], middle: int, frames: slice
+) -> Float[Tensor, "B H t t"]:
+    """Give query · distance / √d for the distance of each query to each key.
+
+    Args:
+        query: (B, H, T, d).
+        distances: (places, d) or (H, places, d), from far to the left on; the first and the last stand for all farther.
+        middle: which of them is distance 0.
+        frames: t of the T frames, which are a row.
+    """
+    count = frames.stop - frames.start
+    scores = query[:, :, frames] @ distances.to(query.dtype).mT / math.sqrt(query.shape[-1])
+    frame = torch.arange(count, device=query.device)
+    places = (frame[None, :] - frame[:, None] + middle).clamp(0, distances.shape[-2] - 1)
+    return scores.gather(3, places.expand(*scores.shape[:2], count, count))
+
+
+def make_places(config: ModelConfig, scope: Scope, length: int, device: torch.device) -> Tensor | None:
+    """Make what tells `SelfAttention` where frames are; None where it needs nothing.
+
+    Args:
+        config: `positions` and widths.
+        scope: which frames are a row; the places in each row count from 0.
+        length: frames T.
+        device: where.
+    """
+    if config.positions in ("rotary", "rotary_input"):
+        return make_rotation(scope, length, config.head_dim, device, is_published=config.positions == "rotary_input")
+    if config.positions == "relative":
+        longest = max(1, *scope.num_frames) if isinstance(scope, Packing) else length
+        return make_sinusoids(longest, config.model_dim, device)
+    return None
+
+
+def make_rotation(
+    scope: Scope, length: int, dim: int, device: torch.device, is_published: bool = False
+) -> Float[Tensor, "2 T half"]:
     """Make cosine and sine of the angles: place · 10,000^(-2 i / dim) for the pairs i of a head.
 
     Args:
@@ -63,11 +144,26 @@ def make_rotation(scope: Scope, length: int, dim: int, device: torch.device) -> 
         length: frames T.
         dim: width of a head, even.
         device: where.
+        is_published: round as the published Conformers do; far from the start of a row it shows.
     """
     rows = scope.num_frames if isinstance(scope, Packing) else (length,)
     places = torch.cat([torch.arange(count, device=device) for count in rows])
-    angles = places[:, None] * 10_000.0 ** (-torch.arange(0, dim, 2, device=device) / dim)
+    exponents = torch.arange(0, dim, 2, device=device) / dim
+    angles = places[:, None] * (1.0 / 10_000.0**exponents if is_published else 10_000.0**-exponents)
     return torch.stack([angles.cos(), angles.sin()])
+
+
+def make_sinusoids(length: int, dim: int, device: torch.device) -> Float[Tensor, "places dim"]:
+    """Make (2 · length - 1, dim) sine and cosine side by side of distance · 10,000^(-2 i / dim), from the left on.
+
+    The distance of a query to a key on its left is positive.
+
+    Source: Transformer-XL §3.3, in the order of Hugging Face's Conformers.
+    """
+    distances = (length - 1 - torch.arange(2 * length - 1, device=device)).float()
+    steps = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * -(math.log(10_000.0) / dim))
+    angles = distances[:, None] * steps
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
 @on_cpu(attention.rotate)
@@ -77,3 +173,10 @@ def rotate(x: Float[Tensor, "B T H d"], rotation: Float[Tensor, "2 T half"]) -> 
     first, second = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Float[Tensor, "B T H d"], rotation: Float[Tensor, "2 T half"]) -> Float[Tensor, "B T H d"]:
+    """As `rotate`, of pairs that lie half a head apart, as GPT-NeoX and Hugging Face's Conformers have them."""
+    cosine, sine = rotation[:, :, None]
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1).to(x.dtype)

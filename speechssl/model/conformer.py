@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from speechssl.model.cpu.packing import Packing, Scope
 from speechssl.model.cpu.precision import widen
 from speechssl.model.layers import LayerNorm, PooledDropout, drop_from_pool
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
 
@@ -36,13 +39,11 @@ class ConformerBlock(nn.Module):
         self.dropout = PooledDropout(config.dropout)
         self.adapter = Adapter(dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Transform frames; those outside `scope` do not change any inside. `rotation` is that of `SelfAttention`."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` do not change any inside. `places` are those of `SelfAttention`."""
         if self.first is not None:
             x = x + 0.5 * self.dropout(self.first(x))
-        x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
+        x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
         x = x + self.dropout(self.convolution(self.convolution_norm(x), scope))
         last: Tensor = self.dropout(self.last(x))
         out: Tensor = self.adapter(x + last if self.norm is None else self.norm(x + 0.5 * last))
@@ -50,43 +51,46 @@ class ConformerBlock(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm, a wide linear layer, SiLU, and a linear layer back (§2.3)."""
+    """Layer norm, a wide linear layer, SiLU or GELU, and a linear layer back (§2.3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = LayerNorm(config.model_dim)
         self.inner = nn.Linear(config.model_dim, config.ffn_dim)
         self.outer = nn.Linear(config.ffn_dim, config.model_dim)
-        self.dropout = config.activation_dropout
+        self.dropout, self.activation = config.activation_dropout, _ACTIVATIONS[config.block_activation]
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Transform each frame on its own."""
-        inner = F.silu(self.inner(self.norm(x)))
+        inner = self.activation(self.inner(self.norm(x)))
         out: Tensor = self.outer(drop_from_pool(inner, self.dropout if self.training else 0.0))
         return out
 
 
 class ConvolutionModule(nn.Module):
-    """Gates, a depth-wise convolution over time, a norm, SiLU and a linear layer (§2.2).
+    """Gates, a depth-wise convolution over time, a norm, SiLU or GELU and a linear layer (§2.2).
 
     Initialisation: the depth-wise weight N(0, 1 / √kernel), its bias 0.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        dim, kernel = config.model_dim, config.block_kernel
-        self.gates = nn.Linear(dim, 2 * dim)
-        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        dim, kernel, bias = config.model_dim, config.block_kernel, config.block_bias
+        self.activation = _ACTIVATIONS[config.block_activation]
+        self.gates = nn.Linear(dim, 2 * dim, bias=bias)
+        padding = kernel - 1 if config.block_causal else kernel // 2
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=padding, groups=dim, bias=bias)
         self.norm = BatchNorm(dim) if config.block_norm == "batch" else LayerNorm(dim)
-        self.out = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim, bias=bias)
         nn.init.normal_(self.depthwise.weight, std=kernel**-0.5)
-        nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
+        if self.depthwise.bias is not None:
+            nn.init.zeros_(self.depthwise.bias)
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope) -> Float[Tensor, "B T D"]:
         """Transform frames; the convolution sees zeros beyond each row's end."""
         x = convolve_depthwise(F.glu(self.gates(x), -1), self.depthwise, scope)
         normed = self.norm(x, scope) if isinstance(self.norm, BatchNorm) else self.norm(x)
-        out: Tensor = self.out(F.silu(normed))
+        out: Tensor = self.out(self.activation(normed))
         return out
 
 
@@ -96,12 +100,15 @@ def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope)
 
     Args:
         x: (B, T, D).
-        conv: of D groups, an odd kernel and a padding of half of it.
+        conv: of D groups and an odd kernel; its padding is half of the kernel, or the whole kernel but one where no
+            frame sees a later one.
         scope: which frames are valid.
     """
     assert not isinstance(scope, Packing), "rows are packed on a CPU only"
     x = x if scope is None else torch.where(scope[:, 0, 0, :, None], x, 0.0)
     out: Tensor = conv(x.transpose(1, 2))
+    if int(conv.padding[0]) > conv.kernel_size[0] // 2:
+        out = out[..., : x.shape[1]]
     # As the norm and the product after it want it; an export for all lengths would guess the layout, and not for all.
     return out.transpose(1, 2).contiguous()
 

@@ -65,14 +65,15 @@ class TimeGroupNorm(nn.GroupNorm):
 
 
 def normalize_valid(
-    x: Float[Tensor, "B *rest T"], num_valid: Int[Tensor, " B"] | None, epsilon: float
+    x: Float[Tensor, "B *rest T"], num_valid: Int[Tensor, " B"] | None, epsilon: float, correction: int = 0
 ) -> Float[Tensor, "B *rest T"]:
     """Give each row zero mean and unit variance over its valid positions in the last dimension; beyond it is zero.
 
     Args:
-        x: (B, …, T) float32.
+        x: (B, …, T) float32 or float64.
         num_valid: (B,) valid positions of each row; None where nothing is padded.
-        epsilon: added to the population variance before the root.
+        epsilon: added to the variance before the root.
+        correction: what the count of the variance is lowered by: 0 for that of the population, 1 for that of a sample.
     """
     if num_valid is None:
         num_valid = torch.full((len(x),), x.shape[-1], device=x.device)
@@ -81,7 +82,7 @@ def normalize_valid(
     count = num_valid.clamp(min=1).reshape(x.shape[0], *between, 1)
     mean = torch.where(valid, x, 0.0).sum(-1, keepdim=True) / count
     centred = torch.where(valid, x - mean, 0.0)
-    variance = centred.square().sum(-1, keepdim=True) / count
+    variance = centred.square().sum(-1, keepdim=True) / (count - correction).clamp(min=1)
     return centred * torch.rsqrt(variance + epsilon)
 
 

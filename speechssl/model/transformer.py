@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
 from speechssl.model.adaptation import Adapter
-from speechssl.model.attention import SelfAttention, make_rotation
+from speechssl.model.attention import SelfAttention, make_places
 from speechssl.model.conformer import ConformerBlock
 from speechssl.model.cpu import on_cpu, packing, precision, products
 from speechssl.model.cpu.packing import Run, Scope
@@ -86,15 +86,13 @@ class TransformerBlock(nn.Module):
         self.activation_dropout = config.activation_dropout
         self.adapter = Adapter(config.model_dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "B T D"], scope: Scope, rotation: Float[Tensor, "2 T half"] | None = None
-    ) -> Float[Tensor, "B T D"]:
-        """Transform frames; those outside `scope` are never attended to. `rotation` is that of `SelfAttention`."""
+    def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Transform frames; those outside `scope` are never attended to. `places` are those of `SelfAttention`."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), scope, rotation))
+            x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
             out: Tensor = self.adapter(x + self.dropout(self._feed_forward(self.ffn_norm(x))))
             return out
-        x = self.attention_norm(x + self.dropout(self.attention(x, scope, rotation)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, scope, places)))
         normed: Tensor = self.adapter(self.ffn_norm(x + self.dropout(self._feed_forward(x))))
         return normed
 
@@ -110,7 +108,7 @@ def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) 
 
 
 class Transformer(nn.Module):
-    """Positions, then blocks, then (pre-norm models) a final layer norm.
+    """Positions, then blocks, then (pre-norm models with `final_norm`) a final layer norm.
 
     Initialisation: every linear weight N(0, 0.02), but for the last of an adapter, which is 0, as biases are.
 
@@ -127,15 +125,16 @@ class Transformer(nn.Module):
         self.norm_first, self.activation_checkpointing, self.is_compiled = config.norm_first, False, False
         position = (config.model_dim, config.position_kernel, config.position_groups)
         self.position = PositionalConvolution(*position) if config.positions == "convolutional" else None
-        self.rotary_dim = config.head_dim if config.positions == "rotary" else 0
-        self.norm = LayerNorm(config.model_dim)
+        self.make_places = partial(make_places, config)
+        self.norm = LayerNorm(config.model_dim) if config.final_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         make_block = ConformerBlock if config.block == "conformer" else TransformerBlock
         self.blocks = nn.ModuleList(make_block(config) for _ in range(config.num_layers))
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for module in self.blocks.modules():
             if isinstance(module, Adapter):
                 nn.init.zeros_(module.up.weight)
@@ -186,14 +185,14 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         with learning(num_frozen < 0):
             x = self.dropout(x if self.norm_first else self.norm(x))
-        rotation = make_rotation(scope, x.shape[1], self.rotary_dim, x.device) if self.rotary_dim else None
+        places = self.make_places(scope, x.shape[1], x.device)
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
             with learning(index >= num_frozen):
                 # The first block needs no adjusting: nothing has looked at the frames yet.
                 x = x if adjust is None or index == 0 else adjust(index, x)
-                inputs = (x, scope, rotation)
+                inputs = (x, scope, places)
                 x = run(*inputs) if keep is None else _keep_or_skip(block, run, inputs, keep[index])
             states.append(x)
         with learning(num_frozen <= len(self.blocks)):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from speechssl.config.model import ModelConfig
 from speechssl.errors import ConfigError
 from speechssl.model.feature_encoder import FeatureEncoder
+from speechssl.model.kaldi_fbank import KaldiFbank
 from speechssl.model.layers import Dropout, LayerNorm, normalize_valid
 from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.log_mel import LogMelEncoder
@@ -57,7 +58,8 @@ class Wav2Vec2(nn.Module):
             must = f"`model.conv_strides` must multiply to {HOP_SAMPLES} samples (20 ms)"
             raise ConfigError(f"{must}, but give {config.hop_samples}")
         channels = config.feature_dim
-        self.encoder = LogMelEncoder(config) if config.front_end == "log_mel" else FeatureEncoder(config)
+        encoders = {"convolutions": FeatureEncoder, "log_mel": LogMelEncoder, "kaldi_fbank": KaldiFbank}
+        self.encoder = encoders[config.front_end](config)
         self.feature_norm = LayerNorm(channels)
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()

@@ -116,8 +116,7 @@ def load_live(run: RunFolder) -> Live:
         DataError: the manifest is damaged.
     """
     paths, key = _choose_manifests(run)
-    weights = "ema" if run.get_config("training.validate_ema") else "model"
-    model = load_model(str(run.path), weights=weights, log=False)
+    model = load_model(str(run.path), log=False)
     return Live(model, load_manifests(paths, key=key), key == "data.valid")
 
 

@@ -49,6 +49,7 @@ class TrainingState:
         progress: counters.
         guard: what it has seen of losses and gradient norms.
         average: of the weights; None without `training.ema_decay`.
+        validated: which weights are validated: `model`, or `ema` for their average.
     """
 
     objective: Objective
@@ -56,6 +57,7 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     guard: NumericalGuard = field(default_factory=NumericalGuard)
     average: WeightAverage | None = None
+    validated: str = "model"
 
     @property
     def model(self) -> SpeechModel:
@@ -83,7 +85,7 @@ class TrainingState:
         tensors = gather_whole(
             {f"{part}/{name}": value for part, held in parts.items() for name, value in held.items()}
         )
-        description = describe_model(self.model, self.progress.update)
+        description = describe_model(self.model, self.progress.update, self.validated)
         weights = collect_weights(self.model)
         averaged = {} if self.average is None else {**weights, **gather_whole(self.average.collect())}
         return Snapshot(weights, tensors, description, self.progress, averaged)

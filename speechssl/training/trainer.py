@@ -83,7 +83,10 @@ class Trainer:
         thaws = [compute_frozen_updates(config, share) + 1 for share in (config.freeze_share, config.unfreeze_share)]
         self.guard = NumericalGuard(config.spike_sigmas, config.max_skipped_in_row, thaws)
         self.average = WeightAverage(module, config.ema_decay) if config.ema_decay else None
-        self.state = TrainingState(self.objective, self.optimizer, guard=self.guard, average=self.average)
+        validated = "ema" if config.validate_ema else "model"
+        self.state = TrainingState(
+            self.objective, self.optimizer, guard=self.guard, average=self.average, validated=validated
+        )
         self.saver = Saver(self.store if self.ranks.is_main else None)
         self.saved_update = 0
         self.has_moved = self.was_warned = False

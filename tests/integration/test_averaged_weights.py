@@ -80,6 +80,11 @@ def test_validation_by_the_average_leaves_the_weights_alone(
     assert [row for row in own if row["split"] == "train"] == [row for row in averaged if row["split"] == "train"]
     last = [[row for row in rows if row["split"] == "valid"][-1]["loss"] for rows in (own, averaged)]
     assert last[0] != last[1]
+    # What was validated is what is loaded, unless a user says otherwise.
+    for run, weights in (("ema", "ema"), ("pre", "model")):
+        folder = tmp_path / run if run == "ema" else runs / run
+        assert equal(speechssl.load(folder), speechssl.load(folder, weights=weights).state_dict())
+    assert not equal(speechssl.load(tmp_path / "ema"), speechssl.load(tmp_path / "ema", weights="model").state_dict())
 
 
 def test_where_there_is_no_average_it_is_said(runs: Path, manifests: Path, tmp_path: Path) -> None:  # noqa: F811

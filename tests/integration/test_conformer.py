@@ -54,3 +54,38 @@ def test_both_objectives_and_ctc_train_and_resume_to_the_bit(
     assert table.column("start_s").to_pylist()[:3] == pytest.approx([0.0, 0.04, 0.08])
     report = speechssl.report(run=str(tmp_path / "contrastive"), out=str(tmp_path / "page.html"))
     assert "40 ms frame" in Path(report["out"]).read_text()
+
+
+BANDS = {
+    "model.front_end": "kaldi_fbank", "model.block": "conformer", "model.norm_first": True, "model.macaron": True,
+    "model.block_bias": False, "model.block_causal": True, "model.final_norm": False, "model.block_kernel": 7,
+    "model.positions": "relative_key", "model.attention_dropout": 0.1, "training.max_updates": 3,
+}  # fmt: skip
+
+
+def test_w2v_bert_is_pretrained_resumed_exported_and_fine_tuned(
+    manifests: Path,  # noqa: F811
+    tmp_path: Path,
+    stop_after: Callable[[int], None],  # noqa: F811
+    librispeech_tree: Path,
+) -> None:
+    pretrain(manifests, tmp_path / "whole", **BANDS)
+    stop_after(2)
+    with pytest.raises(StoppedOnRequest):
+        pretrain(manifests, tmp_path / "parts", **BANDS)
+    pretrain(manifests, tmp_path / "parts", **BANDS)
+    files = (tmp_path / run / "checkpoints" / "last" / "model.safetensors" for run in ("whole", "parts"))
+    whole, parts = map(safetensors.torch.load_file, files)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    speechssl.convert(checkpoint=str(tmp_path / "whole"), to="huggingface", out=str(tmp_path / "hf"))
+    read = speechssl.load(tmp_path / "hf").backbone.state_dict()
+    trained = speechssl.load(tmp_path / "whole").backbone.state_dict()
+    assert all(torch.equal(read[key], trained[key]) for key in trained)
+    finetune(manifests, tmp_path / "ctc", **{"init": str(tmp_path / "hf"), "training.max_updates": 3})
+    speechssl.convert(checkpoint=str(tmp_path / "ctc"), to="huggingface", out=str(tmp_path / "ctc-hf"))
+    texts = [
+        speechssl.transcribe(str(tmp_path / name), librispeech_tree / "dev", batch_s=10.0) for name in ("ctc", "ctc-hf")
+    ]
+    assert texts[0] == texts[1]
+    table = speechssl.embed(str(tmp_path / "ctc-hf"), librispeech_tree / "dev", layer="all")
+    assert set(table.column("layer").to_pylist()) == {"0", "1", "2"}

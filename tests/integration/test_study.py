@@ -45,7 +45,7 @@ def test_every_step_is_a_command_that_speechssl_takes(arm: str, labels: str, one
         init = next((word for word in words if word.startswith("init=")), None)
         # The network of `init` is not there yet.
         build_config(request) if init is None else None
-    assert any("more/other.tsv" in word for _, words in steps for word in words) == (arm != "scratch")
+    assert any("more/other.tsv" in word for _, words in steps for word in words) == (arm in ("contrastive", "codes"))
 
 
 def test_words_of_ones_own_win_and_no_key_is_given_twice(one: Study) -> None:

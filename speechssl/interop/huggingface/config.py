@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of wav2vec 2.0, from and to a `ModelConfig`."""
+"""Hugging Face's `config.json` of wav2vec 2.0 and its kin, from and to a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from speechssl.checkpoints.model_folder import build_config
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra, read_field, refuse_family
+from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra
+from speechssl.interop.huggingface.family import Family
 from speechssl.parsing import show
-
-ARCHITECTURES = {"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"}
 
 FIELDS: dict[str, tuple[str, Any]] = {
     "conv_channels": ("conv_dim", [512] * 7),
@@ -47,18 +46,34 @@ FIELDS: dict[str, tuple[str, Any]] = {
 }
 """Each of our keys that Hugging Face has a field for: the field and the default that a file without it means."""
 
-FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5}
-"""Fields that have one value here, which is their default there too."""
+WAV2VEC2 = Family(
+    model_type="wav2vec2",
+    prefix="wav2vec2.",
+    classes={"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"},
+    weights="huggingface",
+    network={
+        "front_end": "convolutions",
+        "block": "transformer",
+        "positions": "convolutional",
+        "final_norm": True,
+        "self_conditioning": 0,
+    },
+    fields=FIELDS,
+    fixed={"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5},
+)
 
 ADAPTERS = {"add_adapter": "convolutions after the transformer"}
 """Fields that put further layers into the network, and what they are."""
 
 
-def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tuple[ModelConfig, tuple[str, ...]]:
+def read_config(
+    stored: dict[str, Any], family: Family, kind: str, where: str, key: str
+) -> tuple[ModelConfig, tuple[str, ...]]:
     """Turn the fields of a `config.json` into our configuration.
 
     Args:
         stored: the file.
+        family: of the model.
         kind: `pretraining`, `ctc` or `backbone`. Only for `ctc` the masks are read: elsewhere they mean a later
             fine-tuning (the published base models say 0.05), and ours are those of pretraining.
 
@@ -66,9 +81,9 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
         The network, without what decides the audio (see `huggingface_processor`), and the fields left behind.
 
     Raises:
-        CheckpointError: another architecture, an adapter, or a value of the wrong type or outside its range.
+        CheckpointError: an adapter, or a value of the wrong type or outside its range.
     """
-    _check_architecture(stored, where, key)
+    _check_architecture(stored, family, where, key)
     # Their blocks have adapters only where they are pre-norm; null is none.
     width = stored.get("adapter_attn_dim")
     left_out = (f"adapter_attn_dim={show(width)} (post-norm blocks have none)",) if width else ()
@@ -76,8 +91,8 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
         left_out = ()
     else:
         stored = {**stored, "adapter_attn_dim": 0}
-    values = {ours: read_field(stored, field, default, where, key) for ours, (field, default) in FIELDS.items()}
-    base, exported = _read_base(stored, kind, key)
+    values = family.read(stored, where, key)
+    base, exported = _read_base(stored, family, kind, key)
     if stored.get("apply_spec_augment", True) is False:
         values |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
     if exported is None:
@@ -85,19 +100,25 @@ def read_config(stored: dict[str, Any], kind: str, where: str, key: str) -> tupl
     else:
         left = {name for name, value in values.items() if exported[name] == value}
     try:
-        config = _replace(base, {name: value for name, value in values.items() if name not in left})
+        kept = {name: value for name, value in values.items() if name not in left}
+        config = _replace(base, {**(family.network if exported is None else {}), **kept})
         if exported is None:
             scale = choose_gradient_scale(config.conv_norm)
-            config = replace(config, name=name_size(config), feature_gradient_scale=scale)
+            size = f"{config.num_layers}x{config.model_dim}"
+            name = name_size(config) if family is WAV2VEC2 else f"{family.model_type} {size}"
+            config = replace(config, name=name, feature_gradient_scale=scale)
     except ConfigError as error:
         raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
-    return config, (*_list_dropped(stored, kind, exported is None), *left_out)
+    return config, (*_list_dropped(stored, kind, exported is None), *family.list_dropped(stored, values), *left_out)
 
 
-def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | None, eos: int | None) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, family: Family, kind: str, vocab_size: int, bos: int | None, eos: int | None
+) -> dict[str, Any]:
     """Make the fields of a `config.json`.
 
     Args:
+        family: of which the network is one.
         kind: `pretraining`, `ctc` or `backbone`.
         vocab_size: outputs of the CTC head; Hugging Face's default without one.
         bos: index of `<s>`.
@@ -107,21 +128,24 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
         Plain values of exactly the types that `transformers` 5 checks. Floats are written as floats, since it
         refuses a folder whose `diversity_loss_weight` is 0.
     """
-    task, plain = ContrastiveConfig(), export_fields(config)
-    fields = {field: plain[ours] for ours, (field, _) in FIELDS.items() if ours != "adapter_dim" or config.adapter_dim}
-    masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
-    return {
-        "model_type": "wav2vec2",
-        "architectures": [ARCHITECTURES[kind]],
-        "dtype": "float32",
-        "torch_dtype": "float32",
-        **fields,
-        **FIXED,
+    task, fields = ContrastiveConfig(), family.write(export_fields(config, family))
+    if not config.adapter_dim:
+        fields.pop("adapter_attn_dim", None)
+    learnt = {
         "num_feat_extract_layers": len(config.conv_channels),
-        "apply_spec_augment": masked,
         "contrastive_logits_temperature": float(task.logit_temperature),
         "num_negatives": task.num_negatives,
         "diversity_loss_weight": float(task.diversity_weight),
+    }
+    masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
+    return {
+        "model_type": family.model_type,
+        "architectures": [family.classes[kind]],
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        **fields,
+        **(learnt if config.front_end == "convolutions" else {"feature_projection_input_dim": config.feature_dim}),
+        "apply_spec_augment": masked,
         "add_adapter": False,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
@@ -132,15 +156,15 @@ def write_config(config: ModelConfig, kind: str, vocab_size: int, bos: int | Non
     }
 
 
-def export_fields(config: ModelConfig) -> dict[str, Any]:
-    """Give the values of `FIELDS` as they are written, by our keys.
+def export_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """Give the values of a family's fields as they are written, by our keys.
 
     `mask_time_prob` is never 0, for with 0 `transformers` builds a model without the mask vector that the file has;
     `apply_spec_augment` says that nothing is masked.
     """
     sections = {"": asdict(config), "quantizer": asdict(config.quantizer), "mask": asdict(config.mask)}
-    values = {}
-    for ours, (_, default) in FIELDS.items():
+    values = {ours: sections[""][ours] for ours in family.choices}
+    for ours, (_, default) in family.fields.items():
         section, _, name = ours.rpartition(".")
         value = sections[section][name]
         values[ours] = float(value) if isinstance(default, float) else value
@@ -149,7 +173,9 @@ def export_fields(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig, dict[str, Any] | None]:
+def _read_base(
+    stored: dict[str, Any], family: Family, kind: str, key: str
+) -> tuple[ModelConfig, dict[str, Any] | None]:
     """Read the network that one of our exports holds beside Hugging Face's fields, and those fields as written.
 
     Where a field has changed since, someone changed it on purpose, and the field counts.
@@ -158,22 +184,20 @@ def _read_base(stored: dict[str, Any], kind: str, key: str) -> tuple[ModelConfig
     if not ours:
         return ModelConfig(), None
     base: ModelConfig = build_config(ModelConfig, ours["model"], key)
-    exported = export_fields(base)
+    exported = export_fields(base, family)
     if not (kind == "pretraining" or base.mask.prob > 0 or base.mask.channel_prob > 0):
         exported |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
     return base, exported
 
 
-def _check_architecture(stored: dict[str, Any], where: str, key: str) -> None:
-    if stored.get("model_type") != "wav2vec2":
-        refuse_family(stored.get("model_type"), where, key)
+def _check_architecture(stored: dict[str, Any], family: Family, where: str, key: str) -> None:
     for field, meaning in ADAPTERS.items():
         if stored.get(field):
             raise CheckpointError(
                 f"`{key}` must be a model without adapters, but {where} has {meaning} ({field}={show(stored[field])}), "
                 "which do not load yet"
             )
-    for field, value in FIXED.items():
+    for field, value in family.fixed.items():
         if stored.get(field, value) != value:
             raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {show(stored[field])}")
     layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", FIELDS["conv_channels"][1])

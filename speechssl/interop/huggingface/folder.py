@@ -1,4 +1,4 @@
-"""Hugging Face folders of wav2vec 2.0: the backbone, the pretraining model and CTC, in and out."""
+"""Hugging Face folders of wav2vec 2.0 and its kin: the backbone, the pretraining model and CTC, in and out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,40 @@ from torch import Tensor
 from speechssl.checkpoints.checks import join, read_json, restore_vocabulary
 from speechssl.checkpoints.model_folder import ModelCard
 from speechssl.config.model import ModelConfig
-from speechssl.errors import CheckpointError
+from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.files import read_tensors, write_json, write_tensors
-from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, find_kind, make_extra, read_extra
-from speechssl.interop.huggingface.config import ARCHITECTURES, read_config, write_config
+from speechssl.interop.foreign import (
+    DRAWN,
+    OURS,
+    Foreign,
+    draw_mask_vector,
+    find_kind,
+    make_extra,
+    read_extra,
+    refuse_family,
+)
+from speechssl.interop.huggingface.config import WAV2VEC2, read_config, write_config
+from speechssl.interop.huggingface.conformer import BERT, CONFORMER, clean_weights, dress_weights
+from speechssl.interop.huggingface.family import Family
 from speechssl.interop.huggingface.languages import take_language
-from speechssl.interop.huggingface.processor import export_tokens, read_audio, read_labels, write_processor
-from speechssl.interop.names import export_weights, respell, take_weights
+from speechssl.interop.huggingface.processor import (
+    export_tokens,
+    read_audio,
+    read_labels,
+    read_num_mels,
+    write_processor,
+)
+from speechssl.interop.names import WRAPPERS, export_weights, respell, take_weights
 from speechssl.model.speech_model import SpeechModel
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
 """What the name of the list of shards ends with, after that of the file that they stand for."""
 
+FAMILIES = (WAV2VEC2, CONFORMER, BERT)
+
 HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
-"""What stands beside the backbone and so has no prefix `wav2vec2.`."""
+"""What stands beside the backbone and so has no prefix such as `wav2vec2.`."""
 
 
 def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") -> Foreign:
@@ -46,21 +65,27 @@ def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") 
     """
     where = str(folder / CONFIG)
     stored = read_json(folder / CONFIG, key)
+    family = next((each for each in FAMILIES if each.model_type == stored.get("model_type")), None)
+    if family is None:
+        refuse_family(stored.get("model_type"), where, key)
     # Before the weights, so that another architecture is called that.
-    read_config(stored, "backbone", where, key)
-    source, head = _take_head_off(_read_files(folder, key), stored)
-    source = respell(source, "huggingface", str(folder), key)
+    read_config(stored, family, "backbone", where, key)
+    source, head = _take_head_off(_read_files(folder, key), stored, family)
+    if family is not WAV2VEC2:
+        source, unused = clean_weights(source, str(folder), key)
+        head = (*unused, *head)
+    source = respell(source, "huggingface", str(folder), key, (*WRAPPERS, family.prefix))
     if language:
         source = take_language(source, folder, language, key)
-    kind = _find_kind(source, stored)
-    config, dropped = read_config(stored, kind, where, key)
+    kind = _find_kind(source, stored, family)
+    config, dropped = read_config(stored, family, kind, where, key)
     ours = read_extra(stored, key)
     config = _set_audio(config, folder, bool(ours), key)
     notes: list[str] = []
     if kind != "pretraining" and "masked_spec_embed" not in source:
         source["masked_spec_embed"] = draw_mask_vector(config.model_dim)
         notes.append(DRAWN)
-    weights = take_weights(source, config, kind, "huggingface", str(folder), key)
+    weights = take_weights(source, config, kind, family.weights, str(folder), key)
     vocabulary = None
     if kind == "ctc":
         labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key, language)
@@ -88,24 +113,45 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
         folder: made if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kind = find_kind(model)
-    weights = {
-        name if kind == "backbone" or name.startswith(HEADS) else f"wav2vec2.{name}": value
-        for name, value in export_weights(model, "huggingface").items()
-    }
+    family = find_family(model.config)
+    kind = find_kind(model) if find_kind(model) in family.classes else "backbone"
+    weights = export_weights(model, family.weights)
+    if family is not WAV2VEC2:
+        weights = dress_weights(weights, model.config)
+    if kind == "backbone":
+        weights = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
+    else:
+        prefix = family.prefix
+        weights = {name if name.startswith(HEADS) else f"{prefix}{name}": value for name, value in weights.items()}
     write_tensors(folder / WEIGHTS, weights)
     tokens = export_tokens(model.vocabulary) if model.vocabulary else ()
     bos, eos = (tokens.index(token) if token in tokens else None for token in ("<s>", "</s>"))
-    fields = write_config(model.config, kind, len(tokens) or 32, bos, eos)
+    fields = write_config(model.config, family, kind, len(tokens) or 32, bos, eos)
     write_json(folder / CONFIG, {**fields, OURS: make_extra(model, update)})
     write_processor(folder, model.config, model.vocabulary)
 
 
-def _take_head_off(source: dict[str, Tensor], stored: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def find_family(config: ModelConfig) -> Family:
+    """Find the family that a network is one of, or is nearest to (`Family.find_misfit`)."""
+    if config.front_end == "kaldi_fbank":
+        return BERT
+    return CONFORMER if config.block == "conformer" and config.front_end == "convolutions" else WAV2VEC2
+
+
+def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
+    """List what a model has and the classes of its family have no place for."""
+    has_place = find_kind(model) in find_family(model.config).classes
+    return () if has_place else ("quantizer, target and context projection",)
+
+
+def _take_head_off(
+    source: dict[str, Tensor], stored: dict[str, Any], family: Family
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Leave behind a head that has no counterpart here, such as a classifier: all that is outside of the backbone."""
-    others = (name for name in _list_architectures(stored) if name not in ARCHITECTURES.values())
-    name = next((name for name in others if name.startswith("Wav2Vec2For")), None)
-    backbone = {weight: value for weight, value in source.items() if "wav2vec2." in weight}
+    others = (name for name in _list_architectures(stored) if name not in family.classes.values())
+    stem = family.classes["backbone"].removesuffix("Model")
+    name = next((name for name in others if name.startswith(f"{stem}For")), None)
+    backbone = {weight: value for weight, value in source.items() if family.prefix in weight}
     if name is None or not backbone:
         return source, ()
     parts = sorted({weight.partition(".")[0] for weight in source.keys() - backbone.keys()})
@@ -139,14 +185,14 @@ def _read_shards(index: Path, key: str) -> dict[str, Tensor]:
     return source
 
 
-def _find_kind(source: dict[str, Tensor], stored: dict[str, Any]) -> str:
+def _find_kind(source: dict[str, Tensor], stored: dict[str, Any], family: Family) -> str:
     """Find which heads there are: by the weights, or by `architectures` where no weight of a head is there."""
     if "lm_head.weight" in source:
         return "ctc"
     if "quantizer.codevectors" in source:
         return "pretraining"
     declared = _list_architectures(stored)
-    return next((kind for kind, name in ARCHITECTURES.items() if name in declared), "backbone")
+    return next((kind for kind, name in family.classes.items() if name in declared), "backbone")
 
 
 def _list_architectures(stored: dict[str, Any]) -> list[str]:
@@ -156,6 +202,11 @@ def _list_architectures(stored: dict[str, Any]) -> list[str]:
 
 def _set_audio(config: ModelConfig, folder: Path, is_ours: bool, key: str) -> ModelConfig:
     """Set how waveforms are prepared; one of our exports keeps its epsilon, for which Hugging Face has no field."""
+    if config.front_end == "kaldi_fbank":
+        try:
+            return replace(config, num_mels=read_num_mels(folder, key))
+        except ConfigError as error:
+            raise CheckpointError(f"`{key}` must be a network that can be built, but in {folder} {error}") from error
     normalize, epsilon = read_audio(folder, key)
     keeps = is_ours and config.normalize_waveform == normalize
     return replace(config, normalize_waveform=normalize, waveform_epsilon=config.waveform_epsilon if keeps else epsilon)

@@ -12,10 +12,13 @@ from speechssl.checkpoints.checks import read_json
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.files import write_json
-from speechssl.interop.foreign import make_vocabulary
+from speechssl.interop.foreign import make_vocabulary, read_field
 from speechssl.interop.huggingface.languages import choose_tokens
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
+
+BANDS = "SeamlessM4TFeatureExtractor"
+"""The feature extractor of w2v-BERT 2.0."""
 
 EPSILON = 1e-7
 """What Hugging Face's feature extractor adds to the variance."""
@@ -51,6 +54,39 @@ def read_audio(folder: Path, key: str) -> tuple[bool, float]:
     Raises:
         CheckpointError: no file says so, two files contradict each other, or the model wants another sample rate.
     """
+    found = _read_extractors(folder, "whether waveforms are normalised (do_normalize)", key)
+    choices = {name: values.get("do_normalize", True) for name, values in found.items()}
+    for name in found:
+        if not isinstance(choices[name], bool):
+            raise CheckpointError(
+                f"`{key}` must have true or false as do_normalize in {folder / name}, but has {show(choices[name])}"
+            )
+    if len(set(choices.values())) > 1:
+        said = " and ".join(f"{value} in {name}" for name, value in choices.items())
+        raise CheckpointError(f"`{key}` must say one thing about do_normalize, but {folder} says {said}")
+    return bool(next(iter(choices.values()))), EPSILON
+
+
+def read_num_mels(folder: Path, key: str) -> int:
+    """Read how many of Kaldi's bands a model takes; files and errors as `read_audio`."""
+    found = _read_extractors(folder, "how many bands there are (num_mel_bins)", key)
+    counts = set()
+    for name, values in found.items():
+        given = values.get("feature_extractor_type", BANDS)
+        if given != BANDS:
+            raise CheckpointError(f"`{key}` must have {BANDS} in {folder / name}, but has {show(given)}")
+        if values.get("stride", 2) != 2:
+            raise CheckpointError(
+                f"`{key}` must have pairs of bands (stride=2) in {folder / name}, but has {show(values['stride'])}"
+            )
+        counts.add(read_field(values, "num_mel_bins", 80, str(folder / name), key))
+    if len(counts) > 1:
+        raise CheckpointError(f"`{key}` must say one thing about num_mel_bins, but {folder} says {sorted(counts)}")
+    return int(counts.pop())
+
+
+def _read_extractors(folder: Path, what: str, key: str) -> dict[str, dict[str, Any]]:
+    """Read what each file of a folder says of the feature extractor."""
     found: dict[str, dict[str, Any]] = {}
     if (folder / PROCESSOR).is_file():
         inner = read_json(folder / PROCESSOR, key).get("feature_extractor")
@@ -58,23 +94,12 @@ def read_audio(folder: Path, key: str) -> tuple[bool, float]:
     if (folder / PREPROCESSOR).is_file():
         found[PREPROCESSOR] = read_json(folder / PREPROCESSOR, key)
     if not found:
-        raise CheckpointError(
-            f"`{key}` must say in {PREPROCESSOR} whether waveforms are normalised (do_normalize), but {folder} has no "
-            "such file"
-        )
-    choices = {name: values.get("do_normalize", True) for name, values in found.items()}
+        raise CheckpointError(f"`{key}` must say in {PREPROCESSOR} {what}, but {folder} has no such file")
     for name, values in found.items():
-        if not isinstance(choices[name], bool):
-            raise CheckpointError(
-                f"`{key}` must have true or false as do_normalize in {folder / name}, but has {show(choices[name])}"
-            )
         rate = values.get("sampling_rate", SAMPLE_RATE)
         if rate != SAMPLE_RATE:
             raise CheckpointError(f"`{key}` must take audio at {SAMPLE_RATE} Hz, but {folder / name} says {show(rate)}")
-    if len(set(choices.values())) > 1:
-        said = " and ".join(f"{value} in {name}" for name, value in choices.items())
-        raise CheckpointError(f"`{key}` must say one thing about do_normalize, but {folder} says {said}")
-    return bool(next(iter(choices.values()))), EPSILON
+    return found
 
 
 def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: str = "") -> Labels:
@@ -132,20 +157,20 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
     `return_attention_mask` is true for layer-norm models alone, since Hugging Face's group-norm models are meant to
     be run without a mask.
     """
-    extractor: dict[str, Any] = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": config.normalize_waveform,
-        "return_attention_mask": config.conv_norm == "layer",
-    }
+    has_bands = config.front_end == "kaldi_fbank"
+    processor = "Wav2Vec2BertProcessor" if has_bands else "Wav2Vec2Processor"
+    extractor: dict[str, Any] = {"sampling_rate": SAMPLE_RATE, "padding_value": 0.0, "padding_side": "right"}
+    if has_bands:
+        extractor |= {"feature_extractor_type": BANDS, "feature_size": config.num_mels, "num_mel_bins": config.num_mels}
+        extractor |= {"stride": 2, "return_attention_mask": True}
+    else:
+        extractor |= {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1}
+        extractor |= {"do_normalize": config.normalize_waveform, "return_attention_mask": config.conv_norm == "layer"}
     if vocabulary is None:
         write_json(folder / PREPROCESSOR, extractor)
         return
-    write_json(folder / PREPROCESSOR, {**extractor, "processor_class": "Wav2Vec2Processor"})
-    write_json(folder / PROCESSOR, {"processor_class": "Wav2Vec2Processor", "feature_extractor": extractor})
+    write_json(folder / PREPROCESSOR, {**extractor, "processor_class": processor})
+    write_json(folder / PROCESSOR, {"processor_class": processor, "feature_extractor": extractor})
     tokens = export_tokens(vocabulary)
     unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)
     bos, eos = (token if token in tokens else None for token in ("<s>", "</s>"))
@@ -155,7 +180,7 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
     write_json(folder / SPECIALS, {name: token for name, token in special.items() if token is not None})
     tokenizer = {
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
-        "processor_class": "Wav2Vec2Processor",
+        "processor_class": processor,
         **special,
         "word_delimiter_token": WORD_BOUNDARY,
         "replace_word_delimiter_char": " ",

@@ -7,7 +7,7 @@ fresh memory in every block. docs/speed.md has the figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,16 @@ def attend(
     value: Float[Tensor, "B H T d"],
     scope: Scope,
     dropout: float,
+    score: Callable[[slice], Float[Tensor, "B H T T"]] | None = None,
 ) -> Float[Tensor, "B H T d"]:
     """As the transformer's `attend`.
 
     torch's own draws its mask of dropout in float32, which takes most of its time, and multiplies bf16 no faster than
-    float32; without dropout and in float32 it is the fastest.
+    float32; without dropout and in float32 it is the fastest. What is added to scores gets a gradient from torch's own
+    alone.
     """
+    if score is not None:
+        return _attend_scored(query, key, value, scope, dropout, score)
     if isinstance(scope, Packing):
         rows = ((query[:, :, row], key[:, :, row], value[:, :, row]) for row in scope.slices)
         return torch.cat([attend(*row, None, dropout) for row in rows], 2)
@@ -48,6 +52,21 @@ def attend(
     bias = None if scope is None else _make_bias(scope, heads)
     out: Tensor = _Attention.apply(*flat, bias, kept)
     return out.view(query.shape)
+
+
+def _attend_scored(
+    query: Tensor, key: Tensor, value: Tensor, scope: Scope, dropout: float, score: Callable[[slice], Tensor]
+) -> Tensor:
+    """Attend with something added to the scores, one packed row after the other."""
+    rows = scope.slices if isinstance(scope, Packing) else [slice(0, query.shape[2])]
+    out = []
+    for row in rows:
+        bias = score(row).to(query.dtype)
+        if isinstance(scope, Tensor):
+            bias = bias.masked_fill(~scope, float("-inf"))
+        parts = (query[:, :, row], key[:, :, row], value[:, :, row])
+        out.append(F.scaled_dot_product_attention(*parts, attn_mask=bias, dropout_p=dropout))
+    return torch.cat(out, 2)
 
 
 def rotate(x: Float[Tensor, "B T H d"], rotation: Float[Tensor, "2 T half"]) -> Float[Tensor, "B T H d"]:

@@ -66,7 +66,7 @@ def _normalize(x: Tensor, norm: nn.Module | None) -> Tensor:
 
 def convolve_depthwise(x: Float[Tensor, "B T D"], conv: nn.Conv1d, scope: Scope) -> Float[Tensor, "B T D"]:
     """As the Conformer's `convolve_depthwise`; packed rows go through it at once, with zeros between them."""
-    reach = conv.kernel_size[0] // 2
+    reach = int(conv.padding[0])
     if not isinstance(scope, Packing):
         x = x if scope is None else torch.where(scope[:, 0, 0, :, None], x, 0.0)
         return _convolve_channels(x, conv, reach)
@@ -84,4 +84,4 @@ def _convolve_channels(x: Tensor, conv: nn.Conv1d, reach: int) -> Tensor:
     # exchanged: its stride, too, says which layout it is.
     image = x[:, :, None].permute(0, 3, 1, 2)
     out = F.conv2d(image, conv.weight[..., None], conv.bias, padding=(reach, 0), groups=conv.groups)
-    return out.permute(0, 2, 3, 1)[:, :, 0]
+    return out.permute(0, 2, 3, 1)[:, : x.shape[1], 0]

@@ -168,13 +168,16 @@ def test_our_own_format_keeps_it_and_others_have_no_place(config: ModelConfig, t
     sound = torch.randn(1, 9_000)
     assert torch.equal(load_model(str(tmp_path / "out")).logits(sound)[0], model.logits(sound)[0])
     plain = {"front_end": "convolutions", "frame_rate": 50}
-    for format, (key, value, only) in product(
-        ("huggingface", "fairseq", "torchaudio"),
-        (("block", "conformer", "transformer"), ("positions", "rotary", "convolutional")),
+    rotary, own = plain | {"block": "transformer"}, {"macaron": True, "block_bias": False, "block_norm": "batch"}
+    for format, given, sentence in (
+        *((name, rotary, r"`model\.positions` must be conv.*is rotary") for name in ("huggingface", "torchaudio")),
+        *((name, plain, r"`model\.block` must be transf.*is conformer") for name in ("fairseq", "torchaudio")),
+        ("huggingface", plain, r"`model\.macaron` must be true for huggingface, which has no other, but is false"),
+        ("huggingface", plain | own, r"`model\.positions` must be one of relative, rotary_input, none for .*is rotary"),
+        ("huggingface", {"frame_rate": 50}, r"`model\.front_end` must be convolutions for .*is log_mel"),
     ):
-        given = {"block": "transformer", "positions": "convolutional"} | {key: value}
-        other = SpeechModel(replace(config, **plain, **given))
-        with pytest.raises(CheckpointError, match=rf"`model\.{key}` must be {only} for {format}.*is {value}"):
+        other = SpeechModel(replace(config, **given))
+        with pytest.raises(CheckpointError, match=sentence):
             write_model(other, tmp_path / "other", format)
     assert not (tmp_path / "other").exists()
 
@@ -203,7 +206,9 @@ def test_mistakes_are_named(config: ModelConfig) -> None:
         ({"block_norm": "group"}, r"`model\.block_norm` must be one of layer, batch"),
         ({"block_kernel": 8}, r"`model\.block_kernel` must be odd, but is 8"),
         ({"norm_first": False}, r"`model\.norm_first` must be true where model\.block is conformer"),
-        ({"positions": "relative"}, r"`model\.positions` must be one of convolutional, rotary"),
+        ({"positions": "learnt"}, r"`model\.positions` must be one of convolutional, rotary, rotary_input, relative, "),
+        ({"position_left": -1}, r"`model\.position_left` must be a whole number between 0 and 65536, but is -1"),
+        ({"block_activation": "relu"}, r"`model\.block_activation` must be one of silu, gelu, but is 'relu'"),
         ({"num_heads": 32}, r"`model\.model_dim` must be an even multiple of model\.num_heads \(32\)"),
     ):
         with pytest.raises(ConfigError, match=sentence):
