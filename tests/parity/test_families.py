@@ -16,8 +16,9 @@ pytest.importorskip("torchaudio", reason="torchaudio is one of the peers")
 import torchaudio
 import transformers
 
-from speechssl.config.model import ModelConfig
+from speechssl.config.model import FAMILIES, ModelConfig
 from speechssl.interop.foreign import build_model, find_kind
+from speechssl.interop.huggingface import families
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model, write_model
 from speechssl.interop.torchaudio import make_arguments, write_torchaudio
@@ -171,6 +172,10 @@ def test_shards_and_half_precision(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], value.half().float()) for name, value in whole.items())
 
 
+BLOCK = {"block": "conformer", "norm_first": True, "macaron": True, "block_bias": False}
+BERT = {"front_end": "kaldi_fbank", "block_causal": True, "final_norm": False, "positions": "relative_key"}
+
+
 def test_the_class_is_that_which_fits_the_network(tmp_path: Path) -> None:
     """A name that a network has grown out of is not what it is written as."""
     rows: list[tuple[dict[str, object], str]] = [
@@ -181,7 +186,10 @@ def test_the_class_is_that_which_fits_the_network(tmp_path: Path) -> None:
         ({"position_norm": "batch"}, "HubertModel"),
         ({"position_norm": "layer", "position_depth": 2, "conv_norm": "layer"}, "Data2VecAudioModel"),
         ({"position_buckets": 8}, "WavLMModel"),
+        (BLOCK | {"block_norm": "batch", "positions": "relative"}, "Wav2Vec2ConformerModel"),
+        (BLOCK | BERT, "Wav2Vec2BertModel"),
     ]
+    assert tuple(family.model_type for family in families.FAMILIES) == FAMILIES
     for number, (changes, name) in enumerate(rows):
         config: ModelConfig = replace(make_config(), **changes)  # type: ignore[arg-type]
         write_huggingface(SpeechModel(config), folder := tmp_path / str(number))
