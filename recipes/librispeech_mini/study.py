@@ -166,21 +166,16 @@ def run_arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
     for name, words in steps:
         run_step(study.out, name, words)
     last = steps[-2][0]
-    result: dict[str, Any] = {
-        "arm": arm,
-        "labels": labels,
-        "seed": study.seed,
-        "date": time.strftime("%Y-%m-%d"),
-        "more": study.more,
-    }
-    result |= measure_cost(study.out, [name for name, _ in steps[:-1]]) | {"sets": {}}
+    result = {"arm": arm, "labels": labels, "seed": study.seed, "date": time.strftime("%Y-%m-%d"), "more": study.more}
+    result |= measure_cost(study.out, [name for name, _ in steps[:-1]])
     result["dimensions"] = measure_dimensions(study.out / steps[0][0], f"{study.manifests / 'dev'}.tsv")
-    for name in SETS:
+    sets: dict[str, dict[str, Any]] = {name: {} for name in SETS}
+    for name, rates in sets.items():
         keys = {"checkpoint": str(study.out / last), "data.test": f"{study.manifests / name}.tsv", "overwrite": True}
         for how, more in (("greedy", {}), ("lm", {"decoding": "beam", "decoding.lm": str(study.lm)})):
-            rates = speechssl.evaluate(**keys, **more, out=str(study.out / f"{how}-{name}-{last}"))
-            kept = {key: rates[key] for key in ("wer", "cer", "speakers")}
-            result["sets"].setdefault(name, {})[how] = kept
+            found = speechssl.evaluate(**keys, **more, out=str(study.out / f"{how}-{name}-{last}"))
+            rates[how] = {key: found[key] for key in ("wer", "cer", "speakers")}
+    result["sets"] = sets
     RESULTS.mkdir(exist_ok=True)
     write_in_one_step(RESULTS / f"{arm}-{labels}-{study.seed}.json", json.dumps(result, indent=1) + "\n")
     return result
