@@ -153,7 +153,8 @@ class BiasGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T H d"]) -> Float[Tensor, "B H T"]:
         """Gate by each head's part of what the attention gets."""
-        update, reset = self.linear(x).unflatten(-1, (2, 4)).sum(-1).sigmoid().transpose(1, 2).unbind(-1)
+        # Heads first: with them inside, an export for all lengths could not take the products apart again.
+        update, reset = self.linear(x.transpose(1, 2)).unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)
         gate: Tensor = update * (reset * self.scale[..., 0] - 1.0) + 2.0
         return gate
 
