@@ -1,7 +1,7 @@
 """The pictures of docs/healthy.md, from the metrics of real runs: `python docs/draw_curves.py <folder of runs>`.
 
-Needs matplotlib, which is no dependency of the package. The runs are named in docs/healthy.md. Without a folder it draws
-the picture of recipes/librispeech_mini, from the results there.
+Needs matplotlib, which is no dependency of the package. The runs are named in docs/healthy.md. Without a folder it
+draws the picture of recipes/librispeech_mini, from the results there.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from speechssl.inference.onnx_model import AnyModel
     from speechssl.model.speech_model import SpeechModel
 
     Audio = str | os.PathLike[str] | np.ndarray | Tensor | Sequence[str | os.PathLike[str] | np.ndarray | Tensor]
@@ -30,6 +31,7 @@ def load(
     device: str | torch.device = "cpu",
     trainable: bool = False,
     weights: str = "",
+    language: str = "",
 ) -> SpeechModel:
     """Load a model, with its head and vocabulary where it has them.
 
@@ -41,16 +43,17 @@ def load(
         trainable: keep gradients and training mode; otherwise evaluation mode without gradients.
         weights: `model`, or `ema` for the moving average of a run with `training.ema_decay`; empty: those that its
             training validated.
+        language: of a model with language adapters (MMS); empty: the one that it comes with.
 
     Raises:
-        CheckpointError: nothing is there, it does not load, or it has no average.
+        CheckpointError: nothing is there, it does not load, or it has no average or no such language.
         ConfigError: another value of `weights`, or a device that is not there.
     """
     from speechssl.devices import resolve_device
     from speechssl.interop.load import load_model
 
     where = resolve_device(device) if isinstance(device, str) else device
-    return load_model(os.fspath(checkpoint), device=where, trainable=trainable, weights=weights)
+    return load_model(os.fspath(checkpoint), where, trainable, weights=weights, language=language)
 
 
 def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "speechssl") -> None:
@@ -60,7 +63,7 @@ def save(model: SpeechModel, folder: str | os.PathLike[str], format: str = "spee
         model: to save.
         folder: the folder to write, made if it is missing; for `fairseq`, `torchaudio` and ONNX the file.
         format: `speechssl`, `huggingface`, `fairseq` or `torchaudio`; for serving `onnx` (the logits of a recogniser,
-            else features) or `onnx_features`, which are not read back.
+            else features) or `onnx_features`, which `transcribe` and `embed` take by their path.
 
     Raises:
         ConfigError: another format, or its packages are not installed.
@@ -211,23 +214,26 @@ def _run_on_paths(verb: str, audio: Any, keys: Mapping[str, Any]) -> dict[str, A
     return run_verb(verb, keys if audio is None else {"audio": audio, **keys})
 
 
-def _take_model(model: object) -> SpeechModel:
-    """Load a model that is given as a value of `checkpoint`.
+def _take_model(model: object) -> AnyModel:
+    """Load a model that is given as a value of `checkpoint`, an ONNX file too.
 
     Raises:
         CheckpointError: it does not load, or is no model of this package.
     """
+    import torch
+
+    from speechssl.interop.load import load_for_inference
     from speechssl.model.wav2vec2 import Wav2Vec2
 
     if isinstance(model, (str, os.PathLike)):
-        return load(model)
+        return load_for_inference(os.fspath(model), torch.device("cpu"))
     # A compiled model is of a class of torch's, and answers for the one inside.
     if not isinstance(getattr(model, "backbone", None), Wav2Vec2):
         raise CheckpointError(f"`model` must be from speechssl.load, or what it loads, but is a {type(model).__name__}")
     return cast("SpeechModel", model)
 
 
-def _resolve_keys(function: Callable[..., Any], model: SpeechModel, keys: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_keys(function: Callable[..., Any], model: AnyModel, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Check the keys that a function shares with its verb as the verb does, and choose what `precision=auto` means.
 
     Raises:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from speechssl.checkpoints.adapted import check_frozen, count_learned, keep_learned
 from speechssl.checkpoints.checks import (
     SHARED,
     check_header,
@@ -26,6 +27,7 @@ from speechssl.checkpoints.checks import (
     restore_vocabulary,
 )
 from speechssl.checkpoints.sharding import gather_whole, spread_like
+from speechssl.config.adaptation import Adaptation
 from speechssl.config.model import ModelConfig
 from speechssl.durable import save_tensors
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
@@ -55,6 +57,7 @@ TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", lambda value: type(value) is int),
     float: ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 1e300),
     str: ("text", lambda value: type(value) is str),
+    list[str]: ("a list of texts", lambda value: type(value) is list and {*map(type, value)} <= {str}),
     list[int]: ("a list of whole numbers", lambda value: type(value) is list and {*map(type, value)} <= {int}),
 }
 """What a value of each type of key is called, and how it is recognised: True is a number to Python."""
@@ -70,6 +73,7 @@ class ModelCard:
         vocabulary: of a recogniser.
         update: how far the training had come.
         validated: which of its weights the training validated, and so chose the best checkpoint by: `model` or `ema`.
+        adaptation: of a checkpoint that holds only what has learned beside the frozen weights of another.
     """
 
     kind: str
@@ -77,6 +81,7 @@ class ModelCard:
     vocabulary: Vocabulary | None
     update: int
     validated: str = "model"
+    adaptation: Adaptation | None = None
 
 
 def find_checkpoint(checkpoint: str, key: str = "checkpoint") -> Path:
@@ -125,7 +130,11 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
         problem = f"{path} has kind {show(kind)}, update {show(update)} and {len(stored['vocabulary'] or ())} symbols"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
     labels = restore_vocabulary(stored["vocabulary"], str(path), key) if kind == "ctc" else None
-    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, validated)
+    given = stored.get("adaptation")
+    adaptation = None if given is None else build_config(Adaptation, given, key)
+    if adaptation and kind != "ctc":
+        raise CheckpointError(f"`{key}` must be a recogniser where it is adapted, but {path} has kind {kind}")
+    return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, validated, adaptation)
 
 
 def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> Any:
@@ -179,7 +188,9 @@ def check_stored(card: ModelCard, folder: Path, key: str = "checkpoint", weights
         check_header(path)
         with safe_open(path, framework="pt") as file:
             count = sum(prod(file.get_slice(name).get_shape()) for name in set(file.keys()))
-    least = _count_products(card.model, card.kind) + len(card.vocabulary or ()) * card.model.model_dim
+    adaptation = card.adaptation
+    products = count_learned(card.model, adaptation) if adaptation else _count_products(card.model, card.kind)
+    least = products + len(card.vocabulary or ()) * card.model.model_dim
     if count < least:
         problem = f"{path} has {count:,} numbers, and {CONFIG} beside it describes {least:,} or more"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
@@ -206,7 +217,7 @@ def _find_weights(folder: Path, weights: str) -> Path:
 def load_weights(
     model: SpeechModel, folder: Path, key: str = "checkpoint", weights: str = "model", log: bool = True
 ) -> None:
-    """Load all weights of a model; none may be missing or left over, but for the parts of an objective.
+    """Load all weights that a model's checkpoint holds; none may be missing or left over but parts of an objective.
 
     Args:
         model: gets them.
@@ -216,18 +227,22 @@ def load_weights(
         log: say in one line which parts of an objective are left over.
 
     Raises:
-        CheckpointError: the file is damaged or does not fit, or there is no average.
+        CheckpointError: the file is damaged or does not fit, or there is no average; or the weights that the model was
+            adapted from are others than when the checkpoint was made.
     """
     path = _find_weights(folder, weights)
+    if model.adaptation is not None:
+        check_frozen(model, read_card(folder, key).adaptation, folder, key)
     with reading(path, key):
         stored = safetensors.torch.load_file(path)
-    own = model.state_dict()
+    own = keep_learned(model.state_dict(), model)
     aside = [name for name in stored if name.startswith(LEARNED) and name not in own]
     stored = {name: value for name, value in stored.items() if name not in aside}
     expected = {name: value for name, value in own.items() if not name.startswith(SHARED)}
     check_names(expected, stored, key, str(path))
     check_shapes(expected, stored, key, str(path))
-    model.load_state_dict(_expand(model, {name: spread_like(value, own[name]) for name, value in stored.items()}))
+    state = _expand(model, {name: spread_like(value, own[name]) for name, value in stored.items()})
+    model.load_state_dict(state, strict=model.adaptation is None)
     if aside and log:
         _logger.info("%s=%s: left out is what only its pretraining needs: %s", key, folder, join(sorted(aside)))
 
@@ -249,16 +264,17 @@ def save_model(model: SpeechModel, folder: str | Path, update: int = 0) -> None:
 
 
 def collect_weights(model: SpeechModel) -> dict[str, torch.Tensor]:
-    """Name each tensor of a model once: the backbone is shared with the pretraining part.
+    """Name each tensor that a model's checkpoint holds once: the backbone is shared with the pretraining part.
 
     Weights that are spread over processes are gathered: every one must call it, and rank 0 alone gets them.
     """
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith("pretraining.backbone.")}
-    return gather_whole(weights)
+    return gather_whole(keep_learned(weights, model))
 
 
 def describe_model(model: SpeechModel, update: int, validated: str = "model") -> dict[str, Any]:
     """Make the content of `config.json`: all that building the model again needs beside its weights."""
+    adaptation = model.adaptation
     return {
         "version": FORMAT_VERSION,
         "kind": "ctc" if model.head is not None else "pretraining" if model.pretraining is not None else "backbone",
@@ -266,6 +282,7 @@ def describe_model(model: SpeechModel, update: int, validated: str = "model") ->
         "model": asdict(model.config),
         "vocabulary": model.vocabulary.to_dict() if model.vocabulary else None,
         **({} if validated == "model" else {"validated": validated}),
+        **({} if adaptation is None else {"adaptation": asdict(adaptation)}),
     }
 
 
@@ -287,6 +304,8 @@ def build_untrained(model: SpeechModel, seed: int) -> SpeechModel:
 def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int | None = None) -> None:
     """Copy the backbone of `source` into `model` (fine-tuning, continued pretraining).
 
+    Adapters that `source` lacks keep what `model` has.
+
     Args:
         model: gets the weights.
         source: has them.
@@ -298,7 +317,9 @@ def load_backbone_into(model: SpeechModel, source: SpeechModel, num_blocks: int 
     """
     own, weights = model.backbone.state_dict(), source.backbone.state_dict()
     kept = list_after_block(model, num_blocks)
-    load_into(model.backbone, {**weights, **{name: own[name] for name in own if name.startswith(kept)}})
+    is_new = {name for name in own if ".adapter." in name and name not in weights}
+    own = {name: value for name, value in own.items() if name.startswith(kept) or name in is_new}
+    load_into(model.backbone, {**weights, **own})
 
 
 def load_into(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

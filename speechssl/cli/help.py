@@ -17,6 +17,7 @@ _SECTIONS = {
     "": "what goes in and out",
     "data": "data",
     "text": "labels",
+    "lora": "Differences of low rank (adapt=lora)",
     "model": "network",
     "objective": "what is learned",
     "training": "optimizer and schedule",

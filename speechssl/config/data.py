@@ -100,12 +100,12 @@ class BenchDataConfig(SelectionConfig):
 class TextConfig:
     """From transcripts to CTC labels."""
 
-    vocabulary: str = knob("fairseq", "`fairseq` (its 32 symbols) or `data` (the letters of data.train)")
-    case: str = knob("upper", "`upper`, `lower` or `keep`")
+    vocabulary: str = knob("fairseq", "`fairseq` (its 32 symbols), `data` (the letters of data.train) or `init` (the labels of a recogniser that is fine-tuned again, and their case)")
+    case: str = knob("upper", "`upper`, `lower` or `keep`; not for vocabulary=init")
     keep: str = knob("", "characters to add to the vocabulary, such as 0123456789")
     unknown: str = knob("refuse", "what to do with letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
 
     def __post_init__(self) -> None:
-        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data"))
+        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data", "init"))
         check_choice("text.case", self.case, ("upper", "lower", "keep"))
         check_choice("text.unknown", self.unknown, ("refuse", "drop"))

@@ -25,6 +25,9 @@ MEL_WINDOW_SAMPLES, MEL_HOP_SAMPLES = 400, 160
 FRAME_RATES = (25, 50)
 """Frames a second that a model may have."""
 
+FAMILIES = ("wav2vec2", "hubert", "unispeech", "unispeech-sat", "data2vec-audio", "wavlm", "wav2vec2-conformer", "wav2vec2-bert")
+"""Published families of networks, by the name that Hugging Face has for them."""
+
 MAX_LAYERS, MAX_CONVOLUTIONS, MAX_WIDTH = 256, 64, 65_536
 """Most transformer blocks and convolutions, and the most of any other size: far beyond every published network. A few
 bytes of a stranger's configuration would otherwise ask for a network without end (docs/security.md)."""
@@ -82,6 +85,7 @@ class ModelConfig:
     """Feature encoder, context network and quantizer; the defaults are BASE."""
 
     name: str = knob("base", "name of the preset in conf/model")
+    family: str = knob("wav2vec2", f"published family that the network is of: {', '.join(FAMILIES)}; it says what an export is called where several families have this network")
     front_end: str = knob("convolutions", "what turns waveforms into frames: `convolutions` of the waveform, `log_mel` bands with convolutions over them, or `kaldi_fbank`, pairs of Kaldi's log-mel bands side by side, where nothing is learnt", "", "kaldi_fbank: w2v-BERT 2.0, arXiv 2312.05187")
     frame_rate: int = knob(50, "frames a second: 50, or 25 (front_end=log_mel), which takes half the time of the blocks and less", "Hz")
     num_mels: int = knob(80, "mel bands of 25 ms every 10 ms (front_end=log_mel or kaldi_fbank)", "bands", "Whisper: n_mels, arXiv 2212.04356 §2.2")
@@ -92,7 +96,8 @@ class ModelConfig:
     conv_strides: list[int] = knob([5, 2, 2, 2, 2, 2, 2], "stride of each convolution; the product must be 320", "samples", "§4.2")
     conv_bias: bool = knob(False, "biases in the convolutions", "", "F: conv_bias")
     conv_norm: str = knob("group", "`group`: per-channel norm over time after the first layer; `layer`: over channels in all", "", "F: extractor_mode")
-    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over: `valid`, or `all`, padding included, as fairseq and Hugging Face do")
+    group_norm_frames: str = knob("valid", "frames that group norm takes its statistics over, and a positional convolution of several or with batch norm sees: `valid`, or `all`, padding included, as fairseq and Hugging Face do")
+    feature_norm: bool = knob(True, "layer norm of the features before they are projected", "", "Hugging Face: feat_proj_layer_norm")
     feature_gradient_scale: float = knob(0.1, "factor on the gradient that enters the feature encoder; 0 freezes it", "", "F: feature_grad_mult")
     normalize_waveform: bool = knob(False, "zero mean and unit variance for each utterance", "", "F: normalize")
     waveform_epsilon: float = knob(1e-5, "added to the variance that normalize_waveform divides by; Hugging Face has 1e-7", "", "F: layer_norm")
@@ -105,6 +110,7 @@ class ModelConfig:
     final_norm: bool = knob(True, "layer norm after the last block (norm_first=true; elsewhere it stands before the first)")
     macaron: bool = knob(False, "half of a feed-forward part before attention and half of one after the convolution, instead of one at the end (block=conformer)", "", "Conformer: arXiv 2005.08100 §2.4")
     block_kernel: int = knob(15, "kernel of the depth-wise convolution, odd (block=conformer)", "frames")
+    adapter_dim: int = knob(0, "width of the adapter after each block, a small network that learns where all else is frozen (adapt=adapters makes it 16 where there is none); 0: none", "", "MMS: arXiv 2305.13516; Hugging Face: adapter_attn_dim")
     block_norm: str = knob("layer", "norm after the depth-wise convolution: `layer`, or `batch` over the valid frames of a forward (block=conformer)", "", "Conformer: §2.2 has batch")
     block_causal: bool = knob(False, "the depth-wise convolution sees no later frame (block=conformer)")
     block_bias: bool = knob(True, "biases in the convolution module (block=conformer)")
@@ -114,6 +120,10 @@ class ModelConfig:
     position_groups: int = knob(16, "groups of the positional convolution (positions=convolutional)", "", "F: conv_pos_groups")
     position_left: int = knob(64, "largest distance to an earlier frame that has a place of its own (positions=relative_key)", "frames", "w2v-BERT 2.0")
     position_right: int = knob(8, "largest distance to a later frame that has a place of its own (positions=relative_key)", "frames", "w2v-BERT 2.0")
+    position_depth: int = knob(1, "positional convolutions, one after the other (positions=convolutional)", "", "F: pos_conv_depth; data2vec has 5")
+    position_norm: str = knob("weight", "norm of the positional convolution: `weight` norm, `batch` norm before it, or `layer` norm without weights after each of them (positions=convolutional)", "", "F: conv_pos_batch_norm, pos_conv_depth")
+    position_buckets: int = knob(0, "groups of distances between frames, for each of which attention learns a bias that each frame gates (WavLM); 0: no such bias", "", "WavLM: arXiv 2110.13900 §3.1, num_buckets 320")
+    position_max_distance: int = knob(800, "distance from which on all are one group (position_buckets)", "frames", "WavLM: max_distance")
     dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
     attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
     activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
@@ -143,11 +153,13 @@ class ModelConfig:
         for name in _CONVOLUTIONS:
             _check_convolutions(name, getattr(self, name))
         _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
+        _check_size("adapter_dim", self.adapter_dim, least=0)
         inside = 0 <= self.self_conditioning < self.num_layers
         check(inside, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
         groups = self.model_dim % self.position_groups == 0
         check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
+        check_choice("model.family", self.family, FAMILIES)
         check_choice("model.front_end", self.front_end, ("convolutions", "log_mel", "kaldi_fbank"))
         check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
         check_choice("model.conv_norm", self.conv_norm, ("group", "layer"))
@@ -160,6 +172,7 @@ class ModelConfig:
         check(all(kernel % 2 for kernel in self.mel_kernels), "model.mel_kernels", "odd", self.mel_kernels)
         self._check_frame_rate()
         self._check_block()
+        self._check_positions()
         for name in _PROBABILITIES:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
 
@@ -173,13 +186,24 @@ class ModelConfig:
         check_choice("model.block", self.block, ("transformer", "conformer"))
         check_choice("model.block_norm", self.block_norm, ("layer", "batch"))
         check_choice("model.block_activation", self.block_activation, ("silu", "gelu"))
-        check_choice("model.positions", self.positions, _POSITIONS)
         check(self.block_kernel % 2 == 1, "model.block_kernel", "odd", self.block_kernel)
         if self.block == "conformer":
             check(self.norm_first, "model.norm_first", "true where model.block is conformer", self.norm_first)
-        for name in ("position_left", "position_right"):
-            _check_size(name, getattr(self, name), least=0)
         check(self.final_norm or self.norm_first, "model.final_norm", "true where model.norm_first is false", self.final_norm)
+
+    def _check_positions(self) -> None:
+        check_choice("model.positions", self.positions, _POSITIONS)
+        check_choice("model.position_norm", self.position_norm, ("weight", "batch", "layer"))
+        for name in ("position_left", "position_right", "position_buckets"):
+            _check_size(name, getattr(self, name), least=0)
+        _check_size("position_depth", self.position_depth, most=MAX_CONVOLUTIONS)
+        one = self.position_depth == 1 or self.position_norm == "layer"
+        check(one, "model.position_depth", f"1 where model.position_norm is {self.position_norm}", self.position_depth)
+        check(self.position_buckets == 0 or self.position_buckets >= 4, "model.position_buckets", "0, or at least 4", self.position_buckets)
+        far = self.position_max_distance > self.position_buckets // 4
+        check(far, "model.position_max_distance", f"more than a quarter of model.position_buckets ({self.position_buckets})", self.position_max_distance)
+        if self.positions not in ("convolutional", "none"):
+            check(self.position_buckets == 0, "model.position_buckets", f"0 where model.positions is {self.positions}", self.position_buckets)
         if self.positions in ("rotary", "rotary_input"):
             check(self.head_dim % 2 == 0, "model.model_dim", f"an even multiple of model.num_heads ({self.num_heads}) where model.positions is {self.positions}", self.model_dim)
         if self.positions == "relative":
@@ -266,7 +290,7 @@ class ModelConfig:
     @property
     def num_block_weights(self) -> int:
         """Count the weights of a block's products."""
-        dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * self.ffn_dim
+        dim, count = self.model_dim, 4 * self.model_dim**2 + 2 * self.model_dim * (self.ffn_dim + self.adapter_dim)
         if self.block == "conformer":
             count += dim * (3 * dim + self.block_kernel) + 2 * dim * self.ffn_dim * self.macaron
         if self.positions == "relative_key":
@@ -275,19 +299,31 @@ class ModelConfig:
 
     @property
     def num_position_weights(self) -> int:
-        """Count the weights of the positional convolution; 0 where there is none."""
-        is_there = self.positions == "convolutional"
-        return is_there * self.model_dim**2 // self.position_groups * self.position_kernel
+        """Count the weights of the positional convolutions; 0 where there is none."""
+        count = self.position_depth * (self.positions == "convolutional")
+        return count * self.model_dim**2 // self.position_groups * self.position_kernel
 
     @property
     def has_batch_norm(self) -> bool:
         """Whether a norm learns statistics while it trains, so that what else is in a forward matters."""
-        return self.block == "conformer" and self.block_norm == "batch"
+        is_block = self.block == "conformer" and self.block_norm == "batch"
+        return is_block or self.has_position_batch_norm
+
+    @property
+    def has_position_batch_norm(self) -> bool:
+        """Whether there is a batch norm before the positional convolution."""
+        return self.positions == "convolutional" and self.position_norm == "batch"
 
     @property
     def has_group_norm(self) -> bool:
-        """Whether the front-end has a group norm over time, so that `group_norm_frames` means something."""
+        """Whether the front-end has a group norm over time."""
         return self.front_end == "convolutions" and self.conv_norm == "group"
+
+    @property
+    def can_see_padding(self) -> bool:
+        """Whether something before the blocks would see padding, so that `group_norm_frames` means something."""
+        is_deep = self.positions == "convolutional" and self.position_depth > 1
+        return self.has_group_norm or is_deep or self.has_position_batch_norm
 
 
 def count_windows(num_samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
@@ -312,7 +348,7 @@ def _check_convolutions(name: str, values: list[int]) -> None:
 
 
 _POSITIONS = ("convolutional", "rotary", "rotary_input", "relative", "relative_key", "none")
-_SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "target_dim")
+_SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "position_max_distance", "target_dim")
 _CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
 

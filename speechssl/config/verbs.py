@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from speechssl.config.adaptation import ADAPTER_DIM, WEIGHTS, LoRAConfig
 from speechssl.config.data import (
     BenchDataConfig,
     FinetuneDataConfig,
@@ -37,10 +38,6 @@ class CommonConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
-_WEIGHTS = ("", "model", "ema")
-"""Which weights of a checkpoint `weights` may name; empty: those that its training validated."""
-
-
 def _check_patience(training: TrainingConfig, valid: list[str]) -> None:
     check(not training.patience or bool(valid), "training.patience", "0 without data.valid", training.patience)
 
@@ -60,7 +57,7 @@ class PretrainConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
-        check_choice("weights", self.weights, _WEIGHTS)
+        check_choice("weights", self.weights, WEIGHTS)
 
         _check_patience(self.training, self.data.valid)
         # Keys of fine-tuning that stand in sections which both verbs have: none is dropped silently.
@@ -80,8 +77,11 @@ class FinetuneConfig(CommonConfig):
     """Keys of `speechssl finetune`."""
 
     out: str = knob(MISSING, "run folder to write")
-    init: str = knob("", "pretrained model, or recogniser, whose CTC head is kept if its labels are the same (anything `checkpoint` takes); empty: train `model` from scratch")
+    init: str = knob("", "pretrained model, or recogniser, whose CTC head goes on with the labels that it has (anything `checkpoint` takes); empty: train `model` from scratch")
     weights: str = knob("", "which weights of `init`: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
+    language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
+    adapt: str = knob("all", "what learns: `all` weights; `lora`, low-rank differences in attention; or `adapters` after the blocks (model.adapter_dim); of the last two a checkpoint holds only these and the head, and needs `init` to be where it was")
+    lora: LoRAConfig = knob(LoRAConfig, "the differences of adapt=lora")
     reset_layers: int = knob(0, "number of last transformer blocks to re-initialise instead of loading them from `init`", "blocks", "Pasad et al., arXiv 2107.04734 §5")
     freeze_layers: int = knob(-1, "number of first transformer blocks that stay as pretrained, and the front end with them, until training.unfreeze_share; -1: none, not even the front end; without `init` nothing is frozen", "blocks")
     intermediate_weight: float = knob(0.0, "weight of the CTC loss of a block inside the network, against 1 minus it for the output; 0: none", "", "arXiv 2102.03216: 0.3")
@@ -96,13 +96,27 @@ class FinetuneConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         CommonConfig.__post_init__(self)
-        check_choice("weights", self.weights, _WEIGHTS)
+        check_choice("weights", self.weights, WEIGHTS)
         check(self.reset_layers == 0 or bool(self.init), "reset_layers", "0 without `init`, since all blocks are new then", self.reset_layers)
         check_choice("best_by", self.best_by, ("wer", "cer", "loss"))
+        self._check_adaptation()
         is_frozen = self.freeze_layers >= 0 or self.training.unfreeze_share == 1
         check(is_frozen, "training.unfreeze_share", "1 without freeze_layers", self.training.unfreeze_share)
         _check_patience(self.training, self.data.valid)
         self._check_losses()
+
+    def _check_adaptation(self) -> None:
+        check_choice("adapt", self.adapt, ("all", "lora", "adapters"))
+        must = "lora where keys of lora are given"
+        check(self.adapt == "lora" or self.lora == LoRAConfig(), "adapt", must, self.adapt)
+        for name, value in (("language", self.language), ("text.vocabulary", self.text.vocabulary)):
+            check(bool(self.init) or value in ("", "fairseq", "data"), name, "left out without `init`", value)
+        if self.adapt == "all":
+            return
+        check(bool(self.init), "adapt", "all without `init`, since nothing is there to be adapted", self.adapt)
+        check(self.reset_layers == 0, "reset_layers", "0 unless adapt is all, since new blocks must learn", self.reset_layers)
+        if self.adapt == "adapters" and self.model.is_chosen and not self.model.adapter_dim:
+            self.model = replace(self.model, adapter_dim=ADAPTER_DIM)
 
     def _check_losses(self) -> None:
         model = self.model
@@ -155,6 +169,7 @@ class InferenceConfig(CommonConfig):
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
     weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
+    language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
     batch_s: float = knob(60.0, "most audio in one forward pass: changes memory use, never the result", "s")
     window_s: float = knob(30.0, "files up to this long are taken in one pass, longer ones in overlapping windows of a fixed plan", "s")
@@ -258,12 +273,19 @@ class ConvertConfig:
 
     checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
     weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
+    language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
     to: str = knob("huggingface", "`speechssl`, `huggingface`, `fairseq`, `torchaudio`; for serving `onnx` (logits of a recogniser, else features) or `onnx_features`")
+    quantize: str = knob("", "`int8`: weights of the products in 8 bits (dynamic quantisation; to=onnx or onnx_features); empty: all in float32")
     out: str = knob("", "folder to write, or file for fairseq, torchaudio and onnx; empty: runs/convert-<date>-<time>")
+    push: str = knob("", "repository of the Hugging Face Hub to upload the folder to, `owner/model`, made private where there is none (to=huggingface); empty: none")
     overwrite: bool = knob(False, "replace a finished result")
 
     def __post_init__(self) -> None:
         check_choice("to", self.to, ("speechssl", "huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"))
+        check_choice("quantize", self.quantize, ("", "int8"))
+        check(not self.quantize or self.to.startswith("onnx"), "quantize", "empty unless `to` is onnx or onnx_features", self.quantize)
+        check(not self.push or self.to == "huggingface", "push", "empty unless `to` is huggingface", self.push)
+        check(self.push.count("/") == 1 * bool(self.push), "push", "of the form owner/model", self.push)
 
 
 @dataclass(kw_only=True)

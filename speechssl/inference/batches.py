@@ -16,14 +16,15 @@ from torch import Tensor
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.sampler import round_up
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.inference.windows import plan_windows
-from speechssl.model.speech_model import SpeechModel, as_evaluating
+from speechssl.model.speech_model import as_evaluating
 from speechssl.progress import track
 
 R = TypeVar("R")
 
-Forward = Callable[[SpeechModel, Tensor, Tensor | None], tuple[list[Tensor], Tensor]]
+Forward = Callable[[AnyModel, Tensor, Tensor | None], tuple[list[Tensor], Tensor]]
 """Model, waveforms (B, N) and valid samples (B,) → tensors (B, T, …) and valid frames (B,)."""
 
 Reduce = Callable[[Iterator[list[Tensor]]], R]
@@ -38,7 +39,7 @@ _READ_AHEAD = 2
 
 
 def run_model(
-    model: SpeechModel,
+    model: AnyModel,
     source: Source,
     forward: Forward,
     reduce: Reduce[R],
@@ -87,7 +88,7 @@ def run_model(
 
 
 @torch.inference_mode()
-def _run_batch(model: SpeechModel, waveforms: Sequence[FloatArray], forward: Forward, reduce: Reduce[R]) -> list[R]:
+def _run_batch(model: AnyModel, waveforms: Sequence[FloatArray], forward: Forward, reduce: Reduce[R]) -> list[R]:
     tensors, num_frames = forward(model, *stack_waveforms(model, waveforms))
     counts = enumerate(num_frames.tolist())
     return [reduce(iter([[tensor[row, :count] for tensor in tensors]])) for row, count in counts]
@@ -95,7 +96,7 @@ def _run_batch(model: SpeechModel, waveforms: Sequence[FloatArray], forward: For
 
 @torch.inference_mode()
 def _run_windows(
-    model: SpeechModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
+    model: AnyModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
 ) -> R:
     """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
     windows = plan_windows(len(waveform), window, model.config.receptive_field, model.config.hop_samples)
@@ -138,12 +139,12 @@ def plan_batches(indices: IntArray, lengths: IntArray, batch_samples: int, equal
     return batches
 
 
-def needs_equal_lengths(model: SpeechModel) -> bool:
-    """Say whether padding would change a row: group norm over all frames, as the published models have it."""
-    return model.config.has_group_norm and model.config.group_norm_frames == "all"
+def needs_equal_lengths(model: AnyModel) -> bool:
+    """Say whether padding would change a row: group norm and its kin over all frames, as in the published models."""
+    return model.config.can_see_padding and model.config.group_norm_frames == "all"
 
 
-def stack_waveforms(model: SpeechModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:
+def stack_waveforms(model: AnyModel, waveforms: Sequence[FloatArray]) -> tuple[Tensor, Tensor | None]:
     """Pad waveforms to one length and stack them, on the model's device.
 
     Returns:

@@ -18,8 +18,9 @@ from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Utterance
 from speechssl.errors import ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import Audio, FloatArray, Source, find_source
-from speechssl.model.speech_model import Frames, SpeechModel
+from speechssl.model.speech_model import Frames
 from speechssl.parsing import parsing, read_json
 
 POOLINGS = ("mean", "max", "statistics", "frames")
@@ -38,12 +39,12 @@ class LayerChoice:
     pick: Callable[[Frames], list[Tensor]]
 
 
-def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
+def choose_layers(layer: Any, num_layers: int | None) -> LayerChoice:
     """Understand a value of the key `layer`.
 
     Args:
         layer: 0 to L, a list of these, `all`, `mean`, `last`, or a probe's folder (its learned mix), as text or path.
-        num_layers: transformer blocks L of the model.
+        num_layers: transformer blocks L of the model; None where it gives its output alone.
 
     Raises:
         ConfigError: it is none of these, or out of range.
@@ -52,6 +53,8 @@ def choose_layers(layer: Any, num_layers: int) -> LayerChoice:
     layer = layer.tolist() if isinstance(layer, (np.ndarray, np.generic, Tensor)) else layer
     if isinstance(layer, str) and layer == "last":
         return LayerChoice(("last",), lambda frames: [frames.last])
+    if num_layers is None:
+        raise ConfigError(f"`layer` must be last for an ONNX file, which has no layers, but is {layer!r}")
     if isinstance(layer, str) and layer == "mean":
         return LayerChoice(("mean",), lambda frames: [torch.stack(frames.layers).mean(0)])
     if isinstance(layer, str) and (Path(layer) / "result.json").is_file():
@@ -137,7 +140,7 @@ class Embedder:
         precision: `float32` or `bf16`.
     """
 
-    model: SpeechModel
+    model: AnyModel
     choice: LayerChoice
     pooling: str = "mean"
     batch_s: float = 60.0
@@ -163,9 +166,7 @@ class Embedder:
             batch_s=self.batch_s, window_s=self.window_s, chunk_batches=chunk, description=description,
         )  # fmt: skip
 
-    def _forward(
-        self, model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def _forward(self, model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             frames: Frames = model(waveforms, num_samples)
         return self.choice.pick(frames), frames.num_frames
@@ -217,7 +218,7 @@ def iterate_tables(embedder: Embedder, source: Source) -> Iterator[pa.Table]:
 
 
 def embed(
-    model: SpeechModel,
+    model: AnyModel,
     audio: Audio,
     *,
     layer: Any = "last",

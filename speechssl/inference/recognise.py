@@ -19,8 +19,8 @@ from speechssl.data.manifest import Manifest
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.beam import Decode, build_decoder
+from speechssl.inference.onnx_model import AnyModel, OnnxModel
 from speechssl.inference.source import Audio, Source, find_source
-from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import BLANK, Vocabulary
 
 R = TypeVar("R")
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     confidence: float
 
 
-def require_recogniser(model: SpeechModel, name: str = "this model") -> Vocabulary:
+def require_recogniser(model: AnyModel, name: str = "this model") -> Vocabulary:
     """Return the vocabulary of a model's CTC head.
 
     Args:
@@ -45,13 +45,14 @@ def require_recogniser(model: SpeechModel, name: str = "this model") -> Vocabula
     Raises:
         CheckpointError: the model has no CTC head.
     """
-    if model.head is None or model.vocabulary is None:
-        raise CheckpointError(f"`checkpoint` must be a recogniser, but {name} has no CTC head: finetune it first")
+    if model.vocabulary is None:
+        remedy = "convert to=onnx writes one of a recogniser" if isinstance(model, OnnxModel) else "finetune it first"
+        raise CheckpointError(f"`checkpoint` must be a recogniser, but {name} has no CTC head: {remedy}")
     return model.vocabulary
 
 
 def transcribe(
-    model: SpeechModel,
+    model: AnyModel,
     audio: Audio,
     *,
     sample_rate: int | None = None,
@@ -89,7 +90,7 @@ def transcribe(
 
 
 def recognise(
-    model: SpeechModel,
+    model: AnyModel,
     manifest: Manifest,
     batch_s: float = 60.0,
     window_s: float = 30.0,
@@ -103,7 +104,7 @@ def recognise(
 
 
 def iterate_texts(
-    model: SpeechModel,
+    model: AnyModel,
     source: Source,
     batch_s: float = 60.0,
     window_s: float = 30.0,
@@ -140,7 +141,7 @@ def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s:
 
 
 def iterate_readings(
-    model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
+    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
 ) -> Iterator[tuple[int, Reading]]:
     """Recognise utterances as `iterate_texts`, and say how sure each text is."""
     vocabulary = require_recogniser(model)
@@ -183,7 +184,7 @@ def _decode_one(decode: Decode, logits: Tensor) -> str:
 
 
 def _iterate(
-    model: SpeechModel,
+    model: AnyModel,
     source: Source,
     batch_s: float,
     window_s: float,
@@ -197,7 +198,7 @@ def _iterate(
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s", len(short), names)
 
-    def forward(model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    def forward(model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits, num_frames = model.logits(waveforms, num_samples)
         return [logits.float().cpu()], num_frames

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from speechssl.checkpoints.checks import check_labels, check_names, check_shapes, join, restore_vocabulary
 from speechssl.checkpoints.model_folder import MAX_UPDATE, TYPES, ModelCard
-from speechssl.config.model import ModelConfig
+from speechssl.config.model import FAMILIES, ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.names import list_weights
 from speechssl.model.speech_model import SpeechModel
@@ -32,17 +32,8 @@ SIZES = {
 }
 """Blocks, width, `conv_norm` and `norm_first` of the presets that published models have."""
 
-FAMILIES = {
-    "hubert": "HuBERT",
-    "hubert_ctc": "HuBERT",
-    "wavlm": "WavLM",
-    "data2vec-audio": "data2vec",
-    "data2vec_audio": "data2vec",
+UNREAD = {
     "data2vec_multi": "data2vec 2.0",
-    "unispeech": "UniSpeech",
-    "unispeech-sat": "UniSpeech-SAT",
-    "wav2vec2-conformer": "wav2vec 2.0 Conformer",
-    "wav2vec2-bert": "w2v-BERT 2.0",
     "wav2vec": "wav2vec (the first)",
     "wav2vec_seq2seq": "wav2vec 2.0 with a decoder",
     "sew": "SEW",
@@ -51,7 +42,7 @@ FAMILIES = {
     "whisper": "Whisper",
     "speech-encoder-decoder": "a speech encoder with a text decoder",
 }
-"""Models that are not wav2vec 2.0, by Hugging Face's `model_type` and fairseq's `_name` or `arch`."""
+"""Families that do not load, by Hugging Face's `model_type` and fairseq's `_name` or `arch`."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,8 @@ def describe(foreign: Foreign) -> str:
     if config.block == "conformer":
         front = "Kaldi's bands" if config.front_end == "kaldi_fbank" else f"{config.conv_norm} norm"
         norm = f"{front}, Conformer blocks, positions {config.positions}"
-    parts = [f"{foreign.family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
+    family = "" if config.family == FAMILIES[0] else f" {config.family}"
+    parts = [f"{foreign.family}{family} {card.kind}", f"{config.name} ({count:,} parameters, {norm})"]
     parts += [f"{len(card.vocabulary)} symbols"] if card.vocabulary else []
     parts += [f"waveforms normalised, epsilon {config.waveform_epsilon:g}"] if config.normalize_waveform else []
     parts += [f"left behind: {join(foreign.dropped, 16)}"] if foreign.dropped else []
@@ -131,7 +123,8 @@ def wrap(model: SpeechModel, family: str = "speechssl", update: int = 0) -> Fore
 def name_size(config: ModelConfig) -> str:
     """Name the preset of `conf/model` that has this network's shape; without one it is `blocks x width`."""
     shape = (config.num_layers, config.model_dim, config.conv_norm, config.norm_first)
-    return SIZES.get(shape, f"{config.num_layers}x{config.model_dim}")
+    size = f"{config.num_layers}x{config.model_dim}"
+    return SIZES.get(shape, size) if config.block == "transformer" else size
 
 
 def read_extra(stored: dict[str, Any], key: str) -> dict[str, Any]:
@@ -225,7 +218,7 @@ def draw_mask_vector(dim: int) -> Tensor:
 
 
 def refuse_family(name: object, where: str, key: str) -> NoReturn:
-    """Say that a model is not wav2vec 2.0.
+    """Say that a model is of no family that loads.
 
     Args:
         name: what its file calls it.
@@ -234,6 +227,6 @@ def refuse_family(name: object, where: str, key: str) -> NoReturn:
     Raises:
         CheckpointError: always; it names the family.
     """
-    family = FAMILIES.get(name) if isinstance(name, str) else None
+    family = UNREAD.get(name) if isinstance(name, str) else None
     problem = f"describes {family}, which does not load yet" if family else f"has the model type {show(name)}"
-    raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {where} {problem}")
+    raise CheckpointError(f"`{key}` must be of a family that loads ({', '.join(FAMILIES)}), but {where} {problem}")

@@ -34,14 +34,35 @@ NAMES = (
     ("backbone.mask_embedding", "masked_spec_embed", "mask_emb"),
     (f"{_POSITION}{_NORM}0", f"encoder.pos_conv_embed.conv.{_NORM}0", "encoder.pos_conv.0.weight_g"),
     (f"{_POSITION}{_NORM}1", f"encoder.pos_conv_embed.conv.{_NORM}1", "encoder.pos_conv.0.weight_v"),
+    (f"{_POSITION}weight", "encoder.pos_conv_embed.conv.weight", "encoder.pos_conv.0.weight"),
     (f"{_POSITION}bias", "encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+    ("backbone.transformer.position.norm.", "encoder.pos_conv_embed.batch_norm.", "encoder.pos_conv.norm."),
+    ("backbone.transformer.position.convs.#.", "encoder.pos_conv_embed.layers.#.conv.", "encoder.pos_conv.#.0."),
+    (
+        "backbone.transformer.relative_bias.",
+        "encoder.layers.0.attention.rel_attn_embed.",
+        "encoder.layers.0.self_attn.relative_attention_bias.",
+    ),
     ("backbone.transformer.norm.", "encoder.layer_norm.", "encoder.layer_norm."),
     (f"{_BLOCK}attention.query.", "encoder.layers.#.attention.q_proj.", "encoder.layers.#.self_attn.q_proj."),
     (f"{_BLOCK}attention.key.", "encoder.layers.#.attention.k_proj.", "encoder.layers.#.self_attn.k_proj."),
     (f"{_BLOCK}attention.value.", "encoder.layers.#.attention.v_proj.", "encoder.layers.#.self_attn.v_proj."),
     (f"{_BLOCK}attention.out.", "encoder.layers.#.attention.out_proj.", "encoder.layers.#.self_attn.out_proj."),
+    (
+        f"{_BLOCK}attention.gate.linear.",
+        "encoder.layers.#.attention.gru_rel_pos_linear.",
+        "encoder.layers.#.self_attn.grep_linear.",
+    ),
+    (
+        f"{_BLOCK}attention.gate.scale",
+        "encoder.layers.#.attention.gru_rel_pos_const",
+        "encoder.layers.#.self_attn.grep_a",
+    ),
     (f"{_BLOCK}attention_norm.", "encoder.layers.#.layer_norm.", "encoder.layers.#.self_attn_layer_norm."),
     (f"{_BLOCK}ffn_norm.", "encoder.layers.#.final_layer_norm.", "encoder.layers.#.final_layer_norm."),
+    (f"{_BLOCK}adapter.norm.", "encoder.layers.#.adapter_layer.norm.", ""),
+    (f"{_BLOCK}adapter.down.", "encoder.layers.#.adapter_layer.linear_1.", ""),
+    (f"{_BLOCK}adapter.up.", "encoder.layers.#.adapter_layer.linear_2.", ""),
     (f"{_BLOCK}inner.", "encoder.layers.#.feed_forward.intermediate_dense.", "encoder.layers.#.fc1."),
     (f"{_BLOCK}outer.", "encoder.layers.#.feed_forward.output_dense.", "encoder.layers.#.fc2."),
     ("pretraining.quantizer.logits.", "quantizer.weight_proj.", "quantizer.weight_proj."),
@@ -51,7 +72,7 @@ NAMES = (
     ("head.linear.", "lm_head.", "proj."),
 )
 """How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
-the network's; # is the number of a layer."""
+the network's; # is the number of a layer. fairseq's adapters are none of ours (see `_check_fits`)."""
 
 _CONFORMER = "encoder.layers.#."
 CONFORMER = (
@@ -91,6 +112,9 @@ TORCHAUDIO = {
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "wav2vec2.")
 """What wrappers put before a name: DDP, compile, FSDP, Lightning (and torchaudio), models with a head."""
+
+COUNT = ".num_batches_tracked"
+"""What the count of torch's batch norm ends with; ours keeps none."""
 
 POSITIONS = {
     "huggingface": "encoder.pos_conv_embed.conv.",
@@ -166,13 +190,22 @@ def respell(
     spellings["mask_time_emb_vector"] = "masked_spec_embed"
     stripped: dict[str, Tensor] = {}
     for name, value in weights.items():
+        # How many batches batch norm has seen: nothing looks at it where its averages have a momentum.
+        if name.endswith(COUNT):
+            continue
         short = name
         while prefix := next((wrapper for wrapper in wrappers if short.startswith(wrapper)), ""):
             short = short.removeprefix(prefix)
         if short in stripped:
             raise CheckpointError(f"`{key}` must have each weight once, but has {join([short])} under two prefixes")
         stripped[short] = value
-    if f"{position}weight" in stripped:
+    if "encoder.pos_conv.0.running_mean" in stripped:
+        # The batch norm is the first of fairseq's sequence, and the convolution the second.
+        moves = (("encoder.pos_conv.0.", "encoder.pos_conv.norm."), ("encoder.pos_conv.1.", "encoder.pos_conv.0."))
+        for old, new in moves:
+            stripped = {re.sub(f"^{re.escape(old)}", new, name): value for name, value in stripped.items()}
+    has_batch_norm = any(name.startswith("encoder.pos_conv") and name.endswith("running_mean") for name in stripped)
+    if f"{position}weight" in stripped and not has_batch_norm:
         raise CheckpointError(
             f"`{key}` must hold the positional convolution as two parts (weight_g and weight_v), but {where} has it "
             f"fused as {position}weight"
@@ -209,6 +242,8 @@ def export_weights(model: SpeechModel, family: str) -> dict[str, Tensor]:
     weights = {}
     for name, value in list_weights(model).items():
         theirs = rename(name, family)
+        if theirs is not None and theirs.endswith(".running_var"):
+            weights[theirs.replace(".running_var", COUNT)] = torch.zeros((), dtype=torch.int64)
         if theirs is not None:
             weights[theirs] = value.reshape(1, -1, value.shape[-1]) if name == CODEBOOK else value
     if has_identity(model.config, family):

@@ -1,7 +1,7 @@
-"""Export for serving: a model as one graph of tensors, with dynamic batch and time (docs/interop.md).
+"""Export for serving: a model as one graph of tensors, with dynamic batch and time (docs/serving.md).
 
-`export_program` gives torch's own form of it, `write_onnx` an .onnx file that stands alone: waveform normalisation and
-group norm over valid frames are inside the graph, and the file says what decides the audio that enters.
+`export_program` gives torch's own form of it, `write_onnx` an .onnx file that stands alone: the whole front-end is
+inside the graph, and the file says what decides the audio that enters. `interop/onnx_file.py` opens such files.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ OUTPUTS = ("logits", "features")
 
 PACKAGES = ("onnx", "onnxscript")
 """What torch's exporter needs; onnxruntime, which runs the file, is needed only there."""
+
+
+_NEVER = -1e30
+"""Added to the score of a key that is not attended to: its weight is 0, and no row is without a sum."""
 
 
 class ServingModel(nn.Module):
@@ -139,9 +143,13 @@ def write_onnx(model: SpeechModel, path: Path, what: str = "", update: int = 0) 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         program.save(Path(folder) / path.name, external_data=False)
-        # The file names its data, so that the data must be there first.
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
-            os.replace(part, path.parent / part.name)
+        publish(Path(folder), path)
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Move a file out of a folder to `path`, after what lies beside it: the file names its data."""
+    for part in sorted(folder.iterdir(), key=lambda part: part.name == path.name):
+        os.replace(part, path.parent / part.name)
 
 
 def convert_program(program: ExportedProgram, what: str) -> ONNXProgram:
@@ -165,11 +173,30 @@ def convert_program(program: ExportedProgram, what: str) -> ONNXProgram:
             dynamic_shapes=({0: "batch", 1: "samples"}, {}),
             external_data=False,
             verbose=False,
+            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attend},
         )
     finally:
         logger.setLevel(level)
     assert converted is not None, "the exporter gives a program where it is given no file"
+    for node in converted.model.graph:
+        # Among them are the lines of source that each node comes from, with the folders of this machine.
+        node.metadata_props.clear()
     return converted
+
+
+def _attend(query: Any, key: Any, value: Any, scope: Any = None, *_: Any, scale: float | None = None, **__: Any) -> Any:
+    """Write attention as five operations; the exporter's own guards every weight against rows without any key.
+
+    Here such rows attend to everything, and `ServingModel` gives zero for them.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18
+    scores = op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2]))
+    scores = op.Mul(scores, query.shape[-1] ** -0.5 if scale is None else scale)
+    if scope is not None:
+        scores = op.Add(scores, op.Where(scope, 0.0, _NEVER) if scope.dtype.name == "BOOL" else scope)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, str]:
@@ -193,7 +220,7 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,
-        "group_norm_frames": config.group_norm_frames if config.has_group_norm else None,
+        "group_norm_frames": config.group_norm_frames if config.can_see_padding else None,
     }
     facts = {"output": what, "sample_rate": str(SAMPLE_RATE), "audio": json.dumps(audio)}
     if what == "logits" and model.vocabulary is not None:
@@ -201,16 +228,16 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
     return facts | {OURS: json.dumps(make_extra(model, update), ensure_ascii=False)}
 
 
-def check_packages() -> None:
+def check_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Check that what the exporter needs is installed.
 
     Raises:
         ConfigError: it is not.
     """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the format `onnx` must have the packages {' and '.join(PACKAGES)}, but {' and '.join(missing)} cannot be "
+            f"the format `onnx` must have the packages {' and '.join(packages)}, but {' and '.join(missing)} cannot be "
             "found: pip install 'speechssl[onnx]'"
         )
 

@@ -6,7 +6,7 @@ file of the same name beside it does; ours holds the arguments of `torchaudio.mo
     model = torchaudio.models.wav2vec2_model(**json.load(open("model.json"))["torchaudio"])
     model.load_state_dict(torch.load("model.pt"))
 
-builds the network there.
+builds the network there; WavLM is built by `torchaudio.models.wavlm_model`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ STRIDES: dict[tuple[int, ...], list[int]] = {(10, 3, 3, 3, 3, 2, 2): [5, 2, 2, 2
 NEEDED = ("encoder_num_heads", "encoder_layer_norm_first")
 """Arguments of `wav2vec2_model` that no shape says."""
 
+TYPES = {"Wav2Vec2": "wav2vec2", "WavLM": "wavlm"}
+"""The families of the networks that a bundle can be of; HuBERT's is wav2vec 2.0's there."""
+
+_PRODUCTS, _PACKED = ("q_proj", "k_proj", "v_proj"), ".attention.attention."
+"""WavLM's three projections, which are one weight there, in a module of its own."""
+
+_BUCKETS = "encoder.transformer.layers.0.attention.rel_attn_embed.weight"
+
 _MODES = {"group": "group_norm", "layer": "layer_norm"}
 
 
@@ -86,7 +94,8 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
         name: such as `WAV2VEC2_ASR_BASE_960H`.
 
     Raises:
-        CheckpointError: there is no such bundle, it is no wav2vec 2.0 model, or it cannot be fetched.
+        CheckpointError: there is no such bundle, its network or its labels do not load (nothing is fetched then), or
+            it cannot be fetched.
     """
     from torchaudio import pipelines
 
@@ -96,14 +105,17 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
     if bundle is None:
         listed = ", ".join(sorted(bundles))
         raise CheckpointError(f"`{key}` must be {PREFIX} and one of {listed}, but is {PREFIX}{name}")
-    if bundle._model_type != "Wav2Vec2":
-        raise CheckpointError(f"`{key}` must be a wav2vec 2.0 model, but {PREFIX}{name} is {bundle._model_type}")
-    with parsing(f"`{key}`", "a bundle that can be fetched", CheckpointError, f"{PREFIX}{name}"):
-        weights = bundle.get_model().state_dict()
+    where, family = f"{PREFIX}{name}", TYPES.get(bundle._model_type)
+    if family is None:
+        raise CheckpointError(f"`{key}` must be {' or '.join(TYPES)}, but {where} is {bundle._model_type}")
     facts: dict[str, Any] = {"torchaudio": bundle._params, "normalize_waveform": bundle._normalize_waveform}
+    facts["family"] = "hubert" if name.startswith("HUBERT") else family
     if isinstance(bundle, pipelines.Wav2Vec2ASRBundle):
         facts["labels"] = list(bundle.get_labels())
-    return build_foreign(weights, facts, f"{PREFIX}{name}", key)
+        read_vocabulary({}, facts["labels"], bundle._params["aux_num_out"], where, key)
+    with parsing(f"`{key}`", "a bundle that can be fetched", CheckpointError, where):
+        weights = bundle.get_model().state_dict()
+    return build_foreign(weights, facts, where, key)
 
 
 def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: str) -> Foreign:
@@ -111,13 +123,15 @@ def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, 
 
     Args:
         source: state dict, with torchaudio's names.
-        facts: `torchaudio` (arguments of `wav2vec2_model`), `normalize_waveform`, `waveform_epsilon`, `labels`; or
-            `speechssl`, which one of our exports has and which says everything.
+        facts: `torchaudio` (arguments of `wav2vec2_model` or `wavlm_model`), `normalize_waveform`, `waveform_epsilon`,
+            `labels`, `family` (`hubert` where it is that); or `speechssl`, which one of our exports has and which says
+            everything.
 
     Raises:
         CheckpointError: a fact is missing or contradicts the weights, or weights are missing or left over.
     """
     weights = {name: value.float() for name, value in respell(source, "torchaudio", where, key).items()}
+    weights = _split_products(weights)
     kind = "ctc" if "aux.weight" in weights else "backbone"
     ours = read_extra(facts, key)
     config = build_config(ModelConfig, ours["model"], key) if ours else _derive(weights, facts, where, key)
@@ -134,7 +148,7 @@ def build_foreign(source: dict[str, Tensor], facts: dict[str, Any], where: str, 
 
 
 def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
-    """Write a state dict that torchaudio's `wav2vec2_model` loads, and the JSON file with the facts beside it.
+    """Write a state dict that torchaudio's model loads strictly, and the JSON file with the facts beside it.
 
     Args:
         model: a backbone, a pretraining model or a recogniser. The mask vector and the pretraining heads have no
@@ -144,6 +158,8 @@ def write_torchaudio(model: SpeechModel, path: Path, update: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     config = model.config
     weights = export_weights(model, "torchaudio")
+    if config.position_buckets:
+        weights = _join_products(weights)
     if path.suffix == ".safetensors":
         write_tensors(path, weights)
     else:
@@ -165,7 +181,8 @@ def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
 
 
 def make_arguments(config: ModelConfig, num_labels: int | None) -> dict[str, Any]:
-    """Make the arguments of `torchaudio.models.wav2vec2_model`."""
+    """Make the arguments of `torchaudio.models.wav2vec2_model`; of `wavlm_model` with a bias of distances."""
+    buckets, distance = config.position_buckets, config.position_max_distance
     convolutions = zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
     return {
         "extractor_mode": _MODES[config.conv_norm],
@@ -177,6 +194,7 @@ def make_arguments(config: ModelConfig, num_labels: int | None) -> dict[str, Any
         "encoder_pos_conv_groups": config.position_groups,
         "encoder_num_layers": config.num_layers,
         "encoder_num_heads": config.num_heads,
+        **({"encoder_num_buckets": buckets, "encoder_max_distance": distance} if buckets else {}),
         "encoder_attention_dropout": config.attention_dropout,
         "encoder_ff_interm_features": config.ffn_dim,
         "encoder_ff_interm_dropout": config.activation_dropout,
@@ -191,13 +209,19 @@ def _derive(source: dict[str, Tensor], facts: dict[str, Any], where: str, key: s
     """Read the network off the shapes of its weights, and what they do not say off the facts."""
     given = facts.get("torchaudio")
     given = given if isinstance(given, dict) else {}
-    missing = [name for name in NEEDED if name not in given]
+    needed = (*NEEDED, "encoder_max_distance") if _BUCKETS in source else NEEDED
+    missing = [name for name in needed if name not in given]
     missing += ["normalize_waveform"] if not isinstance(facts.get("normalize_waveform"), bool) else []
     if missing:
         raise CheckpointError(f"`{key}` must say {' and '.join(missing)} beside {where}, but does not")
     with parsing(f"`{key}`", "torchaudio's wav2vec 2.0 model", CheckpointError, where):
         values = _list_values(source, given)
-    said = {"normalize_waveform": facts["normalize_waveform"], "waveform_epsilon": facts.get("waveform_epsilon", 1e-5)}
+    family = facts.get("family") or ("wavlm" if _BUCKETS in source else "wav2vec2")
+    said = {
+        "family": family,
+        "normalize_waveform": facts["normalize_waveform"],
+        "waveform_epsilon": facts.get("waveform_epsilon", 1e-5),
+    }
     config: ModelConfig = build_config(ModelConfig, {**values, **said}, key)
     config.name = name_size(config)
     return config
@@ -211,8 +235,12 @@ def _list_values(source: dict[str, Tensor], given: dict[str, Any]) -> dict[str, 
     strides = [layer[2] for layer in given.get("extractor_conv_layer_config", [])] or STRIDES.get(tuple(kernels), [1])
     position = source[f"{POSITIONS['torchaudio']}parametrizations.weight.original1"]
     blocks = {name.split(".")[3] for name in source if name.startswith("encoder.transformer.layers.")}
+    buckets = {}
+    if _BUCKETS in source:
+        buckets = {"position_buckets": len(source[_BUCKETS]), "position_max_distance": given["encoder_max_distance"]}
     conv_norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in source else "group"
     return {
+        **buckets,
         "conv_channels": [conv.shape[0] for conv in convs],
         "conv_kernels": kernels,
         "conv_strides": strides,
@@ -232,3 +260,34 @@ def _list_values(source: dict[str, Tensor], given: dict[str, Any]) -> dict[str, 
         "input_dropout": given.get("encoder_projection_dropout", 0.1),
         "layer_drop_prob": given.get("encoder_layer_drop", 0.05),
     }
+
+
+def _split_products(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give WavLM's projections names of their own; other state dicts stay as they are."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        start, packed, last = name.partition(_PACKED)
+        if packed and last.startswith("in_proj_"):
+            kind = last.removeprefix("in_proj_")
+            parts = zip(_PRODUCTS, value.chunk(len(_PRODUCTS)), strict=False)
+            found |= {f"{start}.attention.{product}.{kind}": part for product, part in parts}
+        else:
+            found[f"{start}.attention.{last}" if packed else name] = value
+    return found
+
+
+def _join_products(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `_split_products`."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        start, attention, last = name.partition(".attention.")
+        product, _, kind = last.partition(".")
+        if not attention or product not in (*_PRODUCTS, "out_proj"):
+            found[name] = value
+        elif product == _PRODUCTS[0]:
+            found[f"{start}{_PACKED}in_proj_{kind}"] = torch.cat(
+                [weights[f"{start}.attention.{product}.{kind}"] for product in _PRODUCTS]
+            )
+        elif product == "out_proj":
+            found[f"{start}{_PACKED}{last}"] = value
+    return found

@@ -1,13 +1,12 @@
-"""Multi-head attention, and how it knows the places of frames: rotary or relative positions."""
+"""Multi-head attention, and how it knows the places of frames: rotary or relative positions, or a bias of distances."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,16 +14,14 @@ from speechssl.config.model import ModelConfig
 from speechssl.model.cpu import attention, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
 
-Score = Callable[[slice], Float[Tensor, "B H T T"]]
-"""Gives what is added to the scores of the frames of a row, of each query (first) for each key."""
-
 
 class SelfAttention(nn.Module):
     """Multi-head attention with separate projections.
 
     With `positions=relative`, the score of a query for a key has a part that depends on their distance through a
     sinusoid (Transformer-XL, arXiv 1901.02860 §3.3); with `relative_key` through a table, whose ends stand for all
-    that is farther (Shaw et al., arXiv 1803.02155, with a table of keys alone).
+    that is farther (Shaw et al., arXiv 1803.02155, with a table of keys alone). With `position_buckets`, the bias of
+    their distance is added, which the query gates (WavLM, arXiv 2110.13900 §3.1).
 
     Initialisation: Xavier uniform for what is added to queries, N(0, 0.02) for the table.
     """
@@ -42,9 +39,10 @@ class SelfAttention(nn.Module):
         if self.positions == "relative_key":
             self.num_left, num_places = config.position_left, config.position_left + 1 + config.position_right
             self.distances = nn.Parameter(nn.init.normal_(torch.empty(num_places, config.head_dim), std=0.02))
+        self.gate = BiasGate(config) if config.position_buckets else None
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
-        """Attend over the keys in `scope`; `places`, of `make_places`, say where frames are."""
+        """Attend over the keys in `scope`; `places`, of `make_places` or `RelativeBias`, say where frames are."""
         batch, length, dim = x.shape
         heads = (batch, length, self.num_heads, dim // self.num_heads)
         source = x
@@ -53,7 +51,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.query(source).view(heads), self.key(source).view(heads), self.value(x).view(heads)
         if self.positions == "rotary" and places is not None:
             query, key = rotate(query, places), rotate(key, places)
-        score = self._choose_score(query, places)
+        score = self._choose_score(x.view(heads), query, places)
         if self.positions == "relative":
             query = query + self.content_bias.to(query.dtype)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
@@ -61,8 +59,12 @@ class SelfAttention(nn.Module):
         out: Tensor = self.out(y.transpose(1, 2).reshape(batch, length, dim))
         return out
 
-    def _choose_score(self, query: Float[Tensor, "B T H d"], places: Tensor | None) -> Score | None:
-        """Prepare what distances add to the scores of these queries; None where they add nothing."""
+    def _choose_score(
+        self, x: Float[Tensor, "B T H d"], query: Float[Tensor, "B T H d"], places: Tensor | None
+    ) -> attention.Score | None:
+        """Prepare what distances add to the scores of these queries, made of `x`; None where they add nothing."""
+        if self.gate is not None and places is not None:
+            return attention.GatedTable(self.gate(x), places)
         if self.positions == "relative" and places is not None:
             distances = self.place(places.to(self.place.weight.dtype)).view(-1, *query.shape[2:])
             biased = query + self.place_bias.to(query.dtype)
@@ -79,7 +81,7 @@ def attend(
     value: Float[Tensor, "B H T d"],
     scope: Scope,
     dropout: float,
-    score: Score | None = None,
+    score: attention.Score | None = None,
 ) -> Float[Tensor, "B H T d"]:
     """Compute softmax(query · keyᵀ / √d), drop out of it and weigh the values ("Attention is all you need", §3.2.1).
 
@@ -97,6 +99,64 @@ def attend(
     y = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     # An export for all lengths would guess the layout, and not for all.
     return y.contiguous()
+
+
+class RelativeBias(nn.Module):
+    """A learnt number for each head and each group of distances from a query to a key, the same in all blocks.
+
+    Groups are single distances up to a quarter of `position_buckets`, grow from there with the logarithm up to
+    `position_max_distance`, and are others for keys before the query than for those after it.
+
+    Initialisation: Xavier normal.
+
+    Source: WavLM (arXiv 2110.13900) eq. 5, and its authors' code, whose rounding this is.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.max_distance = config.position_max_distance
+        self.weight = nn.Parameter(torch.empty(config.position_buckets, config.num_heads))
+        nn.init.xavier_normal_(self.weight)
+
+    def forward(self, length: int) -> Float[Tensor, "H S S"]:
+        """Make the table of all pairs (query, key) of a row of so many frames, in the precision of products."""
+        device, count = self.weight.device, len(self.weight)
+        places = torch.arange(length, device=device)
+        table = F.embedding(find_buckets(places - places[:, None], count, self.max_distance), self.weight)
+        table = table.permute(2, 0, 1).contiguous()
+        # Once here, and not in every block.
+        is_lower = torch.is_autocast_enabled(device.type)
+        return table.to(torch.get_autocast_dtype(device.type)) if is_lower else table
+
+
+def find_buckets(distance: Int[Tensor, "*any"], count: int, max_distance: int) -> Int[Tensor, "*any"]:
+    """Find the group of each distance from a query to a key, of `count` groups (see `RelativeBias`)."""
+    half = count // 2
+    exact = half // 2
+    far = distance.abs()
+    growth = torch.log(far.clamp(min=exact) / exact) / math.log(max_distance / exact) * (half - exact)
+    grown = (exact + growth.long()).clamp(max=half - 1)
+    return torch.where(far < exact, far, grown) + half * (distance > 0)
+
+
+class BiasGate(nn.Module):
+    """How much a frame, as a query, listens to distances: a factor on its bias in each head.
+
+    Source: WavLM eq. 6 to 8. Initialisation: scale 1.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        # Each of the two gates is the sum of four outputs.
+        self.linear = nn.Linear(config.head_dim, 8)
+        self.scale = nn.Parameter(torch.ones(1, config.num_heads, 1, 1))
+
+    def forward(self, x: Float[Tensor, "B T H d"]) -> Float[Tensor, "B H T"]:
+        """Gate by each head's part of what the attention gets."""
+        # Heads first: with them inside, an export for all lengths could not take the products apart again.
+        update, reset = self.linear(x.transpose(1, 2)).unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)
+        gate: Tensor = update * (reset * self.scale[..., 0] - 1.0) + 2.0
+        return gate
 
 
 def score_distances(
@@ -129,9 +189,13 @@ def make_places(config: ModelConfig, scope: Scope, length: int, device: torch.de
     if config.positions in ("rotary", "rotary_input"):
         return make_rotation(scope, length, config.head_dim, device, is_published=config.positions == "rotary_input")
     if config.positions == "relative":
-        longest = max(1, *scope.num_frames) if isinstance(scope, Packing) else length
-        return make_sinusoids(longest, config.model_dim, device)
+        return make_sinusoids(find_longest(scope, length), config.model_dim, device)
     return None
+
+
+def find_longest(scope: Scope, length: int) -> int:
+    """Find how many frames the longest row has, 1 at least, where `length` are all."""
+    return max(1, *scope.num_frames) if isinstance(scope, Packing) else length
 
 
 def make_rotation(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from speechssl.config.model import ModelConfig
+from speechssl.model.adaptation import Adapter
 from speechssl.model.attention import SelfAttention
 from speechssl.model.cpu import convolutions, on_cpu
 from speechssl.model.cpu.packing import Packing, Scope
@@ -36,6 +37,7 @@ class ConformerBlock(nn.Module):
         self.last = FeedForward(config)
         self.norm = LayerNorm(dim) if config.macaron else None
         self.dropout = PooledDropout(config.dropout)
+        self.adapter = Adapter(dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
         """Transform frames; those outside `scope` do not change any inside. `places` are those of `SelfAttention`."""
@@ -44,9 +46,7 @@ class ConformerBlock(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
         x = x + self.dropout(self.convolution(self.convolution_norm(x), scope))
         last: Tensor = self.dropout(self.last(x))
-        if self.norm is None:
-            return x + last
-        out: Tensor = self.norm(x + 0.5 * last)
+        out: Tensor = self.adapter(x + last if self.norm is None else self.norm(x + 0.5 * last))
         return out
 
 

@@ -8,8 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from speechssl.config.adaptation import Adaptation
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
+from speechssl.model.adaptation import add_lora, merge_lora
 from speechssl.model.heads import CTCHead
 from speechssl.model.lengths import check_num_samples, check_waveforms
 from speechssl.model.pretraining import PretrainingModel
@@ -44,7 +46,12 @@ class SpeechModel(nn.Module):
         config: the network.
         vocabulary: labels of the CTC head; None for a model without one.
         pretraining: bring the quantizer and the projections of pretraining along.
+
+    Attributes:
+        adaptation: of a network that learns by a few weights beside frozen ones; None for every other.
     """
+
+    adaptation: Adaptation | None = None
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary | None = None, pretraining: bool = False) -> None:
         super().__init__()
@@ -94,6 +101,20 @@ class SpeechModel(nn.Module):
         last, layers = self.backbone.contextualise(features, adjust=self.adjust)
         logits = None if self.head is None else self.head(last)
         return Frames(last, layers, self.count_frames(waveforms, num_samples), logits)
+
+    def adapt(self, adaptation: Adaptation) -> None:
+        """Freeze all but the head and the few weights that `adaptation` names; those of LoRA are added."""
+        if adaptation.adapt == "lora":
+            add_lora(self.backbone, adaptation.lora)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(adaptation.learns(name))
+        self.adaptation = adaptation
+
+    def merge(self) -> None:
+        """Become a network like every other, that gives the same: what LoRA has learned goes into its weights."""
+        merge_lora(self.backbone)
+        self.requires_grad_(True)
+        self.adaptation = None
 
     @property
     def adjust(self) -> Adjust | None:

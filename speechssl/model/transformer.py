@@ -17,10 +17,12 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from speechssl.config.model import ModelConfig
-from speechssl.model.attention import SelfAttention, make_places
-from speechssl.model.conformer import ConformerBlock
+from speechssl.model.adaptation import Adapter
+from speechssl.model.attention import RelativeBias, SelfAttention, find_longest, make_places
+from speechssl.model.conformer import BatchNorm, ConformerBlock
 from speechssl.model.cpu import on_cpu, packing, precision, products
 from speechssl.model.cpu.packing import Run, Scope
+from speechssl.model.cpu.precision import widen
 from speechssl.model.layers import Dropout, LayerNorm, drop
 from speechssl.model.lengths import make_valid_mask
 
@@ -34,32 +36,65 @@ def learning(is_learning: bool) -> AbstractContextManager[None]:
 
 
 class PositionalConvolution(nn.Module):
-    """A grouped convolution over time whose output is added to its input in place of position embeddings.
+    """Grouped convolutions over time whose output is added to their input in place of position embeddings.
 
-    The kernel is even, so the last of T + 1 outputs is dropped. The weight is normalised with one magnitude for
-    each kernel tap (weight norm over dim 2), attached after the initialisation so that the magnitudes match it.
+    One, whose weight is normalised with one magnitude for each kernel tap (weight norm over dim 2, attached after the
+    initialisation so that the magnitudes match it) or which sees its input after a batch norm; or several, each with a
+    layer norm without weights behind it. Of an even kernel's T + 1 outputs the last is dropped.
 
-    Source: fairseq's `make_conv_pos`; weight N(0, √(4 / (kernel · D))), bias 0.
+    Args:
+        config: `position_*`, and `group_norm_frames`: with `valid` no convolution sees more than zeros beyond a row's
+            end, and batch norm takes its statistics over valid frames.
+
+    Source: fairseq's `make_conv_pos` and `make_conv_block`; weight N(0, √(4 / (kernel · D))), bias 0.
     """
 
-    def __init__(self, dim: int, kernel: int, groups: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups)
+        self.sees_padding = config.group_norm_frames == "all"
+        convs = [self._make(config) for _ in range(config.position_depth)]
+        self.norm = BatchNorm(config.model_dim) if config.position_norm == "batch" else None
+        self.conv, self.convs = None, nn.ModuleList()
+        match config.position_norm:
+            case "weight":
+                self.conv = parametrizations.weight_norm(convs[0], dim=2)
+            case "batch":
+                self.conv = convs[0]
+            case _:
+                self.convs.extend(convs)
+
+    @staticmethod
+    def _make(config: ModelConfig) -> nn.Conv1d:
+        dim, kernel = config.model_dim, config.position_kernel
+        conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=config.position_groups)
         nn.init.normal_(conv.weight, std=math.sqrt(4.0 / (kernel * dim)))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        self.conv = parametrizations.weight_norm(conv, dim=2)
+        return conv
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Give what is added to `x`; padded frames must be zero."""
-        # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on a CPU.
-        y = grouped_convolution(
-            x.transpose(1, 2)[:, :, None],
-            self.conv.weight[:, :, None],
-            self.conv.bias,
-            self.conv.padding[0],
-            self.conv.groups,
-        )
-        return F.gelu(y.squeeze(2)[..., : x.shape[1]]).transpose(1, 2)
+    def forward(self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T D"]:
+        """Give what is added to `x`; padded frames must be zero, and are False in `valid` where there are any."""
+        if self.sees_padding:
+            valid = None
+        if self.norm is not None:
+            x = _clear(self.norm(x, None if valid is None else valid[:, None, None]), valid)
+        if self.conv is not None:
+            return F.gelu(_convolve(x, self.conv)).transpose(1, 2)
+        for number, conv in enumerate(self.convs):
+            y = widen(_convolve(x if number == 0 else _clear(x, valid), conv).transpose(1, 2))
+            x = F.gelu(F.layer_norm(y, y.shape[-1:]).to(x.dtype))
+        return x
+
+
+def _convolve(x: Float[Tensor, "B T D"], conv: nn.Module) -> Float[Tensor, "B D T"]:
+    # (B, D, 1, T) with channels innermost is x as it lies in memory; 2-D, since that is twice as fast on a CPU.
+    image, weight = x.transpose(1, 2)[:, :, None], conv.weight[:, :, None]  # type: ignore[index]
+    y = grouped_convolution(image, weight, conv.bias, conv.padding[0], conv.groups)  # type: ignore[arg-type, index]
+    return y.squeeze(2)[..., : x.shape[1]]
+
+
+def _clear(x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
+    """Set padded frames to zero."""
+    return x if valid is None else torch.where(valid[..., None], x, 0.0)
 
 
 @on_cpu(precision.grouped_convolution, when_compiled=True)
@@ -83,15 +118,16 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = LayerNorm(config.model_dim)
         self.dropout = Dropout(config.dropout)
         self.activation_dropout = config.activation_dropout
+        self.adapter = Adapter(config.model_dim, config.adapter_dim) if config.adapter_dim else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T D"], scope: Scope, places: Tensor | None = None) -> Float[Tensor, "B T D"]:
         """Transform frames; those outside `scope` are never attended to. `places` are those of `SelfAttention`."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), scope, places))
-            out: Tensor = x + self.dropout(self._feed_forward(self.ffn_norm(x)))
+            out: Tensor = self.adapter(x + self.dropout(self._feed_forward(self.ffn_norm(x))))
             return out
         x = self.attention_norm(x + self.dropout(self.attention(x, scope, places)))
-        normed: Tensor = self.ffn_norm(x + self.dropout(self._feed_forward(x)))
+        normed: Tensor = self.adapter(self.ffn_norm(x + self.dropout(self._feed_forward(x))))
         return normed
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -108,7 +144,7 @@ def gelu_linear(z: Float[Tensor, "*rest C"], linear: nn.Linear, dropout: float) 
 class Transformer(nn.Module):
     """Positions, then blocks, then (pre-norm models with `final_norm`) a final layer norm.
 
-    Initialisation: every linear weight N(0, 0.02), biases 0.
+    Initialisation: every linear weight N(0, 0.02), but for the last of an adapter, which is 0, as biases are.
 
     Args:
         config: which blocks, how many, and how they know the places of frames.
@@ -121,9 +157,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_first, self.activation_checkpointing, self.is_compiled = config.norm_first, False, False
-        position = (config.model_dim, config.position_kernel, config.position_groups)
-        self.position = PositionalConvolution(*position) if config.positions == "convolutional" else None
-        self.make_places = partial(make_places, config)
+        self.config = config
+        self.position = PositionalConvolution(config) if config.positions == "convolutional" else None
+        self.relative_bias = RelativeBias(config) if config.position_buckets else None
         self.norm = LayerNorm(config.model_dim) if config.final_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         make_block = ConformerBlock if config.block == "conformer" else TransformerBlock
@@ -133,6 +169,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, Adapter):
+                nn.init.zeros_(module.up.weight)
 
     def compile_blocks(self) -> None:
         """Compile each block on its own (`torch.compile`): one graph serves all of them."""
@@ -166,11 +205,11 @@ class Transformer(nn.Module):
             The output (after the final norm of pre-norm models), and L + 1 states: what enters the first block,
             then each block's output, none of them after the final norm.
         """
-        if num_frames is not None:
-            x = torch.where(make_valid_mask(num_frames, x.shape[1])[..., None], x, 0.0)
+        valid = None if num_frames is None else make_valid_mask(num_frames, x.shape[1])
+        x = _clear(x, valid)
         if self.position is not None:
             with learning(num_frozen < 0):
-                x = x + self.position(x)
+                x = x + self.position(x, valid)
         # Blocks that are compiled would be compiled again for the lengths of each packed batch.
         run = unwrap(run_rows) if self.is_compiled else run_rows
         return run(x, num_frames, partial(self._run_blocks, keep, num_frozen, adjust))
@@ -180,7 +219,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         with learning(num_frozen < 0):
             x = self.dropout(x if self.norm_first else self.norm(x))
-        places = self.make_places(scope, x.shape[1], x.device)
+            places = self._make_places(scope, x)
         states = [x]
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self.activation_checkpointing else block
@@ -192,6 +231,13 @@ class Transformer(nn.Module):
             states.append(x)
         with learning(num_frozen <= len(self.blocks)):
             return (self.norm(x) if self.norm_first else x), states
+
+    def _make_places(self, scope: Scope, x: Tensor) -> Tensor | None:
+        """Make what the blocks are told of the frames' places, for all of them at once."""
+        if self.relative_bias is None:
+            return make_places(self.config, scope, x.shape[1], x.device)
+        table: Tensor = self.relative_bias(find_longest(scope, x.shape[1]))
+        return table
 
 
 @on_cpu(packing.run_rows)
@@ -214,8 +260,12 @@ def _keep_or_skip(
     """Run a block where `keep` (scalar, on the CPU) is True; a compiled graph computes it and then chooses."""
     if torch.compiler.is_compiling():
         return torch.where(keep.to(inputs[0].device), run(*inputs), inputs[0])
-    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *block.parameters())
+    out: Tensor = run(*inputs) if bool(keep) else _Skip.apply(inputs[0], *_list_trained(inputs[2], *block.parameters()))
     return out
+
+
+def _list_trained(*parts: Tensor | None) -> list[Tensor]:
+    return [part for part in parts if part is not None and part.requires_grad]
 
 
 class _Skip(torch.autograd.Function):

@@ -24,7 +24,7 @@ class Features:
 
     Attributes:
         raw: (B, T, C) output of the front-end's convolutions (the feature penalty looks at it).
-        normed: (B, T, C) after layer norm (the quantizer's input before dropout).
+        normed: (B, T, C) after layer norm where there is one (the quantizer's input before dropout).
         num_frames: (B,) valid frames, or None where nothing is padded.
     """
 
@@ -60,7 +60,7 @@ class Wav2Vec2(nn.Module):
         channels = config.feature_dim
         encoders = {"convolutions": FeatureEncoder, "log_mel": LogMelEncoder, "kaldi_fbank": KaldiFbank}
         self.encoder = encoders[config.front_end](config)
-        self.feature_norm = LayerNorm(channels)
+        self.feature_norm = LayerNorm(channels) if config.feature_norm else nn.Identity()
         project = channels != config.model_dim
         self.projection = nn.Linear(channels, config.model_dim) if project else nn.Identity()
         self.input_dropout = Dropout(config.input_dropout)

@@ -179,7 +179,9 @@ class CTCObjective(Objective):
 
     def is_trained(self, name: str, update: int) -> bool:
         """What is not frozen learns, without parts that nothing depends on."""
-        config = self.module.config
+        config, adaptation = self.module.config, self.module.adaptation
+        if adaptation is not None and not adaptation.learns(name):
+            return False
         if self.find_place(name) <= self.find_frozen(update):
             return False
         if name == "backbone.mask_embedding" and config.mask.prob == 0:

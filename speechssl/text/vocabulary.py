@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -226,18 +226,23 @@ def is_silent(character: str) -> bool:
     return (category.startswith("P") or category in ("Sk", "Cc")) and character not in _SPOKEN_SIGNS
 
 
-def build_vocabulary(config: TextConfig, texts: Iterable[str]) -> Vocabulary:
+def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary | None = None) -> Vocabulary:
     """Make the labels that `text.*` asks for.
 
     Args:
         config: `fairseq` gives its 32 symbols in its order; `data` gives the blank, the boundary and the letters,
-            apostrophes and joiners of `texts`, sorted. Either way the characters of `text.keep` follow.
-        texts: transcripts of the training data; not read for `fairseq`.
+            apostrophes and joiners of `texts`, sorted; `init` gives those of `init`. The characters of `text.keep`
+            follow.
+        texts: transcripts of the training data; read for `data` alone.
+        init: labels of the recogniser that training begins with, if it is one.
 
     Raises:
-        ConfigError: `text.case` does not fit the vocabulary, or `text.keep` has what cannot be a label.
+        ConfigError: `text.case` does not fit the vocabulary, `text.keep` has what cannot be a label, or there is no
+            `init` for `text.vocabulary=init`.
         DataError: the transcripts have no letters.
     """
+    if config.vocabulary == "init":
+        return _extend(init, config)
     texts = list(texts) if config.vocabulary == "data" else []
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     dotless_i, own = has_dotless_i(texts or [kept]), find_own(kept, config.case)
@@ -251,6 +256,16 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str]) -> Vocabulary:
         symbols = FAIRSEQ_SYMBOLS
     extra = sorted(keep - set(symbols))
     return Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i)
+
+
+def _extend(init: Vocabulary | None, config: TextConfig) -> Vocabulary:
+    """Add the characters of `text.keep` to the labels of a recogniser."""
+    if init is None:
+        raise ConfigError("`text.vocabulary` must be fairseq or data unless `init` is a recogniser, but is init")
+    kept = unicodedata.normalize("NFC", read_keep(config.keep))
+    labels = {spelling for c in kept for spelling in _read_label(c, init.fold_symbol(c))}
+    extra = "".join(sorted(label for label in labels if label not in init))
+    return replace(init, symbols=(*init.symbols, *extra), keep=init.keep + extra) if extra else init
 
 
 def read_keep(keep: str) -> str:

@@ -19,13 +19,14 @@ class WeightAverage:
     `num_updates`. The sums are in the weights' own float32.
 
     Args:
-        module: what is trained; a parameter that two of its parts share is averaged once.
+        module: what is trained; a parameter that two of its parts share is averaged once, one that needs no gradient
+            is not.
         decay: of a late update, such as 0.999: about the mean of the last 1,000.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live = dict(module.named_parameters())
+        self.live = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.averaged = {name: parameter.detach().clone() for name, parameter in self.live.items()}
         self.num_updates = 0
 

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.checkpoints.model_folder import load_backbone_into
+from speechssl.checkpoints.layout import CHECKPOINTS, list_published
+from speechssl.checkpoints.model_folder import ModelCard, load_backbone_into, read_card
+from speechssl.config.adaptation import Adaptation
 from speechssl.config.knobs import check
 from speechssl.config.verbs import FinetuneConfig
 from speechssl.data.augment import count_at_speed
 from speechssl.data.manifest import Manifest
-from speechssl.errors import DataError
-from speechssl.interop.load import load_model
+from speechssl.errors import CheckpointError, DataError
+from speechssl.interop.adapted import locate, start_adapting
+from speechssl.interop.load import load_model, read_stored_card
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, CTCOptions, needs_more_frames
-from speechssl.text.vocabulary import BLANK, Vocabulary, build_vocabulary, is_silent, name_letters, write_keep
+from speechssl.text.vocabulary import (
+    BLANK,
+    WORD_BOUNDARY,
+    Vocabulary,
+    build_vocabulary,
+    is_silent,
+    name_letters,
+    write_keep,
+)
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.run import Task
 from speechssl.training.schedules import compute_frozen_updates
@@ -35,26 +48,50 @@ def build_task(config: FinetuneConfig, ranks: Ranks, goes_on: bool) -> Task:
     """Build what a fine-tuning learns, and from what."""
     train_set = _select(config, config.data.train, "data.train")
     valid_set = _select(config, config.data.valid, "data.valid") if config.data.valid else None
-    vocabulary = make_vocabulary(config, train_set, valid_set)
+    begun = _read_own_card(config) if goes_on else None
+    vocabulary = make_vocabulary(config, train_set, valid_set, begun)
     check_layers(config)
     model = SpeechModel(config.model, vocabulary)
     if config.init and not goes_on:
         start_from(model, config)
+    if config.adapt != "all":
+        _adapt(model, config, begun)
     objective = CTCObjective(model, config.seed, choose_options(config))
     source = _build_source(config, vocabulary, train_set, "data.train", ranks)
     valid = _build_source(config, vocabulary, valid_set, "data.valid", ranks) if valid_set else None
     return Task(objective, source, valid, learns_texts=True)
 
 
-def make_vocabulary(config: FinetuneConfig, train_set: Manifest, valid_set: Manifest | None) -> Vocabulary:
+def _read_own_card(config: FinetuneConfig) -> ModelCard | None:
+    """Read what the newest checkpoint of a run says that does not lie damaged there; `init` may be another by now."""
+    for folder in reversed(list_published(Path(config.out) / CHECKPOINTS)):
+        with suppress(CheckpointError):
+            return read_card(folder, "out")
+    return None
+
+
+def make_vocabulary(
+    config: FinetuneConfig, train_set: Manifest, valid_set: Manifest | None, begun: ModelCard | None = None
+) -> Vocabulary:
     """Make the labels, and say which characters of the transcripts are none; rows without a transcript have no say.
+
+    Args:
+        config: with `text.*`; `text.vocabulary=init` reads `init`.
+        train_set: what is learned from.
+        valid_set: what is validated on.
+        begun: what a run that goes on has saved.
 
     Raises:
         ConfigError: as `build_vocabulary`.
         DataError: as `build_vocabulary` and `check_letters`; in `data.valid` nothing is refused, nobody learns from it.
     """
     texts = [text for text in train_set.column("text") if text]
-    vocabulary = build_vocabulary(config.text, texts)
+    if config.text.vocabulary == "init":
+        card = begun or read_stored_card(config.init, language=config.language)
+        # A run that goes on has the characters of `text.keep` already.
+        vocabulary = build_vocabulary(config.text, [], card.vocabulary)
+    else:
+        vocabulary = build_vocabulary(config.text, texts)
     check_letters(vocabulary, texts, config.text.unknown)
     if valid_set is not None:
         check_letters(vocabulary, valid_set.column("text"), "drop", "data.valid")
@@ -106,34 +143,65 @@ def choose_options(config: FinetuneConfig) -> CTCOptions:
 def start_from(model: SpeechModel, config: FinetuneConfig) -> None:
     """Copy the weights of `init`; the last `reset_layers` blocks and the norm after them stay as initialised.
 
-    The CTC head of a recogniser comes along where it has all labels, in whatever order, and no block starts afresh.
+    The CTC head of a recogniser comes along with the labels that it has, in whatever order, where no block starts
+    afresh.
 
     Raises:
         CheckpointError, ConfigError: as `load_model`.
     """
     last = model.config.num_layers
-    source = load_model(config.init, key="init", weights=config.weights)
+    source = load_model(config.init, key="init", weights=config.weights, language=config.language)
     load_backbone_into(model, source, last - config.reset_layers)
     _take_head(model, source, config)
 
 
 def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) -> None:
-    """Copy the CTC head where `source` has one that fits, and say what became of it."""
+    """Copy of the CTC head of `source` what fits, and say what became of it."""
     if source.head is None or source.vocabulary is None:
         return
     assert model.head is not None and model.vocabulary is not None, "a recogniser is what is trained"
     rows = match_labels(source.vocabulary, model.vocabulary)
-    missing = [symbol for symbol, row in zip(model.vocabulary.symbols, rows, strict=True) if row is None]
-    missing = [symbol for symbol in missing if len(symbol) == 1]
-    if config.reset_layers == 0 and not missing:
-        _move_rows(model.head, source.head, rows)
-        _move_conditioning(model, source, rows)
-        _logger.info("init=%s: its CTC head goes on too, by the letters of its labels", config.init)
+    named = list(zip(model.vocabulary.symbols, rows, strict=True))[1:]
+    letters = {symbol: row for symbol, row in named if len(symbol) == 1}
+    missing = [symbol for symbol, row in letters.items() if row is None]
+    # The boundary alone says nothing of a language.
+    fits = len(letters) - len(missing) > (letters.get(WORD_BOUNDARY) is not None)
+    if config.reset_layers or not fits:
+        why = f"with reset_layers={config.reset_layers} the blocks before it do"
+        why = why if config.reset_layers else f"it has no label for {name_letters(missing)}"
+        _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
         return
-    why = f"with reset_layers={config.reset_layers} the blocks before it do"
-    if config.reset_layers == 0:
-        why = f"it has no label for {name_letters(missing)}"
-    _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
+    _move_rows(model.head, source.head, rows)
+    _move_conditioning(model, source, rows)
+    goes_on = f"init={config.init}: its CTC head goes on too, by the letters of its labels"
+    if missing:
+        _logger.warning("%s; it has none for %s: those start afresh", goes_on, name_letters(missing))
+    else:
+        _logger.info(goes_on)
+
+
+def _adapt(model: SpeechModel, config: FinetuneConfig, begun: ModelCard | None) -> None:
+    """Freeze what comes from `init`, and add the weights that learn beside it.
+
+    Args:
+        model: of a run that begins with the weights of `init`, of one that goes on as it was drawn.
+        config: with `adapt` and `lora`.
+        begun: what a run that goes on has saved, with the place where the weights were then.
+
+    Raises:
+        CheckpointError: as `load_model`. Whether the weights are those of then is seen when the checkpoint is loaded.
+    """
+    adaptation = begun.adaptation if begun else None
+    if adaptation is not None:
+        of = adaptation
+        source = load_model(of.init, key="init", weights=of.weights, log=False, language=of.language)
+        load_backbone_into(model, source)
+    else:
+        place = {"init": locate(config.init), "weights": config.weights, "language": config.language}
+        adaptation = Adaptation(adapt=config.adapt, lora=config.lora, **place)
+    start_adapting(model, adaptation)
+    count, total = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
+    _logger.info("adapt=%s: %s of %s weights learn", config.adapt, f"{count:,}", f"{total:,} ({count / total:.2%})")
 
 
 def match_labels(there: Vocabulary, here: Vocabulary) -> list[int | None]:

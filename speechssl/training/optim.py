@@ -20,7 +20,7 @@ def build_optimizer(
     """Build the optimizer. Biases, norms, mask embedding and codebook decay too, as in the reference.
 
     Args:
-        module: what is trained.
+        module: what is trained, apart from what needs no gradient.
         config: its knobs.
         find_depth: says how many blocks below the head a parameter lies (`Objective.find_depth`). There is a group for
             each depth, whose `lr_scale` is `training.layer_lr_decay` to that power; without a decay there is one group.
@@ -29,7 +29,8 @@ def build_optimizer(
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
-        groups.setdefault(config.layer_lr_decay ** find_depth(name), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault(config.layer_lr_decay ** find_depth(name), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()],
         lr=config.lr,

@@ -173,8 +173,11 @@ def _check_batch_norm(config: Config, ranks: Ranks) -> None:
     """Check that what batch norm remembers is that of one process, which computes each forward once."""
     training = config.training
     can = ranks.is_alone and not training.activation_checkpointing and not training.ema_decay
-    must = "layer with several processes, training.activation_checkpointing or training.ema_decay"
-    check(can or not config.model.has_batch_norm, "model.block_norm", must, config.model.block_norm)
+    key, others = (
+        ("position_norm", "weight or layer") if config.model.has_position_batch_norm else ("block_norm", "layer")
+    )
+    must = f"{others} with several processes, training.activation_checkpointing or training.ema_decay"
+    check(can or not config.model.has_batch_norm, f"model.{key}", must, getattr(config.model, key))
 
 
 def choose_precision(config: PretrainConfig | FinetuneConfig, ranks: Ranks) -> str:

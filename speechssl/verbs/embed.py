@@ -14,7 +14,7 @@ from speechssl.durable import write_result
 from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
 from speechssl.inference.embedding_files import SUFFIXES, check_place, write_embeddings
 from speechssl.inference.source import Source
-from speechssl.interop.load import load_model
+from speechssl.interop.load import load_for_inference
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
@@ -28,7 +28,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         DataError: nothing matches `audio`, or no file can be used.
     """
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)

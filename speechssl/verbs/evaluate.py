@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from speechssl.evaluation import breakdown
 from speechssl.evaluation.statistics import RELIABLE_UNITS
 from speechssl.evaluation.wer import Scores, score
 from speechssl.inference.recognise import recognise, require_recogniser
-from speechssl.interop.load import load_model
+from speechssl.interop.load import load_for_inference
 from speechssl.printable import log_lines
 from speechssl.text.vocabulary import Vocabulary
 from speechssl.verbs.frame import verb
@@ -46,13 +47,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(config.num_resamples >= 1, "num_resamples", "at least 1", config.num_resamples)
     manifest, num_untranscribed = load_transcribed(config.data)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)
     decoder = choose_decoder(config.decoding, config.checkpoint, vocabulary)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
+    start = time.monotonic()
     hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    seconds = time.monotonic() - start
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
     texts = manifest.column("text")
@@ -61,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     scores = score(references, [vocabulary.fold(text) for text in hypotheses], speakers, manifest.column("id"))
     unknown = vocabulary.unknown_letters(texts)
     result = _summarise(config, scores, unknown, vocabulary)
-    result |= decoder.describe()
+    result |= decoder.describe() | {"audio_s": manifest.total_s, "audio_s_per_s": manifest.total_s / seconds}
     if decoder.fit:
         decoder.fit.warn_of_silence(result["num_words"], result["deletions"], result["insertions"])
     result |= {"num_untranscribed": num_untranscribed, "num_left_out": len(left_out), "out": str(out)}

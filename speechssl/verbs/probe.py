@@ -41,7 +41,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     # Before the model: `best` of a run that goes on moves, and a name for an earlier update would be a lie.
     update = find_update(config.checkpoint)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_model(config.checkpoint, device, weights=config.weights, language=config.language)
     precision = resolve_precision(config.precision, device)
     out = resolve_out(config.out, "probe", config.overwrite)
     train, test, left_out = read_sets(config, *sets, model)

@@ -42,6 +42,7 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = _list_manifests(result)
         case "evaluate":
             rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+            rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
         case "probe":
             rows = _list_probe(result)
@@ -56,8 +57,7 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
         case "convert":
-            size = f"{result['parameters']:,} parameters"
-            rows = {result["kind"]: f"{result['model']}, {size}", result["to"]: result["out"]}
+            rows = _list_conversion(result)
         case _:
             rows = {"report": f"{result['out']} (open it in a browser)"}
     return format_columns([(label, str(value)) for label, value in rows.items()])
@@ -87,6 +87,14 @@ def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
         rows[name] = f"{_format_hours(part['hours'])}, {counts}: {part['path']}"
     left_out = result["num_unreadable"]
     return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
+
+
+def _list_conversion(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {result["kind"]: f"{result['model']}, {result['parameters']:,} parameters", result["to"]: result["out"]}
+    if "bytes" in result:
+        whole = f" ({result['bytes_float32'] / 1e6:.1f} MB in float32)" if "bytes_float32" in result else ""
+        rows["size"] = f"{result['bytes'] / 1e6:.1f} MB{whole}"
+    return rows
 
 
 def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:

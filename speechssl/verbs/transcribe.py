@@ -21,7 +21,7 @@ from speechssl.durable import remove, write_result
 from speechssl.errors import DataError
 from speechssl.inference.recognise import Reading, iterate_readings, iterate_texts, require_recogniser
 from speechssl.inference.source import Source
-from speechssl.interop.load import load_model
+from speechssl.interop.load import load_for_inference
 from speechssl.printable import escape_field, make_printable
 from speechssl.verbs.frame import verb
 from speechssl.verbs.kept import choose_decoder
@@ -49,7 +49,7 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     left_out = LeftOut("audio")
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     decoder = choose_decoder(config.decoding, config.checkpoint, require_recogniser(model, config.checkpoint))
     is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
     is_file |= config.makes_manifest

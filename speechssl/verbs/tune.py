@@ -60,7 +60,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     check(config.decoding.lm != "", "decoding.lm", "given (n-gram language model: ARPA file)", "")
     manifest, num_untranscribed = load_transcribed(config.data)
     device = resolve_device(config.device)
-    model = load_model(config.checkpoint, device, weights=config.weights)
+    model = load_model(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)
     lm = load_lm(config.decoding.lm, vocabulary)
     out = resolve_out(config.out, "tune", config.overwrite)

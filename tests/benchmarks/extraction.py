@@ -1,6 +1,7 @@
 """Utterance means of all layers, from files to an array on disk: ours, `transformers` and torchaudio, side by side.
 
     python -m tests.benchmarks.extraction model=base --manifest m/dev-clean.tsv
+    python -m tests.benchmarks.extraction model=base model.family=wavlm model.position_buckets=320 --manifest …
 
 Everyone has the same weights: freshly drawn ones, exported by the package. `transformers` is fed one utterance at a
 time, as its users do, and batched with padding; torchaudio is batched. Batches of others are sorted by length and hold
@@ -148,9 +149,9 @@ def build_ours(task: Task, precision: str, out: Path) -> Callable[[], None]:
 
 def load_transformers(task: Task) -> Forward:
     """Load their model, with its default attention; a mask says what is padding."""
-    from transformers import Wav2Vec2Model
+    from transformers import AutoModel
 
-    model: nn.Module = Wav2Vec2Model.from_pretrained(task.folder / "theirs").to(task.device).eval()
+    model: nn.Module = AutoModel.from_pretrained(task.folder / "theirs").to(task.device).eval()
 
     def forward(waveforms: Tensor, num_samples: Tensor | None) -> Sequence[Tensor]:
         mask = None
@@ -164,15 +165,17 @@ def load_transformers(task: Task) -> Forward:
 
 def load_torchaudio(task: Task) -> Forward:
     """Load torchaudio's model, which gives the outputs of its blocks and not what enters the first."""
-    from torchaudio.models import wav2vec2_model
+    from torchaudio.models import wav2vec2_model, wavlm_model
 
     facts = json.loads((task.folder / "torchaudio.json").read_text(encoding="utf-8"))
-    model = wav2vec2_model(**facts["torchaudio"])
+    is_wavlm = task.config.model.position_buckets > 0
+    model = (wavlm_model if is_wavlm else wav2vec2_model)(**facts["torchaudio"])
     model.load_state_dict(torch.load(task.folder / "torchaudio.pt"))
     model.to(task.device).eval()
 
     def forward(waveforms: Tensor, num_samples: Tensor | None) -> Sequence[Tensor]:
-        layers: Sequence[Tensor] = model.extract_features(waveforms, num_samples)[0]
+        # Their WavLM cannot be told what is padding, and attends to it.
+        layers: Sequence[Tensor] = model.extract_features(waveforms, None if is_wavlm else num_samples)[0]
         return layers
 
     return forward

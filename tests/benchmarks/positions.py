@@ -91,7 +91,7 @@ def build_contestant(config: BenchConfig, device: torch.device, precision: str, 
     network, num_samples = config.model, round(config.seconds * SAMPLE_RATE)
     num_frames = network.count_frames(num_samples)
     torch.manual_seed(config.seed)
-    module = PositionalConvolution(network.model_dim, network.position_kernel, network.position_groups).to(device)
+    module = PositionalConvolution(network).to(device)
     x = torch.randn(config.batch, num_frames, network.model_dim, device=device, requires_grad=True)
 
     def run() -> None:

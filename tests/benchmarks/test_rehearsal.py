@@ -9,7 +9,7 @@ import torch
 
 from speechssl.bench import meter as bench_meter
 from speechssl.model.transformer import PositionalConvolution
-from tests.benchmarks import ctc_step, data_loading, extraction, positions, pretrain_step
+from tests.benchmarks import adaptation, ctc_step, data_loading, extraction, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio
 from tests.cases import each_case
 
@@ -45,6 +45,15 @@ def test_ctc_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in rows] == list(ctc_step.NAMES)
     assert len(ratios) == 4
     assert all(float(row[1]) > 0 for row in ratios)
+
+
+def test_ways_of_adapting(capsys: pytest.CaptureFixture[str]) -> None:
+    for way in adaptation.WAYS:
+        adaptation.main([way, "model=tiny", "batch=2", "seconds=1", "steps=1"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [row[0].strip(" `") for row in rows] == list(adaptation.WAYS)
+    counts = [int(row[1].split()[0].replace(",", "")) for row in rows]
+    assert max(counts[1:]) < counts[0] / 4
 
 
 def test_extraction_gives_everyone_the_same_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from speechssl.checkpoints.layout import METRICS
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
+from speechssl.config.adaptation import Adaptation, LoRAConfig
 from speechssl.config.decoding import WEIGHTS
 from speechssl.config.model import ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
@@ -34,7 +36,11 @@ from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
-from speechssl.interop.load import load_model, write_model
+from speechssl.interop.adapted import start_adapting
+from speechssl.interop.files import write_tensors
+from speechssl.interop.load import load_for_inference, load_model, write_model
+from speechssl.interop.names import export_weights
+from speechssl.interop.onnx import OUTPUTS, describe_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
 from speechssl.text.vocabulary import Vocabulary
@@ -44,6 +50,7 @@ from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.verbs import report
 from speechssl.verbs.kept import find_kept, write_kept
+from tests.onnx_files import write_identity
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
 
@@ -184,8 +191,42 @@ def write_formats(*formats: str) -> Callable[[Path], None]:
                 else:
                     suffix = "" if form == "huggingface" else ".pt"
                     write_model(model, folder / f"{name}-{form}{suffix}", form)
+        if "huggingface" in formats:
+            write_model(SpeechModel(replace(SMALL, front_end="log_mel")), folder / "own-code", "huggingface")
 
     return make
+
+
+def make_small_weights(folder: Path) -> None:
+    """Write an MMS folder with a file of another language, and a checkpoint beside one that it was adapted from."""
+    labels = Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", *"ABC"))
+    model = SpeechModel(replace(SMALL, norm_first=True, adapter_dim=2), labels)
+    write_model(model, folder / "mms", "huggingface")
+    tokens = json.loads((folder / "mms" / "vocab.json").read_text())
+    (folder / "mms" / "vocab.json").write_text(json.dumps({"eng": tokens, "swh": tokens}))
+    weights = {
+        name: x for name, x in export_weights(model, "huggingface").items() if "adapter" in name or "lm_" in name
+    }
+    write_tensors(folder / "mms" / "adapter.swh.safetensors", weights)
+    save_model(model, folder / "base")
+    start_adapting(model, Adaptation(adapt="lora", init=str(folder / "base"), lora=LoRAConfig()))
+    save_model(model, folder / "lora")
+
+
+def use_small_weights(folder: Path, file: Path) -> None:
+    load_model(str(file.parent), language="swh" if file.parent.name == "mms" else "")
+
+
+def make_onnx(folder: Path) -> None:
+    for what in OUTPUTS:
+        write_identity(folder / f"{what}.onnx", describe_model(make_recogniser(), what))
+
+
+def use_onnx(folder: Path, file: Path) -> None:
+    model = load_for_inference(str(file), torch.device("cpu"))
+    # Its graph is none of a recogniser, and is refused when it has run.
+    with suppress(CheckpointError):
+        model.logits(torch.zeros(1, 16_000))
 
 
 def use_model(folder: Path, file: Path) -> None:
@@ -253,6 +294,8 @@ KINDS: dict[str, Kind] = {
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
+    "small weights": Kind(make_small_weights, use_small_weights, ("mms/*", "lora/*")),
+    "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
     "runs": Kind(make_runs, use_run, ("*/*.*",)),

@@ -7,24 +7,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
+import soundfile
 import torch
-import yaml
 
 import speechssl
+from speechssl.cli.compose import compose
 from speechssl.cli.main import main
 from speechssl.config.data import TextConfig
-from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
+from speechssl.config.model import ModelConfig
 from speechssl.interop.onnx import export_program
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
+from tests.conftest import make_speech
 
 LIMIT = 1e-4
 LENGTHS_S = (0.1, 0.7, 1.0, 4.3, 30.0)
 LAYER = {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize_waveform": True}
 CONFORMER = {"block": "conformer", "norm_first": True, "macaron": True, "positions": "rotary", "block_norm": "batch"}
-SMALL = Path(__file__).parents[2] / "conf" / "model" / "small.yaml"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "group": {},
+    "layer": LAYER,
+    "conformer": CONFORMER,
+    "relative": CONFORMER | {"positions": "relative"},
+    "wavlm": {"position_buckets": 8, "position_max_distance": 20},
+    "data2vec": LAYER | {"norm_first": False, "position_norm": "layer", "position_depth": 2},
+    "adapters": LAYER | {"adapter_dim": 3},
+}
 
 
 def build(config: ModelConfig, has_head: bool = True) -> SpeechModel:
@@ -75,6 +86,8 @@ def test_convert(
     assert (result["to"], result["out"], result["left_behind"]) == ("onnx", "serve/model.onnx", ["mask vector"])
     assert "torchvision" not in captured.err
     assert [path.name for path in (tmp_path / "serve").iterdir()] == ["model.onnx"]
+    # The exporter writes lines of source beside each operation.
+    assert str(Path(speechssl.__file__).parent).encode() not in (tmp_path / "serve" / "model.onnx").read_bytes()
     session, call = open_session(tmp_path / "serve" / "model.onnx")
     assert [(value.name, value.shape) for value in session.get_inputs()] == [
         ("waveforms", ["batch", "samples"]),
@@ -88,6 +101,51 @@ def test_convert(
     assert num_frames.tolist() == [2, 0]
     assert values.isfinite().all()
     assert not values[1].any()
+
+
+def test_an_export_is_a_checkpoint(
+    tmp_path: Path, tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`transcribe`, `evaluate` and `embed` give what they give of the model; int8 gives nearly that, and is smaller."""
+
+    def run(*words: str) -> dict[str, Any]:
+        assert main([*words, "device=cpu", "precision=float32"] if words[0] != "convert" else list(words)) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return result
+
+    monkeypatch.chdir(tmp_path)
+    mel = {"front_end": "log_mel", "frame_rate": 25, "mel_channels": [32, 32], "model_dim": 64, "ffn_dim": 256}
+    model = build(replace(tiny_model_config, **mel, **CONFORMER))
+    assert model.head is not None
+    torch.nn.init.normal_(model.head.linear.weight)
+    speechssl.save(model, "asr")
+    lines = ["id\tpath\tsample_rate\tnum_samples\ttext"]
+    for number, seconds in enumerate((0.5, 1.7, 7.0)):
+        soundfile.write(f"{number}.wav", make_speech(seconds, number), 16_000)
+        lines.append(f"u{number}\t{number}.wav\t16000\t{round(16_000 * seconds)}\tONE TWO")
+    Path("m.tsv").write_text("\n".join(lines) + "\n")
+    whole = run("convert", "asr", "onnx", "out=asr.onnx")
+    run("convert", "asr", "onnx_features", "out=features.onnx")
+    small = run("convert", "asr", "onnx", "out=int8.onnx", "quantize=int8")
+    assert whole["bytes"] == small["bytes_float32"] == Path("asr.onnx").stat().st_size
+    assert small["bytes"] == Path("int8.onnx").stat().st_size < 0.8 * whole["bytes"]
+    assert sorted(path.name for path in tmp_path.glob("*.onnx*")) == ["asr.onnx", "features.onnx", "int8.onnx"]
+    facts = [open_session(tmp_path / name)[0].get_modelmeta().custom_metadata_map for name in ("asr.onnx", "int8.onnx")]
+    assert facts[1].pop("weights") == "int8"
+    assert facts[0].items() <= facts[1].items()
+    for verb, out in (("evaluate", "e"), ("transcribe", "t")):
+        results = [run(verb, name, "m.tsv", "window_s=5", f"out={out}-{name}") for name in ("asr", "asr.onnx")]
+        different = {"checkpoint", "out", "texts", "audio_s_per_s"}
+        first, second = ({key: result[key] for key in result.keys() - different} for result in results)
+        assert first == second
+    for name in ("asr", "features.onnx"):
+        run("embed", name, "m.tsv", "window_s=5", f"out={name}.npy")
+    np.testing.assert_allclose(np.load("features.onnx.npy"), np.load("asr.npy"), atol=LIMIT)
+    waves = torch.from_numpy(make_speech(4.0, 3))[None]
+    logits, rough = (
+        open_session(tmp_path / name)[1](waves, torch.tensor([64_000]))[0] for name in ("asr.onnx", "int8.onnx")
+    )
+    assert 0 < float((logits - rough).abs().mean()) < 0.1 * float(logits.std())
 
 
 def test_the_program_and_the_model_afterwards(tiny_model_config: ModelConfig) -> None:
@@ -107,18 +165,11 @@ def test_the_program_and_the_model_afterwards(tiny_model_config: ModelConfig) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["logits", "features"])
-@pytest.mark.parametrize("network", ["group", "layer", "small", "conformer"])
+@pytest.mark.parametrize("network", [*NETWORKS, "small"])
 def test_every_network_and_output(network: str, what: str, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
-    config = replace(tiny_model_config, **{"layer": LAYER, "conformer": CONFORMER}.get(network, {}))
-    model = build(read_small() if network == "small" else config)
+    small = compose("pretrain", ["model=small", "out=x"]).model
+    model = build(replace(tiny_model_config, **NETWORKS[network]) if network in NETWORKS else small)
     speechssl.save(model, tmp_path / "model.onnx", format="onnx" if what == "logits" else "onnx_features")
     worst = compare(model, what, open_session(tmp_path / "model.onnx")[1])
     print(f"{network} {what}: {worst:.1e}")
     assert worst < LIMIT
-
-
-def read_small() -> ModelConfig:
-    """Read `small` with the front-end that ONNX has a place for."""
-    values = yaml.safe_load(SMALL.read_text(encoding="utf-8"))
-    parts = {"quantizer": QuantizerConfig(**values.pop("quantizer")), "mask": MaskConfig(**values.pop("mask"))}
-    return ModelConfig(**{**values, **parts, "front_end": "convolutions", "frame_rate": 50})

@@ -63,6 +63,7 @@ BANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_w2v_bert_is_pretrained_resumed_exported_and_fine_tuned(
     manifests: Path,  # noqa: F811
     tmp_path: Path,

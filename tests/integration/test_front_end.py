@@ -59,8 +59,8 @@ def test_runs_resume_to_the_bit_and_go_on_to_embeddings(
     table = speechssl.embed(model, librispeech_tree / "dev", layer="all")
     assert set(table.column("layer").to_pylist()) == {"0", "1", "2"}
     speechssl.convert(checkpoint=str(tmp_path / "ctc"), to="speechssl", out=str(tmp_path / "copy"))
-    with pytest.raises(CheckpointError, match=r"`model\.front_end` must be convolutions for huggingface"):
-        speechssl.convert(checkpoint=str(tmp_path / "ctc"), to="huggingface", out=str(tmp_path / "hf"))
+    with pytest.raises(CheckpointError, match=r"`model\.front_end` must be convolutions for fairseq"):
+        speechssl.convert(checkpoint=str(tmp_path / "ctc"), to="fairseq", out=str(tmp_path / "fs"))
 
 
 def test_scratch_recogniser_learns_from_the_first_update(manifests: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -27,6 +27,9 @@ from tests.parity.hf_weights import GROUP, LAYER, make_config, make_hf_config, r
 Rungs = dict[str, Tensor]
 """(B, T, D) at each station, in the order of the computation."""
 
+Places = dict[str, tuple[nn.Module, Callable[[Any, Any], Tensor]]]
+"""Where stations are: a module, and what to take of its inputs and output."""
+
 NUM_NEGATIVES = 10
 
 NORMS = {
@@ -111,7 +114,7 @@ def import_into_torchaudio(theirs: Wav2Vec2ForCTC) -> nn.Module:
 
 
 @contextmanager
-def listen(places: dict[str, tuple[nn.Module, Callable[[Any, Any], Tensor]]]) -> Iterator[Rungs]:
+def listen(places: Places) -> Iterator[Rungs]:
     """Note what passes through modules: name → (module, what to take of its inputs and output)."""
     heard: Rungs = {}
     handles = []
@@ -139,31 +142,34 @@ def _input(inputs: Any, _: Any) -> Tensor:
     return value
 
 
-def _list_blocks(blocks: nn.ModuleList) -> dict[str, tuple[nn.Module, Callable[[Any, Any], Tensor]]]:
+def _list_blocks(blocks: nn.ModuleList) -> Places:
     return {"layer 0": (blocks[0], _input)} | {f"layer {n}": (block, _first) for n, block in enumerate(blocks, 1)}
 
 
 def record_ours(model: Wav2Vec2, inputs: Inputs, mask: Tensor | None = None, head: nn.Module | None = None) -> Rungs:
     """Run our backbone, and a CTC head where there is one, and note its stations."""
-    places = {
+    places: Places = {
         "convolutions": (model.encoder, _first),
         "feature norm": (model.feature_norm, _first),
         "projection": (model.projection, _first),
         "positions": (model.transformer.position, _first),
         **_list_blocks(model.transformer.blocks),
     }
-    with listen(places) as heard, torch.no_grad():
+    # Batch norm learns where there are gradients alone.
+    with listen(places) as heard, torch.set_grad_enabled(model.training):
         last, _ = model.contextualise(model.encode(inputs.waveforms, inputs.num_samples), mask)
-        logits = {} if head is None else {"logits": head(last)}
-    return order(heard) | {"encoder": last} | logits
+        logits = {} if head is None else {"logits": head(last).detach()}
+    return order(heard) | {"encoder": last.detach()} | logits
 
 
 def record_transformers(model: nn.Module, inputs: Inputs, mask: Tensor | None = None) -> Rungs:
     """Run a model of `transformers` and note the same stations."""
-    head, model = getattr(model, "lm_head", None), model.wav2vec2
-    places = {
+    head, model = getattr(model, "lm_head", None), model.base_model
+    norm = getattr(model.feature_projection, "layer_norm", None)
+    places: Places = {
         "convolutions": (model.feature_extractor, lambda _, output: output.transpose(1, 2)),
-        "feature norm": (model.feature_projection.layer_norm, _first),
+        # Without a norm, what is projected.
+        "feature norm": (model.feature_projection.projection, _input) if norm is None else (norm, _first),
         "projection": (model.feature_projection.projection, _first),
         "positions": (model.encoder.pos_conv_embed, _first),
         **_list_blocks(model.encoder.layers),

@@ -19,7 +19,8 @@ import speechssl
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import build_model
-from speechssl.interop.huggingface.folder import find_family, read_huggingface, write_huggingface
+from speechssl.interop.huggingface.families import choose_family
+from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model, write_model
 from speechssl.model.kaldi_fbank import KaldiFbank
 from speechssl.model.speech_model import SpeechModel
@@ -187,7 +188,7 @@ def test_there_and_back_is_bitwise_the_same(name: str, tmp_path: Path) -> None:
 def test_what_a_folder_says_is_what_was_read(tmp_path: Path) -> None:
     save_theirs(CONFORMER, "ForXVector", tmp_path / "a", conformer_conv_dropout=0.2)
     foreign = read_huggingface(tmp_path / "a")
-    assert foreign.card.kind == "backbone" and foreign.card.model.name == "wav2vec2-conformer 2x32"
+    assert foreign.card.kind == "backbone" and foreign.card.model.family == "wav2vec2-conformer"
     assert foreign.dropped[0] == "conformer_conv_dropout=0.2"
     assert foreign.dropped[1] == "encoder.pos_conv_embed.* (never used there)"
     assert foreign.dropped[2].startswith("the head of Wav2Vec2ConformerForXVector (")
@@ -205,7 +206,7 @@ def test_pipelines_write_what_we_write(tmp_path: Path) -> None:
         model = load_model(str(tmp_path / str(number)))
         write_huggingface(model, folder := tmp_path / f"{number}-out")
         recognise = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
-        assert type(recognise.model).__name__ == find_family(model.config).classes["ctc"]
+        assert type(recognise.model).__name__ == choose_family(model.config).architectures["ctc"]
         wave = make_speech(1.5, 1)
         text = recognise({"raw": wave, "sampling_rate": 16_000})["text"]
         for word in ("<s>", "</s>", "<unk>"):

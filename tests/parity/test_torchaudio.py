@@ -124,8 +124,19 @@ def test_a_bundle_loads_from_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_wrong_bundle_is_one_sentence() -> None:
     with pytest.raises(CheckpointError, match="one of .*WAV2VEC2_BASE.*but is torchaudio:WAVE2VEC"):
         load_model("torchaudio:WAVE2VEC")
-    with pytest.raises(CheckpointError, match="must be a wav2vec 2.0 model, but torchaudio:WAVLM_BASE is WavLM"):
-        load_model("torchaudio:WAVLM_BASE")
+
+
+def test_a_bundle_that_does_not_load_is_refused_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("fetched")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchaudio.pipelines._wav2vec2.utils.load_state_dict_from_url", refuse)
+    for name, sentence in (("MMS_FA", "torchaudio:MMS_FA"), ("HUBERT_BASE", "must be Wav2Vec2 or WavLM, but")):
+        if name == "HUBERT_BASE":
+            monkeypatch.setattr(torchaudio.pipelines.HUBERT_BASE, "_model_type", "Other")
+        with pytest.raises(CheckpointError, match=sentence):
+            load_model(f"torchaudio:{name}")
 
 
 def test_a_bundle_that_cannot_be_fetched_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""fairseq's `.pt` files of wav2vec 2.0, pretrained and fine-tuned with CTC: in and out, without fairseq."""
+"""fairseq's `.pt` files of wav2vec 2.0, pretrained and fine-tuned with CTC: in and out, without fairseq.
+
+HuBERT's, data2vec's and those of WavLM's authors, whose code began as fairseq's, are read too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from speechssl.checkpoints.checks import reading
 from speechssl.checkpoints.model_folder import ModelCard, build_config
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.fairseq.config import find_sections, read_config, write_config
+from speechssl.interop.fairseq.config import find_family, find_sections, read_config, write_config
 from speechssl.interop.fairseq.labels import check_dictionary, read_labels, write_dictionary
 from speechssl.interop.files import detach
 from speechssl.interop.foreign import OURS, Foreign, find_kind, make_extra, read_extra
@@ -26,8 +29,8 @@ from speechssl.parsing import show
 FAIRSEQ_WRAPPERS = (*WRAPPERS, "w2v_encoder.", "w2v_model.")
 """What stands before a name: a fine-tuned model puts `w2v_encoder.w2v_model.` before the network's."""
 
-HEADS = ("quantizer.", "project_q.", "final_proj.")
-"""Weights of pretraining, which some fine-tuned files kept."""
+HEADS = ("quantizer.", "project_q.", "final_proj.", "label_embs_concat", "target_glu.")
+"""Weights of pretraining, which some fine-tuned files kept, and which only wav2vec 2.0's have a place for here."""
 
 
 def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
@@ -56,8 +59,11 @@ def read_fairseq(path: Path, key: str = "checkpoint") -> Foreign:
     if ours:
         config = build_config(ModelConfig, ours["model"], key)
     else:
-        config, left = read_config(find_sections(plain, is_finetuned, str(path), key), kind, str(path), key)
-    if kind == "ctc" and (extra := sorted(name for name in source if name.startswith(HEADS))):
+        sections = find_sections(plain, is_finetuned, str(path), key)
+        if kind == "pretraining" and find_family(sections) != "wav2vec2":
+            kind = "backbone"
+        config, left = read_config(sections, kind, str(path), key)
+    if kind != "pretraining" and (extra := sorted(name for name in source if name.startswith(HEADS))):
         source = {name: value for name, value in source.items() if name not in extra}
         dropped = (*dropped, "heads of pretraining")
     weights = take_weights(source, config, kind, "fairseq", str(path), key)

@@ -1,8 +1,9 @@
-"""fairseq's configurations of wav2vec 2.0, from and to a `ModelConfig`.
+"""fairseq's configurations of wav2vec 2.0 and its kin, from and to a `ModelConfig`.
 
 A pretrained model has one: an `argparse.Namespace` (2020) or a nested `cfg` (hydra). A fine-tuned one has two: its own
 holds dropouts and masks, `w2v_args` inside it is the whole configuration of the pretrained model, with the network.
-Only the fields below are looked at, for every version of fairseq has its own.
+WavLM's authors have one mapping without sections. Only the fields below are looked at, for every version of fairseq has
+its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.fairseq.literals import read_conv_layers, read_temperature
-from speechssl.interop.foreign import FAMILIES, name_size, read_field, refuse_family, refuse_field
+from speechssl.interop.foreign import UNREAD, name_size, read_field, refuse_family, refuse_field
 from speechssl.parsing import show
 
 CONV_LAYERS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
@@ -27,7 +28,6 @@ NETWORK: dict[str, tuple[str, Any]] = {
     "ffn_dim": ("encoder_ffn_embed_dim", 3072),
     "num_heads": ("encoder_attention_heads", 12),
     "norm_first": ("layer_norm_first", False),
-    "position_kernel": ("conv_pos", 128),
     "position_groups": ("conv_pos_groups", 16),
 }
 """Keys of the network that are one field there: the field and the default that a file without it means."""
@@ -67,8 +67,6 @@ REQUIRED: dict[str, Any] = {
     "layer_type": "transformer",
     "pos_enc_type": "abs",
     "attn_type": "",
-    "pos_conv_depth": 1,
-    "conv_pos_batch_norm": False,
     "crop_seq_to_multiple": 1,
     "mask_selection": "static",
     "no_mask_overlap": False,
@@ -86,6 +84,9 @@ TASK: dict[str, Any] = {
     "codebook_negatives": 0,
 }
 """Fields of the contrastive task, no part of the network: what differs from ours is left behind, and named."""
+
+FAMILIES = {"hubert": "hubert", "hubert_ctc": "hubert", "data2vec_audio": "data2vec-audio", "wavlm": "wavlm"}
+"""Families by fairseq's `_name` or `arch`; what is not here is wav2vec 2.0, or does not load."""
 
 _NORMS = {"default": "group", "layer_norm": "layer"}
 
@@ -138,6 +139,14 @@ def find_task(stored: dict[str, Any]) -> dict[str, Any]:
     return _get_part(whole, "task") if isinstance(whole, dict) else {}
 
 
+def find_family(sections: Sections) -> str:
+    """Find which family a network is of; WavLM's configuration does not name it."""
+    name = sections.model.get("_name") or sections.model.get("arch")
+    if name is None and sections.model.get("relative_position_embedding"):
+        return "wavlm"
+    return FAMILIES.get(name, "wav2vec2") if isinstance(name, str) else "wav2vec2"
+
+
 def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[ModelConfig, tuple[str, ...]]:
     """Turn fairseq's fields into our configuration.
 
@@ -151,9 +160,9 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
     Raises:
         CheckpointError: a field is of the wrong type or out of range, or asks for what is not here.
     """
-    family = sections.model.get("_name") or sections.model.get("arch")
-    if family in FAMILIES:
-        refuse_family(family, where, key)
+    name = sections.model.get("_name") or sections.model.get("arch")
+    if name in UNREAD:
+        refuse_family(name, where, key)
     field = _Reader(where, key)
     _check_required(sections, kind, field)
     trained = PRETRAINING if sections.training is sections.model else FINETUNING
@@ -162,6 +171,8 @@ def read_config(sections: Sections, kind: str, where: str, key: str) -> tuple[Mo
             **{ours: field.read(sections.model, *theirs) for ours, theirs in NETWORK.items()},
             **{ours: field.read(sections.training, *theirs) for ours, theirs in trained.items()},
             **_read_convolutions(sections.model, field),
+            **_read_positions(sections.model, field),
+            family=find_family(sections),
             normalize_waveform=field.read(sections.task, "normalize", False),
             mask=_read_mask(sections, kind, field),
         )
@@ -261,6 +272,23 @@ def _read_convolutions(model: dict[str, Any], field: _Reader) -> dict[str, Any]:
     }
 
 
+def _read_positions(model: dict[str, Any], field: _Reader) -> dict[str, Any]:
+    """Read the positional convolutions and the bias of distances."""
+    kernel, depth = field.read(model, "conv_pos", 128), field.read(model, "pos_conv_depth", 1)
+    is_batch = field.read(model, "conv_pos_batch_norm", False)
+    if depth < 1 or (depth > 1 and is_batch):
+        raise field.refuse("pos_conv_depth", "1 with conv_pos_batch_norm, else 1 or more", depth)
+    values = {"position_kernel": kernel, "position_norm": "batch" if is_batch else "weight"}
+    if depth > 1:
+        values = {"position_kernel": max(3, kernel // depth), "position_norm": "layer", "position_depth": depth}
+    if field.read(model, "relative_position_embedding", False):
+        if not field.read(model, "gru_rel_pos", False):
+            raise field.refuse("gru_rel_pos", "True", False)
+        values["position_buckets"] = field.read(model, "num_buckets", 320)
+        values["position_max_distance"] = field.read(model, "max_distance", 1280)
+    return values
+
+
 def _read_mask(sections: Sections, kind: str, field: _Reader) -> MaskConfig:
     training = sections.training
     values = {ours: field.read(training, *theirs) for ours, theirs in MASKS.items()}
@@ -307,6 +335,7 @@ def _write_network(config: ModelConfig) -> dict[str, Any]:
         "extractor_mode": next(theirs for theirs, ours in _NORMS.items() if ours == config.conv_norm),
         "conv_feature_layers": " + ".join(f"[({width}, {kernel}, {stride})]" for width, kernel, stride in layers),
         **{theirs: getattr(config, ours) for ours, (theirs, _) in NETWORK.items()},
+        "conv_pos": config.position_kernel,
         **{theirs: getattr(config, ours) for ours, (theirs, _) in PRETRAINING.items()},
         "activation_fn": "gelu",
         "quantize_targets": True,

@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of wav2vec 2.0 and its kin, from and to a `ModelConfig`."""
+"""Hugging Face's `config.json` of a family, from and to a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -9,60 +9,31 @@ from speechssl.checkpoints.model_folder import build_config
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.interop.foreign import choose_gradient_scale, name_size, read_extra
-from speechssl.interop.huggingface.family import Family
-from speechssl.parsing import show
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "conv_channels": ("conv_dim", [512] * 7),
-    "conv_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
-    "conv_strides": ("conv_stride", [5, 2, 2, 2, 2, 2, 2]),
-    "conv_bias": ("conv_bias", False),
-    "conv_norm": ("feat_extract_norm", "group"),
-    "num_layers": ("num_hidden_layers", 12),
-    "model_dim": ("hidden_size", 768),
-    "ffn_dim": ("intermediate_size", 3072),
-    "num_heads": ("num_attention_heads", 12),
-    "norm_first": ("do_stable_layer_norm", False),
-    "position_kernel": ("num_conv_pos_embeddings", 128),
-    "position_groups": ("num_conv_pos_embedding_groups", 16),
-    "dropout": ("hidden_dropout", 0.1),
-    "attention_dropout": ("attention_dropout", 0.1),
-    "activation_dropout": ("activation_dropout", 0.1),
-    "input_dropout": ("feat_proj_dropout", 0.0),
-    "feature_dropout": ("feat_quantizer_dropout", 0.0),
-    "layer_drop_prob": ("layerdrop", 0.1),
-    "head_dropout": ("final_dropout", 0.1),
-    "target_dim": ("proj_codevector_dim", 256),
-    "quantizer.num_groups": ("num_codevector_groups", 2),
-    "quantizer.num_codes": ("num_codevectors_per_group", 320),
-    "quantizer.codevector_dim": ("codevector_dim", 256),
-    "mask.prob": ("mask_time_prob", 0.05),
-    "mask.length": ("mask_time_length", 10),
-    "mask.min_spans": ("mask_time_min_masks", 2),
-    "mask.channel_prob": ("mask_feature_prob", 0.0),
-    "mask.channel_length": ("mask_feature_length", 10),
-}
-"""Each of our keys that Hugging Face has a field for: the field and the default that a file without it means."""
-
-WAV2VEC2 = Family(
-    model_type="wav2vec2",
-    prefix="wav2vec2.",
-    classes={"backbone": "Wav2Vec2Model", "pretraining": "Wav2Vec2ForPreTraining", "ctc": "Wav2Vec2ForCTC"},
-    weights="huggingface",
-    network={
-        "front_end": "convolutions",
-        "block": "transformer",
-        "positions": "convolutional",
-        "final_norm": True,
-        "self_conditioning": 0,
-    },
-    fields=FIELDS,
-    fixed={"hidden_act": "gelu", "feat_extract_activation": "gelu", "layer_norm_eps": 1e-5},
+from speechssl.interop.foreign import (
+    choose_gradient_scale,
+    name_size,
+    read_extra,
+    read_field,
+    refuse_family,
+    refuse_field,
 )
+from speechssl.interop.huggingface.families import PLAIN, Family, Field, find_family
+from speechssl.parsing import show
 
 ADAPTERS = {"add_adapter": "convolutions after the transformer", "adapter_attn_dim": "adapters of a language, as MMS"}
 """Fields that put further layers into the network, and what they are."""
+
+
+def read_family(stored: dict[str, Any], where: str, key: str) -> Family:
+    """Find the family of a `config.json`.
+
+    Raises:
+        CheckpointError: there is no row for it.
+    """
+    family = find_family(stored.get("model_type"))
+    if family is None:
+        refuse_family(stored.get("model_type"), where, key)
+    return family
 
 
 def read_config(
@@ -83,7 +54,14 @@ def read_config(
         CheckpointError: an adapter, or a value of the wrong type or outside its range.
     """
     _check_architecture(stored, family, where, key)
-    values = family.read(stored, where, key)
+    # Their blocks have adapters only where they are pre-norm; null is none.
+    width = stored.get("adapter_attn_dim")
+    unsaid = [f"adapter_attn_dim={show(width)} (post-norm blocks have none)"] if width else []
+    if width and stored.get("do_stable_layer_norm"):
+        unsaid = []
+    else:
+        stored = {**stored, "adapter_attn_dim": 0}
+    values = {ours: _read_field(stored, field, where, key) for ours, field in family.fields.items()}
     base, exported = _read_base(stored, family, kind, key)
     if stored.get("apply_spec_augment", True) is False:
         values |= {"mask.prob": 0.0, "mask.channel_prob": 0.0}
@@ -91,17 +69,17 @@ def read_config(
         left = {name for name in values if name.startswith("mask.") and kind != "ctc"}
     else:
         left = {name for name, value in values.items() if exported[name] == value}
+    values |= {"family": family.model_type, **family.values} if exported is None else {}
     try:
-        kept = {name: value for name, value in values.items() if name not in left}
-        config = _replace(base, {**(family.network if exported is None else {}), **kept})
+        config = _replace(base, {name: value for name, value in values.items() if name not in left})
         if exported is None:
             scale = choose_gradient_scale(config.conv_norm)
-            size = f"{config.num_layers}x{config.model_dim}"
-            name = name_size(config) if family is WAV2VEC2 else f"{family.model_type} {size}"
-            config = replace(config, name=name, feature_gradient_scale=scale)
+            config = replace(config, name=name_size(config), feature_gradient_scale=scale)
     except ConfigError as error:
         raise CheckpointError(f"`{key}` must be a network that can be built, but in {where} {error}") from error
-    return config, (*_list_dropped(stored, kind, exported is None), *family.list_dropped(stored, values))
+    shared = {theirs: values[ours] for theirs, ours in family.shared.items()}
+    unsaid += [f"{name}={show(stored[name])}" for name, value in shared.items() if stored.get(name, value) != value]
+    return config, (*_list_dropped(stored, kind, exported is None), *unsaid)
 
 
 def write_config(
@@ -110,7 +88,8 @@ def write_config(
     """Make the fields of a `config.json`.
 
     Args:
-        family: of which the network is one.
+        config: the network.
+        family: that it is written as.
         kind: `pretraining`, `ctc` or `backbone`.
         vocab_size: outputs of the CTC head; Hugging Face's default without one.
         bos: index of `<s>`.
@@ -120,27 +99,35 @@ def write_config(
         Plain values of exactly the types that `transformers` 5 checks. Floats are written as floats, since it
         refuses a folder whose `diversity_loss_weight` is 0.
     """
-    task, fields = ContrastiveConfig(), family.write(export_fields(config, family))
-    learnt = {
-        "num_feat_extract_layers": len(config.conv_channels),
+    task, plain = ContrastiveConfig(), export_fields(config, family)
+    fields = {field[0]: _to_theirs(plain[ours], field) for ours, field in family.fields.items()}
+    if not config.adapter_dim:
+        fields.pop("adapter_attn_dim", None)
+    pretraining = {
         "contrastive_logits_temperature": float(task.logit_temperature),
         "num_negatives": task.num_negatives,
         "diversity_loss_weight": float(task.diversity_weight),
     }
+    front = {"feature_projection_input_dim": config.feature_dim}
+    if config.front_end == "convolutions":
+        front = {"num_feat_extract_layers": len(config.conv_channels)}
+    ids = {"bos_token_id": bos, "eos_token_id": eos}
     masked = kind == "pretraining" or config.mask.prob > 0 or config.mask.channel_prob > 0
     return {
         "model_type": family.model_type,
-        "architectures": [family.classes[kind]],
+        "architectures": [family.architectures[kind]],
         "dtype": "float32",
         "torch_dtype": "float32",
         **fields,
-        **(learnt if config.front_end == "convolutions" else {"feature_projection_input_dim": config.feature_dim}),
+        **{theirs: getattr(config, ours) for theirs, ours in family.shared.items()},
+        **family.said,
+        **front,
         "apply_spec_augment": masked,
+        **(pretraining if family.has_pretraining else {}),
         "add_adapter": False,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
+        **{name: index for name, index in ids.items() if index is not None or family.has_null_ids},
         "ctc_loss_reduction": "sum",
         "ctc_zero_infinity": True,
     }
@@ -153,14 +140,31 @@ def export_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
     `apply_spec_augment` says that nothing is masked.
     """
     sections = {"": asdict(config), "quantizer": asdict(config.quantizer), "mask": asdict(config.mask)}
-    values = {ours: sections[""][ours] for ours in family.choices}
-    for ours, (_, default) in family.fields.items():
+    values = {}
+    for ours, (_, default, *_) in family.fields.items():
         section, _, name = ours.rpartition(".")
         value = sections[section][name]
         values[ours] = float(value) if isinstance(default, float) else value
     if values["mask.prob"] == 0.0:
         values["mask.prob"] = 0.05
     return values
+
+
+def _read_field(stored: dict[str, Any], field: Field, where: str, key: str) -> Any:
+    name, default, *words = field
+    if not words:
+        return read_field(stored, name, default, where, key)
+    value = stored.get(name, default)
+    for theirs, ours in words[0].items():
+        # To Python 1 is True.
+        if type(value) is type(theirs) and value == theirs:
+            return ours
+    raise refuse_field(name, f"one of {', '.join(map(str, words[0]))}", value, where, key)
+
+
+def _to_theirs(value: Any, field: Field) -> Any:
+    _, _, *words = field
+    return next(theirs for theirs, ours in words[0].items() if ours == value) if words else value
 
 
 def _read_base(
@@ -181,16 +185,17 @@ def _read_base(
 
 
 def _check_architecture(stored: dict[str, Any], family: Family, where: str, key: str) -> None:
+    known = {field for field, *_ in family.fields.values()}
     for field, meaning in ADAPTERS.items():
-        if stored.get(field):
+        if stored.get(field) and field not in known:
             raise CheckpointError(
                 f"`{key}` must be a model without adapters, but {where} has {meaning} ({field}={show(stored[field])}), "
                 "which do not load yet"
             )
-    for field, value in family.fixed.items():
+    for field, value in family.said.items():
         if stored.get(field, value) != value:
             raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {show(stored[field])}")
-    layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", FIELDS["conv_channels"][1])
+    layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", PLAIN["conv_channels"][1])
     if layers is not None and isinstance(widths, list) and layers != len(widths):
         raise CheckpointError(
             f"`{key}` must have one conv_dim for each convolution, but num_feat_extract_layers in {where} is "

@@ -1,4 +1,4 @@
-"""Hugging Face folders of wav2vec 2.0 and its kin: the backbone, the pretraining model and CTC, in and out."""
+"""Hugging Face folders of every family: the backbone, CTC and wav2vec 2.0's pretraining model, in and out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,11 @@ from speechssl.checkpoints.model_folder import ModelCard
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.files import read_tensors, write_json, write_tensors
-from speechssl.interop.foreign import (
-    DRAWN,
-    OURS,
-    Foreign,
-    draw_mask_vector,
-    find_kind,
-    make_extra,
-    read_extra,
-    refuse_family,
-)
-from speechssl.interop.huggingface.config import WAV2VEC2, read_config, write_config
-from speechssl.interop.huggingface.conformer import BERT, CONFORMER, clean_weights, dress_weights
-from speechssl.interop.huggingface.family import Family
+from speechssl.interop.foreign import DRAWN, OURS, Foreign, draw_mask_vector, find_kind, make_extra, read_extra
+from speechssl.interop.huggingface.config import read_config, read_family, write_config
+from speechssl.interop.huggingface.conformer import clean_weights, dress_weights
+from speechssl.interop.huggingface.families import Family, choose_family
+from speechssl.interop.huggingface.languages import take_language
 from speechssl.interop.huggingface.processor import (
     export_tokens,
     read_audio,
@@ -40,18 +32,17 @@ CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin
 INDEX = ".index.json"
 """What the name of the list of shards ends with, after that of the file that they stand for."""
 
-FAMILIES = (WAV2VEC2, CONFORMER, BERT)
-
 HEADS = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 """What stands beside the backbone and so has no prefix such as `wav2vec2.`."""
 
 
-def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
+def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") -> Foreign:
     """Read a Hugging Face folder.
 
     Args:
         folder: with config.json, weights (safetensors, whole or in shards, or pytorch_model.bin), a feature extractor
             file of either spelling and, for CTC, vocab.json.
+        language: of MMS, whose adapters, head and vocabulary are taken; empty: those of the folder's own weights.
 
     Returns:
         The model. The mask vector alone may be missing (as in the published base-960h): it is drawn then, and a note
@@ -63,16 +54,16 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     """
     where = str(folder / CONFIG)
     stored = read_json(folder / CONFIG, key)
-    family = next((each for each in FAMILIES if each.model_type == stored.get("model_type")), None)
-    if family is None:
-        refuse_family(stored.get("model_type"), where, key)
+    family = read_family(stored, where, key)
     # Before the weights, so that another architecture is called that.
     read_config(stored, family, "backbone", where, key)
-    source, head = _take_head_off(_read_files(folder, key), stored, family)
-    if family is not WAV2VEC2:
+    source, head = _take_head_off(read_files(folder, key), stored, family)
+    if family.names != "huggingface":
         source, unused = clean_weights(source, str(folder), key)
         head = (*unused, *head)
     source = respell(source, "huggingface", str(folder), key, (*WRAPPERS, family.prefix))
+    if language:
+        source = take_language(source, folder, language, key)
     kind = _find_kind(source, stored, family)
     config, dropped = read_config(stored, family, kind, where, key)
     ours = read_extra(stored, key)
@@ -81,10 +72,10 @@ def read_huggingface(folder: Path, key: str = "checkpoint") -> Foreign:
     if kind != "pretraining" and "masked_spec_embed" not in source:
         source["masked_spec_embed"] = draw_mask_vector(config.model_dim)
         notes.append(DRAWN)
-    weights = take_weights(source, config, kind, family.weights, str(folder), key)
+    weights = take_weights(source, config, kind, family.names, str(folder), key)
     vocabulary = None
     if kind == "ctc":
-        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key)
+        labels = read_labels(folder, len(weights["head.linear.bias"]), stored.get("pad_token_id", 0), key, language)
         vocabulary, order = labels.vocabulary, list(labels.order)
         # The vocabulary that was exported, where the file still has its tokens.
         exported = restore_vocabulary(ours["vocabulary"], where, key) if ours.get("vocabulary") else None
@@ -105,20 +96,24 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
     field for is in config.json under `speechssl`.
 
     Args:
-        model: a backbone, a pretraining model or a recogniser.
+        model: a backbone, a pretraining model or a recogniser. Where a family has no place for the heads of
+            pretraining, they are left behind.
         folder: made if it is missing.
+
+    Raises:
+        CheckpointError: there is no class for its network.
     """
+    family, kind = choose_family(model.config), find_kind(model)
     folder.mkdir(parents=True, exist_ok=True)
-    family = find_family(model.config)
-    kind = find_kind(model) if find_kind(model) in family.classes else "backbone"
-    weights = export_weights(model, family.weights)
-    if family is not WAV2VEC2:
+    weights = export_weights(model, family.names)
+    if family.names != "huggingface":
         weights = dress_weights(weights, model.config)
-    if kind == "backbone":
-        weights = {name: value for name, value in weights.items() if not name.startswith(HEADS)}
-    else:
-        prefix = family.prefix
-        weights = {name if name.startswith(HEADS) else f"{prefix}{name}": value for name, value in weights.items()}
+    if kind not in family.architectures:
+        kind, weights = "backbone", {name: x for name, x in weights.items() if not name.startswith(HEADS)}
+    weights = {
+        name if kind == "backbone" or name.startswith(HEADS) else f"{family.prefix}{name}": value
+        for name, value in weights.items()
+    }
     write_tensors(folder / WEIGHTS, weights)
     tokens = export_tokens(model.vocabulary) if model.vocabulary else ()
     bos, eos = (tokens.index(token) if token in tokens else None for token in ("<s>", "</s>"))
@@ -127,16 +122,9 @@ def write_huggingface(model: SpeechModel, folder: Path, update: int = 0) -> None
     write_processor(folder, model.config, model.vocabulary)
 
 
-def find_family(config: ModelConfig) -> Family:
-    """Find the family that a network is one of, or is nearest to (`Family.find_misfit`)."""
-    if config.front_end == "kaldi_fbank":
-        return BERT
-    return CONFORMER if config.block == "conformer" and config.front_end == "convolutions" else WAV2VEC2
-
-
 def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
-    """List what a model has and the classes of its family have no place for."""
-    has_place = find_kind(model) in find_family(model.config).classes
+    """List what a model has and the class that it is written as has no place for."""
+    has_place = find_kind(model) in choose_family(model.config).architectures
     return () if has_place else ("quantizer, target and context projection",)
 
 
@@ -144,9 +132,8 @@ def _take_head_off(
     source: dict[str, Tensor], stored: dict[str, Any], family: Family
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Leave behind a head that has no counterpart here, such as a classifier: all that is outside of the backbone."""
-    others = (name for name in _list_architectures(stored) if name not in family.classes.values())
-    stem = family.classes["backbone"].removesuffix("Model")
-    name = next((name for name in others if name.startswith(f"{stem}For")), None)
+    others = (name for name in _list_architectures(stored) if name not in family.architectures.values())
+    name = next((name for name in others if name.startswith(f"{family.stem}For")), None)
     backbone = {weight: value for weight, value in source.items() if family.prefix in weight}
     if name is None or not backbone:
         return source, ()
@@ -154,7 +141,7 @@ def _take_head_off(
     return backbone, (f"the head of {join([name])} ({join(parts)})",)
 
 
-def _read_files(folder: Path, key: str) -> dict[str, Tensor]:
+def read_files(folder: Path, key: str) -> dict[str, Tensor]:
     """Read the weights: safetensors rather than torch's files, whole rather than in shards."""
     for name in (WEIGHTS, PICKLE):
         if (folder / name).is_file():
@@ -185,10 +172,10 @@ def _find_kind(source: dict[str, Tensor], stored: dict[str, Any], family: Family
     """Find which heads there are: by the weights, or by `architectures` where no weight of a head is there."""
     if "lm_head.weight" in source:
         return "ctc"
-    if "quantizer.codevectors" in source:
+    if family.has_pretraining and "quantizer.codevectors" in source:
         return "pretraining"
     declared = _list_architectures(stored)
-    return next((kind for kind, name in family.classes.items() if name in declared), "backbone")
+    return next((kind for kind, name in family.architectures.items() if name in declared), "backbone")
 
 
 def _list_architectures(stored: dict[str, Any]) -> list[str]:

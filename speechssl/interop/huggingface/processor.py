@@ -13,6 +13,7 @@ from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.files import write_json
 from speechssl.interop.foreign import make_vocabulary, read_field
+from speechssl.interop.huggingface.languages import choose_tokens
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
@@ -101,19 +102,20 @@ def _read_extractors(folder: Path, what: str, key: str) -> dict[str, dict[str, A
     return found
 
 
-def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str) -> Labels:
+def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: str = "") -> Labels:
     """Read the vocabulary of a CTC model.
 
     Args:
         folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json.
         num_rows: outputs of the head.
         pad_id: `pad_token_id` of config.json: the CTC blank there.
+        language: whose tokens are taken where there are those of several; empty: the folder's own.
 
     Raises:
         CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of
             several letters, such as phonemes.
     """
-    tokens = _read_tokens(folder, num_rows, key)
+    tokens = _read_tokens(folder, num_rows, key, language)
     special = _read_special(folder, key)
     blank = special["pad_token"]
     if blank not in tokens:
@@ -189,9 +191,9 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
     write_json(folder / TOKENIZER, tokenizer)
 
 
-def _read_tokens(folder: Path, num_rows: int, key: str) -> tuple[str, ...]:
+def _read_tokens(folder: Path, num_rows: int, key: str, language: str) -> tuple[str, ...]:
     """Read the token of each row of the head; added tokens count where the head has rows for them."""
-    indices = read_json(folder / VOCABULARY, key)
+    indices = choose_tokens(read_json(folder / VOCABULARY, key), folder, language, key)
     if len(indices) < num_rows and (folder / ADDED).is_file():
         indices |= read_json(folder / ADDED, key)
     wrong = next((token for token, index in indices.items() if type(index) is not int), None)

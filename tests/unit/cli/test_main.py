@@ -99,8 +99,7 @@ MISTAKES = (
     (["pretrain", "model.maks.prob=0.5"], "`model.mask.prob`"),
     (
         ["pretrain", "model=bass"],
-        "`model` must be one of base, large, large_lv60k, medium, small, tiny, xls_r_1b, xls_r_2b, "
-        "but 'bass' does not",
+        "`model` must be one of base, large, large_lv60k, medium, small, tiny, xls_r_1b, xls_r_2b, but 'bass' does not",
     ),
     (["evaluate", "out=a(b"], "'out=\"a(b\"'"),
     (["evaluate", "x", "seed=abc"], "`seed` must be a whole number, but is 'abc'"),

@@ -168,13 +168,10 @@ def test_our_own_format_keeps_it_and_others_have_no_place(config: ModelConfig, t
     sound = torch.randn(1, 9_000)
     assert torch.equal(load_model(str(tmp_path / "out")).logits(sound)[0], model.logits(sound)[0])
     plain = {"front_end": "convolutions", "frame_rate": 50}
-    rotary, own = plain | {"block": "transformer"}, {"macaron": True, "block_bias": False, "block_norm": "batch"}
+    rotary = plain | {"block": "transformer"}
     for format, given, sentence in (
-        *((name, rotary, r"`model\.positions` must be conv.*is rotary") for name in ("huggingface", "torchaudio")),
+        *((name, rotary, r"`model\.positions` must be conv.*is rotary") for name in ("fairseq", "torchaudio")),
         *((name, plain, r"`model\.block` must be transf.*is conformer") for name in ("fairseq", "torchaudio")),
-        ("huggingface", plain, r"`model\.macaron` must be true for huggingface, which has no other, but is false"),
-        ("huggingface", plain | own, r"`model\.positions` must be one of relative, rotary_input, none for .*is rotary"),
-        ("huggingface", {"frame_rate": 50}, r"`model\.front_end` must be convolutions for .*is log_mel"),
     ):
         other = SpeechModel(replace(config, **given))
         with pytest.raises(CheckpointError, match=sentence):

@@ -23,6 +23,8 @@ from speechssl.model.log_mel import (
     compute_log_mel,
     compute_mel_power,
     make_mel_filters,
+    make_window,
+    transform_by_convolution,
 )
 from speechssl.model.masking import sample_masks, sample_negatives
 from speechssl.model.pretraining import PretrainingModel
@@ -139,12 +141,20 @@ def test_the_contrastive_task_reaches_every_weight(config: ModelConfig) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("format", ["huggingface", "fairseq", "torchaudio", "onnx", "onnx_features"])
+@pytest.mark.parametrize("format", ["fairseq", "torchaudio"])
 def test_other_toolkits_have_no_place_for_it(config: ModelConfig, tmp_path: Path, format: str) -> None:
     model = SpeechModel(config, build_vocabulary(TextConfig(), []))
     with pytest.raises(CheckpointError, match=rf"`model\.front_end` must be convolutions for {format}.*is log_mel"):
         write_model(model, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_has_the_same_bands(speech: Callable[..., np.ndarray]) -> None:
+    waveforms = torch.from_numpy(np.stack([speech(1.7, 3), speech(1.7, 4)]))
+    filters, window = make_mel_filters(80), make_window()
+    expected = compute_mel_power(waveforms, filters, window).clamp(min=LOG_FLOOR).log()
+    found = filters @ transform_by_convolution(waveforms, window, 512, 160)
+    torch.testing.assert_close(found.clamp(min=LOG_FLOOR).log(), expected, atol=1e-3, rtol=0)
 
 
 def test_rows_of_any_lengths_may_share_a_batch(config: ModelConfig) -> None:

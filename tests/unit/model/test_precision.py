@@ -71,7 +71,9 @@ def test_positions_in_bf16_whatever_the_channels_of_a_group() -> None:
     """oneDNN's bf16 convolution with AMX gives noise for 2 to 15 channels and most even kernels."""
     for groups, channels, kernel in product((2, 4, 16), (2, 8, 12, 16, 48), (16, 32, 128)):
         torch.manual_seed(0)
-        position = PositionalConvolution(groups * channels, kernel, groups)
+        position = PositionalConvolution(
+            ModelConfig(model_dim=groups * channels, num_heads=1, position_kernel=kernel, position_groups=groups)
+        )
         x = torch.randn(2, 150, groups * channels)
         with torch.no_grad():
             expected = position(x)

@@ -165,7 +165,7 @@ def test_what_is_told_is_saved_goes_on_and_has_no_place_elsewhere(
     torch.nn.init.zeros_(other.conditioning.weight)
     start_from(other, FinetuneConfig(out="x", init=str(tmp_path / "a")))
     assert torch.equal(other.conditioning.weight[:, 4:], model.conditioning.weight[:, 4:])
-    for name in ("huggingface", "fairseq", "torchaudio"):
+    for name in ("fairseq", "torchaudio"):
         with pytest.raises(CheckpointError, match=f"`model.self_conditioning` must be 0 for {name}"):
             write_model(model, tmp_path / name, name)
 

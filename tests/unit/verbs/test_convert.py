@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,33 @@ def test_a_recogniser_transcribes_and_is_evaluated(
     assert Path(str(ours["texts"])).read_text() == Path(str(theirs["texts"])).read_text()
 
 
+def test_a_network_without_a_class_there_brings_its_code_and_every_folder_a_card(
+    place: Path, tiny_model_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speechssl.save(SpeechModel(replace(tiny_model_config, front_end="log_mel")), "mel")
+    assert main(["convert", "mel", "huggingface", "out=hf/mel"]) == 0
+    told = capsys.readouterr()
+    assert "opens there with trust_remote_code=True" in told.err
+    assert "to upload it: hf upload mel hf/mel --exclude result.json" in told.err
+    result = json.loads(told.out.splitlines()[-1])
+    assert (result["left_behind"], len(result["notes"])) == ([], 1)
+    assert run(capsys, "convert", "recogniser", "huggingface", "out=hf/asr")["notes"] == []
+    cards = {name: (place / "hf" / name / "README.md").read_text() for name in ("mel", "asr")}
+    for name, words in {
+        "mel": ("pipeline_tag: feature-extraction", "- custom_code", "80 log-mel bands", "trust_remote_code=True",
+                "Not recorded in this folder", "speechssl embed mel"),
+        "asr": ("pipeline_tag: automatic-speech-recognition", "AutoModelForCTC", "32: <s> <pad> </s> <unk> \\| E",
+                "speechssl transcribe asr", "## Licence"),
+    }.items():  # fmt: skip
+        assert not [word for word in words if word not in cards[name]], cards[name]
+    assert "trust_remote_code" not in cards["asr"]
+    assert "license:" not in cards["asr"].partition("\n# ")[0]
+    # Somebody has written in it.
+    (place / "hf" / "asr" / "README.md").write_text("mine")
+    run(capsys, "convert", "recogniser", "huggingface", "out=hf/asr", "overwrite=true")
+    assert (place / "hf" / "asr" / "README.md").read_text() == "mine"
+
+
 MISTAKES = (
     (("convert",), "`checkpoint` must be given"),
     (("convert", "nowhere"), "nowhere does not exist"),
@@ -130,17 +158,19 @@ MISTAKES = (
     (("convert", "recogniser", "huggingface", "recogniser/config.json/x"), "`out` must be a place"),
     (("convert", "truncated"), "`checkpoint` must be a whole file of tensors"),
     (("finetune", "init=truncated", "out=x"), "`init` must be a whole file of tensors"),
-    (("embed", "hubert", "a.wav"), "describes HuBERT, which does not load yet"),
+    (("convert", "recogniser", "onnx", "push=a/b"), "`push` must be empty unless `to` is huggingface, but is 'a/b'"),
+    (("convert", "recogniser", "huggingface", "push=b"), "`push` must be of the form owner/model, but is 'b'"),
+    (("embed", "sew", "a.wav"), "describes SEW, which does not load yet"),
 )
 
 
 def test_a_mistake_is_one_sentence_and_exit_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("truncated", "hubert"):
+    for name in ("truncated", "sew"):
         speechssl.save(load_model("recogniser"), name, format="huggingface")
     weights = place / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    config = json.loads((place / "hubert" / "config.json").read_text()) | {"model_type": "hubert"}
-    (place / "hubert" / "config.json").write_text(json.dumps(config))
+    config = json.loads((place / "sew" / "config.json").read_text()) | {"model_type": "sew"}
+    (place / "sew" / "config.json").write_text(json.dumps(config))
     for words, expected in MISTAKES:
         assert main(list(words)) == 2
         captured = capsys.readouterr()

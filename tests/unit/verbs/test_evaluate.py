@@ -58,7 +58,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> None:
     def recognise(model: object, manifest: object, *_: object) -> list[str]:
         return [HEARD[int(name[1:])] for name in manifest.column("id")]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser())
     monkeypatch.setattr(module, "recognise", recognise)
 
 
@@ -128,7 +128,7 @@ def test_a_finished_result_stays(manifest: Path, tmp_path: Path) -> None:
 
 
 def test_a_pretrained_model_is_refused(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser(has_head=False))
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser(has_head=False))
     with pytest.raises(CheckpointError, match="`checkpoint` must be a recogniser.*finetune it first"):
         evaluate(make_config(manifest, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -147,7 +147,7 @@ def test_a_manifest_without_text_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_whose_texts_are_blank_is_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "load_model", None)
+    monkeypatch.setattr(module, "load_for_inference", None)
     manifest = write_manifest(tmp_path, [" ", "\t"], [None, None])
     with pytest.raises(DataError, match=r"`data\.test` must have transcripts, but none of its 2 utterances has one"):
         evaluate(make_config(manifest, tmp_path / "out"))
@@ -159,7 +159,7 @@ def test_hypotheses_are_spelt_as_references_are(
     """Symbols of an imported vocabulary may be spelt in another way: decomposed, or with another apostrophe."""
     recogniser = Recogniser()
     recogniser.vocabulary = Vocabulary(("<pad>", "|", "a", "e", "\u2019", "\u0301", "\u0958"), case="lower")
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: recogniser)
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: recogniser)
     monkeypatch.setattr(module, "recognise", lambda *_: ["e\u0301a", "a\u2019e", "\u0958"])
     manifest = write_manifest(tmp_path, ["\u00c9a", "a\u2019e", "\u0958"], [None, None, None])
     assert evaluate(make_config(manifest, tmp_path / "out"))["cer"] == 0.0
@@ -218,7 +218,7 @@ def test_audio_that_cannot_be_used_is_left_out_of_the_figures_and_told(
         arguments[-1].add("u1", tmp_path / "a.wav", "a.wav must be whole, but is damaged")
         return [HEARD[int(name[1:])] for name in manifest.column("id") if name != "u1"]
 
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser())
     monkeypatch.setattr(module, "recognise", recognise)
     result = evaluate(make_config(manifest, tmp_path / "out"))
     assert (result["num_utterances"], result["num_left_out"], result["num_words"]) == (3, 1, 7)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from speechssl.checkpoints.model_folder import save_model
+from speechssl.checkpoints.model_folder import ModelCard, save_model
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.config.training import TrainingConfig
@@ -106,10 +106,10 @@ FROM_HUGGING_FACE = Vocabulary(("<pad>", "<s>", *FAIRSEQ_SYMBOLS[2:]))
 """The labels of the published recognisers there: the blank and a special have other names."""
 
 
-def find_row(there: Vocabulary, symbol: str) -> int:
+def find_row(there: Vocabulary, symbol: str) -> int | None:
     """Find the output of a recogniser that writes a letter, whatever its case and its apostrophe."""
     spellings = (symbol, symbol.lower(), "\u2019" if symbol == "'" else symbol)
-    return next(k for k, other in enumerate(there.symbols) if other in spellings)
+    return next((k for k, other in enumerate(there.symbols) if other in spellings), None)
 
 
 @each_case(
@@ -120,9 +120,10 @@ def find_row(there: Vocabulary, symbol: str) -> int:
         (Vocabulary((*FAIRSEQ_SYMBOLS[:-2], "Z", "Q")), 0, ""),
         (build_vocabulary(TextConfig(keep="1"), []), 0, ""),
         (Vocabulary(("[PAD]", *"zyxwvutsrqponmlkjihgfedcba\u2019|", "[UNK]"), "lower"), 0, ""),
-        (Vocabulary(FAIRSEQ_SYMBOLS[:-2]), 0, "it has no label for 'Q', 'Z'"),
-        (Vocabulary(("<s>", "|", *map(chr, range(0x4E00, 0x5000)))), 0, "'B' and 7 others"),
-        (OWN, 1, "with reset_layers=1 the blocks before it do"),
+        (Vocabulary(FAIRSEQ_SYMBOLS[:-2]), 0, "goes on too, by the letters of its labels; it has none for 'Q', 'Z'"),
+        (Vocabulary(("<s>", "A", "|", "É")), 0, "it has none for 'E', 'T', 'O'"),
+        (Vocabulary(("<s>", "|", *map(chr, range(0x4E00, 0x5000)))), 0, "starts afresh: it has no label for 'E', 'T'"),
+        (OWN, 1, "starts afresh: with reset_layers=1 the blocks before it do"),
     ],
 )
 def test_the_head_of_a_recogniser_goes_on_where_it_fits(
@@ -137,12 +138,28 @@ def test_the_head_of_a_recogniser_goes_on_where_it_fits(
     start_from(model, FinetuneConfig(out="a", init=str(tmp_path / "asr"), reset_layers=reset_layers))
     for k, symbol in enumerate(OWN.symbols):
         if k == 0 or len(symbol) == 1:
-            expected = fresh[k] if said else source.head.linear.weight[find_row(there, symbol) if k else 0]
+            row = None if "starts afresh" in said else find_row(there, symbol) if k else 0
+            expected = fresh[k] if row is None else source.head.linear.weight[row]
             assert torch.equal(model.head.linear.weight[k], expected), symbol
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == bool(said) and all("its CTC head starts afresh" in w and said in w for w in warnings)
-    assert ("its CTC head goes on too" in caplog.text) is not bool(said)
+    assert len(warnings) == bool(said) and all(said in warning for warning in warnings)
+    assert ("its CTC head goes on too" in caplog.text) is ("starts afresh" not in said)
     assert torch.equal(model.backbone.mask_embedding, source.backbone.mask_embedding)
+
+
+def test_the_labels_may_be_those_of_init(tiny_model_config: ModelConfig, tmp_path: Path) -> None:
+    there = Vocabulary(("<pad>", "b", "|", "ä", "a"), "lower")
+    save_model(SpeechModel(tiny_model_config, there), tmp_path / "asr")
+    keys = {"out": "a", "init": str(tmp_path / "asr")}
+    train = make_manifest("Aba", "äb")
+    made = make_vocabulary(FinetuneConfig(**keys, text=TextConfig(vocabulary="init")), train, None)
+    assert made == there and made.encode("ÄB a") == [3, 1, 2, 4, 2]
+    more = make_vocabulary(FinetuneConfig(**keys, text=TextConfig(vocabulary="init", keep="öA1")), train, None)
+    assert more.symbols == (*there.symbols, "1", "ö") and more.case == "lower"
+    # A run that goes on has them already, wherever `init` is by now.
+    begun = ModelCard("ctc", tiny_model_config, more, 1)
+    gone = FinetuneConfig(out="a", init="gone", text=TextConfig(vocabulary="init", keep="öA1"))
+    assert make_vocabulary(gone, train, None, begun) == more
 
 
 def test_of_the_head_of_a_pretrained_model_nothing_is_said(

@@ -48,7 +48,7 @@ def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in ("one", "two"):
         soundfile.write(folder / f"{name}.wav", np.zeros(8000), 16_000)
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser())
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser())
 
     def iterate_readings(*given: Any) -> Iterator[tuple[int, Reading]]:
         for index, text in iterate_texts(*given):
@@ -142,7 +142,7 @@ def test_a_reader_that_goes_stops_nothing() -> None:
 def test_what_cannot_be_transcribed_is_refused(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="`audio`"):
         transcribe(make_config(tmp_path / "nothing*.wav", tmp_path / "out"))
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: Recogniser(has_head=False))
+    monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser(has_head=False))
     with pytest.raises(CheckpointError, match="finetune it first"):
         transcribe(make_config(clips, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

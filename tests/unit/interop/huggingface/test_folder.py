@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from speechssl.config.data import TextConfig
 from speechssl.config.model import MaskConfig, ModelConfig
 from speechssl.errors import CheckpointError
-from speechssl.interop.foreign import FAMILIES, build_model
-from speechssl.interop.huggingface.folder import FAMILIES as READ
+from speechssl.interop.foreign import UNREAD, build_model
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
@@ -214,16 +213,20 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "a pickle with more than tensors": (write_module, "holds more, which is never unpickled"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"must have model\.safetensors or pytorch_model\.bin"),
     "another architecture": (
-        lambda f: edit(f, "config.json", model_type="hubert"),
-        "must be a wav2vec 2.0 model, but .*config.json describes HuBERT, which does not load yet",
+        lambda f: edit(f, "config.json", model_type="whisper"),
+        "must be of a family that loads .*, but .*config.json describes Whisper, which does not load yet",
     ),
     "an adapter": (
         lambda f: edit(f, "config.json", add_adapter=True),
         "has convolutions after the transformer .add_adapter=True",
     ),
     "an attention adapter": (
-        lambda f: edit(f, "config.json", adapter_attn_dim=16),
-        "adapters of a language, as MMS .adapter_attn_dim=16",
+        lambda f: edit(f, "config.json", adapter_attn_dim=16, do_stable_layer_norm=True),
+        "lacks encoder.layers.0.adapter_layer.linear_1.bias",
+    ),
+    "an adapter of no width": (
+        lambda f: edit(f, "config.json", adapter_attn_dim="16", do_stable_layer_norm=True),
+        "must have a whole number as adapter_attn_dim in .*config.json, but has '16'",
     ),
     "another activation": (lambda f: edit(f, "config.json", hidden_act="relu"), "hidden_act=gelu .* but has 'relu'"),
     "another epsilon": (lambda f: edit(f, "config.json", layer_norm_eps=1e-3), "layer_norm_eps=1e-05"),
@@ -378,11 +381,11 @@ def test_a_head_that_there_is_none_of_here_is_left_behind_and_named(name: str, f
         read_huggingface(folder)
 
 
-@each_case("name", [name for name in FAMILIES if name not in {family.model_type for family in READ}])
+@each_case("name", UNREAD)
 def test_a_family_that_does_not_load_is_named(name: str, folder: Path, tmp_path: Path) -> None:
     folder = copy(folder, tmp_path)
     edit(folder, "config.json", model_type=name)
-    with pytest.raises(CheckpointError, match=f"describes {re.escape(FAMILIES[name])}, which does not load yet"):
+    with pytest.raises(CheckpointError, match=f"describes {re.escape(UNREAD[name])}, which does not load yet"):
         read_huggingface(folder)
 
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
+from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop import load as entrance
+from speechssl.interop.huggingface import hub as hub_module
 from speechssl.interop.huggingface.folder import write_huggingface
-from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
+from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id, push_to_hub
 from speechssl.interop.load import load_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.text.vocabulary import build_vocabulary
 from tests.cases import each_case
+from tests.unhooked import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -36,6 +40,32 @@ class Hub:
     folder: Path
     asked: list[str] = field(default_factory=list)
     url: str = ""
+    made: dict[str, object] = field(default_factory=dict)
+    sent: dict[str, bytes] = field(default_factory=dict)
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """Take what is sent: a repository to make, the list of files, and a commit of them."""
+        path = request.path.partition("?")[0]
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if request.headers.get("Authorization") != "Bearer hf_secret":
+            send(request, b'{"error": "Invalid username or password."}', 401)
+        elif path == "/api/repos/create":
+            self.made = json.loads(body)
+            send(request, json.dumps({"url": f"{self.url}/{self.made['organization']}/{self.made['name']}"}).encode())
+        elif path == "/api/validate-yaml":
+            send(request, b'{"errors": [], "warnings": []}')
+        elif path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            rows = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            send(request, json.dumps({"files": rows}).encode())
+        elif path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.sent[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            answer = {"commitUrl": f"{self.url}/tiny/new/commit/{COMMIT}", "commitOid": COMMIT, "pullRequestUrl": None}
+            send(request, json.dumps(answer).encode())
+        else:
+            send(request, b'{"error": "no such thing"}', 404)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request: the list of files, or one of them."""
@@ -64,7 +94,7 @@ def send(request: BaseHTTPRequestHandler, body: bytes, status: int = 200) -> Non
     if status == 404:
         request.send_header("X-Error-Code", "RepoNotFound")
     request.end_headers()
-    if request.command == "GET":
+    if request.command != "HEAD":
         request.wfile.write(body)
 
 
@@ -84,6 +114,9 @@ def hub(tmp_path: Path, tiny_model_config: ModelConfig) -> Iterator[Hub]:
 
         def do_HEAD(self) -> None:
             served.answer(self)
+
+        def do_POST(self) -> None:
+            served.take(self)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -128,6 +161,37 @@ def test_a_model_is_fetched_once_and_found_without_the_network(
     assert model.vocabulary == build_vocabulary(TextConfig(), [])
 
 
+def convert(place: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `convert` in a process of its own."""
+    environment = {"HF_HOME": str(place / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"NO_PROXY": "*", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "speechssl", "convert", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=place, env={**os.environ, **environment, **variables}, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_a_folder_is_pushed_into_a_private_repository(hub: Hub, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
+    pytest.importorskip("huggingface_hub", reason="the extra `hub`")
+    save_model(SpeechModel(replace(tiny_model_config, front_end="log_mel")), tmp_path / "model")
+    words = ("model", "huggingface", "out=hf", "push=tiny/new")
+    done = convert(tmp_path, *words, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["url"] == f"{hub.url}/tiny/new"
+    assert (hub.made["name"], hub.made["organization"]) == ("new", "tiny")
+    assert hub.made.get("private") is True or hub.made.get("visibility") == "private"
+    names = ["README.md", "config.json", "model.safetensors", "modeling_speechssl.py", "preprocessor_config.json"]
+    assert sorted(hub.sent) == names
+    assert all((tmp_path / "hf" / name).read_bytes() == content for name, content in hub.sent.items())
+    # Not allowed: a sentence, and the folder stays.
+    done = convert(tmp_path, *words, "overwrite=true", HF_ENDPOINT=hub.url, HF_TOKEN="hf_other")
+    assert done.returncode == 2
+    assert "`push` must be a repository that can be written, but tiny/new is not" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+
+
 def test_what_is_not_there_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
     said = fetch("tiny/nothing", tmp_path / "home", HF_ENDPOINT=hub.url)
     assert said.startswith("`checkpoint` must be something that is here or a model of the Hub, but tiny/nothing")
@@ -139,6 +203,9 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install 'speechssl\[hub\]'"):
         fetch_from_hub("facebook/wav2vec2-base-960h")
+    monkeypatch.setattr(hub_module, "find_spec", lambda _: None)
+    with pytest.raises(CheckpointError, match=r"`push` must be empty where huggingface_hub is missing: pip install 's"):
+        push_to_hub(Path(), "tiny/new")
 
 
 @each_case(

@@ -19,6 +19,7 @@ from speechssl.model.attention import attend, make_rotation, rotate
 from speechssl.model.conformer import ConvolutionModule, convolve_depthwise
 from speechssl.model.cpu import attention as cpu_attention
 from speechssl.model.cpu import products
+from speechssl.model.cpu.attention import GatedTable
 from speechssl.model.cpu.dropout import draw_kept
 from speechssl.model.cpu.packing import Packing
 from speechssl.model.cpu.products import fold_group_norm, gelu_convolution
@@ -114,6 +115,42 @@ def test_attention_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
             bf16 = [x.bfloat16() for x in inputs]
             found, wanted = attend(*bf16, scope, dropout), unwrap(attend)(*bf16, scope, dropout)
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)
+
+
+def test_attention_with_a_bias_of_distances_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded or not, packed, and with the scores of two heads at a time; gradients of gate and table too."""
+    monkeypatch.setattr(cpu_attention, "_PART_BYTES", 2 * 11 * 11 * 4)
+    torch.manual_seed(2)
+    query, key, value = (torch.randn(2, 3, 11, 4, requires_grad=True) for _ in range(3))
+    gate, table = torch.randn(2, 3, 11, requires_grad=True), torch.randn(3, 11, 11, requires_grad=True)
+    inputs = [query, key, value, gate, table]
+    mask = (torch.arange(11) < torch.tensor([[11], [4]]))[:, None, None]
+    for scope in (None, mask):
+        bias = GatedTable(gate, table)
+        expected = unwrap(attend)(query, key, value, scope, 0.0, bias)
+        assert_same_with_gradients(attend(query, key, value, scope, 0.0, bias), expected, inputs)
+        bf16 = [x.bfloat16() for x in inputs]
+        found, wanted = (run(*bf16[:3], scope, 0.0, GatedTable(*bf16[3:])) for run in (attend, unwrap(attend)))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=4e-2)
+    packing = Packing((4, 0, 7), 9)
+    packed = [x[:1].detach().requires_grad_() for x in (query, key, value, gate)] + [table]
+    rows = [
+        unwrap(attend)(*(x[:, :, row] for x in packed[:3]), None, 0.0, GatedTable(packed[3], table).cut(row))
+        for row, count in zip(packing.slices, packing.num_frames, strict=True)
+        if count
+    ]
+    found = attend(*packed[:3], packing, 0.0, GatedTable(packed[3], table))
+    assert_same_with_gradients(found, torch.cat(rows, 2), packed)
+
+
+def test_a_network_with_a_bias_of_distances_is_the_same_packed_and_alone() -> None:
+    config = ModelConfig(num_layers=2, model_dim=16, ffn_dim=32, num_heads=2, position_kernel=8, position_groups=2)
+    transformer = Transformer(replace(config, position_buckets=8, position_max_distance=10)).eval()
+    x, num_frames = torch.randn(3, 20, 16), torch.tensor([20, 7, 13])
+    with torch.no_grad():
+        together, _ = transformer(x, num_frames)
+        for row, alone, count in zip(together, x, num_frames.tolist(), strict=True):
+            torch.testing.assert_close(row[:count], transformer(alone[None, :count], None)[0][0], rtol=0, atol=2e-6)
 
 
 def test_rotations_and_depthwise_convolutions_are_the_references() -> None:

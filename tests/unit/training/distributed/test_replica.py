@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from speechssl.bench.batches import make_batches
+from speechssl.config.adaptation import Adaptation, LoRAConfig
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig
@@ -94,6 +95,13 @@ def build_objectives(config: ModelConfig) -> Iterator[tuple[Objective, Batch, in
             ctc = CTCObjective(SpeechModel(told, build_vocabulary(TextConfig(), ())), seed=1, options=options)
             batch = next(make_batches(replace(bench, job="ctc", model=told), ctc.make_collate()))[0]
             yield from ((ctc, batch, update) for update in (2, 3, 4))
+    for way in ("lora", "adapters"):
+        small = replace(network, adapter_dim=4 * (way == "adapters"))
+        module = SpeechModel(small, build_vocabulary(TextConfig(), ()))
+        module.adapt(Adaptation(adapt=way, init="there", lora=LoRAConfig()))
+        adapted = CTCObjective(module, seed=1, options=CTCOptions(2, 1, 3))
+        batch = next(make_batches(replace(bench, job="ctc", model=small), adapted.make_collate()))[0]
+        yield from ((adapted, batch, update) for update in (2, 3, 4))
 
 
 def test_an_objective_knows_which_parameters_get_a_gradient(tiny_model_config: ModelConfig) -> None:
