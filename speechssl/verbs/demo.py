@@ -44,8 +44,8 @@ TIMING_SHARE = 0.05
 """Largest share of the demo's time that each of them may take."""
 
 RESET_LAYERS = 2
-"""Of four. After 250 updates 70.0 to 71.0 % of the words of dev were wrong with two or three, 74.1 % with none, and 75.4 %
-from scratch (2026-11-30, seed 1)."""
+"""Of four. After 250 updates 70 to 71 % of the words of dev were wrong with two or three, 74 % with none, and 75 % from
+scratch (2026-11-30, seed 1)."""
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
