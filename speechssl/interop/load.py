@@ -106,11 +106,12 @@ def _load(
     foreign = read_foreign(checkpoint, key, language)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
-        weights = weights or read_card(folder, key).validated
-        files = (CONFIG, WEIGHT_FILES[weights])
-        # Without an average there is another sentence than that of a damaged checkpoint.
-        check_whole(folder, [name for name in files if name != AVERAGED or (folder / name).exists()], key)
+        check_whole(folder, [CONFIG], key)
         card = read_card(folder, key)
+        weights = weights or card.validated
+        file = WEIGHT_FILES[weights]
+        # Without an average there is another sentence than that of a damaged checkpoint.
+        check_whole(folder, [file] if file != AVERAGED or (folder / file).exists() else [], key)
         check_stored(card, folder, key, weights)
         model = _build(card, folder, key, above)
         load_weights(model, folder, key, weights, log)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from speechssl.bench import meter as bench_meter
+from speechssl.config.model import ModelConfig
 from speechssl.model.transformer import PositionalConvolution
 from tests.benchmarks import adaptation, ctc_step, data_loading, extraction, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio
@@ -97,7 +98,8 @@ def test_a_ratio_is_taken_turn_by_turn() -> None:
 @each_case("kernel", [6, 7])
 def test_all_ways_to_positions_come_to_the_same(kernel: int) -> None:
     torch.manual_seed(1)
-    module, x = PositionalConvolution(12, kernel, 3), torch.randn(2, 15, 12)
+    config = ModelConfig(model_dim=12, num_heads=1, position_kernel=kernel, position_groups=3)
+    module, x = PositionalConvolution(config), torch.randn(2, 15, 12)
     torch.nn.init.normal_(module.conv.bias)
     expected = module(x)
     for way in positions.WAYS.values():

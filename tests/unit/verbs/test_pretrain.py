@@ -125,8 +125,8 @@ def test_a_recogniser_gives_its_network_and_not_the_values_of_its_fine_tuning(
     with caplog.at_level(logging.INFO, "speechssl"):
         config = build_config(read_words("pretrain", words)[0]).model
     assert (config.name, config.model_dim, config.front_end) == ("small", 32, "convolutions")
-    assert (config.mask.prob, config.mask.length, config.mask.channel_prob) == (0.65, 10, 0.0)
-    # The preset of its name says these two; dropout was given.
+    assert (config.mask.prob, config.mask.length, config.mask.channel_prob) == (0.65, 5, 0.0)
+    # The preset of its name says these; dropout was given.
     assert (config.feature_gradient_scale, config.mask.equalise, config.dropout) == (1.0, False, 0.3)
     (line,) = (message for message in caplog.messages if "is a recogniser" in message)
     for part in (f"init={place}", "model.mask.prob=0.05", "model.feature_gradient_scale=0.0", "model.dropout=0.25"):
