@@ -107,7 +107,8 @@ def draw_study(results: Path) -> None:
     for ax, name in zip(axes, labels, strict=True):
         for result in (result for result in found if result["labels"] == name):
             minutes, wrong = zip(*((seconds / 60, cer) for seconds, cer in result["curve"]), strict=True)
-            style = {"color": colours[result["arm"]], "label": result["arm"] if result["seed"] == 1 else None}
+            style: dict[str, Any] = {"color": colours[result["arm"]], "zorder": 3 if result["arm"] == "scratch" else 2}
+            style |= {"label": result["arm"] if result["seed"] == 1 else None}
             ax.plot(minutes, wrong, marker="o", markersize=3, **style)
         ax.set(title=f"{name} of labels", xlabel="processor minutes in all", ylim=(25, 65))
         ax.legend()
