@@ -220,7 +220,7 @@ def measure_cost(out: Path, names: Sequence[str]) -> dict[str, Any]:
                 curve.append((round(total + steps[name] * record["update"] / updates), round(record["cer"], 2)))
         heard += records[-1]["hours_seen"] if records else 0.0
         total += steps[name]
-    return {"cpu_s": round(total), "hours_heard": round(heard, 1), "steps": steps, "curve": curve}
+    return {"cpu_s": round(total), "hours_heard": round(heard, 3), "steps": steps, "curve": curve}
 
 
 def measure_dimensions(checkpoint: Path, manifest: str, seconds: float = 10.0) -> list[float]:
@@ -252,6 +252,12 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
     for result in sorted(results, key=lambda row: (order[row["labels"]], order[row["arm"]], row["seed"])):
         greedy, lm = ([result["sets"][name][how] for name in SETS] for how in ("greedy", "lm"))
         figures = [*(rates["cer"] for rates in greedy), greedy[1]["wer"], *(rates["wer"] for rates in lm)]
-        cells = [result["labels"], result["arm"], result["seed"], round(result["cpu_s"] / 60), result["hours_heard"]]
+        cells = [
+            result["labels"],
+            result["arm"],
+            result["seed"],
+            round(result["cpu_s"] / 60),
+            round(result["hours_heard"], 1),
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
     return "\n".join(lines)

@@ -93,6 +93,7 @@ def test_an_arm_from_speech_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = ["ONE", "TWO", "THREE", "FOUR", "FIVE"]
     with gzip.open(corpora / "books.txt.gz", "wt") as file:
         file.writelines(f"{' '.join(line)}\n" for line in product(words, repeat=3))
+    monkeypatch.setenv("SUBSETS", "[10s]")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     subprocess.run([FOLDER / "prepare", corpora, tmp_path / "m"], check=True)
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
