@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from speechssl.cli.compose import build_config
 from speechssl.cli.main import main
+from speechssl.cli.words import read_words
+from speechssl.errors import SpeechSSLError
 
 README = Path(__file__).parents[2] / "README.md"
 SMALLER = {"~/recordings": "recordings", "model=small": "model=tiny", "layer=3": "layer=1", "layer=9": "layer=1"}
-PUBLISHED = {"torchaudio:WAV2VEC2_ASR_BASE_960H": "runs/asr", "torchaudio:WAV2VEC2_BASE": "hf/wave"}
+PUBLISHED = {"torchaudio:WAV2VEC2_ASR_BASE_960H": "runs/asr", "torchaudio:WAV2VEC2_BASE": "hf/asr"}
 """Models that a user downloads, with what earlier commands of the README made, which stands in for them."""
 
 TRAINING = ["training.max_updates=2", "data.num_workers=0", "device=cpu"]
@@ -74,6 +77,26 @@ def test_commands_and_python(workplace: Path, capsys: pytest.CaptureFixture[str]
     scope: dict[str, object] = {}
     exec(compile(read_python().replace("layer=3", "layer=1"), "README.md", "exec"), scope)
     assert scope["table"].num_rows == len(list((workplace / "clips").iterdir()))  # type: ignore[attr-defined]
+
+
+def test_trainings_from_scratch_are_configurations_as_they_stand() -> None:
+    """The commands run with `tiny` above: what a user types has another network, and keys that must fit it."""
+    refused, count = [], 0
+    pages = [page for page in README.parent.glob("docs/*.md") if page.name != "adding_an_objective.md"]  # invents one
+    for page in (README, *pages):
+        text = page.read_text(encoding="utf-8").replace("\\\n", "")
+        for line in re.findall(r"^    speechssl ((?:pretrain|finetune) [^<…\n]*)$", text, re.MULTILINE):
+            verb, *words = shlex.split(line)
+            if any(word.startswith("init=") or "=" not in word for word in words):
+                continue
+            count += 1
+            given = words + ([] if any(word.startswith("out=") for word in words) else ["out=x"])
+            try:
+                build_config(read_words(verb, given)[0])
+            except SpeechSSLError as error:
+                refused.append(f"{page.name}: {line}: {error}")
+    assert count > 5
+    assert refused == []
 
 
 def test_commands_can_be_pasted_into_any_shell() -> None:
