@@ -24,6 +24,7 @@ class FakeVerbs:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
+        self.fresh: dict[str, int] = {}
 
     def __call__(self, verb: str, keys: dict[str, Any]) -> dict[str, Any]:
         request = Request(verb)
@@ -33,6 +34,8 @@ class FakeVerbs:
         config = compose_request(request, small if "init" in keys else None)
         out = Path(config.out)
         self.calls.append((verb, out.name))
+        if verb == "finetune":
+            self.fresh[out.name] = config.reset_layers
         result = self.make_result(verb, out)
         if verb in ("embed", "report"):
             out.write_text("x")
@@ -94,6 +97,7 @@ def test_every_step_composes_and_the_table_comes_last(
     out = tmp_path / "a demo, with spaces"
     result = demo(DemoConfig(out=str(out), minutes=0.5, device="cpu"), verbs)
     assert verbs.calls == ALL_STEPS
+    assert (verbs.fresh["finetuned"], verbs.fresh["from_scratch"]) == (2, 0)
     assert result["as_hoped"] is True
     assert json.loads((out / "result.json").read_text()) == result
     said = [record.getMessage() for record in caplog.records]
