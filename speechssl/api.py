@@ -243,7 +243,7 @@ def _resolve_keys(function: Callable[..., Any], model: AnyModel, keys: Mapping[s
     from inspect import signature
     from numbers import Real
 
-    from speechssl.config.verbs import InferenceConfig
+    from speechssl.config.inference import InferenceConfig
     from speechssl.devices import resolve_precision
 
     names = [name for name in signature(function).parameters if name not in ("model", "audio")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 
-from speechssl.config import verbs as schemas
+from speechssl import config as schemas
 from speechssl.config.knobs import Key, list_keys
 from speechssl.errors import ConfigError
 

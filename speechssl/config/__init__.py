@@ -9,6 +9,7 @@ from speechssl.config.data import (
     TextConfig,
 )
 from speechssl.config.decoding import DecodingConfig
+from speechssl.config.inference import EmbedConfig, EvaluateConfig, ProbeConfig, TranscribeConfig, TuneConfig
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
@@ -17,15 +18,10 @@ from speechssl.config.verbs import (
     ConvertConfig,
     DemoConfig,
     DoctorConfig,
-    EmbedConfig,
-    EvaluateConfig,
     FinetuneConfig,
     PrepareConfig,
     PretrainConfig,
-    ProbeConfig,
     ReportConfig,
-    TranscribeConfig,
-    TuneConfig,
 )
 
 __all__ = [

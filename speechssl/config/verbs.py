@@ -1,4 +1,4 @@
-"""The keys of each verb: its own, and those of its sections, which have a file each.
+"""The keys of each verb: its own (`config/inference.py` has the verbs that only read a checkpoint), and its sections'.
 
 `conf/` holds values that differ from these defaults, `cli/` composes them, everything below takes these dataclasses.
 """
@@ -6,36 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from speechssl.config.adaptation import ADAPTER_DIM, WEIGHTS, LoRAConfig
+from speechssl.config.common import CommonConfig
 from speechssl.config.data import (
     BenchDataConfig,
     FinetuneDataConfig,
     PretrainDataConfig,
-    ProbeDataConfig,
-    TestDataConfig,
     TextConfig,
 )
-from speechssl.config.decoding import DecodingConfig
-from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
+from speechssl.config.knobs import MISSING, check, check_choice, knob
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig, ObjectiveConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
-
-
-@dataclass(kw_only=True)
-class CommonConfig:
-    """What every verb that computes takes."""
-
-    seed: int = knob(1, "seed of everything random")
-    device: str = knob("auto", "`auto`, `cpu`, `cuda` or `cuda:N`")
-    precision: str = knob("auto", "`float32`, `bf16`, or `auto`: bf16 where the device is faster with it")
-    overwrite: bool = knob(False, "replace a finished result")
-
-    def __post_init__(self) -> None:
-        check_choice("precision", self.precision, ("float32", "bf16", "auto"))
-        check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
 
 
 def _check_patience(training: TrainingConfig, valid: list[str]) -> None:
@@ -161,110 +144,6 @@ class PrepareConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
-
-
-@dataclass(kw_only=True)
-class InferenceConfig(CommonConfig):
-    """What every verb that reads a checkpoint takes."""
-
-    checkpoint: str = knob(MISSING, "run folder (its best checkpoint), one checkpoint, Hugging Face folder, fairseq .pt, torchaudio file, torchaudio:BUNDLE or Hub id")
-    weights: str = knob("", "which of its weights: `model`, or `ema`, the moving average of training.ema_decay; empty: those that its training validated")
-    language: str = knob("", "language whose adapters, head and labels are taken of a model that has several (MMS), such as swh; empty: its own")
-    out: str = knob("", "file or folder to write; empty: runs/<verb>-<date>-<time>")
-    batch_s: float = knob(60.0, "most audio in one forward pass: changes memory use, never the result", "s")
-    window_s: float = knob(30.0, "files up to this long are taken in one pass, longer ones in overlapping windows of a fixed plan", "s")
-
-    def __post_init__(self) -> None:
-        CommonConfig.__post_init__(self)
-        check_finite("batch_s", self.batch_s)
-        check_finite("window_s", self.window_s)
-        check(self.batch_s > 0, "batch_s", "positive", self.batch_s)
-        check(self.window_s >= 5, "window_s", "at least 5 s", self.window_s)
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig(InferenceConfig):
-    """Keys of `speechssl evaluate`."""
-
-    data: TestDataConfig = knob(TestDataConfig, "what is recognised")
-    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
-    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
-
-
-@dataclass(kw_only=True)
-class TuneConfig(InferenceConfig):
-    """Keys of `speechssl tune`."""
-
-    data: TestDataConfig = knob(TestDataConfig, "development speech: never what is reported")
-    decoding: DecodingConfig = knob(lambda: DecodingConfig(name="beam"), "from frames to text; weights given here are tried as well")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check(self.decoding.name == "beam", "decoding", "beam, which has a language model", self.decoding.name)
-
-
-@dataclass(kw_only=True)
-class TranscribeConfig(InferenceConfig):
-    """Keys of `speechssl transcribe`."""
-
-    out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
-    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
-    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
-    min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
-    decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
-        if self.makes_manifest:
-            is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
-            check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
-            check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)
-
-    @property
-    def makes_manifest(self) -> bool:
-        """Whether a manifest comes out, rather than lines of text."""
-        return bool(self.min_confidence != "")
-
-
-@dataclass(kw_only=True)
-class EmbedConfig(InferenceConfig):
-    """Keys of `speechssl embed`."""
-
-    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
-    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
-    layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
-    pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
-    format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check(self.layer != "", "layer", "a layer or a probe's folder", self.layer)
-        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
-        check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
-        check_choice("format", self.format, ("parquet", "npy", "safetensors"))
-
-
-@dataclass(kw_only=True)
-class ProbeConfig(InferenceConfig):
-    """Keys of `speechssl probe`."""
-
-    data: ProbeDataConfig = knob(ProbeDataConfig, "labelled speech")
-    task: str = knob("identification", "`identification` or `verification`")
-    num_trials: int = knob(20_000, "largest number of verification trials to make")
-    updates: int = knob(300, "updates of each linear probe", "updates")
-    lr: float = knob(0.02, "learning rate of each linear probe")
-    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check_choice("task", self.task, ("identification", "verification"))
-        of_trials = self.task == "verification" or not self.data.trials
-        check(of_trials, "data.trials", "left out with task=identification (task=verification takes it)", self.data.trials)
-        check(self.num_trials >= 2, "num_trials", "at least 2, one of each kind", self.num_trials)
-        check(self.updates >= 1, "updates", "at least 1", self.updates)
-        check(self.lr > 0, "lr", "positive", self.lr)
-        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from speechssl.config.verbs import ProbeConfig
+from speechssl.config.inference import ProbeConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.evaluation.probe_features import standardise

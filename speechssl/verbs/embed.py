@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from speechssl.config.verbs import EmbedConfig
+from speechssl.config.inference import EmbedConfig
 from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.devices import resolve_device, resolve_precision

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from speechssl.config.data import TestDataConfig
+from speechssl.config.inference import EvaluateConfig
 from speechssl.config.knobs import check
-from speechssl.config.verbs import EvaluateConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.devices import resolve_device, resolve_precision

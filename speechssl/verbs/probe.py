@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from speechssl.checkpoints.model_folder import build_untrained
-from speechssl.config.verbs import ProbeConfig
+from speechssl.config.inference import ProbeConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.devices import resolve_device, resolve_precision

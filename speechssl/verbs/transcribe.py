@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from speechssl.config.verbs import TranscribeConfig
+from speechssl.config.inference import TranscribeConfig
 from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, save_manifest

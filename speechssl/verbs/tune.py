@@ -15,8 +15,8 @@ from torch import Tensor
 
 from speechssl.checkpoints.layout import DECODING
 from speechssl.config.decoding import WEIGHTS
+from speechssl.config.inference import TuneConfig
 from speechssl.config.knobs import check
-from speechssl.config.verbs import TuneConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import remove, write_result

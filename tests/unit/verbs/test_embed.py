@@ -13,8 +13,8 @@ import safetensors.numpy
 import soundfile
 
 from speechssl.checkpoints.model_folder import save_model
+from speechssl.config.inference import EmbedConfig
 from speechssl.config.model import ModelConfig
-from speechssl.config.verbs import EmbedConfig
 from speechssl.errors import ConfigError, DataError
 from speechssl.model.speech_model import SpeechModel
 from speechssl.verbs import embed

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from torch import nn
 
-from speechssl.config import verbs as schemas
+from speechssl import config as schemas
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference.decoding.ngram import save_arpa

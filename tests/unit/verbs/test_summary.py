@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.config.verbs import EmbedConfig, PrepareConfig
+from speechssl.config.inference import EmbedConfig
+from speechssl.config.verbs import PrepareConfig
 from speechssl.errors import ConfigError
 from speechssl.evaluation.statistics import Interval
 from speechssl.verbs import embed, prepare

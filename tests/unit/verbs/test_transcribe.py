@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from torch import nn
 
-from speechssl.config.verbs import TranscribeConfig
+from speechssl.config.inference import TranscribeConfig
 from speechssl.data.files import expand_audio
 from speechssl.data.manifest import load_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
