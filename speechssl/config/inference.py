@@ -104,6 +104,7 @@ class UnitsConfig(InferenceConfig):
     layer: Any = knob("", "whose frames are clustered: 0 to the number of blocks, `mean` or `last`; or `quantizer`, the codes of wav2vec 2.0's pretraining; empty: that of `codes`, else `last`")
     num_codes: int = knob(0, "clusters of k-means; 0: those of `codes`, else 100", "", "GSLM, arXiv 2102.01192: 50, 100, 200")
     codes: str = knob("", "clusters that an earlier run wrote, so that other audio gets the same units; empty: fit them to `audio`")
+    precision: str = knob("float32", "`float32`, in which targets of pretraining are computed too; `bf16`, or `auto`: bf16 where the device is faster with it")
     merge: bool = knob(False, "tell a unit that comes several times in a row once, with its `durations` in frames")
     fit_s: float = knob(3600.0, "audio that k-means is fitted to, utterances drawn by `seed`; memory grows with it", "s")
 

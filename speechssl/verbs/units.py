@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,13 @@ def units(config: UnitsConfig) -> dict[str, Any]:
     # A folder of its own, so that whatever was begun goes with it, however the writing ends.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         begun = Path(scratch) / out.name
-        writer = UnitWriter(begun, len(counts), config.merge)
         source = Source.from_manifest(manifest, left_out)
-        for index, found in find_units(embedder, source, clusters):
-            counts += [np.bincount(codes, minlength=counts.shape[1]) for codes in found.T]
-            row = Row(source[index], *(merge_repeats(found) if config.merge else (found, None)))
-            writer.write(row)
-            num_units += len(row.units)
-        writer.close()
+        with closing(UnitWriter(begun, len(counts), config.merge)) as writer:
+            for index, found in find_units(embedder, source, clusters):
+                counts += [np.bincount(codes, minlength=counts.shape[1]) for codes in found.T]
+                row = Row(source[index], *(merge_repeats(found) if config.merge else (found, None)))
+                writer.write(row)
+                num_units += len(row.units)
         if clusters is not None and kept is not None:
             write_clusters(begun.with_name(kept.name), clusters)
             begun.with_name(kept.name).replace(kept)
@@ -132,8 +132,8 @@ def _choose_layer(config: UnitsConfig, model: SpeechModel, clusters: Clusters | 
             must = "`checkpoint` must be a model of the contrastive task with its quantizer for layer=quantizer"
             raise CheckpointError(f"{must}, but {config.checkpoint} has none")
         return "quantizer"
-    layer = config.layer if clusters is None else clusters.layer
-    layer = int(layer) if isinstance(layer, str) and layer.isdecimal() else layer or "last"
+    layer = clusters.layer if clusters is not None else "last" if config.layer == "" else config.layer
+    layer = int(layer) if isinstance(layer, str) and layer.isdecimal() else layer
     is_number = isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer <= model.num_layers
     must = f"one layer: 0 to {model.num_layers}, mean, last or quantizer"
     check(is_number or layer in ("mean", "last"), "layer", must, layer)
