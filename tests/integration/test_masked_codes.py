@@ -120,7 +120,7 @@ def test_clusters_of_units_are_the_targets_and_must_stay_as_they_were(
     tmp_path: Path,
     stop_after: Callable[[int], None],  # noqa: F811
 ) -> None:
-    """Nothing is fitted, the targets of whole utterances are what `units` writes, and a run that goes on is the same."""
+    """Nothing is fitted, and the targets of whole utterances are what `units` writes."""
     pretrain(manifests, tmp_path / "teacher", **{"training.max_updates": 1})
     given = {"checkpoint": str(tmp_path / "teacher"), "audio": str(manifests / "dev.tsv"), "layer": 1, "device": "cpu"}
     speechssl.units(**given, num_codes=10, out=str(tmp_path / "u.tsv"))
@@ -147,20 +147,21 @@ def test_clusters_of_units_are_the_targets_and_must_stay_as_they_were(
         x = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
         every = torch.arange(int(config.model.count_frames(x.shape[1])))[None]
         assert objective.teacher is not None
-        told = objective._ask(objective.teacher, Batch(x, None, [name], ForwardPlan(1, (), True), torch.ones(1, 1), {}, []), every)
+        batch = Batch(x, None, [name], ForwardPlan(1, (), True), torch.ones(1, 1), {}, [])
+        told = objective._ask(objective.teacher, batch, every)
         assert told.flatten().tolist() == [int(unit) for unit in units.split()]
 
     for change, sentence in (
         ({"objective.teacher_layer": 2}, "`objective.teacher_layer` must be 1, which .* has clusters of, but is 2"),
         ({"objective.num_codes": 9}, "`objective.num_codes` must be 0 or the 10 of the clusters, but is 9"),
-        ({"objective.teacher": str(tmp_path / "run")}, "`objective.teacher` must be the model that the clusters are of"),
+        ({"objective.teacher": str(tmp_path / "run")}, "`objective.teacher` must be the model that the clusters"),
         ({"objective.teacher": "mfcc"}, "`objective.codes` must be left out unless objective.targets is kmeans and"),
         ({"objective.codes": "nowhere"}, "`objective.codes` must be a file of clusters .*, but nowhere cannot be read"),
     ):
         with pytest.raises(SpeechSSLError, match=sentence):
             pretrain(manifests, tmp_path / "other", **keys | change)
     speechssl.units(**given, num_codes=10, seed=2, out=str(tmp_path / "u.tsv"), overwrite=True)
-    with pytest.raises(ConfigError, match="`objective.teacher` must have the weights and codes that the run began with"):
+    with pytest.raises(ConfigError, match="`objective.teacher` must have the weights and codes that the run began"):
         pretrain(manifests, tmp_path / "run", **keys | {"training.max_updates": 3})
 
 
