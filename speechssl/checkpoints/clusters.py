@@ -31,6 +31,9 @@ IntArray = npt.NDArray[np.int64]
 FACTS = "clusters"
 """The one entry of the metadata, JSON: safetensors writes several in an order that differs from run to run."""
 
+MAX_LAYER = 20
+"""Longest name of a layer: Python refuses to read a number of thousands of digits."""
+
 
 @dataclass(frozen=True)
 class Clusters:
@@ -141,6 +144,7 @@ def read_clusters(path: str, key: str) -> Clusters:
         if counts.dtype != torch.int64 or counts.shape != centroids.shape[:1] or int(counts.min()) < 0:
             raise ValueError("its counts are not one a centroid")
         layer, model, digest, seed = (facts[name] for name in ("layer", "model", "digest", "seed"))
-        if not all(isinstance(text, str) for text in (layer, model, digest)) or type(seed) is not int:
+        are_texts = all(isinstance(text, str) for text in (layer, model, digest)) and len(layer) <= MAX_LAYER
+        if not are_texts or type(seed) is not int:
             raise ValueError("its metadata are not those of clusters")
     return Clusters(centroids.numpy(), counts.numpy(), layer, model, digest, seed)

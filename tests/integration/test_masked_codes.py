@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,6 +16,7 @@ import soundfile
 import torch
 
 import speechssl
+from speechssl.checkpoints.clusters import read_clusters, write_clusters
 from speechssl.config.objective import MaskedCodesConfig
 from speechssl.config.verbs import PretrainConfig
 from speechssl.data.loader import Batch
@@ -151,7 +153,10 @@ def test_clusters_of_units_are_the_targets_and_must_stay_as_they_were(
         told = objective._ask(objective.teacher, batch, every)
         assert told.flatten().tolist() == [int(unit) for unit in units.split()]
 
+    last = str(tmp_path / "last.safetensors")
+    write_clusters(Path(last), replace(read_clusters(str(file), "codes"), layer="last"))
     for change, sentence in (
+        ({"objective.codes": last}, "`objective.codes` must be clusters of a layer with a number, but is .*, of last"),
         ({"objective.teacher_layer": 2}, "`objective.teacher_layer` must be 1, which .* has clusters of, but is 2"),
         ({"objective.num_codes": 9}, "`objective.num_codes` must be 0 or the 10 of the clusters, but is 9"),
         ({"objective.teacher": str(tmp_path / "run")}, "`objective.teacher` must be the model that the clusters"),
