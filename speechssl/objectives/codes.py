@@ -143,7 +143,7 @@ class Teacher:
                 f"{task.codes}, of {self.clusters.layer}",
             )
             must = f"{self.clusters.layer}, which {task.codes} has clusters of"
-            check(str(self.layer) == self.clusters.layer, "objective.teacher_layer", must, self.layer)
+            check(str(self.layer) == layer, "objective.teacher_layer", must, self.layer)
             self.clusters.check_number(task.num_codes, "objective.num_codes")
 
     @torch.no_grad()
