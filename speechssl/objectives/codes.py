@@ -135,14 +135,9 @@ class Teacher:
         self.clusters = read_clusters(task.codes, "objective.codes") if task.codes else None
         if self.clusters is not None:
             self.clusters.check_model(self.model, "objective.teacher", task.teacher)
-            is_block = self.clusters.layer.isdecimal()
-            check(
-                is_block,
-                "objective.codes",
-                "clusters of a layer with a number",
-                f"{task.codes}, of {self.clusters.layer}",
-            )
-            must = f"{self.clusters.layer}, which {task.codes} has clusters of"
+            layer, must = self.clusters.layer, "clusters of a layer with a number"
+            check(layer.isdecimal(), "objective.codes", must, f"{task.codes}, of {layer}")
+            must = f"{layer}, which {task.codes} has clusters of"
             check(str(self.layer) == layer, "objective.teacher_layer", must, self.layer)
             self.clusters.check_number(task.num_codes, "objective.num_codes")
 
