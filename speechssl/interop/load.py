@@ -282,10 +282,6 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     if not format.startswith("onnx"):
         # torchaudio has wav2vec 2.0 and WavLM, fairseq the first.
         check_fits(WAVLM if format == "torchaudio" and config.position_buckets else BARE_WAV2VEC2, config, format)
-    elif config.front_end == "kaldi_fbank":
-        raise CheckpointError(
-            f"`model.front_end` must be convolutions or log_mel for {format}, which has no other, but is kaldi_fbank"
-        )
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:
