@@ -40,6 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "data2vec": LAYER | {"norm_first": False, "position_norm": "layer", "position_depth": 2},
     "adapters": LAYER | {"adapter_dim": 3},
     "w2v-bert": BERT,
+    "length-adapter": BERT | {"length_adapter_layers": 2, "length_adapter_ffn": True},
 }
 
 
