@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,20 @@ def test_what_a_folder_says_is_what_was_read(tmp_path: Path) -> None:
     config = foreign.card.model
     assert (config.num_mels, config.position_left, config.position_right, config.block_kernel) == (80, 9, 4, 7)
     assert (config.receptive_field, config.hop_samples, config.feature_dim) == (560, 320, 160)
+
+
+HEADS = ("ForSequenceClassification", "ForAudioFrameClassification", "ForXVector")
+
+
+@each_case("name, head", product((CONFORMER, BERT), HEADS))
+def test_other_heads_are_left_behind_and_named(name: str, head: str, tmp_path: Path) -> None:
+    sizes = {"tdnn_dim": (16,) * 5, "xvector_output_dim": 8, "classifier_proj_size": 8}
+    theirs = save_theirs(name, head, tmp_path, **sizes).eval()
+    foreign = read_huggingface(tmp_path)
+    assert foreign.dropped[-1].startswith(f"the head of {type(theirs).__name__} (")
+    pair = Pair(build_model(foreign).eval(), theirs, tmp_path)
+    assert pair.ours.head is None and pair.ours.pretraining is None
+    assert find_first(measure(pair, LENGTHS["single"]), BAR) == ""
 
 
 def test_pipelines_write_what_we_write(tmp_path: Path) -> None:
