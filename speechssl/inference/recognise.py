@@ -193,7 +193,7 @@ def _iterate(
     nothing: R,
 ) -> Iterator[tuple[int, R]]:
     """Yield what is read off the logits (T, V) of each utterance, and `nothing` of those without a frame."""
-    short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
+    short = np.flatnonzero(source.lengths < model.config.output_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s", len(short), names)
@@ -208,6 +208,6 @@ def _iterate(
 
     results = run_model(
         model, source, forward, reduce,
-        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise",
+        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise", is_output=True,
     )  # fmt: skip
     yield from heapq.merge(((index, nothing) for index in short), results, key=itemgetter(0))

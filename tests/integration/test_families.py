@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**CONFORMER, "family": "wav2vec2-conformer", "block_norm": "batch", "positions": "relative"},
     ),
     "wav2vec2-bert": ("huggingface", CONFORMER | BERT),
+    "wav2vec2-bert, length adapter": ("huggingface", CONFORMER | BERT | {"length_adapter_layers": 1}),
 }
 """The format that a family is published in, and the keys of `model` by which it differs from the tiny wav2vec 2.0."""
 
