@@ -107,7 +107,7 @@ VERBS: dict[str, Verb] = {
         schemas.TranscribeConfig,
         "recogniser + audio → text",
         ("checkpoint", "audio"),
-        ("out", "decoding", "decoding.lm", "channel", "batch_s", "window_s", "device", "overwrite"),
+        ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
     ),
     "embed": Verb(
