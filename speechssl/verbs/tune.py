@@ -77,8 +77,13 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
     references = [vocabulary.normalise_reference(text) for text in manifest.column("text")]
-    greedy = _score_greedily(logits, references, vocabulary)
+    greedy, fit = (
+        _score_greedily(logits, references, vocabulary),
+        Fit(len(lm.words), len(list_writable(lm, vocabulary))),
+    )
     found = search(logits, references, lm, vocabulary, config.decoding, "data.test")
+    for text in found.texts:
+        fit.count([vocabulary.fold(word) for word in text.split()], lm)
     facts = {
         "weights": {name: getattr(found.config, name) for name in WEIGHTS},
         "wer": found.best.wer,

@@ -9,12 +9,13 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from speechssl.config.decoding import DecodingConfig
 from speechssl.errors import ConfigError
 from speechssl.inference.decoding.beam import BeamSearch
 from speechssl.inference.decoding.hypotheses import FloatArray, Hypothesis
@@ -25,8 +26,15 @@ MOST_CHOSEN = 8
 AHEAD = 4
 """Utterances for each process that may be waiting or done."""
 
-Submit = Callable[[FloatArray, int], "Future[list[Hypothesis]]"]
-"""(T, V) ln of probabilities, how many texts → the best texts."""
+
+class Submit(Protocol):
+    """Begins a search."""
+
+    def __call__(
+        self, log_probs: FloatArray, number: int, config: DecodingConfig | None = None
+    ) -> Future[list[Hypothesis]]:
+        """Begin to look for the best texts of (T, V) ln of probabilities, with other weights where some are given."""
+
 
 T = TypeVar("T")
 
@@ -59,7 +67,8 @@ def searching(search: BeamSearch, num_workers: int) -> Iterator[Submit]:
         ConfigError: the processes cannot be started, or one was killed.
     """
     if not num_workers:
-        yield lambda log_probs, number: _finish(search.list_best(log_probs, number))
+        own = [search]
+        yield lambda log_probs, number, config=None: _finish(_search_with(own, log_probs, number, config))
         return
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (search,))
     must = f"`decoding.num_workers` must be processes that the machine can keep, but {{}} of the {num_workers} {{}}"
@@ -68,7 +77,7 @@ def searching(search: BeamSearch, num_workers: int) -> Iterator[Submit]:
             # Python 3.12 warns of threads in a process that forks. The children call nothing that takes a lock of them.
             warnings.simplefilter("ignore", DeprecationWarning)
             pool.submit(os.getpid)
-        yield lambda log_probs, number: pool.submit(_search, log_probs, number)
+        yield lambda log_probs, number, config=None: pool.submit(_search, log_probs, number, config)
     except BaseException as error:
         for process in list((pool._processes or {}).values()):
             process.kill()
@@ -116,5 +125,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _search(log_probs: FloatArray, number: int) -> list[Hypothesis]:
-    return _searches[0].list_best(log_probs, number)
+def _search(log_probs: FloatArray, number: int, config: DecodingConfig | None) -> list[Hypothesis]:
+    return _search_with(_searches, log_probs, number, config)
+
+
+def _search_with(
+    searches: list[BeamSearch], log_probs: FloatArray, number: int, config: DecodingConfig | None
+) -> list[Hypothesis]:
+    """Search; the last weights are kept, since many utterances in a row have the same."""
+    if config is not None and searches[0].config != config:
+        searches[0] = searches[0].reweigh(config)
+    return searches[0].list_best(log_probs, number)

@@ -295,7 +295,7 @@ def test_pruned_models_are_the_formulas_too_and_sum_to_one() -> None:
         assert dict(model.backoffs) == backoffs
         assert model.counts[-1] < train_ngram(texts, order).counts[-1]
         followers = [*model.words, END, UNKNOWN]
-        for context in ("", model.start(), *list(model.backoffs)[::7], "W1 UNHEARD"):
+        for context in ("", model.start(), *[*model.backoffs][::7], "W1 UNHEARD"):
             assert sum(10 ** model.score(context, word) for word in followers) == pytest.approx(1.0, abs=1e-9), context
 
 

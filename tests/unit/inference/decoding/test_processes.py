@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import numpy as np
@@ -17,16 +17,14 @@ import torch
 
 from speechssl.config.decoding import DecodingConfig
 from speechssl.errors import ConfigError
-from speechssl.inference.decoding import processes
 from speechssl.inference.decoding.beam import BeamSearch
 from speechssl.inference.decoding.hypotheses import FloatArray, Hypothesis
 from speechssl.inference.decoding.ngram_training import train_ngram
 from speechssl.inference.decoding.processes import choose_workers, searching, settle
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 
-SEARCH = BeamSearch(
-    Vocabulary(FAIRSEQ_SYMBOLS), DecodingConfig(name="beam", lm="x", beam_width=8), train_ngram(["SEE THE SEA", "I SEE"], 2)
-)
+CONFIG = DecodingConfig(name="beam", lm="x", beam_width=8)
+SEARCH = BeamSearch(Vocabulary(FAIRSEQ_SYMBOLS), CONFIG, train_ngram(["SEE THE SEA", "I SEE"], 2))
 
 
 def make_log_probs(seed: int) -> FloatArray:
@@ -64,23 +62,37 @@ def test_results_come_while_more_is_begun_and_not_too_much_is() -> None:
     assert list(results) == [(k, k) for k in range(1, 20)]
 
 
-def test_an_error_in_a_process_or_here_ends_all_of_them() -> None:
-    with pytest.raises(IndexError), searching(SEARCH, 2) as submit:
-        list(settle([(0, submit(np.zeros((4, 3)), 1))], 2))
-    with pytest.raises(KeyboardInterrupt), searching(SEARCH, 2) as submit:
+def search_and(then: Callable[[], None], frame_size: int = 32) -> None:
+    """Search once in two processes, do something, and search once more."""
+    with searching(SEARCH, 2) as submit:
+        submit(np.zeros((4, frame_size)), 1).result()
+        then()
         submit(np.zeros((4, 32)), 1).result()
-        raise KeyboardInterrupt
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def kill_all() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
+def test_an_error_in_a_process_or_here_ends_all_of_them() -> None:
+    with pytest.raises(IndexError):
+        search_and(lambda: None, frame_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        search_and(interrupt)
     assert not multiprocessing.active_children()
 
 
 def test_a_process_that_was_killed_is_a_sentence() -> None:
-    told = r"`decoding.num_workers` must be processes that the machine can keep, but one of the 2 was killed"
-    with pytest.raises(ConfigError, match=told), searching(SEARCH, 2) as submit:
-        submit(np.zeros((4, 32)), 1).result()
-        for child in multiprocessing.active_children():
-            child.kill()
-        for _ in range(100):
-            submit(np.zeros((4, 32)), 1).result()
+    with pytest.raises(
+        ConfigError, match="`decoding.num_workers` must be processes that the machine can keep, but one"
+    ):
+        search_and(kill_all)
     assert not multiprocessing.active_children()
 
 
@@ -115,14 +127,14 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_as_many_processes_as_there_are_cores_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     for cores, given, num_utterances, chosen in (
         (4, -1, 100, 3), (64, -1, 100, 8), (1, -1, 100, 0), (4, -1, 2, 2), (4, -1, 1, 0), (1, 5, 100, 5), (4, 0, 9, 0),
     ):  # fmt: skip
-        monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         assert choose_workers(given, num_utterances) == chosen
-    monkeypatch.setattr(processes.sys, "platform", "darwin")
-    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert choose_workers(-1, 100) == 0
-    with pytest.raises(ConfigError, match="`decoding.num_workers` must be 0 on this system, which forks none, but is 3"):
+    with pytest.raises(ConfigError, match="`decoding.num_workers` must be 0 on this system, which forks none"):
         choose_workers(3, 100)
