@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -169,7 +170,8 @@ class _Trial:
         found = [[text for listed in lists for text in listed[k]] for k in range(len(self.references))]
         rates = []
         for weights in (moved, best):
-            texts = [max(texts, key=lambda text, by=weights: _weigh(text, by)).text for texts in found]
+            by_weight = partial(_weigh, weights)
+            texts = [max(listed, key=by_weight).text for listed in found]
             rates.append(self._score(texts, range(len(texts))))
         return rates[0] < rates[1]
 
@@ -182,7 +184,7 @@ def _identify(config: DecodingConfig) -> tuple[object, ...]:
     return tuple(getattr(config, name) for name in (*STEPS, "beam_width"))
 
 
-def _weigh(text: Hypothesis, config: DecodingConfig) -> float:
+def _weigh(config: DecodingConfig, text: Hypothesis) -> float:
     """Give the total score of a text with other weights."""
     added = config.word_bonus * len(text.text.split()) + config.unknown_penalty * text.num_unknown
     return float(text.acoustic + config.lm_weight * text.lm + added)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,16 @@ def test_processes_give_what_one_gives_in_order() -> None:
     assert [k for k, _ in alone] == list(range(30))
     assert run(2) == alone
     assert not multiprocessing.active_children()
+
+
+def test_other_weights_are_those_of_a_search_of_their_own() -> None:
+    other = replace(SEARCH.config, lm_weight=2.0, word_bonus=1.5)
+    expected = [SEARCH.reweigh(other).list_best(make_log_probs(k), 2) for k in range(6)]
+    assert expected != [SEARCH.list_best(make_log_probs(k), 2) for k in range(6)]
+    for num_workers in (0, 2):
+        with searching(SEARCH, num_workers) as submit:
+            assert [submit(make_log_probs(k), 2, other).result() for k in range(6)] == expected
+            assert submit(make_log_probs(0), 2, SEARCH.config).result() == SEARCH.list_best(make_log_probs(0), 2)
 
 
 def test_results_come_while_more_is_begun_and_not_too_much_is() -> None:
