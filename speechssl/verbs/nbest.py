@@ -29,11 +29,14 @@ def listing(ids: Sequence[str], rows: Iterable[tuple[int, list[Hypothesis]]], pa
         with partial.open("x", encoding="utf-8") as file:
             print(*COLUMNS, sep="\t", file=file)
             for index, best in rows:
-                name = make_printable(escape_field(ids[index]))
-                for rank, found in enumerate(best, 1):
-                    scores = [f"{score:.4f}" for score in (found.total, found.acoustic, found.lm)]
-                    print(name, rank, *scores, found.num_unknown, make_printable(found.text), sep="\t", file=file)
+                file.writelines(_format_rows(make_printable(escape_field(ids[index])), best))
                 yield index, best[0].text
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _format_rows(name: str, best: Sequence[Hypothesis]) -> Iterator[str]:
+    for rank, found in enumerate(best, 1):
+        scores = "\t".join(f"{score:.4f}" for score in (found.total, found.acoustic, found.lm))
+        yield f"{name}\t{rank}\t{scores}\t{found.num_unknown}\t{make_printable(found.text)}\n"
