@@ -152,7 +152,7 @@ def iterate_hypotheses(
     same without them.
 
     Raises:
-        ConfigError: the processes cannot be started, or one was killed.
+        ConfigError: one of the processes was killed.
     """
     search = decoder.search
     assert search is not None, "a beam search"

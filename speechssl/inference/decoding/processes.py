@@ -64,30 +64,30 @@ def searching(search: BeamSearch, num_workers: int) -> Iterator[Submit]:
     they end by themselves where this process is killed.
 
     Raises:
-        ConfigError: the processes cannot be started, or one was killed.
+        ConfigError: one of the processes was killed, as Linux does where memory runs out.
     """
     if not num_workers:
         own = [search]
         yield lambda log_probs, number, config=None: _finish(_search_with(own, log_probs, number, config))
         return
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (search,))
-    must = f"`decoding.num_workers` must be processes that the machine can keep, but {{}} of the {num_workers} {{}}"
+    is_whole = False
     try:
         with warnings.catch_warnings():
             # Python 3.12 warns of threads in a process that forks. The children call nothing that takes a lock of them.
             warnings.simplefilter("ignore", DeprecationWarning)
             pool.submit(os.getpid)
         yield lambda log_probs, number, config=None: pool.submit(_search, log_probs, number, config)
-    except BaseException as error:
-        for process in list((pool._processes or {}).values()):
+        is_whole = True
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"`decoding.num_workers` must be processes that the machine can keep, but one of the {num_workers} was "
+            "killed (0 searches in the main process)"
+        ) from error
+    finally:
+        for process in [] if is_whole else list((pool._processes or {}).values()):
             process.kill()
-        pool.shutdown(cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise ConfigError(must.format("one", "was killed (0 searches in the main process)")) from error
-        if isinstance(error, BlockingIOError):
-            raise ConfigError(must.format("some", "cannot be started (0 searches in the main process)")) from error
-        raise
-    pool.shutdown()
+        pool.shutdown(cancel_futures=not is_whole)
 
 
 def settle(rows: Iterable[tuple[int, Future[T]]], num_workers: int) -> Iterator[tuple[int, T]]:
