@@ -82,11 +82,32 @@ VERBS: dict[str, Verb] = {
         ("decoding.lm", "out", "data.where", "decoding.beam_width", "batch_s", "window_s", "device", "overwrite"),
         ("tune runs/ctc m/dev.tsv decoding.lm=lm.arpa",),
     ),
+    "lm": Verb(
+        schemas.LMConfig,
+        "texts and manifests → n-gram language model (ARPA)",
+        ("texts",),
+        (
+            "order",
+            "out",
+            "test",
+            "prune",
+            "unit",
+            "checkpoint",
+            "text.vocabulary",
+            "text.case",
+            "text.keep",
+            "overwrite",
+        ),
+        (
+            "lm books.txt.gz m/train.tsv out=lm.arpa order=3 test=m/dev.tsv",
+            "lm corpus.txt out=lm.arpa.gz 'prune=[0,0,1]'",
+        ),
+    ),
     "transcribe": Verb(
         schemas.TranscribeConfig,
         "recogniser + audio → text",
         ("checkpoint", "audio"),
-        ("out", "decoding", "decoding.lm", "channel", "batch_s", "window_s", "device", "overwrite"),
+        ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
     ),
     "embed": Verb(

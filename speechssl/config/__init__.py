@@ -26,6 +26,7 @@ from speechssl.config.verbs import (
     DemoConfig,
     DoctorConfig,
     FinetuneConfig,
+    LMConfig,
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
@@ -33,7 +34,7 @@ from speechssl.config.verbs import (
 
 __all__ = [
     "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
-    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
+    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
     "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",

@@ -39,6 +39,10 @@ class EvaluateConfig(InferenceConfig):
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
     num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
 
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.decoding.nbest == 1, "decoding.nbest", "1, since `transcribe` lists texts", self.decoding.nbest)
+
 
 @dataclass(kw_only=True)
 class TuneConfig(InferenceConfig):
@@ -50,6 +54,7 @@ class TuneConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.decoding.name == "beam", "decoding", "beam, which has a language model", self.decoding.name)
+        check(self.decoding.nbest == 1, "decoding.nbest", "1, since `transcribe` lists texts", self.decoding.nbest)
 
 
 @dataclass(kw_only=True)
@@ -65,6 +70,8 @@ class TranscribeConfig(InferenceConfig):
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        plain = not self.makes_manifest and self.out != ""
+        check(self.decoding.nbest == 1 or plain, "decoding.nbest", "1 without `out`, and with min_confidence", self.decoding.nbest)
         if self.makes_manifest:
             is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
             check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)

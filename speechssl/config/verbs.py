@@ -149,6 +149,31 @@ class PrepareConfig:
 
 
 @dataclass(kw_only=True)
+class LMConfig:
+    """Keys of `speechssl lm`."""
+
+    texts: list[str] = knob([], "files with a sentence a line (.gz too), .trans.txt files, and manifests with `text`")
+    order: int = knob(4, "words, or characters, of the longest n-gram", "", "KenLM is built for up to 6")
+    out: str = knob("", "ARPA file (.arpa, .arpa.gz), or folder for it and its result; empty: runs/lm-<date>-<time>")
+    test: list[str] = knob([], "held-out texts, of which the perplexity is given; empty: none")
+    unit: str = knob("word", "`word`, or `character`: letters, with | between words")
+    prune: list[int] = knob([], "n-grams of n words that were seen so many times or less are left out; the first must be 0, the last holds for longer ones too; empty: none", "", "KenLM: lmplz --prune")
+    checkpoint: str = knob("", "recogniser whose labels spell the words; empty: `text.*` says how they are spelt")
+    text: TextConfig = knob(lambda: TextConfig(unknown="drop"), "labels of the recogniser: as it was fine-tuned")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check(1 <= self.order <= 16, "order", "between 1 and 16", self.order)
+        check_choice("unit", self.unit, ("word", "character"))
+        rises = self.prune == sorted(self.prune) and not any(self.prune[:1])
+        check(rises, "prune", "0 first, and never less than before, as in [0,0,1]", self.prune)
+        check(len(self.prune) <= self.order, "prune", f"at most as many numbers as `order`, {self.order}", self.prune)
+        own = TextConfig(unknown=self.text.unknown)
+        check(not self.checkpoint or self.text == own, "text", "left out with `checkpoint`, which has labels", str(self.text.vocabulary))
+        check(self.text.vocabulary != "init", "text.vocabulary", "fairseq or data (`checkpoint` takes the labels of a recogniser)", "init")
+
+
+@dataclass(kw_only=True)
 class ConvertConfig:
     """Keys of `speechssl convert`."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from speechssl.verbs.embed import embed as embed
     from speechssl.verbs.evaluate import evaluate as evaluate
     from speechssl.verbs.finetune import finetune as finetune
+    from speechssl.verbs.lm import lm as lm
     from speechssl.verbs.prepare import prepare as prepare
     from speechssl.verbs.pretrain import pretrain as pretrain
     from speechssl.verbs.probe import probe as probe
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from speechssl.verbs.units import units as units
 
 __all__ = [
-    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe", "tune", "units",
+    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare", "pretrain", "probe",
+    "report", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

@@ -44,6 +44,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
             rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
+        case "lm":
+            rows = {"n-grams": ", ".join(f"{count:,} of {n}" for n, count in enumerate(result["ngrams"], 1))}
+            rows |= {"perplexity": _format_perplexity(result)} if "perplexity" in result else {}
+            rows |= {"out": result["lm"]}
         case "probe":
             rows = _list_probe(result)
         case "transcribe":
@@ -138,6 +142,11 @@ def _format_hours(hours: float) -> str:
 def _format_rate(name: str, figures: Mapping[str, Any]) -> str:
     """Write a rate in percent and its interval."""
     return f"{figures[name]:.2f} % (95 %: {Interval(**figures[f'{name}_interval'])})"
+
+
+def _format_perplexity(result: Mapping[str, Any]) -> str:
+    unknown = 100 * result["test_units_unknown"] / max(result["test_units"], 1)
+    return f"{result['perplexity']:.1f} ({unknown:.1f} % of {result['test_units']:,} {result['unit']}s unknown)"
 
 
 def _count_used(result: Mapping[str, Any]) -> str:

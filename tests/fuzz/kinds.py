@@ -37,6 +37,7 @@ from speechssl.corpora.table import read_table
 from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
+from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
@@ -162,6 +163,18 @@ def use_texts(_: Path, file: Path) -> None:
     for read in (read_transcripts, read_sexes, read_sidecar):
         read(file)
     find_files(str(file), "audio")
+
+
+def make_lm_texts(folder: Path) -> None:
+    lines = "the cat sat\nso a CAT is, oh!\n"
+    (folder / "a.txt").write_text(lines)
+    (folder / "1-2.trans.txt").write_text("1-2-0000 HELLO\n")
+    (folder / "a.txt.gz").write_bytes(gzip.compress(lines.encode()))
+
+
+def use_lm_texts(_: Path, file: Path) -> None:
+    for _line in read_texts([str(file)], "texts"):
+        pass
 
 
 def make_arpa(folder: Path) -> None:
@@ -335,6 +348,7 @@ KINDS: dict[str, Kind] = {
     "tsv": Kind(lambda folder: save_manifest(make_manifest(), folder / "m.tsv"), use_manifest),
     "parquet": Kind(make_parquet, use_manifest),
     "texts": Kind(make_texts, use_texts),
+    "texts of a language model": Kind(make_lm_texts, use_lm_texts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),

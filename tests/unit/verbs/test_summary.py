@@ -36,6 +36,8 @@ CASES = (
      ["WER", "12.30 % (95 %: 10.0 to 20.0 % over 40 speakers)", "4.00 %"]),
     ("tune", {"points": POINTS, "greedy": {"wer": 50.0, "cer": 9.0}, "kept": "runs/a/decoding.json"},
      ["kept          0.5           0", "40.00 %", "greedy  ", "\nkept: runs/a/decoding.json"]),
+    ("lm", {"ngrams": [1234, 56], "perplexity": 123.45, "test_units": 200, "test_units_unknown": 3, "unit": "word",
+            "lm": "lm.arpa"}, ["1,234 of 1, 56 of 2", "123.5 (1.5 % of 200 words unknown)", "lm.arpa"]),
     ("probe", {"task": "identification", "accuracy": 90.0, "accuracy_interval": RATE, "baselines": BASELINES,
                "saturated": ["log_mel"], "out": "x"}, ["speaker accuracy, this model", "97.00 %", "saturated"]),
     ("transcribe", {"num_utterances": 3, "num_left_out": 1, "texts": "stdout"}, ["3, 1 left out"]),
