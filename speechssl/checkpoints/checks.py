@@ -121,19 +121,21 @@ def restore_vocabulary(stored: object, where: str, key: str) -> Vocabulary:
     except (CheckpointError, ConfigError) as error:
         must = "hold a vocabulary of symbols, case and keep"
         raise CheckpointError(f"`{key}` must {must}, but in {where} it is {show(stored)}") from error
-    check_labels(vocabulary.symbols, where, key)
+    check_labels(vocabulary.symbols, where, key, is_pieces=vocabulary.pieces is not None)
     return vocabulary
 
 
-def check_labels(symbols: Sequence[str], where: str, key: str) -> None:
+def check_labels(symbols: Sequence[str], where: str, key: str, is_pieces: bool = False) -> None:
     """Check the labels of a recogniser; arguments as `restore_vocabulary`.
+
+    Pieces need no word boundary.
 
     Raises:
         CheckpointError: they are too many, not text, or have no word boundary.
     """
     if len(symbols) > MAX_WIDTH:
         raise CheckpointError(f"`{key}` must have at most {MAX_WIDTH:,} labels, but {where} has {len(symbols):,}")
-    if WORD_BOUNDARY not in symbols[1:]:
+    if not is_pieces and WORD_BOUNDARY not in symbols[1:]:
         raise CheckpointError(
             f"`{key}` must have the word boundary {WORD_BOUNDARY!r} among its labels, but {where} has "
             f"{len(symbols):,} labels without it: recognisers that write no spaces do not load yet"

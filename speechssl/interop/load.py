@@ -17,6 +17,7 @@ from speechssl.checkpoints.model_folder import (
     ModelCard,
     check_stored,
     find_checkpoint,
+    list_card_files,
     load_weights,
     no_average,
     read_card,
@@ -106,7 +107,7 @@ def _load(
     foreign = read_foreign(checkpoint, key, language)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
-        check_whole(folder, [CONFIG], key)
+        check_whole(folder, list_card_files(folder), key)
         card = read_card(folder, key)
         weights = weights or card.validated
         file = WEIGHT_FILES[weights]
