@@ -134,7 +134,9 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     if kind not in KINDS or not 0 <= update <= MAX_UPDATE or (kind == "ctc") != bool(stored["vocabulary"]):
         problem = f"{path} has kind {show(kind)}, update {show(update)} and {len(stored['vocabulary'] or ())} symbols"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
-    labels = restore_vocabulary(_find_pieces(stored["vocabulary"], folder, key), str(path), key) if kind == "ctc" else None
+    labels = (
+        restore_vocabulary(_find_pieces(stored["vocabulary"], folder, key), str(path), key) if kind == "ctc" else None
+    )
     given = stored.get("adaptation")
     adaptation = None if given is None else build_config(Adaptation, given, key)
     if adaptation and kind != "ctc":

@@ -28,6 +28,7 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.interop.adapted import build_adapted
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
+from speechssl.interop.fairseq2 import is_fairseq2, read_fairseq2
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.huggingface.card import write_card
@@ -327,6 +328,8 @@ def _read_file(path: Path, key: str) -> Foreign:
             "evaluate, transcribe and embed take"
         )
     names = list_tensors(path, key)
+    if is_fairseq2(path, names, key):
+        return read_fairseq2(path, key)
     if names is None:
         return read_fairseq(path, key)
     if is_torchaudio(names):

@@ -186,7 +186,7 @@ class Vocabulary:
         return _join_words(self.fold(text).translate(self._reference_table))
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into labels, normalised: letters, each word followed by the boundary (fairseq's `.ltr`); or pieces.
+        """Turn a text into labels, normalised: pieces, or letters with the boundary after each word (fairseq's `.ltr`).
 
         Returns:
             Indices in 1 to V - 1; empty where nothing of the text is in the vocabulary. `decode` gives

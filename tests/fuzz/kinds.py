@@ -187,6 +187,16 @@ def make_pieces(folder: Path) -> None:
     write_model(model, folder / "huggingface", "huggingface")
 
 
+def make_omniasr(folder: Path) -> None:
+    """Write fairseq2's file of a recogniser, with its tokenizer beside it."""
+    labels = build_vocabulary(TextConfig(vocabulary="bpe", num_pieces=12), ["AB ABBA BABA", "CAB A"])
+    network = replace(SMALL, conv_norm="layer", conv_bias=True, norm_first=True, model_dim=16, num_heads=16)
+    model = SpeechModel(network, labels)
+    torch.save({"model": export_weights(model, "fairseq2"), "fs2": True}, folder / "omniASR.pt")
+    assert labels.pieces is not None
+    (folder / "omniASR_tokenizer.model").write_bytes(labels.pieces.to_bytes())
+
+
 def write_formats(*formats: str) -> Callable[[Path], None]:
     """Write a recogniser and a pretrained model in some formats, one folder each."""
 
@@ -302,6 +312,7 @@ KINDS: dict[str, Kind] = {
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "pieces": Kind(make_pieces, use_model, ("*/*.model", "*/config.json")),
+    "omniASR": Kind(make_omniasr, lambda folder, _: load_model(str(folder / "omniASR.pt"))),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
     "small weights": Kind(make_small_weights, use_small_weights, ("mms/*", "lora/*")),
     "onnx": Kind(make_onnx, use_onnx),

@@ -102,7 +102,7 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: 
 
 @dataclass
 class _Prefixes:
-    """All prefixes of one search, as a tree; the root is the empty one. Parallel lists, one item a prefix, and two maps.
+    """All prefixes of one search, as a tree; the root is the empty one. Parallel lists, one item a prefix.
 
     Attributes:
         parents, symbols: the prefix before, and the symbol that came to it.

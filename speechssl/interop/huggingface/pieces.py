@@ -9,48 +9,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from speechssl.checkpoints.checks import reading
 from speechssl.checkpoints.model_folder import PIECES
-from speechssl.errors import CheckpointError, ConfigError
 from speechssl.interop.files import write_json
-from speechssl.parsing import read_bytes, shorten
-from speechssl.text.pieces import MAX_BYTES, NORMAL, UNKNOWN, USER_DEFINED, WORD_START, Pieces
-from speechssl.text.vocabulary import BLANK, Vocabulary, find_case
+from speechssl.text.pieces import NORMAL, UNKNOWN, USER_DEFINED, WORD_START, Pieces
 
 FAST, TOKENIZER = "tokenizer.json", "tokenizer_config.json"
 
-PAD = "<pad>"
-"""What Hugging Face calls the blank."""
 
-
-def read_pieces(path: Path, key: str) -> Vocabulary:
-    """Read a sentencepiece model as the labels of a head, in its order; its first piece is the CTC blank.
-
-    Raises:
-        CheckpointError: it is no such model, or its first piece writes something.
-    """
-    with reading(path, key, "a model with sentencepieces for labels"):
-        pieces = Pieces.from_bytes(read_bytes(path, MAX_BYTES))
-    if BLANK in pieces.written:
-        raise CheckpointError(f"`{key}` must have the blank as its first piece, but {path} has {pieces.symbols[0]!r}")
-    try:
-        return Vocabulary(pieces.symbols, find_case(pieces.symbols), pieces=pieces)
-    except ConfigError as error:
-        raise CheckpointError(f"`{key}` must have pieces of words, but in {path} {shorten(error)}") from error
-
-
-def write_pieces(folder: Path, pieces: Pieces, processor: str) -> None:
+def write_pieces(folder: Path, pieces: Pieces, tokens: tuple[str, ...], processor: str) -> None:
     """Write the model, and the files with which `transformers` opens it as a tokenizer.
 
     Args:
         folder: of the model.
         pieces: labels of its head.
+        tokens: what Hugging Face calls them, the blank first.
         processor: the class that joins it with the feature extractor.
     """
     (folder / PIECES).write_bytes(pieces.to_bytes())
-    tokens = (PAD, *pieces.symbols[1:])
     place = {"type": "Metaspace", "replacement": WORD_START, "prepend_scheme": "always", "split": True}
-    ctc = {"type": "CTC", "pad_token": PAD, "word_delimiter_token": WORD_START, "cleanup": False}
+    ctc = {"type": "CTC", "pad_token": tokens[0], "word_delimiter_token": WORD_START, "cleanup": False}
     special = [
         {
             "id": k, "content": tokens[k], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
@@ -69,7 +46,7 @@ def write_pieces(folder: Path, pieces: Pieces, processor: str) -> None:
     tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": processor,
-        "pad_token": PAD,
+        "pad_token": tokens[0],
         "unk_token": tokens[_find_unknown(pieces)],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,

@@ -15,7 +15,8 @@ from speechssl.errors import CheckpointError
 from speechssl.interop.files import write_json
 from speechssl.interop.foreign import make_vocabulary, read_field
 from speechssl.interop.huggingface.languages import choose_tokens
-from speechssl.interop.huggingface.pieces import FAST, read_pieces, write_pieces
+from speechssl.interop.huggingface.pieces import FAST, write_pieces
+from speechssl.interop.pieces import read_pieces
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
@@ -192,7 +193,7 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
     for name in (VOCABULARY, SPECIALS, FAST, PIECES):
         (folder / name).unlink(missing_ok=True)
     if vocabulary.pieces is not None:
-        write_pieces(folder, vocabulary.pieces, processor)
+        write_pieces(folder, vocabulary.pieces, export_tokens(vocabulary), processor)
         return
     tokens = export_tokens(vocabulary)
     unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)

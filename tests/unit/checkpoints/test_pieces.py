@@ -98,7 +98,7 @@ def test_onnx_metadata_hold_the_model(model: SpeechModel) -> None:
 
 @pytest.mark.parity
 @each_case("kind", ["bpe", "unigram"])
-def test_transformers_opens_the_folder_and_cuts_alike(tiny_model_config: ModelConfig, tmp_path: Path, kind: str) -> None:
+def test_transformers_opens_it_and_cuts_alike(tiny_model_config: ModelConfig, tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     labels = make_labels(kind, 34 if kind == "bpe" else 30)
     write_model(SpeechModel(tiny_model_config, labels), tmp_path / kind, "huggingface")
@@ -118,6 +118,7 @@ def test_the_head_goes_on_where_both_have_pieces(model: SpeechModel, tmp_path: P
     fresh = SpeechModel(model.config, make_labels("unigram", 30))
     assert model.vocabulary is not None and fresh.vocabulary is not None and fresh.head is not None
     start_from(fresh, config)
+    assert model.head is not None
     rows = match_labels(model.vocabulary, fresh.vocabulary)
     shared = [(k, row) for k, row in enumerate(rows) if row is not None]
     assert len(shared) > 10 and rows[0] == 0
@@ -126,9 +127,7 @@ def test_the_head_goes_on_where_both_have_pieces(model: SpeechModel, tmp_path: P
         assert torch.equal(fresh.head.state_dict()["linear.weight"][k], model.head.state_dict()["linear.weight"][row])
 
 
-def test_pieces_and_letters_share_no_head(
-    model: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pieces_and_letters_share_no_head(model: SpeechModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_model(model, tmp_path)
     letters = SpeechModel(model.config, Vocabulary(("<s>", "|", "A", "C", "T")))
     assert letters.head is not None

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -32,7 +33,7 @@ def make(script: str, kind: str = "unigram", extra: int = 2) -> Vocabulary:
     return build_vocabulary(TextConfig(vocabulary=kind, case="lower", num_pieces=size), TEXTS[script])
 
 
-def train(texts: list[str], **options: object) -> bytes:
+def train(texts: list[str], **options: Any) -> bytes:
     """Train with the library alone."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -100,14 +101,20 @@ PIECES = Pieces(
 @each_case(
     "keys, sentence",
     [
-        ({"num_pieces": 5}, r"`text.num_pieces` must be at least \d+, with a piece for each of the \d+ letters, but is 5"),
-        ({"num_pieces": 5000}, r"`text.num_pieces` must be between \d+ and \d+ for the texts of data.train, but is 5000"),
+        (
+            {"num_pieces": 5},
+            r"`text.num_pieces` must be at least \d+, with a piece for each of the \d+ letters",
+        ),
+        (
+            {"num_pieces": 5000},
+            r"`text.num_pieces` must be between \d+ and \d+ for the texts of data.train, but is",
+        ),
         ({"num_pieces": 3}, "`text.num_pieces` must be between 4 and 65,536, but is 3"),
         ({"keep": "▁"}, "`text.keep` must be characters other than spaces, '|' and '▁', but has '▁'"),
     ],
 )
 @each_case("kind", ["bpe", "unigram"])
-def test_mistakes_are_sentences(kind: str, keys: dict[str, object], sentence: str) -> None:
+def test_mistakes_are_sentences(kind: str, keys: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence.replace("'|'", r"'\|'")):
         build_vocabulary(TextConfig(vocabulary=kind, **keys), TEXTS["latin"])
 
