@@ -16,7 +16,7 @@ import torch
 from speechssl.config.model import MAX_WIDTH
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.parsing import parse_json, parsing, read_bytes, show
-from speechssl.text.vocabulary import WORD_BOUNDARY, Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 MAX_JSON, MAX_HEADER = 4 << 20, 4 << 20
 """Most bytes of a JSON file, and of the JSON at the start of a safetensors file. That of 48 blocks takes 100 kB."""
@@ -121,25 +121,18 @@ def restore_vocabulary(stored: object, where: str, key: str) -> Vocabulary:
     except (CheckpointError, ConfigError) as error:
         must = "hold a vocabulary of symbols, case and keep"
         raise CheckpointError(f"`{key}` must {must}, but in {where} it is {show(stored)}") from error
-    check_labels(vocabulary.symbols, where, key, is_pieces=vocabulary.pieces is not None)
+    check_labels(vocabulary.symbols, where, key)
     return vocabulary
 
 
-def check_labels(symbols: Sequence[str], where: str, key: str, is_pieces: bool = False) -> None:
+def check_labels(symbols: Sequence[str], where: str, key: str) -> None:
     """Check the labels of a recogniser; arguments as `restore_vocabulary`.
 
-    Pieces need no word boundary.
-
     Raises:
-        CheckpointError: they are too many, not text, or have no word boundary.
+        CheckpointError: they are too many, or not text.
     """
     if len(symbols) > MAX_WIDTH:
         raise CheckpointError(f"`{key}` must have at most {MAX_WIDTH:,} labels, but {where} has {len(symbols):,}")
-    if not is_pieces and WORD_BOUNDARY not in symbols[1:]:
-        raise CheckpointError(
-            f"`{key}` must have the word boundary {WORD_BOUNDARY!r} among its labels, but {where} has "
-            f"{len(symbols):,} labels without it: recognisers that write no spaces do not load yet"
-        )
     # A lone half of a UTF-16 pair is text to Python and JSON, and cannot be written anywhere.
     if not all(symbol.isascii() or symbol.encode("utf-8", "replace").decode() == symbol for symbol in symbols):
         raise CheckpointError(f"`{key}` must have labels that are text, but {where} has others")

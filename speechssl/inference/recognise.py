@@ -172,7 +172,7 @@ def measure_confidence(logits: Tensor, text: str, vocabulary: Vocabulary) -> flo
     if len(labels) == 0:
         return 0.0
     # With and without a boundary after the last word it is the same text.
-    shorter = len(labels) - (vocabulary.pieces is None)
+    shorter = len(labels) - (vocabulary.pieces is None and vocabulary.has_words)
     log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
     lengths, num_frames = torch.tensor([len(labels), shorter]), torch.full((2,), len(logits))
     nats = F.ctc_loss(log_probs, labels.expand(2, -1), num_frames, lengths, BLANK, reduction="none")

@@ -24,13 +24,12 @@ from speechssl.interop.adapted import locate, start_adapting
 from speechssl.interop.load import load_model, read_stored_card
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.ctc import CTCObjective, CTCOptions, needs_more_frames
+from speechssl.text.keep import name_letters, write_keep
 from speechssl.text.vocabulary import (
     BLANK,
     Vocabulary,
     build_vocabulary,
     is_silent,
-    name_letters,
-    write_keep,
 )
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.run import Task

@@ -93,8 +93,8 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: 
     def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
         texts = search.decode(logits, num_frames)
         for text in texts:
-            fit.count([search.spell(word) for word in text.split()], lm)
-        fit.greedy_words += sum(len(text.split()) for text in greedy_decode(logits, num_frames, vocabulary))
+            fit.count([search.spell(word) for word in vocabulary.split(text)], lm)
+        fit.greedy_words += sum(len(vocabulary.split(text)) for text in greedy_decode(logits, num_frames, vocabulary))
         return texts
 
     return Decoder(decode, facts | {"beam": keys}, fit)
@@ -164,7 +164,11 @@ class BeamSearch:
         symbols, mark = vocabulary.symbols, vocabulary.boundary
         # Some vocabularies of pieces have no `▁` that stands alone.
         self.boundary = symbols.index(mark) if mark in symbols else NOWHERE
-        self.ends_word = np.array([k in vocabulary.labels and symbol[:1] == mark for k, symbol in enumerate(symbols)])
+        # Where there are no words, a language model has labels for words, and each begins another.
+        is_word = not vocabulary.has_words and vocabulary.pieces is None
+        self.ends_word = np.array(
+            [k in vocabulary.labels and (is_word or symbol[:1] == mark) for k, symbol in enumerate(symbols)]
+        )
         # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
         self.spellings = ["".join(map(vocabulary.fold_symbol, symbol.removeprefix(mark))) for symbol in symbols]
         self.places: dict[str, list[int]] = defaultdict(list)
@@ -228,7 +232,7 @@ class BeamSearch:
         if self.lm is None:
             return 0.0
         context, total = self.lm.start(), 0.0
-        for word in text.split():
+        for word in self.vocabulary.split(text):
             total += self._score_word(context, word)
             context = self.lm.advance(context, word)
         return total + self._score_end(context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +115,7 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: st
         language: whose tokens are taken where there are those of several; empty: the folder's own.
 
     Raises:
-        CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of
-            several letters, such as phonemes.
+        CheckpointError: the vocabulary does not fit the head or has no blank.
     """
     if not (folder / VOCABULARY).is_file():
         return _read_pieces(folder, num_rows, key)
@@ -135,13 +133,6 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: st
         )
     boundary = special["word_delimiter_token"]
     symbols = [WORD_BOUNDARY if token == boundary else token for token in tokens]
-    known = {str(value) for value in special.values()}
-    is_special = re.compile(r"<.*>|\[.*\]", re.DOTALL).fullmatch
-    long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not is_special(symbol)]
-    if long:
-        raise CheckpointError(
-            f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {show(long[0])}"
-        )
     first = tokens.index(blank)
     order = (first, *(row for row in range(num_rows) if row != first))
     ordered = tuple(symbols[row] for row in order)
@@ -206,7 +197,7 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
         "processor_class": processor,
         **special,
-        "word_delimiter_token": WORD_BOUNDARY,
+        "word_delimiter_token": WORD_BOUNDARY if WORD_BOUNDARY in tokens else None,
         "replace_word_delimiter_char": " ",
         "do_lower_case": False,
         "target_lang": None,
