@@ -253,7 +253,10 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         r"backbone.transformer.blocks.0.inner.weight \(64, 32\) for \(80, 32\)",
     ),
     "a fused positional convolution": (fuse, "fused as encoder.pos_conv_embed.conv.weight"),
-    "no vocabulary": (lambda f: (f / "vocab.json").unlink(), "must have vocab.json or sentencepiece.model, but .* has neither"),
+    "no vocabulary": (
+        lambda f: (f / "vocab.json").unlink(),
+        "must have vocab.json or sentencepiece.model, but .* has neither",
+    ),
     "a vocabulary that does not fit the head": (
         take_letters,
         "a token for each of the 32 outputs of its head, but .*vocab.json has 20 tokens from 0 to 19",
