@@ -9,7 +9,14 @@ from speechssl.config.data import (
     TextConfig,
 )
 from speechssl.config.decoding import DecodingConfig
-from speechssl.config.inference import EmbedConfig, EvaluateConfig, ProbeConfig, TranscribeConfig, TuneConfig
+from speechssl.config.inference import (
+    EmbedConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    TranscribeConfig,
+    TuneConfig,
+    UnitsConfig,
+)
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
@@ -29,5 +36,5 @@ __all__ = [
     "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig",
+    "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

@@ -162,11 +162,12 @@ class Embedder:
         # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
         chunk = 1 if self.pooling == "frames" else CHUNK_BATCHES
         return run_model(
-            self.model, source, self._forward, self._pool,
+            self.model, source, self.forward, self._pool,
             batch_s=self.batch_s, window_s=self.window_s, chunk_batches=chunk, description=description,
         )  # fmt: skip
 
-    def _forward(self, model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    def forward(self, model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """Give the chosen layers (B, T, D) of one batch, and its valid frames (B,)."""
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             frames: Frames = model(waveforms, num_samples)
         return self.choice.pick(frames), frames.num_frames

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from speechssl.verbs.report import report as report
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
+    from speechssl.verbs.units import units as units
 
 __all__ = [
     "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe", "tune",
+    "transcribe", "tune", "units",
 ]  # fmt: skip
 
 
