@@ -157,8 +157,8 @@ def compare(
     names, owners = ids or [str(k) for k in range(len(said))], speakers or [None] * len(said)
     letters = _list_edits(jiwer.process_characters(said, heard))
     words = _list_edits(jiwer.process_words(said, heard)) if has_words else letters
-    rows = zip(names, owners, said, heard, words, letters, strict=True)
-    return tuple(UtteranceScore(*row, has_words=has_words) for row in rows)
+    rows = zip(names, owners, said, heard, words, letters, [has_words] * len(said), strict=True)
+    return tuple(UtteranceScore(*row) for row in rows)
 
 
 def score(
