@@ -93,8 +93,8 @@ class FinetuneConfig(CommonConfig):
         check_choice("adapt", self.adapt, ("all", "lora", "adapters"))
         must = "lora where keys of lora are given"
         check(self.adapt == "lora" or self.lora == LoRAConfig(), "adapt", must, self.adapt)
-        for name, value in (("language", self.language), ("text.vocabulary", self.text.vocabulary)):
-            check(bool(self.init) or value in ("", "fairseq", "data"), name, "left out without `init`", value)
+        check(bool(self.init) or not self.language, "language", "left out without `init`", self.language)
+        check(bool(self.init) or self.text.vocabulary != "init", "text.vocabulary", "left out without `init`", self.text.vocabulary)
         if self.adapt == "all":
             return
         check(bool(self.init), "adapt", "all without `init`, since nothing is there to be adapted", self.adapt)

@@ -211,7 +211,9 @@ class CTCObjective(Objective):
         """Decode greedily and count errors against the labels, so that rates are sums over the validation set."""
         labels, lengths = batch.inputs["labels"].tolist(), batch.inputs["num_labels"][:, 0].tolist()
         references = [self.vocabulary.decode(row[:length]) for row, length in zip(labels, lengths, strict=True)]
-        utterances = compare(references, greedy_decode(logits, num_frames, self.vocabulary))
+        utterances = compare(
+            references, greedy_decode(logits, num_frames, self.vocabulary), has_words=self.vocabulary.has_words
+        )
         counts = {
             "word_errors": sum(len(utterance.word_edits) for utterance in utterances),
             "letter_errors": sum(len(utterance.letter_edits) for utterance in utterances),

@@ -101,6 +101,7 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
     return {
         "wer": scores.wer,
         "wer_interval": scores.compute_wer_interval(config.num_resamples, config.seed).to_dict(),
+        "wer_unit": "word" if scores.has_words else "character",
         "cer": scores.cer,
         "cer_interval": scores.compute_cer_interval(config.num_resamples, config.seed).to_dict(),
         "num_utterances": len(scores.utterances),
@@ -122,6 +123,8 @@ def _summarise(config: EvaluateConfig, scores: Scores, unknown: Counter[str], vo
 
 def _log(scores: Scores, unknown: Counter[str]) -> None:
     """Tell people where the errors are."""
+    if not scores.has_words:
+        _logger.warning("the references have no word boundary: wer counts characters, as cer does")
     if unknown:
         _logger.warning("characters of the transcripts outside the vocabulary (text.keep makes labels of them):")
         log_lines(breakdown.format_unknown(unknown), logging.WARNING)
