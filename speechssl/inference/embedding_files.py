@@ -109,28 +109,33 @@ class Earlier:
 
     def __init__(self, path: Path, schema: pa.Schema, settings: Mapping[str, Any]) -> None:
         self.path = path
-        with parsing("`out`", "embeddings that `embed` wrote, to be added to", ConfigError, str(path)):
-            self._file = pq.ParquetFile(open_regular(path))
-            facts = parse_json((self._file.schema_arrow.metadata or {})[b"speechssl"])
+        with self._reading() as file:
+            facts = parse_json((file.schema_arrow.metadata or {})[b"speechssl"])["settings"]
+            has, self._num_rows = file.schema_arrow, file.metadata.num_rows
         wanted = json.loads(json.dumps(settings))
         for key in (key for key in wanted if facts.get(key) != wanted[key]):
             raise ConfigError(
                 f"`{key}` must be that of {path}, {show(facts.get(key))}, to add to it, but is {show(wanted[key])}"
             )
-        if not self._file.schema_arrow.equals(schema):
-            raise ConfigError(
-                f"`out` must have the columns {', '.join(schema.names)} to be added to, but {path} has not"
-            )
+        if not has.equals(schema):
+            names = ", ".join(schema.names)
+            raise ConfigError(f"`out` must have the columns {names} to be added to, but {path} has not")
+
+    @contextmanager
+    def _reading(self) -> Iterator[pq.ParquetFile]:
+        must = "embeddings that `embed` wrote, to be added to"
+        with parsing("`out`", must, ConfigError, str(self.path)), open_regular(self.path) as file:
+            yield pq.ParquetFile(file)
 
     def __len__(self) -> int:
         """Count its rows."""
-        return int(self._file.metadata.num_rows)
+        return int(self._num_rows)
 
     def iterate(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read it, some columns of it or all, a row group at a time."""
-        for number in range(self._file.num_row_groups):
-            with parsing("`out`", "embeddings that `embed` wrote, to be added to", ConfigError, str(self.path)):
-                yield self._file.read_row_group(number, columns=columns)
+        with self._reading() as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=columns)
 
     def find_new(self, manifest: Manifest) -> Manifest:
         """Give the rows of a manifest whose ids it has not.

@@ -120,7 +120,8 @@ class Shards:
             return frozenset(), {}
         name, count = "", 0
         for file in reversed(self._files):
-            ids = self._open(file).read(["id"]).column("id")
+            with self._open(file) as parquet:
+                ids = parquet.read(["id"]).column("id")
             name = name or ids[-1].as_py()
             num_same = int(pc.sum(pc.equal(ids, name)).as_py())
             count += num_same
@@ -139,8 +140,8 @@ class Shards:
         """
         names = pa.array([item.id for item in self.left_out.items], pa.string())
         for file in self._files:
-            with parsing(str(file), "what this command has written", ConfigError):
-                table = self._open(file).read()
+            with parsing(str(file), "what this command has written", ConfigError), self._open(file) as parquet:
+                table = parquet.read()
             yield table.filter(pc.invert(pc.is_in(table.column("id"), value_set=names))) if len(names) else table
 
     def _name(self, number: int) -> Path:
@@ -164,8 +165,8 @@ class Shards:
             )
         while (file := self._name(len(self._files))).is_file():
             try:
-                with parsing(str(file), "what an earlier run wrote", ConfigError):
-                    self.num_rows += self._open(file).metadata.num_rows
+                with parsing(str(file), "what an earlier run wrote", ConfigError), self._open(file) as parquet:
+                    self.num_rows += parquet.metadata.num_rows
             except ConfigError as error:
                 _logger.warning("the rest is done again: %s", error)
                 break
