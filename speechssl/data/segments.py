@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from speechssl.data.files import walk_once
+from speechssl.data.manifest_reading import FREE_BYTES, MAX_GROWTH
 from speechssl.errors import DataError
 from speechssl.parsing import open_regular, parsing, read_bytes
 
@@ -173,10 +175,7 @@ def _read_table(path: Path) -> pa.Table:
     """
     if path.suffix.lower() == ".parquet":
         with open_regular(path) as file:
-            size, parquet = os.fstat(file.fileno()).st_size, pq.ParquetFile(file)
-            if parquet.metadata.num_rows > size:
-                raise ValueError(f"it announces {parquet.metadata.num_rows} rows in {size} bytes")
-            table = parquet.read([name for name in parquet.schema_arrow.names if name in _SCHEMA.names])
+            table = _read_parquet(file)
     else:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         # An empty label is one, and an id of digits is text.
@@ -196,6 +195,22 @@ def _read_table(path: Path) -> pa.Table:
     table = pa.table(columns, _SCHEMA)
     table.validate(full=True)
     return table
+
+
+def _read_parquet(file: BinaryIO) -> pa.Table:
+    """Read the columns that count, up to the memory that a table of this size on disk can take.
+
+    Raises:
+        ValueError: it takes more.
+    """
+    size, parquet = os.fstat(file.fileno()).st_size, pq.ParquetFile(file)
+    batches, taken = [], 0
+    for batch in parquet.iter_batches(columns=[name for name in parquet.schema_arrow.names if name in _SCHEMA.names]):
+        taken += batch.nbytes
+        if taken > max(FREE_BYTES, MAX_GROWTH * size):
+            raise ValueError(f"its {size} bytes take more than {taken} of memory")
+        batches.append(batch)
+    return pa.Table.from_batches(batches) if batches else _SCHEMA.empty_table()
 
 
 def _read_textgrid(path: Path, name: str, tier: str) -> Iterator[Row]:

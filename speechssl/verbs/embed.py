@@ -52,13 +52,16 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     earlier = Earlier(out, rows.schema, facts["settings"]) if config.append and out.exists() else None
     if earlier:
         manifest = earlier.find_new(manifest)
-        rows = Rows(embedder, Source.from_manifest(manifest, left_out), segments, config.normalise, config.dtype)
     start = time.monotonic()
-    num_rows, done_s = _write(out, rows, manifest, facts, earlier, config.overwrite)
+    # What is there already is left as it is.
+    num_rows, done_s = len(earlier) if earlier else 0, 0.0
+    if len(manifest):
+        rows.source = Source.from_manifest(manifest, left_out)
+        num_rows, done_s = _write(out, rows, manifest, facts, earlier, config.overwrite)
     seconds = time.monotonic() - start
     is_folder = not Path(config.out).suffix
     left_out.save(out.parent if is_folder else out)
-    used = left_out.drop_from(manifest)
+    used = left_out.drop_from(manifest) if len(manifest) else manifest
     result: dict[str, Any] = {
         "out": str(out),
         "num_utterances": len(used),
@@ -87,7 +90,7 @@ def _write(
     left_out = rows.source.left_out
     assert left_out is not None
     request = facts["settings"] | {
-        "audio": manifest.digest if len(manifest) else "",
+        "audio": manifest.digest,
         "segments": rows.segments.digest if rows.segments else "",
         "append": len(earlier) if earlier else 0,
     }
