@@ -9,7 +9,15 @@ from speechssl.config.data import (
     TextConfig,
 )
 from speechssl.config.decoding import DecodingConfig
-from speechssl.config.inference import EmbedConfig, EvaluateConfig, ProbeConfig, TranscribeConfig, TuneConfig
+from speechssl.config.inference import (
+    CompareConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    ScoreConfig,
+    TranscribeConfig,
+    TuneConfig,
+)
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
@@ -25,9 +33,9 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
+    "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
     "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
-    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
+    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig", "TestDataConfig", "TextConfig",
     "TrainingConfig", "TranscribeConfig", "TuneConfig",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.config.common import CommonConfig
-from speechssl.config.data import ProbeDataConfig, TestDataConfig
+from speechssl.config.data import NORMALISERS, ProbeDataConfig, TestDataConfig
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
 
@@ -31,12 +31,63 @@ class InferenceConfig(CommonConfig):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(InferenceConfig):
+class ScoringConfig:
+    """How texts are compared and errors counted."""
+
+    normaliser: str = knob("none", "rules that both texts go through before they are compared: `none`, `basic` (lower case, no punctuation) or `english` (those of Whisper: numbers, contractions, spelling)", "", "arXiv 2212.04356 App. C")
+    by: list[str] = knob([], "columns whose values get rates of their own, such as [sex,accent]")
+    trn: bool = knob(False, "write reference.trn and hypothesis.trn too, for NIST's sclite")
+    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+
+    def __post_init__(self) -> None:
+        check_choice("normaliser", self.normaliser, ("", *NORMALISERS))
+        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ScoringConfig, InferenceConfig):
     """Keys of `speechssl evaluate`."""
 
     data: TestDataConfig = knob(TestDataConfig, "what is recognised")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
-    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+    normaliser: str = knob("", "rules that both texts go through before they are compared: `none`, `basic` (lower case, no punctuation), `english` (those of Whisper); empty: as the recogniser spells, which was trained with text.normaliser")
+    empty: bool = knob(False, "score utterances without a transcript as silence, in which every word is an insertion; false: leave them out")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        ScoringConfig.__post_init__(self)
+
+
+@dataclass(kw_only=True)
+class ScoreConfig(ScoringConfig):
+    """Keys of `speechssl score`."""
+
+    reference: str = knob(MISSING, "what was said: a manifest or table with `id` and `text`, lines of `id<TAB>text`, NIST `.trn`, or Kaldi's `text`")
+    hypothesis: str = knob(MISSING, "what was recognised, of the same ids, in any of these forms")
+    out: str = knob("", "folder to write; empty: print the figures, and write nothing")
+    seed: int = knob(1, "seed of the resampling")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        ScoringConfig.__post_init__(self)
+        check(self.normaliser != "", "normaliser", f"one of {', '.join(NORMALISERS)}", self.normaliser)
+        check(not self.trn or bool(self.out), "trn", "false without `out`, where nothing is written", self.trn)
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Keys of `speechssl compare`."""
+
+    a: list[str] = knob([], "folder of `evaluate` or `score`, or one of each seed")
+    b: list[str] = knob([], "as many folders of the same test set, which are compared with those of `a`")
+    out: str = knob("", "folder to write; empty: runs/compare-<date>-<time>")
+    num_resamples: int = knob(10_000, "bootstrap resamples behind the interval")
+    seed: int = knob(1, "seed of the resampling")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check(len(self.a) == len(self.b), "b", f"as many folders as `a` ({len(self.a)}), one a seed", self.b)
+        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
 
 
 @dataclass(kw_only=True)

@@ -18,9 +18,19 @@ from itertools import islice
 from typing import Any
 
 from speechssl.advice import spell
-from speechssl.config.data import TextConfig
+from speechssl.config.data import NORMALISERS, TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.text.spelling import JOINERS, find_own, fold, has_dotless_i, is_dotless_alphabet, spell_symbol
+from speechssl.text.normalise import find_normaliser
+from speechssl.text.spelling import (
+    JOINERS,
+    find_own,
+    fold,
+    has_dotless_i,
+    is_dotless_alphabet,
+    join_words,
+    spell_symbol,
+)
+from speechssl.text.spelling import is_silent as is_silent
 
 BLANK = 0
 """Index of the CTC blank, whatever its symbol is called."""
@@ -35,10 +45,6 @@ _ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
 
 _ODD_SHARE = 0.1
 """An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
-
-_SPOKEN_SIGNS = frozenset("%&@#'")
-"""What Unicode files under punctuation but people say, or spell with."""
-
 
 class _Table(dict[int, str]):
     """What becomes of each character, for `str.translate`; found for each at its first occurrence."""
@@ -62,6 +68,7 @@ class Vocabulary:
         case: `upper`, `lower` or `keep`: what folding does to letters.
         keep: the characters that `text.keep` added to the vocabulary.
         dotless_i: i and ı are two letters, as in Turkish; None: as the symbols say.
+        normaliser: what a text goes through before it is folded (`text.normalise`); `none` leaves all to the folding.
 
     Raises:
         ConfigError: a symbol comes twice, or there is no word boundary, or nothing but blank and boundary.
@@ -71,6 +78,7 @@ class Vocabulary:
     case: str = "upper"
     keep: str = ""
     dotless_i: bool | None = None
+    normaliser: str = "none"
 
     def __post_init__(self) -> None:
         if self.dotless_i is None:
@@ -132,10 +140,12 @@ class Vocabulary:
             Folded words with single spaces. Outside the vocabulary, punctuation separates words ("well-known" is two)
             and everything else is dropped; `unknown_letters` counts both.
         """
-        return _join_words(self.fold(text).translate(self._label_table))
+        return join_words(self.fold(text).translate(self._label_table))
 
     def fold(self, text: str) -> str:
         """Spell a text as references are spelt that it is compared with, whatever the spelling of the symbols."""
+        if self.normaliser != "none":
+            text = find_normaliser(self.normaliser, "text.normaliser")(text)
         return fold(text, self.case, bool(self.dotless_i), self._own)
 
     def fold_symbol(self, symbol: str) -> str:
@@ -152,7 +162,7 @@ class Vocabulary:
             Folded words with single spaces. Punctuation outside the vocabulary separates words, since nobody speaks
             it; letters and digits outside the vocabulary stay: the model cannot write them, and that is an error.
         """
-        return _join_words(self.fold(text).translate(self._reference_table))
+        return join_words(self.fold(text).translate(self._reference_table))
 
     def encode(self, text: str) -> list[int]:
         """Turn a text into labels, normalised, each word followed by the boundary (fairseq's `.ltr`).
@@ -185,7 +195,8 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the form that a checkpoint's `config.json` holds."""
-        return {"symbols": list(self.symbols), "case": self.case, "keep": self.keep, "dotless_i": self.dotless_i}
+        named = {"case": self.case, "keep": self.keep, "dotless_i": self.dotless_i, "normaliser": self.normaliser}
+        return {"symbols": list(self.symbols), **named}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Vocabulary:
@@ -198,11 +209,12 @@ class Vocabulary:
         # Before there was this field, capitals were made of i and ı alike.
         dotless_i = stored.get("dotless_i", False if case == "upper" else None)
         whole = isinstance(symbols, list) and case in ("upper", "lower", "keep") and isinstance(keep, str)
-        whole = whole and (dotless_i is None or isinstance(dotless_i, bool))
+        normaliser = stored.get("normaliser", "none")
+        whole = whole and (dotless_i is None or isinstance(dotless_i, bool)) and normaliser in NORMALISERS
         if not whole or not all(isinstance(symbol, str) for symbol in symbols or ()):
             must = "hold a vocabulary of symbols, case and keep"
             raise CheckpointError(f"`checkpoint` must {must}, but its vocabulary is {_show(stored.values())}")
-        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i)
+        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i, str(normaliser))
 
 
 def find_case(symbols: Iterable[str]) -> str:
@@ -218,14 +230,6 @@ def find_case(symbols: Iterable[str]) -> str:
     return "lower" if lower and upper <= _ODD_SHARE * lower else "keep"
 
 
-def is_silent(character: str) -> bool:
-    """Say whether a character is punctuation that nobody speaks; `'`, `%`, `&`, `@` and `#` are not."""
-    if character == WORD_BOUNDARY:
-        return True
-    category = unicodedata.category(character)
-    return (category.startswith("P") or category in ("Sk", "Cc")) and character not in _SPOKEN_SIGNS
-
-
 def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary | None = None) -> Vocabulary:
     """Make the labels that `text.*` asks for.
 
@@ -237,13 +241,15 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary 
         init: labels of the recogniser that training begins with, if it is one.
 
     Raises:
-        ConfigError: `text.case` does not fit the vocabulary, `text.keep` has what cannot be a label, or there is no
-            `init` for `text.vocabulary=init`.
+        ConfigError: `text.case` does not fit the vocabulary, `text.keep` has what cannot be a label, there is no
+            `init` for `text.vocabulary=init`, or `text.normaliser` is another than its or not installed.
         DataError: the transcripts have no letters.
     """
     if config.vocabulary == "init":
         return _extend(init, config)
     texts = list(texts) if config.vocabulary == "data" else []
+    if config.normaliser != "none":
+        texts = [find_normaliser(config.normaliser, "text.normaliser")(text) for text in texts]
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     dotless_i, own = has_dotless_i(texts or [kept]), find_own(kept, config.case)
     keep = {spelling for c in kept for spelling in _read_label(c, spell_symbol(c, config.case, dotless_i, own))}
@@ -255,13 +261,16 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary 
             raise ConfigError(f"`text.case` must be upper with text.vocabulary=fairseq, but is {config.case!r}")
         symbols = FAIRSEQ_SYMBOLS
     extra = sorted(keep - set(symbols))
-    return Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i)
+    return Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i, config.normaliser)
 
 
 def _extend(init: Vocabulary | None, config: TextConfig) -> Vocabulary:
     """Add the characters of `text.keep` to the labels of a recogniser."""
     if init is None:
         raise ConfigError("`text.vocabulary` must be fairseq or data unless `init` is a recogniser, but is init")
+    if config.normaliser not in ("none", init.normaliser):
+        must = f"{init.normaliser} with text.vocabulary=init, as that recogniser was trained"
+        raise ConfigError(f"`text.normaliser` must be {must}, but is {config.normaliser}")
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     labels = {spelling for c in kept for spelling in _read_label(c, init.fold_symbol(c))}
     extra = "".join(sorted(label for label in labels if label not in init))
@@ -325,11 +334,6 @@ def _show(symbols: Iterable[object]) -> str:
     """Show the first of many symbols in a message."""
     shown = [f"{symbol!r:.20}" for symbol in islice(symbols, 11)]
     return ", ".join(shown[:10]) + (" …" if len(shown) > 10 else "")
-
-
-def _join_words(text: str) -> str:
-    """Join words with single spaces; apostrophes alone are none."""
-    return " ".join(word for word in text.split() if word.strip("'"))
 
 
 def _find_letters(texts: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speechssl.verbs.bench import bench as bench
+    from speechssl.verbs.compare import compare as compare
     from speechssl.verbs.convert import convert as convert
     from speechssl.verbs.demo import demo as demo
     from speechssl.verbs.doctor import doctor as doctor
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from speechssl.verbs.pretrain import pretrain as pretrain
     from speechssl.verbs.probe import probe as probe
     from speechssl.verbs.report import report as report
+    from speechssl.verbs.score import score as score
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
 
 __all__ = [
-    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe", "tune",
+    "bench", "compare", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe",
+    "report", "score", "transcribe", "tune",
 ]  # fmt: skip
 
 

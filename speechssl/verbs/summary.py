@@ -44,6 +44,11 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
             rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
+        case "score":
+            rows = _list_score(result)
+        case "compare":
+            rows = {name: _format_side(name, result) for name in ("a", "b")}
+            rows |= {"": result["sentence"], "out": result["out"]}
         case "probe":
             rows = _list_probe(result)
         case "transcribe":
@@ -104,6 +109,22 @@ def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
         note = ", saturated" if key in result["saturated"] else ""
         rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
     return rows | {"out": result["out"]}
+
+
+def _list_score(result: Mapping[str, Any]) -> dict[str, Any]:
+    """List the rates and the kinds of errors; what sclite would say only where it would say something else."""
+    rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+    kinds = [f"{result[kind]:,} {kind}" for kind in ("substitutions", "deletions", "insertions")]
+    rows |= {"words": f"{result['num_words']:,}: {', '.join(kinds)}"}
+    sclite = result["sclite"]
+    if sclite and round(sclite["wer"], 2) != round(result["wer"], 2):
+        rows |= {"WER of NIST's sclite": f"{sclite['wer']:.2f} %"}
+    rows |= {"utterances": f"{result['num_utterances']:,}, {result['num_wrong_utterances']:,} with an error"}
+    return rows | ({"out": result["out"]} if result["out"] != STDOUT else {})
+
+
+def _format_side(name: str, result: Mapping[str, Any]) -> str:
+    return f"WER {result[f'wer_{name}']:.2f} %, CER {result[f'cer_{name}']:.2f} %: {', '.join(result[name])}"
 
 
 def _lay_out_points(result: Mapping[str, Any]) -> str:
