@@ -107,7 +107,7 @@ def _print_result(result: dict[str, Any], is_asked: bool) -> None:
     """
     if not is_asked and sys.stdout.isatty():
         return
-    if result.get("out") == STDOUT:
+    if STDOUT in (result.get("texts"), result.get("out")):
         print(format_line(result), file=sys.stderr, flush=True)
     else:
         print_line(format_line(result))

@@ -70,9 +70,7 @@ def load_texts(path: str, key: str, column: str = "text") -> Texts:
     return Texts(ids, texts, columns)
 
 
-def match_texts(
-    reference: Texts, hypothesis: Texts, key: str = "hypothesis", whose: str = "`reference`"
-) -> list[str]:
+def match_texts(reference: Texts, hypothesis: Texts, key: str = "hypothesis", whose: str = "`reference`") -> list[str]:
     """Bring the texts of the hypothesis into the order of the reference; errors name `key`, and call the reference so.
 
     Raises:

@@ -37,9 +37,7 @@ class Group:
     cer_interval: Interval
 
 
-def score_groups(
-    scores: Scores, columns: Mapping[str, Sequence[str]], num_resamples: int, seed: int
-) -> list[Group]:
+def score_groups(scores: Scores, columns: Mapping[str, Sequence[str]], num_resamples: int, seed: int) -> list[Group]:
     """Compute rates and their intervals for every value of some columns, sorted by value; '' is a value too.
 
     Args:
@@ -181,9 +179,11 @@ def write_utterances(scores: Scores, path: Path, columns: Mapping[str, Sequence[
         columns: n further values of each.
     """
     kinds = ("substitution", "deletion", "insertion")
+    known = ("id", "speaker", "reference", "hypothesis")
+    columns = {name: values for name, values in (columns or {}).items() if name not in known}
     header = ["id", "speaker", "word_errors", *(f"{kind}s" for kind in kinds), "num_words", "letter_errors"]
-    header += ["num_letters", "reference", "hypothesis", *(columns or {})]
-    rows = dict(zip((item.id for item in scores.utterances), zip(*(columns or {}).values(), strict=True), strict=False))
+    header += ["num_letters", "reference", "hypothesis", *columns]
+    rows = dict(zip((item.id for item in scores.utterances), zip(*columns.values(), strict=True), strict=False))
     lines = ["\t".join(header)]
     for item in scores.sort_worst_first():
         counts = Counter(edit.kind for edit in item.word_edits)

@@ -81,8 +81,7 @@ def count_segment_errors(a: Alignment, b: Alignment) -> list[tuple[int, int]]:
     Returns:
         Errors of `a` and of `b` in each segment in which either has any.
 
-    Source: Gillick and Cox 1989; NIST SCTK, `sc_stats -t mapsswe`, which drops the insertions of the second recogniser
-    behind the last word of an utterance; here they count.
+    Source: Gillick and Cox 1989; NIST SCTK 2.4, `sc_stats -t mapsswe`.
     """
     segments, errors, num_correct = [], [0, 0], 0
     for k in range(len(a.insertions)):

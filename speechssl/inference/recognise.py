@@ -20,7 +20,7 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.beam import Decode, build_decoder
 from speechssl.inference.onnx_model import AnyModel, OnnxModel
-from speechssl.inference.source import Audio, Source, find_source
+from speechssl.inference.source import Audio, FloatArray, Source, find_source
 from speechssl.text.vocabulary import BLANK, Vocabulary
 
 R = TypeVar("R")
@@ -97,9 +97,13 @@ def recognise(
     precision: str = "float32",
     decode: Decode | None = None,
     left_out: LeftOut | None = None,
+    see: Callable[[int, FloatArray], None] | None = None,
 ) -> list[str]:
-    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out."""
-    source = Source.from_manifest(manifest, left_out)
+    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out.
+
+    `see` is called with the number and the samples at 16 kHz of each that is read, from threads.
+    """
+    source = Source.from_manifest(manifest, left_out, see)
     return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
 
 

@@ -45,12 +45,17 @@ class Source:
     key: str = "audio"
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, left_out: LeftOut | None = None) -> Source:
-        """Read the files of a manifest."""
+    def from_manifest(
+        cls, manifest: Manifest, left_out: LeftOut | None = None, see: Callable[[int, FloatArray], None] | None = None
+    ) -> Source:
+        """Read the files of a manifest; `see` is called with the number and the samples of each, from threads."""
 
         def read(index: int) -> FloatArray:
             row = manifest[index]
-            return load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
+            waveform = load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
+            if see:
+                see(index, waveform)
+            return waveform
 
         return cls(manifest.column("id"), manifest.num_samples_16k, read, manifest, left_out)
 

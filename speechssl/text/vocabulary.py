@@ -46,6 +46,7 @@ _ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
 _ODD_SHARE = 0.1
 """An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
 
+
 class _Table(dict[int, str]):
     """What becomes of each character, for `str.translate`; found for each at its first occurrence."""
 

@@ -1,4 +1,4 @@
-"""`speechssl compare`: two evaluations of one test set → their paired difference, and whether it is more than chance."""
+"""`speechssl compare`: two evaluations of one test set → their paired difference, and whether chance explains it."""
 
 from __future__ import annotations
 
@@ -131,8 +131,9 @@ def _write_differences(a: Systems, b: Systems, path: Path) -> None:
     rows = []
     for k, item in enumerate(a[0]):
         errors = [sum(len(seed[k].word_edits) for seed in side) for side in (a, b)]
-        rows.append((item.id, item.speaker or "", item.num_words, *errors, item.reference, item.hypothesis, b[0][k].hypothesis))
-    rows.sort(key=lambda row: -abs(row[4] - row[3]))
-    header = ("id", "speaker", "num_words", "word_errors_a", "word_errors_b", "reference", "hypothesis_a", "hypothesis_b")
-    lines = ["\t".join(escape_field(str(cell)) for cell in row) for row in (header, *rows)]
+        texts = item.reference, item.hypothesis, b[0][k].hypothesis
+        rows.append((abs(errors[1] - errors[0]), item.id, item.speaker or "", item.num_words, *errors, *texts))
+    rows.sort(key=lambda row: -row[0])
+    names = "speaker num_words word_errors_a word_errors_b reference hypothesis_a hypothesis_b"
+    lines = ["\t".join(escape_field(str(cell)) for cell in row[1:]) for row in ((0, "id", *names.split()), *rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.data import TestDataConfig
 from speechssl.config.inference import EvaluateConfig
 from speechssl.data.left_out import LeftOut
@@ -21,6 +22,7 @@ from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
 from speechssl.evaluation.wer import Scores, score
 from speechssl.inference.recognise import recognise, require_recogniser
+from speechssl.inference.source import FloatArray
 from speechssl.interop.load import load_for_inference
 from speechssl.printable import log_lines
 from speechssl.text.normalise import find_normaliser
@@ -31,12 +33,34 @@ from speechssl.verbs.output import replacing_result, resolve_out
 _logger = logging.getLogger("speechssl")
 
 
+class Levels:
+    """The mean power of utterances in decibels below full scale, measured as their audio is read, from threads.
+
+    Args:
+        ids: of the utterances, by their numbers.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+        self._found: dict[str, str] = {}
+
+    def measure(self, index: int, waveform: FloatArray) -> None:
+        """Note the level of an utterance."""
+        power = float(np.mean(np.square(waveform, dtype=np.float64)))
+        self._found[self._ids[index]] = f"{10 * np.log10(power):.1f}" if power else "-inf"
+
+    def select(self, ids: Sequence[str]) -> list[str]:
+        """Give the levels of some, '' where one was not read."""
+        return [self._found.get(name, "") for name in ids]
+
+
 @verb
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Recognise every transcribed utterance, score it, write the breakdown, and return the result.
 
-    Writes `result.json`, `utterances.tsv` (worst first), `confusions.tsv` and, where audio cannot be used,
-    `left_out.tsv` to `out`.
+    Writes `result.json`, `utterances.tsv` (worst first; `level_db` is the mean power against full scale),
+    `confusions.tsv`, with `by` `groups.tsv`, with `trn` transcripts and, where audio cannot be used, `left_out.tsv` to
+    `out`.
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
@@ -49,24 +73,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)
     decoder = choose_decoder(config.decoding, config.checkpoint, vocabulary)
+    spell_reference, spell_hypothesis = vocabulary.normalise_reference, vocabulary.fold
+    if config.normaliser:
+        spell_reference = spell_hypothesis = find_normaliser(config.normaliser)
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
+    levels = Levels(manifest.column("id"))
     start = time.monotonic()
-    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    given = (config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    hypotheses = recognise(model, manifest, *given, levels.measure)
     seconds = time.monotonic() - start
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
     texts = manifest.labels("text")
-    spell_reference, spell_hypothesis = vocabulary.normalise_reference, vocabulary.fold
-    if config.normaliser:
-        spell_reference = spell_hypothesis = find_normaliser(config.normaliser)
     speakers = manifest.column("speaker") if manifest.has("speaker") else None
     said, heard = map(spell_reference, texts), map(spell_hypothesis, hypotheses)
     scores = score(list(said), list(heard), speakers, manifest.column("id"))
-    groups = breakdown.score_groups(
-        scores, {name: manifest.labels(name) for name in config.by}, config.num_resamples, config.seed
-    )
+    by = {name: manifest.labels(name) for name in config.by}
+    groups = breakdown.score_groups(scores, by, config.num_resamples, config.seed)
+    lengths = [f"{samples / SAMPLE_RATE:.2f}" for samples in manifest.num_samples_16k.tolist()]
+    columns = {"seconds": lengths, "level_db": levels.select(manifest.column("id")), **by}
     unknown = vocabulary.unknown_letters(texts)
     result = breakdown.summarise(scores, groups, config.num_resamples, config.seed)
     result |= {

@@ -119,7 +119,8 @@ def test_a_bench_of_ctc_has_the_network_of_fine_tuning_except_given_values() -> 
 def test_every_file_of_conf_composes() -> None:
     known = {f"{verb}.yaml" for verb in VERBS}
     for verb, row in VERBS.items():
-        words = (["runs/a"] if row.inputs[:1] == ("checkpoint",) else []) + (["out=x"] if "out" in row.inputs else [])
+        given = {"checkpoint": ["runs/a"], "reference": ["a", "b"]}.get(row.inputs[0] if row.inputs else "", [])
+        words = given + (["out=x"] if "out" in row.inputs else [])
         assert isinstance(compose(verb, words), row.schema)
     for verb in ("pretrain", "finetune"):
         groups = find_groups(verb)
