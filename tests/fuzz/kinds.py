@@ -25,6 +25,7 @@ from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
 from speechssl.config.adaptation import Adaptation, LoRAConfig
 from speechssl.config.decoding import WEIGHTS
+from speechssl.config.inference import CompareConfig
 from speechssl.config.model import ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -34,6 +35,7 @@ from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table
 from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
+from speechssl.data.texts import format_trn, load_texts, match_texts
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.interop.adapted import start_adapting
@@ -48,7 +50,7 @@ from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
 from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
-from speechssl.verbs import report
+from speechssl.verbs import compare, report
 from speechssl.verbs.kept import find_kept, write_kept
 from tests.onnx_files import write_identity
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
@@ -159,6 +161,25 @@ def use_texts(_: Path, file: Path) -> None:
     for read in (read_transcripts, read_sexes, read_sidecar):
         read(file)
     find_files(str(file), "audio")
+
+
+def make_transcripts(folder: Path) -> None:
+    ids, texts = [f"u{n}" for n in range(20)], [f"one {n} naïve" for n in range(20)]
+    (folder / "a.trn").write_text(format_trn(ids, texts))
+    (folder / "text").write_text("".join(f"{name} {text}\n" for name, text in zip(ids, texts, strict=True)))
+    (folder / "a.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in zip(ids, texts, strict=True)))
+    rows = [f"{name}\ts\t{text}\t{text} x\n" for name, text in zip(ids, texts, strict=True)]
+    (folder / "utterances.tsv").write_text("id\tspeaker\treference\thypothesis\n" + "".join(rows))
+
+
+def use_transcripts(folder: Path, file: Path) -> None:
+    """Score a file against itself, and compare the folder with itself where it is an evaluation's."""
+    found = load_texts(str(file), "reference", "reference")
+    assert match_texts(found, found) == list(found.texts)
+    if file.name == "utterances.tsv":
+        compare(
+            CompareConfig(a=[str(folder)], b=[str(folder)], out=str(folder / "out"), overwrite=True, num_resamples=9)
+        )
 
 
 def make_arpa(folder: Path) -> None:
@@ -289,6 +310,7 @@ KINDS: dict[str, Kind] = {
     "tsv": Kind(lambda folder: save_manifest(make_manifest(), folder / "m.tsv"), use_manifest),
     "parquet": Kind(make_parquet, use_manifest),
     "texts": Kind(make_texts, use_texts),
+    "transcripts": Kind(make_transcripts, use_transcripts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
