@@ -9,6 +9,7 @@ from typing import Any
 
 from speechssl.config.inference import CompareConfig
 from speechssl.config.knobs import check
+from speechssl.data.manifest_reading import name_columns
 from speechssl.data.texts import Texts, load_texts, match_texts
 from speechssl.durable import remove, write_result
 from speechssl.errors import DataError
@@ -101,7 +102,11 @@ def _load(folder: str, key: str) -> Texts:
     path = Path(folder) / UTTERANCES_NAME
     if not path.is_file():
         raise DataError(f"`{key}` must be a folder of `evaluate` or `score`, but {folder} has no {UTTERANCES_NAME}")
-    return load_texts(str(path), key, "hypothesis")
+    texts = load_texts(str(path), key, "hypothesis")
+    if "reference" not in texts.columns:
+        has = name_columns(texts.columns)
+        raise DataError(f"`{key}` must be a folder of `evaluate` or `score`, but {path} has no references: {has}")
+    return texts
 
 
 def _align(base: Texts, own: Texts, key: str, config: CompareConfig) -> tuple[UtteranceScore, ...]:
@@ -132,8 +137,7 @@ def _write_differences(a: Systems, b: Systems, path: Path) -> None:
     for k, item in enumerate(a[0]):
         errors = [sum(len(seed[k].word_edits) for seed in side) for side in (a, b)]
         texts = item.reference, item.hypothesis, b[0][k].hypothesis
-        rows.append((abs(errors[1] - errors[0]), item.id, item.speaker or "", item.num_words, *errors, *texts))
-    rows.sort(key=lambda row: -row[0])
-    names = "speaker num_words word_errors_a word_errors_b reference hypothesis_a hypothesis_b"
-    lines = ["\t".join(escape_field(str(cell)) for cell in row[1:]) for row in ((0, "id", *names.split()), *rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cells = (item.id, item.speaker or "", item.num_words, *errors, *texts)
+        rows.append((-abs(errors[1] - errors[0]), k, "\t".join(escape_field(str(cell)) for cell in cells)))
+    header = "id speaker num_words word_errors_a word_errors_b reference hypothesis_a hypothesis_b".replace(" ", "\t")
+    path.write_text("\n".join([header, *(line for *_, line in sorted(rows))]) + "\n", encoding="utf-8")

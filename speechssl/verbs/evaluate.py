@@ -73,9 +73,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)
     decoder = choose_decoder(config.decoding, config.checkpoint, vocabulary)
-    spell_reference, spell_hypothesis = vocabulary.normalise_reference, vocabulary.fold
-    if config.normaliser:
-        spell_reference = spell_hypothesis = find_normaliser(config.normaliser)
+    chosen = find_normaliser(config.normaliser) if config.normaliser else None
+    spell_reference, spell_hypothesis = chosen or vocabulary.normalise_reference, chosen or vocabulary.fold
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
