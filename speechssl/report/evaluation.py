@@ -1,4 +1,4 @@
-"""What an evaluation, or a scoring of texts, came to: its figures, where the errors are, and the utterances themselves."""
+"""What an evaluation, or a scoring of texts, came to: its figures, where the errors are, and the utterances."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from speechssl.report.run_folder import RunFolder
 
 NUM_WORST, NUM_SPEAKERS = 6, 20
 
-KINDS = (("substitutions", "of words another"), ("deletions", "of words left out"), ("insertions", "of words added"))
+KINDS = (("substitutions", "written as another"), ("deletions", "left out"), ("insertions", "added"))
 
 CONDITIONS = (
     ("seconds", "Errors by length", "seconds"),
@@ -56,9 +56,9 @@ def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
         if is_number(result.get(key))
     ]
     words = result.get("num_words")
-    for key, name in KINDS if is_number(words) and words else ():
-        number = result.get(key)
-        stats += [Stat(f"{100 * number / words:.1f} %", name, count(number, "word"))] if is_number(number) else []
+    for key, what in KINDS if is_number(words) and words else ():
+        if is_number(number := result.get(key)):
+            stats.append(Stat(f"{100 * number / words:.1f} %", key, f"{count(int(number), 'word')} {what}"))
     for key, name in (("num_utterances", "utterances"), ("num_words", "words")):
         stats += [Stat(format_number(result[key]), name)] if is_number(result.get(key)) else []
     if result.get("decoding") == "beam" and isinstance(beam, dict):
@@ -91,12 +91,8 @@ def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
     note = "Utterances at equal distances in the order of their errors."
     figures += show(choose_evenly(transcripts[NUM_WORST:], NUM_SPREAD), "From bad to good", note)
     errors = count_errors(transcripts, run.confusions) + _tabulate_speakers(run) + _tabulate_groups(run)
-    conditions = [figure for condition in CONDITIONS for figure in _draw_condition(run, *condition)]
-    return [
-        Section("Where the errors are", errors),
-        Section("When they are made", conditions),
-        Section("Transcripts", figures),
-    ]
+    errors += [figure for condition in CONDITIONS for figure in _draw_condition(run, *condition)]
+    return [Section("Where the errors are", errors), Section("Transcripts", figures)]
 
 
 def _tabulate_speakers(run: RunFolder) -> list[Figure]:

@@ -88,7 +88,7 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def name_runs(runs: Sequence[RunFolder]) -> list[str]:
-    """Name runs by their folders, with the folder above where two would have one name; evaluations by what they test."""
+    """Name runs by their folders, with the folder above where two would be alike; evaluations by their test set too."""
     counts = Counter(run.name for run in runs)
     names = [run.name if counts[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
     tested = [", ".join(Path(path).stem for path in run.test_sets) if run.kind == "evaluate" else "" for run in runs]
