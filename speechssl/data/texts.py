@@ -85,15 +85,20 @@ def match_texts(reference: Texts, hypothesis: Texts, key: str = "hypothesis", wh
     return [found[name] for name in reference.ids]
 
 
-def format_trn(ids: Sequence[str], texts: Sequence[str]) -> str:
-    """Write texts as NIST's transcripts, `text (id)` a line.
+def check_trn_ids(ids: Sequence[str]) -> None:
+    """Make sure that ids can stand in NIST's transcripts.
 
     Raises:
-        ConfigError: an id cannot stand in parentheses.
+        ConfigError: one cannot.
     """
     for name in ids:
         if not re.fullmatch(r"[^()\s]+", name):
             raise ConfigError(f"`trn` must be false where ids have spaces or parentheses, but one is {name!r}")
+
+
+def format_trn(ids: Sequence[str], texts: Sequence[str]) -> str:
+    """Write texts as NIST's transcripts, `text (id)` a line; raises as `check_trn_ids`."""
+    check_trn_ids(ids)
     return "".join(f"{' '.join(text.split())} ({name})\n" for name, text in zip(ids, texts, strict=True))
 
 

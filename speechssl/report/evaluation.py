@@ -56,8 +56,8 @@ def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
         if is_number(result.get(key))
     ]
     words = result.get("num_words")
-    for key, what in KINDS if is_number(words) and words else ():
-        if is_number(number := result.get(key)):
+    for key, what in KINDS:
+        if is_number(number := result.get(key)) and is_number(words) and words:
             stats.append(Stat(f"{100 * number / words:.1f} %", key, f"{count(int(number), 'word')} {what}"))
     for key, name in (("num_utterances", "utterances"), ("num_words", "words")):
         stats += [Stat(format_number(result[key]), name)] if is_number(result.get(key)) else []

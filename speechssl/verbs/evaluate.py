@@ -16,6 +16,7 @@ from speechssl.config.data import TestDataConfig
 from speechssl.config.inference import EvaluateConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
+from speechssl.data.texts import check_trn_ids
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import DataError
@@ -69,6 +70,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     manifest, num_untranscribed = load_transcribed(config.data, config.empty)
     for name in config.by:
         manifest.require(name, "by")
+    if config.trn:
+        check_trn_ids(manifest.column("id"))
     device = resolve_device(config.device)
     model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     vocabulary = require_recogniser(model, config.checkpoint)

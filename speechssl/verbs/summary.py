@@ -41,7 +41,7 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "prepare":
             rows = _list_manifests(result)
         case "evaluate":
-            rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+            rows = _list_errors(result)
             rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
         case "score":
@@ -111,11 +111,15 @@ def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
     return rows | {"out": result["out"]}
 
 
-def _list_score(result: Mapping[str, Any]) -> dict[str, Any]:
-    """List the rates and the kinds of errors; what sclite would say only where it would say something else."""
+def _list_errors(result: Mapping[str, Any]) -> dict[str, Any]:
     rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
     kinds = [f"{result[kind]:,} {kind}" for kind in ("substitutions", "deletions", "insertions")]
-    rows |= {"words": f"{result['num_words']:,}: {', '.join(kinds)}"}
+    return rows | {"words": f"{result['num_words']:,}: {', '.join(kinds)}"}
+
+
+def _list_score(result: Mapping[str, Any]) -> dict[str, Any]:
+    """List the rates and the kinds of errors; what sclite would say only where it would say something else."""
+    rows = _list_errors(result)
     sclite = result["sclite"]
     if sclite and round(sclite["wer"], 2) != round(result["wer"], 2):
         rows |= {"WER of NIST's sclite": f"{sclite['wer']:.2f} %"}
