@@ -11,7 +11,7 @@ from pathlib import Path
 from speechssl.data.manifest import load_manifest
 from speechssl.data.manifest_reading import ROOT_LINE, name_columns
 from speechssl.errors import ConfigError, DataError
-from speechssl.parsing import parsing, read_text
+from speechssl.parsing import parsing, read_bytes
 from speechssl.printable import abbreviate
 
 MAX_BYTES = 2**30
@@ -56,7 +56,8 @@ def load_texts(path: str, key: str, column: str = "text") -> Texts:
         columns = {name: manifest.labels(name) for name in manifest.table.column_names}
     else:
         with parsing(f"`{key}`", "text in UTF-8", where=path):
-            lines = [line.removesuffix("\r") for line in read_text(path, limit=MAX_BYTES).split("\n")]
+            text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
+        lines = [line.removesuffix("\r") for line in text.split("\n")]
         columns = _read_lines(lines, path, key, column)
     ids = columns.pop("id")
     name = column if column in columns else "text"
