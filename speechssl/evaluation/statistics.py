@@ -209,6 +209,39 @@ def compute_matched_pairs(segments: ArrayLike) -> MatchedPairs:
     return MatchedPairs(count, mean, z, math.erfc(abs(z) / math.sqrt(2)), count >= RELIABLE_UNITS)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidences are from what they claim.
+
+    Attributes:
+        error: expected calibration error, in percentage points.
+        bins: of each tenth of confidence that is not empty: mean confidence and share that is right, in percent, and
+            its weight.
+    """
+
+    error: float
+    bins: list[tuple[float, float, float]]
+
+
+def compute_calibration(confidences: ArrayLike, shares: ArrayLike, weights: ArrayLike) -> Calibration:
+    """Compare confidences with how often they are right, in ten bins of equal width.
+
+    Args:
+        confidences: (n,) between 0 and 1.
+        shares: (n,) share of each that is right: 0 or 1 for a word, any share for a text.
+        weights: (n,) what each counts, such as its letters; not all 0.
+
+    Source: Guo et al. 2017, arXiv 1706.04599 section 2.
+    """
+    sure, right, size = (np.asarray(values, np.float64) for values in (confidences, shares, weights))
+    places = np.minimum((10 * sure).astype(np.int64), 9)
+    totals, sums, rights = (np.bincount(places, size * values, 10) for values in (1.0 + 0 * sure, sure, right))
+    used = np.flatnonzero(totals)
+    bins = [(100 * sums[k] / totals[k], 100 * rights[k] / totals[k], float(totals[k])) for k in used]
+    error = 100 * float(np.abs(sums - rights).sum() / totals.sum())
+    return Calibration(error, [(float(sure), float(right), weight) for sure, right, weight in bins])
+
+
 def _sum_units(speakers: Sequence[str | None] | None, *values: ArrayLike) -> tuple[str, list[FloatArray]]:
     """Sum (n,) values of utterances over speakers, where all are known; name the unit."""
     rows = [np.asarray(value, np.float64) for value in values]

@@ -6,7 +6,7 @@ import heapq
 import logging
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ from speechssl.text.vocabulary import BLANK, Vocabulary
 R = TypeVar("R")
 
 _logger = logging.getLogger("speechssl")
+
+
+class Witness(Protocol):
+    """Is told what is read and recognised, by the number of the utterance."""
+
+    def see(self, index: int, waveform: FloatArray) -> None:
+        """Take the samples at 16 kHz; called from threads."""
+
+    def note(self, index: int, reading: Reading) -> None:
+        """Take what was recognised."""
 
 
 class Reading(NamedTuple):
@@ -97,13 +107,17 @@ def recognise(
     precision: str = "float32",
     decode: Decode | None = None,
     left_out: LeftOut | None = None,
-    see: Callable[[int, FloatArray], None] | None = None,
+    witness: Witness | None = None,
 ) -> list[str]:
-    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out.
-
-    `see` is called with the number and the samples at 16 kHz of each that is read, from threads.
-    """
-    source = Source.from_manifest(manifest, left_out, see)
+    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out."""
+    source = Source.from_manifest(manifest, left_out, witness.see if witness else None)
+    if witness:
+        texts = []
+        decode = decode or build_decoder(DecodingConfig(), require_recogniser(model)).decode
+        for index, reading in iterate_readings(model, source, batch_s, window_s, precision, decode):
+            witness.note(index, reading)
+            texts.append(reading.text)
+        return texts
     return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
 
 

@@ -92,6 +92,7 @@ def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
     figures += show(choose_evenly(transcripts[NUM_WORST:], NUM_SPREAD), "From bad to good", note)
     errors = count_errors(transcripts, run.confusions) + _tabulate_speakers(run) + _tabulate_groups(run)
     errors += [figure for condition in CONDITIONS for figure in _draw_condition(run, *condition)]
+    errors += _draw_calibration(run)
     return [Section("Where the errors are", errors), Section("Transcripts", figures)]
 
 
@@ -140,6 +141,23 @@ def _draw_condition(run: RunFolder, column: str, title: str, x_label: str) -> li
     series = make_series("words", "c1", x, y, low=low, high=high)
     note = f"Utterances in {len(bins)} equal parts; the band is the 95 % interval over the utterances of each."
     return plot(title, "WER, %", [series], note, x_label=x_label, from_zero=True)
+
+
+def _draw_calibration(run: RunFolder) -> list[Figure]:
+    """Draw the share of letters that are right against the confidence, beside what it would be if both were equal."""
+    found = run.result.get("calibration")
+    if not isinstance(found, dict) or len(found.get("bins") or []) < 2:
+        return []
+    sure, right, _ = zip(*found["bins"], strict=True)
+    curves = [
+        make_series("letters", "c1", sure, right),
+        make_series("if both were equal", "ink", sure, sure, kind="thin"),
+    ]
+    note = (
+        "Utterances by how sure the recogniser is of a letter of theirs, on average, against the share of the letters "
+        f"it wrote that are right. Expected calibration error: {found['error']:.1f} points."
+    )
+    return plot("Confidence", "letters right, %", curves, note, x_label="confidence, %")
 
 
 def _round(rate: Any) -> Any:

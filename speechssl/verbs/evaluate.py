@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
+from speechssl.evaluation.statistics import compute_calibration
 from speechssl.evaluation.wer import Scores, score
-from speechssl.inference.recognise import recognise, require_recogniser
+from speechssl.inference.recognise import Reading, recognise, require_recogniser
 from speechssl.inference.source import FloatArray
 from speechssl.interop.load import load_for_inference
 from speechssl.printable import log_lines
@@ -34,25 +36,42 @@ from speechssl.verbs.output import replacing_result, resolve_out
 _logger = logging.getLogger("speechssl")
 
 
-class Levels:
-    """The mean power of utterances in decibels below full scale, measured as their audio is read, from threads.
+class Measured:
+    """What is measured of utterances while they are recognised.
 
-    Args:
-        ids: of the utterances, by their numbers.
+    Attributes:
+        levels: mean power in decibels against full scale, by id, as written.
+        confidences: how sure the recogniser is of each letter of the text, by id.
     """
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = ids
-        self._found: dict[str, str] = {}
+        self.levels: dict[str, str] = {}
+        self.confidences: dict[str, float] = {}
 
-    def measure(self, index: int, waveform: FloatArray) -> None:
+    def see(self, index: int, waveform: FloatArray) -> None:
         """Note the level of an utterance."""
         power = float(np.mean(np.square(waveform, dtype=np.float64)))
-        self._found[self._ids[index]] = f"{10 * np.log10(power):.1f}" if power else "-inf"
+        self.levels[self._ids[index]] = f"{10 * np.log10(power):.1f}" if power else "-inf"
 
-    def select(self, ids: Sequence[str]) -> list[str]:
-        """Give the levels of some, '' where one was not read."""
-        return [self._found.get(name, "") for name in ids]
+    def note(self, index: int, reading: Reading) -> None:
+        """Note how sure the recogniser is of an utterance."""
+        self.confidences[self._ids[index]] = reading.confidence
+
+    def list_columns(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Give columns of some utterances, '' where nothing was measured."""
+        sure = [f"{self.confidences[name]:.4f}" if name in self.confidences else "" for name in ids]
+        return {"level_db": [self.levels.get(name, "") for name in ids], "confidence": sure}
+
+    def calibrate(self, scores: Scores) -> dict[str, Any] | None:
+        """Compare confidences with the share of the recognised letters that are right; None without any."""
+        items = [item for item in scores.utterances if item.hypothesis and item.id in self.confidences]
+        if not items:
+            return None
+        wrong = [sum(edit.kind != "deletion" for edit in item.letter_edits) for item in items]
+        sizes = [len(item.hypothesis) for item in items]
+        shares = [1 - errors / size for errors, size in zip(wrong, sizes, strict=True)]
+        return asdict(compute_calibration([self.confidences[item.id] for item in items], shares, sizes))
 
 
 @verb
@@ -81,10 +100,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     out = resolve_out(config.out, "evaluate", config.overwrite)
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
-    levels = Levels(manifest.column("id"))
+    measured = Measured(manifest.column("id"))
     start = time.monotonic()
     given = (config.batch_s, config.window_s, precision, decoder.decode, left_out)
-    hypotheses = recognise(model, manifest, *given, levels.measure)
+    hypotheses = recognise(model, manifest, *given, measured)
     seconds = time.monotonic() - start
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
@@ -95,10 +114,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     by = {name: manifest.labels(name) for name in config.by}
     groups = breakdown.score_groups(scores, by, config.num_resamples, config.seed)
     lengths = [f"{samples / SAMPLE_RATE:.2f}" for samples in manifest.num_samples_16k.tolist()]
-    columns = {"seconds": lengths, "level_db": levels.select(manifest.column("id")), **by}
+    columns = {"seconds": lengths, **measured.list_columns(manifest.column("id")), **by}
     unknown = vocabulary.unknown_letters(texts)
     result = breakdown.summarise(scores, groups, config.num_resamples, config.seed)
     result |= {
+        "calibration": measured.calibrate(scores),
         "unknown_letters": dict(unknown.most_common()),
         "case": vocabulary.case,
         "normaliser": config.normaliser or vocabulary.normaliser,

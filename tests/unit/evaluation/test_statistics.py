@@ -9,6 +9,7 @@ from scipy import stats
 from speechssl.evaluation import statistics
 from speechssl.evaluation.statistics import (
     bootstrap_ratio_interval,
+    compute_calibration,
     compute_difference,
     compute_interval,
     compute_matched_pairs,
@@ -147,3 +148,18 @@ def test_too_few_units_say_nothing_and_few_are_unreliable() -> None:
 
 def test_units_without_any_denominator_have_no_interval() -> None:
     assert compute_interval([1, 0, 2], [0, 0, 0], None, 100, 1).low is None
+
+
+def test_confidences_that_are_right_as_often_as_they_say_are_calibrated() -> None:
+    rng = np.random.default_rng(5)
+    sure = rng.random(200_000)
+    found = compute_calibration(sure, rng.random(200_000) < sure, np.ones(200_000))
+    assert found.error < 0.5
+    assert len(found.bins) == 10
+    # Those of whoever is always sure, and right in three of four.
+    assert compute_calibration([1.0] * 4, [1, 1, 1, 0], [1] * 4).error == pytest.approx(25)
+    # Weights are as many equal ones.
+    weighted = compute_calibration([0.2, 0.25, 0.9], [0, 1, 0.5], [1, 2, 3])
+    repeated = compute_calibration([0.2, 0.25, 0.25, 0.9, 0.9, 0.9], [0, 1, 1, 0.5, 0.5, 0.5], [1] * 6)
+    assert weighted.error == pytest.approx(repeated.error)
+    assert [row[2] for row in weighted.bins] == [3, 3]

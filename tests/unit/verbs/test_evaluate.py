@@ -19,7 +19,7 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_ma
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference.decoding.ngram import save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
-from speechssl.inference.recognise import require_recogniser
+from speechssl.inference.recognise import Reading, require_recogniser
 from speechssl.report.run_folder import load_table
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import evaluate
@@ -268,8 +268,10 @@ def test_columns_have_rates_of_their_own_and_utterances_their_lengths_and_levels
     save_manifest(Manifest(table, tmp_path, "m"), tmp_path / "m.tsv")
 
     def recognise(_: object, manifest: Manifest, *arguments: Any) -> list[str]:
-        arguments[-1](1, np.full(4000, 0.1, np.float32))
-        arguments[-1](2, np.zeros(4000, np.float32))
+        arguments[-1].see(1, np.full(4000, 0.1, np.float32))
+        arguments[-1].see(2, np.zeros(4000, np.float32))
+        for index, confidence in enumerate((0.9, 0.5, 0.95, 0.0)):
+            arguments[-1].note(index, Reading(HEARD[index], confidence))
         return HEARD
 
     monkeypatch.setattr(module, "recognise", recognise)
@@ -281,6 +283,12 @@ def test_columns_have_rates_of_their_own_and_utterances_their_lengths_and_levels
     assert {row["id"]: (row["seconds"], row["level_db"], row["sex"]) for row in rows} == {
         "u0": ("0.25", "", "F"), "u1": ("0.25", "-20.0", "F"), "u2": ("0.25", "-inf", ""), "u3": ("0.25", "", "M"),
     }  # fmt: skip
+    assert [row["confidence"] for row in rows if row["id"] == "u1"] == ["0.5000"]
+    # u0 has 10 of 11 letters right, u1 all of 5, u2 all of 16; nothing was written of u3.
+    bins = [[50, 100, 5], [100 * (0.9 * 11 + 0.95 * 16) / 27, 100 * 26 / 27, 27]]
+    assert np.array(result["calibration"]["bins"]) == pytest.approx(np.array(bins))
+    error = sum(abs(sure - right) * size for sure, right, size in bins) / 32
+    assert result["calibration"]["error"] == pytest.approx(error)
     groups = load_table(tmp_path / "out" / "groups.tsv")
     assert [(row["column"], row["value"], row["wer"], row["unit"]) for row in groups][1] == (
         "sex", "F", "40.0000", "speaker",
