@@ -28,6 +28,7 @@ METRICS = {
     "score": ("wer", "cer"),
     "compare": ("wer_a", "wer_b"),
     "tune": ("wer", "cer"),
+    "lm": ("perplexity",),
     "probe": ("accuracy", "eer"),
     "bench": ("audio_s_per_s", "peak_mib"),
 }

@@ -17,6 +17,7 @@ from speechssl.config.inference import (
     ScoreConfig,
     TranscribeConfig,
     TuneConfig,
+    UnitsConfig,
 )
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
@@ -27,15 +28,16 @@ from speechssl.config.verbs import (
     DemoConfig,
     DoctorConfig,
     FinetuneConfig,
+    LMConfig,
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
-    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
-    "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
-    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig",
+    "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig",
+    "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig",
+    "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig",
+    "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig",
+    "TestDataConfig", "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

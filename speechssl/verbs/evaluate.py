@@ -102,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     left_out = LeftOut("data.test")
     measured = Measured(manifest.column("id"))
     start = time.monotonic()
-    given = (config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    given = (config.batch_s, config.window_s, precision, decoder, left_out)
     hypotheses = recognise(model, manifest, *given, measured)
     seconds = time.monotonic() - start
     manifest = left_out.drop_from(manifest)

@@ -32,7 +32,8 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         verb: name of the verb.
         result: the dict of its JSON line.
     """
-    tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points}
+    tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points, "score": _lay_out_score}
+    tables |= {"compare": _lay_out_comparison}
     if verb in (*tables, "doctor"):
         return tables[verb](result) if verb in tables else ""
     match verb:
@@ -44,11 +45,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = _list_errors(result)
             rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
-        case "score":
-            rows = _list_score(result)
-        case "compare":
-            rows = {name: _format_side(name, result) for name in ("a", "b")}
-            rows |= {"": result["sentence"], "out": result["out"]}
+        case "lm":
+            rows = {"n-grams": ", ".join(f"{count:,} of {n}" for n, count in enumerate(result["ngrams"], 1))}
+            rows |= {"perplexity": _format_perplexity(result)} if "perplexity" in result else {}
+            rows |= {"out": result["lm"]}
         case "probe":
             rows = _list_probe(result)
         case "transcribe":
@@ -61,6 +61,8 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
+        case "units":
+            rows = _list_units(result)
         case "convert":
             rows = _list_conversion(result)
         case _:
@@ -94,6 +96,17 @@ def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
     return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
 
 
+def _list_units(result: Mapping[str, Any]) -> dict[str, Any]:
+    used = " and ".join(str(number) for number in result["num_used"])
+    spread = " and ".join(f"{value:.1f}" for value in result["perplexity"])
+    rows = {
+        "utterances": f"{_count_used(result)}, {_format_hours(result['hours'])}",
+        "units": f"{result['num_units']:,} of {result['num_frames']:,} frames",
+        f"codes, layer {result['layer']}": f"{used} of {result['num_codes']} in use (perplexity {spread})",
+    }
+    return rows | ({"clusters": result["clusters"]} if result["clusters"] else {}) | {"out": result["out"]}
+
+
 def _list_conversion(result: Mapping[str, Any]) -> dict[str, Any]:
     rows = {result["kind"]: f"{result['model']}, {result['parameters']:,} parameters", result["to"]: result["out"]}
     if "bytes" in result:
@@ -117,14 +130,20 @@ def _list_errors(result: Mapping[str, Any]) -> dict[str, Any]:
     return rows | {"words": f"{result['num_words']:,}: {', '.join(kinds)}"}
 
 
-def _list_score(result: Mapping[str, Any]) -> dict[str, Any]:
-    """List the rates and the kinds of errors; what sclite would say only where it would say something else."""
+def _lay_out_score(result: Mapping[str, Any]) -> str:
+    """Lay out the rates and the kinds of errors; what sclite would say only where it would say something else."""
     rows = _list_errors(result)
     sclite = result["sclite"]
     if sclite and round(sclite["wer"], 2) != round(result["wer"], 2):
         rows |= {"WER of NIST's sclite": f"{sclite['wer']:.2f} %"}
     rows |= {"utterances": f"{result['num_utterances']:,}, {result['num_wrong_utterances']:,} with an error"}
-    return rows | ({"out": result["out"]} if result["out"] != STDOUT else {})
+    rows |= {"out": result["out"]} if result["out"] != STDOUT else {}
+    return format_columns([(label, str(value)) for label, value in rows.items()])
+
+
+def _lay_out_comparison(result: Mapping[str, Any]) -> str:
+    sides = [(name, _format_side(name, result)) for name in ("a", "b")]
+    return format_columns([*sides, ("", result["sentence"]), ("out", result["out"])])
 
 
 def _format_side(name: str, result: Mapping[str, Any]) -> str:
@@ -150,6 +169,11 @@ def _format_hours(hours: float) -> str:
 def _format_rate(name: str, figures: Mapping[str, Any]) -> str:
     """Write a rate in percent and its interval."""
     return f"{figures[name]:.2f} % (95 %: {Interval(**figures[f'{name}_interval'])})"
+
+
+def _format_perplexity(result: Mapping[str, Any]) -> str:
+    unknown = 100 * result["test_units_unknown"] / max(result["test_units"], 1)
+    return f"{result['perplexity']:.1f} ({unknown:.1f} % of {result['test_units']:,} {result['unit']}s unknown)"
 
 
 def _count_used(result: Mapping[str, Any]) -> str:
