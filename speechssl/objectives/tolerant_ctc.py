@@ -78,7 +78,7 @@ def compute_tolerant_ctc_loss(
     spelt = log_probs.gather(2, labels.expand(len(log_probs), -1, -1))
     last = torch.arange(labels.shape[1], device=labels.device) == num_labels[:, None] - 1
     graph = _build_graph(labels, ends_word & valid | last, word_penalty, num_labels, num_frames, wide.dtype)
-    nats: Tensor = _Paths.apply(log_probs[..., blank], spelt, star, graph)  # type: ignore[no-untyped-call]
+    nats: Tensor = _Paths.apply(log_probs[..., blank], spelt, star, graph)
     return torch.where(torch.isinf(nats), 0.0, nats).sum()
 
 
@@ -137,7 +137,7 @@ class _Paths(torch.autograd.Function):
         return nats
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         said, alpha, nats = ctx.saved_tensors
         graph: _Graph = ctx.graph

@@ -317,10 +317,10 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     needed = np.array([count_needed_frames(row) for row in labels])
     is_short = needed > frames
     first = int(is_short.argmax())
-    at_speed = f" at speed {speed:g}" if speed != 1 else ""
+    has = f"{frames[first]} at speed {speed:g}" if speed != 1 else str(frames[first])
     reasons = {
         "without labels": np.array([not row for row in labels]),
         f"longer than data.max_s={config.data.max_s:g} s": samples > config.data.max_s * SAMPLE_RATE,
-        f"too short for their text (the first needs {needed[first]} frames, and has {frames[first]}{at_speed})": is_short,
+        f"too short for their text (the first needs {needed[first]} frames, and has {has})": is_short,
     }
     return leave_out(manifest, reasons, key)

@@ -1,7 +1,7 @@
 """The steps of two checkouts in turn, in processor time: how many times as fast a preset or the code has become.
 
     git worktree add /tmp/old 137f17e
-    taskset -c 1 python -m tests.benchmarks.old_and_new /tmp/old --turns 12 model=small batch=6 seconds=5 precision=float32
+    taskset -c 1 python -m tests.benchmarks.old_and_new /tmp/old --turns 12 model=small batch=6 seconds=5
 
 Processor time is what counts where other work shares the cores; it is wall time where none does. One thread each.
 """
@@ -12,48 +12,54 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parents[2]
-JOBS = ("pretrain", "ctc")
+JOBS, PRECISIONS = ("pretrain", "ctc"), ("bf16", "float32")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
-    turns = int(words.pop(words.index("--turns") + 1)) if "--turns" in words else 12
-    words = [word for word in words if word != "--turns"]
-    old = Path(words.pop(0)).resolve()
-    print("| job | new, audio s a processor s | old | times as fast: median | quartiles | turns |")
-    print("| --- | ---: | ---: | ---: | --- | ---: |")
-    for job in JOBS:
-        workers = [start(root, [job, *words]) for root in (HERE, old)]
-        speeds = np.array([[take(worker) for worker in workers] for _ in range(turns + 1)][1:])
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-        low, middle, high = np.percentile(speeds[:, 0] / speeds[:, 1], [25, 50, 75])
-        new_speed, old_speed = (median(column) for column in speeds.T)
-        cells = (job, f"{new_speed:.0f}", f"{old_speed:.0f}", f"{middle:.2f}", f"{low:.2f} to {high:.2f}", turns)
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    turns = 12
+    if "--turns" in words:
+        place = words.index("--turns")
+        turns = int(words[place + 1])
+        del words[place : place + 2]
+    roots = HERE, Path(words.pop(0)).resolve()
+    print("| job | precision | new, audio s a processor s | old | times as fast: median | quartiles | turns |")
+    print("| --- | --- | ---: | ---: | ---: | --- | ---: |")
+    with ExitStack() as opened:
+        workers = [opened.enter_context(start(root, words)) for root in roots]
+        for job, precision in product(JOBS, PRECISIONS):
+            wanted = f"{job} {precision}\n"
+            speeds = np.array([[take(worker, wanted) for worker in workers] for _ in range(turns + 1)][1:])
+            low, middle, high = np.percentile(speeds[:, 0] / speeds[:, 1], [25, 50, 75])
+            new, old = np.median(speeds, 0)
+            cells = (job, precision, f"{new:.0f}", f"{old:.0f}", f"{middle:.2f}", f"{low:.2f} to {high:.2f}", turns)
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
-def start(root: Path, words: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a process that makes steps with the code of a checkout."""
+@contextmanager
+def start(root: Path, words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that makes steps with the code of a checkout, and end it."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--work", *words]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
-    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=root) as worker:
+        yield worker
+        assert worker.stdin is not None
+        worker.stdin.close()
 
 
-def take(worker: subprocess.Popen[str]) -> float:
+def take(worker: subprocess.Popen[str], wanted: str) -> float:
     """Let a process make some steps: seconds of audio in a second of processor time."""
     assert worker.stdin is not None and worker.stdout is not None
-    worker.stdin.write("go\n")
+    worker.stdin.write(wanted)
     worker.stdin.flush()
     return float(worker.stdout.readline())
 
@@ -66,16 +72,18 @@ def work(words: Sequence[str]) -> None:
     from speechssl.bench.jobs import build_job
     from speechssl.bench.meter import Stopwatch
     from speechssl.cli.compose import compose
-    from speechssl.devices import resolve_precision
 
     torch.set_num_threads(1)
-    config, device = compose("bench", list(words)), torch.device("cpu")
-    job = build_job(config, (device, resolve_precision(config.precision, device)))
-    stopwatch = Stopwatch(device)
-    for _ in sys.stdin:
+    device = torch.device("cpu")
+    jobs = {}
+    for line in sys.stdin:
+        if line not in jobs:
+            job, precision = line.split()
+            jobs[line] = build_job(compose("bench", [job, *words]), (device, precision))
+        stopwatch = Stopwatch(device)
         start_s = time.process_time()
         stopwatch.begin()
-        audio_s = sum(job.run_step(stopwatch).audio_s for _ in range(NUM_BATCHES))
+        audio_s = sum(jobs[line].run_step(stopwatch).audio_s for _ in range(NUM_BATCHES))
         stopwatch.finish()
         print(audio_s / (time.process_time() - start_s), flush=True)
 

@@ -114,7 +114,9 @@ def test_positions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_checkout_beside_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    old_and_new.main([str(old_and_new.HERE), "--turns", "1", "model=tiny", "batch=1", "seconds=1", "precision=float32"])
+    old_and_new.main([str(old_and_new.HERE), "--turns", "1", "model=tiny", "batch=1", "seconds=1"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0].strip() for row in rows] == list(old_and_new.JOBS)
-    assert all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows)
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == [
+        (job, precision) for job in old_and_new.JOBS for precision in old_and_new.PRECISIONS
+    ]
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
