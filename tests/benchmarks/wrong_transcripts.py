@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.wrong_transcripts <folder> [start=300] [updates=400] [rate=0.17] [keys of finetune]
 
-A recogniser learns from `session` (8 minutes, right transcripts). From it go on, by as many updates each: right
-transcripts of `train` (42 minutes), wrong ones with plain CTC, and wrong ones with the tolerant one, whose penalties may
-be among the keys. What is there already is not made again.
+A recogniser learns from `session` (8 minutes, right transcripts). It goes on, by as many updates each, with the right
+transcripts of `train` (42 minutes), with wrong ones and plain CTC, and with wrong ones and the tolerant one, whose
+penalties may be among the keys. What is there already is not made again.
 """
 
 from __future__ import annotations
