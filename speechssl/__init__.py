@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from speechssl.api import embed as embed
     from speechssl.api import evaluate as evaluate
     from speechssl.api import finetune as finetune
+    from speechssl.api import lm as lm
     from speechssl.api import load as load
     from speechssl.api import prepare as prepare
     from speechssl.api import pretrain as pretrain
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from speechssl.api import save as save
     from speechssl.api import transcribe as transcribe
     from speechssl.api import tune as tune
+    from speechssl.api import units as units
     from speechssl.errors import CheckpointError as CheckpointError
     from speechssl.errors import ConfigError as ConfigError
     from speechssl.errors import DataError as DataError
@@ -57,7 +59,7 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "tune", "probe", "convert", "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "tune", "lm", "probe", "units", "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {

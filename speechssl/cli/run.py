@@ -26,6 +26,7 @@ METRICS = {
     "finetune": ("valid.wer", "valid.cer"),
     "evaluate": ("wer", "cer"),
     "tune": ("wer", "cer"),
+    "lm": ("perplexity",),
     "probe": ("accuracy", "eer"),
     "bench": ("audio_s_per_s", "peak_mib"),
 }

@@ -82,11 +82,32 @@ VERBS: dict[str, Verb] = {
         ("decoding.lm", "out", "data.where", "decoding.beam_width", "batch_s", "window_s", "device", "overwrite"),
         ("tune runs/ctc m/dev.tsv decoding.lm=lm.arpa",),
     ),
+    "lm": Verb(
+        schemas.LMConfig,
+        "texts and manifests → n-gram language model (ARPA)",
+        ("texts",),
+        (
+            "order",
+            "out",
+            "test",
+            "prune",
+            "unit",
+            "checkpoint",
+            "text.vocabulary",
+            "text.case",
+            "text.keep",
+            "overwrite",
+        ),
+        (
+            "lm books.txt.gz m/train.tsv out=lm.arpa order=3 test=m/dev.tsv",
+            "lm corpus.txt out=lm.arpa.gz 'prune=[0,0,1]'",
+        ),
+    ),
     "transcribe": Verb(
         schemas.TranscribeConfig,
         "recogniser + audio → text",
         ("checkpoint", "audio"),
-        ("out", "decoding", "decoding.lm", "channel", "batch_s", "window_s", "device", "overwrite"),
+        ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
     ),
     "embed": Verb(
@@ -102,6 +123,16 @@ VERBS: dict[str, Verb] = {
         ("checkpoint", "data.train", "data.test"),
         ("task", "data.trials", "out", "data.max_s", "data.where", "device", "seed"),
         ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
+    ),
+    "units": Verb(
+        schemas.UnitsConfig,
+        "model + audio → discrete units, by k-means of a layer or the model's own quantizer",
+        ("checkpoint", "audio"),
+        ("layer", "num_codes", "out", "codes", "merge", "fit_s", "seed", "batch_s", "window_s", "device"),
+        (
+            "units runs/small m/train.tsv layer=3 num_codes=100 out=u/train.tsv",
+            "units runs/small m/test.tsv codes=u/train.clusters.safetensors out=u/test.tsv",
+        ),
     ),
     "convert": Verb(
         schemas.ConvertConfig,

@@ -9,7 +9,14 @@ from speechssl.config.data import (
     TextConfig,
 )
 from speechssl.config.decoding import DecodingConfig
-from speechssl.config.inference import EmbedConfig, EvaluateConfig, ProbeConfig, TranscribeConfig, TuneConfig
+from speechssl.config.inference import (
+    EmbedConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    TranscribeConfig,
+    TuneConfig,
+    UnitsConfig,
+)
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
@@ -19,6 +26,7 @@ from speechssl.config.verbs import (
     DemoConfig,
     DoctorConfig,
     FinetuneConfig,
+    LMConfig,
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
@@ -26,8 +34,8 @@ from speechssl.config.verbs import (
 
 __all__ = [
     "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
-    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
+    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig",
+    "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

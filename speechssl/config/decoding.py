@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from speechssl.config.knobs import check, check_choice, check_finite, knob
+from speechssl.config.knobs import MAX_WORKERS, check, check_choice, check_finite, knob
 
 WEIGHTS = {"lm_weight": 0.5, "word_bonus": 0.0, "blank_penalty": 1.0, "unknown_penalty": -9.0}
 """With a language model, where neither a key nor `speechssl tune` says otherwise: docs/decoding.md has the figures."""
@@ -25,6 +25,8 @@ class DecodingConfig:
     beam_width: int = knob(50, "texts kept at each frame", "", "wav2vec 2.0 App. B")
     beam_threshold: float = knob(25.0, "drop a text whose score is this far below the best", "nats", "F: beam_threshold")
     symbol_min_prob: float = knob(1e-4, "smallest probability at which a symbol may extend a text; 0: any")
+    nbest: int = knob(1, "likeliest texts of each utterance that `transcribe` lists with their scores, up to decoding.beam_width; 1: none beside the text")
+    num_workers: int = knob(-1, "processes that search beside the model's; 0 searches in the main process; -1: as many as there are cores beside it, 8 at most")
 
     def __post_init__(self) -> None:
         check_choice("decoding.name", self.name, ("greedy", "beam"))
@@ -37,6 +39,9 @@ class DecodingConfig:
         check(penalty >= 0, "decoding.blank_penalty", "at least 0", penalty)
         check(self.name == "beam" or not penalty, "decoding.blank_penalty", "left out with decoding=greedy (decoding=beam takes it)", penalty)
         check(self.beam_width >= 1, "decoding.beam_width", "at least 1", self.beam_width)
+        check(1 <= self.nbest <= self.beam_width, "decoding.nbest", f"between 1 and decoding.beam_width, {self.beam_width}", self.nbest)
+        check(self.name == "beam" or self.nbest == 1, "decoding.nbest", "1 with decoding=greedy (decoding=beam takes it)", self.nbest)
+        check(-1 <= self.num_workers <= MAX_WORKERS, "decoding.num_workers", f"between 0 and {MAX_WORKERS}, or -1 to have it chosen", self.num_workers)
         check(self.beam_threshold > 0, "decoding.beam_threshold", "positive", self.beam_threshold)
         check(0 <= self.symbol_min_prob < 1, "decoding.symbol_min_prob", "at least 0 and less than 1", self.symbol_min_prob)
 

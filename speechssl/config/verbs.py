@@ -48,6 +48,7 @@ class PretrainConfig(CommonConfig):
         _check_patience(self.training, self.data.valid)
         # Keys of fine-tuning that stand in sections which both verbs have: none is dropped silently.
         check(self.model.self_conditioning == 0, "model.self_conditioning", "0 in pretraining, which has no CTC head", self.model.self_conditioning)
+        check(self.model.length_adapter_layers == 0, "model.length_adapter_layers", "0 in pretraining, which looks at the frames of the blocks", self.model.length_adapter_layers)
         for name in ("unfreeze_share", "layer_lr_decay"):
             value = getattr(self.training, name)
             check(value == 1, f"training.{name}", "1 in pretraining, since it is for fine-tuning", value)
@@ -116,6 +117,7 @@ class FinetuneConfig(CommonConfig):
         check(self.intermediate_weight > 0 or not model.self_conditioning, "intermediate_weight", must, self.intermediate_weight)
         must = f"0 or that of model.self_conditioning ({model.self_conditioning})"
         check(not model.self_conditioning or self.intermediate_layer in (0, model.self_conditioning), "intermediate_layer", must, self.intermediate_layer)
+        check(model.length_adapter_layers == 0 or not self.intermediate_weight, "intermediate_weight", "0 where model.length_adapter_layers is more", self.intermediate_weight)
         check(self.consistency_weight >= 0, "consistency_weight", "positive, or 0 for one view", self.consistency_weight)
         has_masks = model.mask.prob > 0 or model.mask.channel_prob > 0
         check(has_masks or not self.consistency_weight, "consistency_weight", "0 without masks (model.mask.prob, model.mask.channel_prob)", self.consistency_weight)
@@ -161,6 +163,31 @@ class PrepareConfig:
         check(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1", self.seed)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check(0.0 <= self.valid_share < 1.0, "valid_share", "at least 0 and less than 1", self.valid_share)
+
+
+@dataclass(kw_only=True)
+class LMConfig:
+    """Keys of `speechssl lm`."""
+
+    texts: list[str] = knob([], "files with a sentence a line (.gz too), .trans.txt files, and manifests with `text`")
+    order: int = knob(4, "words, or characters, of the longest n-gram", "", "KenLM is built for up to 6")
+    out: str = knob("", "ARPA file (.arpa, .arpa.gz), or folder for it and its result; empty: runs/lm-<date>-<time>")
+    test: list[str] = knob([], "held-out texts, of which the perplexity is given; empty: none")
+    unit: str = knob("word", "`word`, or `character`: letters, with | between words")
+    prune: list[int] = knob([], "n-grams of n words that were seen so many times or less are left out; the first must be 0, the last holds for longer ones too; empty: none", "", "KenLM: lmplz --prune")
+    checkpoint: str = knob("", "recogniser whose labels spell the words; empty: `text.*` says how they are spelt")
+    text: TextConfig = knob(lambda: TextConfig(unknown="drop"), "labels of the recogniser: as it was fine-tuned")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check(1 <= self.order <= 16, "order", "between 1 and 16", self.order)
+        check_choice("unit", self.unit, ("word", "character"))
+        rises = self.prune == sorted(self.prune) and not any(self.prune[:1])
+        check(rises, "prune", "0 first, and never less than before, as in [0,0,1]", self.prune)
+        check(len(self.prune) <= self.order, "prune", f"at most as many numbers as `order`, {self.order}", self.prune)
+        own = TextConfig(unknown=self.text.unknown)
+        check(not self.checkpoint or self.text == own, "text", "left out with `checkpoint`, which has labels", str(self.text.vocabulary))
+        check(self.text.vocabulary != "init", "text.vocabulary", "fairseq or data (`checkpoint` takes the labels of a recogniser)", "init")
 
 
 @dataclass(kw_only=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.model import ModelConfig
 from speechssl.data.sampler import round_up
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
@@ -48,6 +49,7 @@ def run_model(
     window_s: float,
     description: str,
     chunk_batches: int,
+    is_output: bool,
 ) -> Iterator[tuple[int, R]]:
     """Run a model over utterances, with progress on stderr.
 
@@ -60,6 +62,7 @@ def run_model(
         window_s: utterances up to this many seconds are one pass, longer ones go in overlapping windows.
         description: what is going on, for the progress.
         chunk_batches: results of so many batches are held until they can be given in order.
+        is_output: whether `forward` gives the frames of the model's output, which a length adapter makes fewer.
 
     Yields:
         Number and result of each utterance, in the order of the source, without what the source leaves out.
@@ -68,7 +71,7 @@ def run_model(
         DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
     """
     lengths = source.lengths
-    long_enough = np.flatnonzero(lengths >= model.config.receptive_field)
+    long_enough = np.flatnonzero(lengths >= model.config.output_field)
     limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
 
     def run() -> Iterator[tuple[int, R]]:
@@ -81,7 +84,7 @@ def run_model(
                 results |= zip(batch, _run_batch(evaluating, waveforms, forward, reduce), strict=True)
             for index in chunk[lengths[chunk] > window].tolist():
                 if (waveform := source.try_read(index)) is not None:
-                    results[index] = _run_windows(evaluating, waveform, forward, reduce, window, limit)
+                    results[index] = _run_windows(evaluating, waveform, forward, reduce, window, limit, is_output)
             yield from ((index, results.pop(index)) for index in sorted(results))
 
     return track(run(), description, len(long_enough), "utterances")
@@ -96,10 +99,16 @@ def _run_batch(model: AnyModel, waveforms: Sequence[FloatArray], forward: Forwar
 
 @torch.inference_mode()
 def _run_windows(
-    model: AnyModel, waveform: FloatArray, forward: Forward, reduce: Reduce[R], window: int, limit: int
+    model: AnyModel,
+    waveform: FloatArray,
+    forward: Forward,
+    reduce: Reduce[R],
+    window: int,
+    limit: int,
+    is_output: bool,
 ) -> R:
     """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
-    windows = plan_windows(len(waveform), window, model.config.receptive_field, model.config.hop_samples)
+    windows = plan_windows(len(waveform), window, *find_grid(model.config, is_output))
     rows = max(1, limit // window)
 
     def pieces() -> Iterator[list[Tensor]]:
@@ -110,6 +119,11 @@ def _run_windows(
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
 
     return reduce(pieces())
+
+
+def find_grid(config: ModelConfig, is_output: bool) -> tuple[int, int]:
+    """Find the samples that a frame sees, and those from one to the next: of the model's output, or of its layers."""
+    return (config.output_field, config.output_hop) if is_output else (config.receptive_field, config.hop_samples)
 
 
 def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +19,9 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
-from speechssl.inference.decoding.beam import Decode, build_decoder
+from speechssl.inference.decoding.beam import Decode, Decoder, build_decoder
+from speechssl.inference.decoding.hypotheses import Hypothesis, find_log_probs
+from speechssl.inference.decoding.processes import choose_workers, searching, settle
 from speechssl.inference.onnx_model import AnyModel, OnnxModel
 from speechssl.inference.source import Audio, Source, find_source
 from speechssl.text.vocabulary import BLANK, Vocabulary
@@ -95,7 +98,7 @@ def recognise(
     batch_s: float = 60.0,
     window_s: float = 30.0,
     precision: str = "float32",
-    decode: Decode | None = None,
+    decode: Decode | Decoder | None = None,
     left_out: LeftOut | None = None,
 ) -> list[str]:
     """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out."""
@@ -109,7 +112,7 @@ def iterate_texts(
     batch_s: float = 60.0,
     window_s: float = 30.0,
     precision: str = "float32",
-    decode: Decode | None = None,
+    decode: Decode | Decoder | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Recognise utterances and yield their texts in order, as they come.
 
@@ -118,7 +121,8 @@ def iterate_texts(
         source: utterances.
         batch_s, window_s: as in `run_model`.
         precision: `float32` or `bf16`.
-        decode: from logits (1, T, V) and valid frames (1,) to one text; None: greedily.
+        decode: from logits (1, T, V) and valid frames (1,) to one text, or a decoder, whose beam search goes over
+            processes; None: greedily.
 
     Yields:
         Number and text of each utterance that the source does not leave out; empty where nothing was recognised, or
@@ -129,8 +133,42 @@ def iterate_texts(
         DataError: a file is missing, damaged or not as long as the manifest says, and the source leaves none out.
     """
     vocabulary = require_recogniser(model)
+    if isinstance(decode, Decoder):
+        if decode.search is not None:
+            listed = iterate_hypotheses(model, source, batch_s, window_s, precision, decode)
+            yield from ((index, best[0].text) for index, best in listed)
+            return
+        decode = decode.decode
     decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
     yield from _iterate(model, source, batch_s, window_s, precision, lambda logits: _decode_one(decode, logits), "")
+
+
+def iterate_hypotheses(
+    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str, decoder: Decoder
+) -> Iterator[tuple[int, list[Hypothesis]]]:
+    """Recognise utterances as `iterate_texts`, and give the best `decoding.nbest` texts of each, best first.
+
+    The searches go over `decoding.num_workers` processes while the model computes in this one; what comes out is the
+    same without them.
+
+    Raises:
+        ConfigError: one of the processes was killed.
+    """
+    search = decoder.search
+    assert search is not None, "a beam search"
+    number, num_workers = search.config.nbest, choose_workers(search.config.num_workers, len(source.ids))
+    nothing: Future[list[Hypothesis]] = Future()
+    nothing.set_result([Hypothesis()])
+    with searching(search, num_workers) as submit:
+
+        def read(logits: Tensor) -> Future[list[Hypothesis]]:
+            decoder.count_greedy(logits)
+            return submit(find_log_probs(logits), number)
+
+        rows = _iterate(model, source, batch_s, window_s, precision, read, nothing)
+        for index, best in settle(rows, num_workers):
+            decoder.count_text(best[0].text)
+            yield index, best
 
 
 def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str) -> list[Tensor]:
@@ -193,7 +231,7 @@ def _iterate(
     nothing: R,
 ) -> Iterator[tuple[int, R]]:
     """Yield what is read off the logits (T, V) of each utterance, and `nothing` of those without a frame."""
-    short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
+    short = np.flatnonzero(source.lengths < model.config.output_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s", len(short), names)
@@ -208,6 +246,6 @@ def _iterate(
 
     results = run_model(
         model, source, forward, reduce,
-        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise",
+        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise", is_output=True,
     )  # fmt: skip
     yield from heapq.merge(((index, nothing) for index in short), results, key=itemgetter(0))

@@ -313,7 +313,7 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     labels = [vocabulary.encode(text or "") for text in manifest.column("text")]
     samples = manifest.num_samples_16k
     speed = config.data.fastest if key == "data.train" else 1.0
-    frames = config.model.count_frames(count_at_speed(samples, speed))
+    frames = config.model.count_outputs(count_at_speed(samples, speed))
     needed = np.array([count_needed_frames(row) for row in labels])
     is_short = needed > frames
     first = int(is_short.argmax())

@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from speechssl.verbs.embed import embed as embed
     from speechssl.verbs.evaluate import evaluate as evaluate
     from speechssl.verbs.finetune import finetune as finetune
+    from speechssl.verbs.lm import lm as lm
     from speechssl.verbs.prepare import prepare as prepare
     from speechssl.verbs.pretrain import pretrain as pretrain
     from speechssl.verbs.probe import probe as probe
     from speechssl.verbs.report import report as report
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
+    from speechssl.verbs.units import units as units
 
 __all__ = [
-    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe", "tune",
+    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare", "pretrain", "probe",
+    "report", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

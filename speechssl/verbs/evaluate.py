@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
     start = time.monotonic()
-    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder.decode, left_out)
+    hypotheses = recognise(model, manifest, config.batch_s, config.window_s, precision, decoder, left_out)
     seconds = time.monotonic() - start
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))

@@ -44,6 +44,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
             rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
             rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
             rows |= {"utterances": result["num_utterances"], "out": result["out"]}
+        case "lm":
+            rows = {"n-grams": ", ".join(f"{count:,} of {n}" for n, count in enumerate(result["ngrams"], 1))}
+            rows |= {"perplexity": _format_perplexity(result)} if "perplexity" in result else {}
+            rows |= {"out": result["lm"]}
         case "probe":
             rows = _list_probe(result)
         case "transcribe":
@@ -56,6 +60,8 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
+        case "units":
+            rows = _list_units(result)
         case "convert":
             rows = _list_conversion(result)
         case _:
@@ -87,6 +93,17 @@ def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
         rows[name] = f"{_format_hours(part['hours'])}, {counts}: {part['path']}"
     left_out = result["num_unreadable"]
     return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
+
+
+def _list_units(result: Mapping[str, Any]) -> dict[str, Any]:
+    used = " and ".join(str(number) for number in result["num_used"])
+    spread = " and ".join(f"{value:.1f}" for value in result["perplexity"])
+    rows = {
+        "utterances": f"{_count_used(result)}, {_format_hours(result['hours'])}",
+        "units": f"{result['num_units']:,} of {result['num_frames']:,} frames",
+        f"codes, layer {result['layer']}": f"{used} of {result['num_codes']} in use (perplexity {spread})",
+    }
+    return rows | ({"clusters": result["clusters"]} if result["clusters"] else {}) | {"out": result["out"]}
 
 
 def _list_conversion(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +142,11 @@ def _format_hours(hours: float) -> str:
 def _format_rate(name: str, figures: Mapping[str, Any]) -> str:
     """Write a rate in percent and its interval."""
     return f"{figures[name]:.2f} % (95 %: {Interval(**figures[f'{name}_interval'])})"
+
+
+def _format_perplexity(result: Mapping[str, Any]) -> str:
+    unknown = 100 * result["test_units_unknown"] / max(result["test_units"], 1)
+    return f"{result['perplexity']:.1f} ({unknown:.1f} % of {result['test_units']:,} {result['unit']}s unknown)"
 
 
 def _count_used(result: Mapping[str, Any]) -> str:

@@ -19,12 +19,19 @@ from speechssl.data.manifest import Manifest, save_manifest
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import remove, write_result
 from speechssl.errors import DataError
-from speechssl.inference.recognise import Reading, iterate_readings, iterate_texts, require_recogniser
+from speechssl.inference.recognise import (
+    Reading,
+    iterate_hypotheses,
+    iterate_readings,
+    iterate_texts,
+    require_recogniser,
+)
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_for_inference
 from speechssl.printable import escape_field, make_printable
 from speechssl.verbs.frame import verb
 from speechssl.verbs.kept import choose_decoder
+from speechssl.verbs.nbest import find_nbest, listing
 from speechssl.verbs.output import STDOUT, print_line, resolve_out
 
 TEXTS_NAME = "texts.tsv"
@@ -38,9 +45,10 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     """Recognise every utterance in the order given, one line each, and return the result.
 
     Without `out` the lines go to stdout, and nothing is written. `out` with a suffix is a file and gets the lines;
-    without one it is a folder and gets `texts.tsv` and `result.json`. What cannot be used is left out, and listed in
-    `left_out.tsv` (`<name>.left_out.tsv` beside a file). With `min_confidence`, `out` is a manifest of what has a text
-    that is sure enough (`measure_confidence`).
+    without one it is a folder and gets `texts.tsv` and `result.json`. With `decoding.nbest` above 1, `nbest.tsv`
+    (`<name>.nbest.tsv` beside a file) lists the likeliest texts of each utterance with their scores. What cannot be
+    used is left out, and listed in `left_out.tsv` (`<name>.left_out.tsv` beside a file). With `min_confidence`, `out`
+    is a manifest of what has a text that is sure enough (`measure_confidence`).
 
     Raises:
         CheckpointError: the checkpoint is no recogniser.
@@ -57,12 +65,17 @@ def transcribe(config: TranscribeConfig) -> dict[str, Any]:
     target = out / TEXTS_NAME if out and not is_file else out
     precision = resolve_precision(config.precision, device)
     source = Source.from_manifest(manifest, left_out)
-    given = (model, source, config.batch_s, config.window_s, precision, decoder.decode)
+    given = (model, source, config.batch_s, config.window_s, precision)
     kept: dict[str, Any] = {}
     if target is not None and config.makes_manifest:
-        num_empty, kept = _write_manifest(manifest, iterate_readings(*given), target, config.min_confidence, left_out)
+        readings = iterate_readings(*given, decoder.decode)
+        num_empty, kept = _write_manifest(manifest, readings, target, config.min_confidence, left_out)
+    elif target is not None and config.decoding.nbest > 1:
+        kept = {"nbest": str(find_nbest(target))}
+        texts = listing(source.ids, iterate_hypotheses(*given, decoder), find_nbest(target))
+        num_empty = _write_lines(source.ids, texts, target, left_out)
     else:
-        num_empty = _write_lines(source.ids, iterate_texts(*given), target, left_out)
+        num_empty = _write_lines(source.ids, iterate_texts(*given, decoder), target, left_out)
     if out:
         left_out.save(out)
     elif len(left_out):

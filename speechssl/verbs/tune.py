@@ -23,7 +23,7 @@ from speechssl.durable import remove, write_result
 from speechssl.errors import ConfigError
 from speechssl.evaluation.wer import compute_error_rates
 from speechssl.inference.decoding.greedy import greedy_decode
-from speechssl.inference.decoding.lm_fit import load_lm
+from speechssl.inference.decoding.lm_fit import Fit, list_writable, load_lm
 from speechssl.inference.decoding.tuning import Point, Tuning
 from speechssl.inference.decoding.tuning import tune as search
 from speechssl.inference.recognise import collect_logits, require_recogniser
@@ -77,8 +77,12 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
     references = [vocabulary.normalise_reference(text) for text in manifest.column("text")]
-    greedy = _score_greedily(logits, references, vocabulary)
+    fit = Fit(len(lm.words), len(list_writable(lm, vocabulary)))
+    greedy = _score_greedily(logits, references, vocabulary, fit)
     found = search(logits, references, lm, vocabulary, config.decoding, "data.test")
+    for text in found.texts:
+        fit.count([vocabulary.fold(word) for word in text.split()], lm)
+    fit.warn_of_unknown()
     facts = {
         "weights": {name: getattr(found.config, name) for name in WEIGHTS},
         "wer": found.best.wer,
@@ -95,6 +99,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     }
     result = facts | {
         "lm": config.decoding.lm,
+        "fit": fit.describe(),
         "num_points": len(found.points),
         "points": _list_notable(found),
         "num_untranscribed": num_untranscribed,
@@ -112,8 +117,12 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     return result
 
 
-def _score_greedily(logits: Sequence[Tensor], references: Sequence[str], vocabulary: Vocabulary) -> dict[str, float]:
+def _score_greedily(
+    logits: Sequence[Tensor], references: Sequence[str], vocabulary: Vocabulary, fit: Fit
+) -> dict[str, float]:
+    """Give the rates of greedy decoding, and count its words."""
     texts = [greedy_decode(row[None], torch.tensor([len(row)]), vocabulary)[0] for row in logits]
+    fit.greedy_words = sum(len(text.split()) for text in texts)
     wer, cer = compute_error_rates(references, [vocabulary.fold(text) for text in texts], "data.test")
     return {"wer": wer, "cer": cer}
 

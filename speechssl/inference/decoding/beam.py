@@ -17,21 +17,22 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from speechssl.config.decoding import WEIGHTS, DecodingConfig
 from speechssl.inference.decoding.greedy import greedy_decode
+from speechssl.inference.decoding.hypotheses import FloatArray, Hypothesis, find_log_probs
 from speechssl.inference.decoding.lm_fit import Beginnings, Fit, load_lm
 from speechssl.inference.decoding.ngram import END, Ngram
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Decode = Callable[[Tensor, Tensor], list[str]]
 """Logits (B, T, V) and valid frames (B,) → B texts."""
@@ -47,18 +48,31 @@ class Decoder:
         decode: logits to texts.
         facts: how that is done.
         fit: of the language model's words and the recogniser's, where there is a language model.
+        search: the beam search; None: greedy.
     """
 
     decode: Decode
     facts: dict[str, Any]
     fit: Fit | None = None
+    search: BeamSearch | None = None
+
+    def count_greedy(self, logits: Tensor) -> None:
+        """Count the words that greedy decoding reads off logits (T, V)."""
+        if self.fit is not None and self.search is not None:
+            texts = greedy_decode(logits[None], torch.tensor([len(logits)]), self.search.vocabulary)
+            self.fit.greedy_words += len(texts[0].split())
+
+    def count_text(self, text: str) -> None:
+        """Count the words of a text that the search found."""
+        if self.fit is not None and self.search is not None and self.search.lm is not None:
+            self.fit.count([self.search.spell(word) for word in text.split()], self.search.lm)
 
     def describe(self) -> dict[str, Any]:
         """Give what a result says when all texts are decoded, and warn of a language model that does not fit them."""
         if self.fit is None:
             return self.facts
         self.fit.warn_of_unknown()
-        return self.facts | {"beam": self.facts["beam"] | asdict(self.fit)}
+        return self.facts | {"beam": self.facts["beam"] | self.fit.describe()}
 
 
 def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: str = "") -> Decoder:
@@ -80,20 +94,20 @@ def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: 
     keys: dict[str, Any] = {name: getattr(search.config, name) for name in names}
     lm, begun = search.lm, search.begun
     if lm is None or begun is None:
-        return Decoder(search.decode, facts | {"beam": keys})
+        return Decoder(search.decode, facts | {"beam": keys}, search=search)
     names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
     keys |= {name: getattr(search.config, name) for name in names}
     keys |= {"weights_from": weights_from or ("keys" if config.given else "defaults"), "lm_ngrams": lm.counts}
-    fit = Fit(len(lm.words), len(begun.words))
 
     def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
         texts = search.decode(logits, num_frames)
-        for text in texts:
-            fit.count([search.spell(word) for word in text.split()], lm)
-        fit.greedy_words += sum(len(text.split()) for text in greedy_decode(logits, num_frames, vocabulary))
+        for text, row, length in zip(texts, logits, num_frames.tolist(), strict=True):
+            decoder.count_greedy(row[:length])
+            decoder.count_text(text)
         return texts
 
-    return Decoder(decode, facts | {"beam": keys}, fit)
+    decoder = Decoder(decode, facts | {"beam": keys}, Fit(len(lm.words), len(begun.words)), search)
+    return decoder
 
 
 @dataclass
@@ -192,16 +206,20 @@ class BeamSearch:
             B texts; empty where silence is the best.
         """
         assert logits.shape[-1] == len(self.vocabulary), f"{logits.shape[-1]} logits, {len(self.vocabulary)} symbols"
-        log_probs = logits.double().log_softmax(-1).cpu().numpy()
-        assert not np.isnan(log_probs).any(), "logits with NaN"
-        rows = zip(log_probs, num_frames.tolist(), strict=True)
+        rows = zip(find_log_probs(logits), num_frames.tolist(), strict=True)
         return [self.search(row[:length])[0] for row, length in rows]
 
     def search(self, log_probs: FloatArray) -> tuple[str, float]:
-        """Find the best text of one utterance and its score.
+        """Find the best text of one utterance and its score; see `list_best`."""
+        best = self.list_best(log_probs)[0]
+        return best.text, best.total
+
+    def list_best(self, log_probs: FloatArray, number: int = 1) -> list[Hypothesis]:
+        """Find the best texts of one utterance, best first: as many, or as the beam has left.
 
         Args:
             log_probs: (T, V) ln of each symbol's probability.
+            number: how many texts at most.
         """
         log_probs = penalise_blank(log_probs, self.config.blank_penalty)
         tree = _Prefixes(contexts=[self.lm.start() if self.lm else ""])
@@ -209,7 +227,7 @@ class BeamSearch:
         least = math.log(self.config.symbol_min_prob) if self.config.symbol_min_prob else -np.inf
         for frame in log_probs:
             beam = self._step(tree, beam, frame, least)
-        return self._finish(tree, beam)
+        return self._finish(tree, beam, number)
 
     def score_text(self, text: str) -> float:
         """Give what the language model, bonus and penalty add to the score of a text."""
@@ -327,7 +345,7 @@ class BeamSearch:
         tree.children[prefix, symbol] = fresh
         return fresh
 
-    def _finish(self, tree: _Prefixes, beam: _Beam) -> tuple[str, float]:
+    def _finish(self, tree: _Prefixes, beam: _Beam, number: int) -> list[Hypothesis]:
         """Score the last words and the end, and add prefixes that are one text but for a last boundary."""
         scores: dict[str, float] = {}
         extras: dict[str, float] = {}
@@ -338,8 +356,21 @@ class BeamSearch:
             if self.lm is not None and text not in extras:
                 whole = self._grow(tree, prefix, self.boundary) if tree.words[prefix] else prefix
                 extras[text] = tree.scores[whole] + self._score_end(tree.contexts[whole])
-        best = max(scores, key=lambda text: scores[text] + extras.get(text, 0.0))
-        return best, scores[best] + extras.get(best, 0.0)
+        totals_of = {text: score + extras.get(text, 0.0) for text, score in scores.items()}
+        best = sorted(scores, key=lambda text: -totals_of[text])[:number]
+        return [Hypothesis(text, totals_of[text], scores[text], *self._score_words(text)) for text in best]
+
+    def _score_words(self, text: str) -> tuple[float, int]:
+        """Give ln P(words, end) of the language model, and how many words it does not know."""
+        if self.lm is None:
+            return 0.0, 0
+        words = [self.spell(word) for word in text.split()]
+        context, total = self.lm.start(), 0.0
+        for word in words:
+            total += self.lm.score(context, word)
+            context = self.lm.advance(context, word)
+        total += self.lm.score(context, END) if END in self.lm.log_probs else 0.0
+        return math.log(10) * total, sum(word not in self.lm for word in words)
 
     def _spell(self, tree: _Prefixes, prefix: int) -> str:
         symbols = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,14 @@ class Fit:
         """Count the words of a decoded text, as the language model spells them."""
         self.output_words += len(words)
         self.output_words_known += sum(word in lm for word in words)
+
+    def describe(self) -> dict[str, Any]:
+        """Give the counts and the two shares; None where there are no words to have a share of."""
+        shares = {
+            "lm_words_writable_share": self.lm_words_writable / self.lm_words if self.lm_words else None,
+            "output_words_known_share": self.output_words_known / self.output_words if self.output_words else None,
+        }
+        return asdict(self) | shares
 
     def warn_of_unknown(self) -> None:
         """Warn where the language model knows less than half of what was recognised."""

@@ -1,4 +1,4 @@
-"""Estimate an n-gram from text: interpolated modified Kneser-Ney (Chen and Goodman 1999, §3), unpruned.
+"""Estimate an n-gram from text: interpolated modified Kneser-Ney (Chen and Goodman 1999, §3), pruned by choice.
 
 Words and n-grams are numbers in arrays, so that ten million words take about a gigabyte. What is larger is for KenLM's
 `lmplz` to count; its ARPA files are read alike.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class _Counted:
     is_start: BoolArray
 
 
-def train_ngram(texts: Iterable[str], order: int = 4) -> PackedNgram:
+def train_ngram(texts: Iterable[str], order: int = 4, prune: Sequence[int] = ()) -> PackedNgram:
     """Estimate a model of words.
 
     Every word of the texts is in its vocabulary, and `<unk>` has what unigrams leave to unseen words.
@@ -54,6 +54,9 @@ def train_ngram(texts: Iterable[str], order: int = 4) -> PackedNgram:
     Args:
         texts: sentences, words with white space between them, in the spelling that is to be scored.
         order: words of the longest n-gram.
+        prune: an n-gram of n words that was seen so many times or less is left out, and what it had goes to the
+            back-off of its context, as KenLM's `lmplz --prune` does: 0 for words, then never less than before; the
+            last number stands for longer ones too. Empty: nothing is left out.
 
     Returns:
         A model in which the probabilities of each context sum to 1.
@@ -62,18 +65,22 @@ def train_ngram(texts: Iterable[str], order: int = 4) -> PackedNgram:
         DataError: no text has a word, or one has a word such as `<s>`.
     """
     assert order >= 1, order
+    assert not prune or (prune[0] == 0 and list(prune) == sorted(prune)), prune
     words, tokens = _number_words(texts)
     levels: list[Level] = []
     counted = _count(tokens, order, len(words))
-    lower = np.empty(0)
-    for n, grams in enumerate(counted):
-        counts = _adjust(grams, counted[n + 1] if n + 1 < order else None)
+    del tokens
+    lower, is_kept = np.empty(0), []
+    for n in range(order):
+        grams = counted.pop(0)
+        counts = _adjust(grams, counted[0] if counted else None)
+        is_kept.append(grams.counts > (prune[min(n, len(prune) - 1)] if prune and n else -1))
         if not n:
             lower, level = _estimate_words(grams, counts)
         else:
-            lower, level, levels[-1].backoffs[:] = _estimate_longer(grams, counts, lower)
+            lower, level, levels[-1].backoffs[:] = _estimate_longer(grams, counts, lower, is_kept[-1])
         levels.append(level)
-    return PackedNgram(words, levels)
+    return PackedNgram(words, _leave_out(levels, is_kept) if any(prune) else levels)
 
 
 def estimate_discounts(counts: IntArray) -> Discounts:
@@ -168,9 +175,11 @@ def _estimate_words(grams: _Counted, counts: IntArray) -> tuple[FloatArray, Leve
     return probs, Level(grams.prefixes, grams.words, log_probs, np.full(len(probs), np.nan))
 
 
-def _estimate_longer(grams: _Counted, counts: IntArray, lower: FloatArray) -> tuple[FloatArray, Level, FloatArray]:
+def _estimate_longer(
+    grams: _Counted, counts: IntArray, lower: FloatArray, is_kept: BoolArray
+) -> tuple[FloatArray, Level, FloatArray]:
     """Estimate n-grams from the probabilities of those one word shorter, and the back-off weights of these."""
-    discounts = _list_discounts(counts)
+    discounts = np.where(is_kept, _list_discounts(counts), counts)
     totals = np.bincount(grams.prefixes, weights=counts, minlength=len(lower))
     freed = np.bincount(grams.prefixes, weights=discounts, minlength=len(lower))
     seen = totals > 0
@@ -179,6 +188,17 @@ def _estimate_longer(grams: _Counted, counts: IntArray, lower: FloatArray) -> tu
     backoffs = np.full(len(lower), np.nan)
     backoffs[seen] = _log10(np.maximum(shares[seen], 10**NEVER))
     return probs, Level(grams.prefixes, grams.words, _log10(probs), np.full(len(probs), np.nan)), backoffs
+
+
+def _leave_out(levels: list[Level], is_kept: list[BoolArray]) -> list[Level]:
+    """Leave out n-grams. All that those begin with which are kept is kept too, since it was seen as often or more."""
+    kept: list[Level] = []
+    numbers = np.zeros(len(levels[0].words), dtype=np.int32)
+    for level, own in zip(levels, is_kept, strict=True):
+        columns = (level.words[own], level.log_probs[own], level.backoffs[own])
+        kept.append(Level(numbers[level.prefixes[own]], *columns))
+        numbers = (np.cumsum(own) - 1).astype(np.int32)
+    return kept
 
 
 def _list_discounts(counts: IntArray) -> FloatArray:

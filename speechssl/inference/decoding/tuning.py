@@ -3,12 +3,17 @@
 First a coarse grid on a part of the utterances, then the best of it on all of them, then one weight after the other up
 and down in steps that halve. All on logits that are there already, and with a narrow beam; the best are measured
 again with the full one.
+
+A step of a weight that only ranks texts is tried on the lists of texts that the searches before have left, and
+searched for only where it makes their best ones better. What is taken from the blank changes the frames themselves,
+and is always searched for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,7 +22,9 @@ from torch import Tensor
 from speechssl.config.decoding import DecodingConfig
 from speechssl.evaluation.wer import compute_error_rates
 from speechssl.inference.decoding.beam import BeamSearch
+from speechssl.inference.decoding.hypotheses import Hypothesis, find_log_probs
 from speechssl.inference.decoding.ngram import Ngram
+from speechssl.inference.decoding.processes import Submit, choose_workers, searching
 from speechssl.progress import Progress
 from speechssl.text.vocabulary import Vocabulary
 
@@ -56,13 +63,15 @@ class Tuning:
         config: the start, with the best weights; its beam is as wide as it was.
         best: the last line of `points`: these weights on all utterances with that beam.
         start: where it began, on all utterances with that beam.
-        points: every point tried, in order; those of the grid are on fewer utterances.
+        points: every point searched for, in order; those of the grid are on fewer utterances.
+        texts: of all utterances, as the best weights find them.
     """
 
     config: DecodingConfig
     best: Point
     start: Point
     points: tuple[Point, ...]
+    texts: tuple[str, ...]
 
 
 def tune(
@@ -89,9 +98,9 @@ def tune(
     """
     assert len(logits) == len(references), f"{len(logits)} utterances, {len(references)} references"
     config = (config or DecodingConfig(name="beam")).fill()
-    trial = _Trial(logits, references, BeamSearch(vocabulary, config, lm), key)
-    with Progress("tune", unit="sets of weights") as trial.progress:
-        return _search(trial, config)
+    search, num_workers = BeamSearch(vocabulary, config, lm), choose_workers(config.num_workers, len(logits))
+    with Progress("tune", unit="sets of weights") as progress, searching(search, num_workers) as submit:
+        return _search(_Trial(logits, references, vocabulary, submit, progress, key), config)
 
 
 def _search(trial: _Trial, config: DecodingConfig) -> Tuning:
@@ -107,17 +116,28 @@ def _search(trial: _Trial, config: DecodingConfig) -> Tuning:
     finalists = sorted(whole, key=lambda point: (point.wer, point.cer))[:NUM_FINALISTS]
     wide = [replace(config, **dict[str, Any]((name, getattr(point, name)) for name in STEPS)) for point in finalists]
     best = min([*wide, config], key=lambda weights: trial.run(weights, everything))
-    return Tuning(best, trial.find(best, everything), trial.find(config, everything), tuple(trial.points.values()))
+    texts = tuple(listed[0].text for listed in trial.listed[_identify(best)])
+    points = tuple(trial.points.values())
+    return Tuning(best, trial.find(best, everything), trial.find(config, everything), points, texts)
 
 
 class _Trial:
     """Decodes and scores; what was tried once is remembered."""
 
-    def __init__(self, logits: Sequence[Tensor], references: Sequence[str], search: BeamSearch, key: str) -> None:
-        self.log_probs = [row.double().log_softmax(-1).cpu().numpy() for row in logits]
-        self.references, self.search, self.key = references, search, key
+    def __init__(
+        self,
+        logits: Sequence[Tensor],
+        references: Sequence[str],
+        vocabulary: Vocabulary,
+        submit: Submit,
+        progress: Progress,
+        key: str,
+    ) -> None:
+        self.log_probs = [find_log_probs(row) for row in logits]
+        self.references, self.vocabulary, self.submit, self.progress = references, vocabulary, submit, progress
+        self.key = key
         self.points: dict[tuple[object, ...], Point] = {}
-        self.progress = Progress("tune")
+        self.listed: dict[tuple[object, ...], list[list[Hypothesis]]] = {}
 
     def run(self, config: DecodingConfig, part: Sequence[int]) -> tuple[float, float]:
         """Give WER and CER of some utterances, in percent."""
@@ -125,15 +145,49 @@ class _Trial:
         return point.wer, point.cer
 
     def find(self, config: DecodingConfig, part: Sequence[int]) -> Point:
-        weights = {name: getattr(config, name) for name in (*STEPS, "beam_width")}
-        key = (*weights.values(), len(part))
+        identity = _identify(config)
+        key = (*identity, len(part))
         if key not in self.points:
-            search = self.search.reweigh(config)
-            texts = [search.vocabulary.fold(search.search(self.log_probs[k])[0]) for k in part]
-            rates = compute_error_rates([self.references[k] for k in part], texts, self.key)
+            begun = [self.submit(self.log_probs[k], config.beam_width, config) for k in part]
+            listed = [future.result() for future in begun]
+            if len(part) == len(self.references):
+                self.listed[identity] = listed
+            rates = self._score([best[0].text for best in listed], part)
+            weights = {name: getattr(config, name) for name in (*STEPS, "beam_width")}
             self.points[key] = Point(**weights, num_utterances=len(part), wer=rates[0], cer=rates[1])
             self.progress.advance(wer=rates[0])
         return self.points[key]
+
+    def promises(self, moved: DecodingConfig, best: DecodingConfig) -> bool:
+        """Say whether a move makes the texts better that are the best of all that was found with this blank penalty."""
+        if moved.blank_penalty != best.blank_penalty:
+            return True
+        lists = [
+            listed
+            for identity, listed in self.listed.items()
+            if identity[list(STEPS).index("blank_penalty")] == best.blank_penalty
+        ]
+        found = [[text for listed in lists for text in listed[k]] for k in range(len(self.references))]
+        rates = []
+        for weights in (moved, best):
+            by_weight = partial(_weigh, weights)
+            texts = [max(listed, key=by_weight).text for listed in found]
+            rates.append(self._score(texts, range(len(texts))))
+        return rates[0] < rates[1]
+
+    def _score(self, texts: Sequence[str], part: Sequence[int]) -> tuple[float, float]:
+        folded = [self.vocabulary.fold(text) for text in texts]
+        return compute_error_rates([self.references[k] for k in part], folded, self.key)
+
+
+def _identify(config: DecodingConfig) -> tuple[object, ...]:
+    return tuple(getattr(config, name) for name in (*STEPS, "beam_width"))
+
+
+def _weigh(config: DecodingConfig, text: Hypothesis) -> float:
+    """Give the total score of a text with other weights."""
+    added = config.word_bonus * len(text.text.split()) + config.unknown_penalty * text.num_unknown
+    return float(text.acoustic + config.lm_weight * text.lm + added)
 
 
 def _choose_part(references: Sequence[str]) -> range:
@@ -157,7 +211,7 @@ def _move(trial: _Trial, best: DecodingConfig, name: str, move: float, part: Seq
     """Move one weight as far as that helps."""
     while name != "blank_penalty" or best.blank_penalty + move >= 0:
         moved = replace(best, **{name: getattr(best, name) + move})
-        if trial.run(moved, part) >= trial.run(best, part):
+        if not trial.promises(moved, best) or trial.run(moved, part) >= trial.run(best, part):
             break
         best = moved
     return best

@@ -69,6 +69,9 @@ def test_the_best_weights_are_kept_beside_the_recogniser_and_used_with_their_lan
         name: result[name] for name in ("weights", "wer", "greedy", "lm_sha256", "num_words", "data")
     }
     assert kept["command"]
+    lm_words = len({word for text in TEXTS for word in text.split()})
+    assert (result["fit"]["lm_words"], result["fit"]["lm_words_writable_share"]) == (lm_words, 1.0)
+    assert result["fit"]["output_words_known"] <= result["fit"]["output_words"]
     lines = (place / "tuned" / "points.tsv").read_text().splitlines()
     assert len(lines) == result["num_points"] + 1
     notes = [row["note"] for row in result["points"]]

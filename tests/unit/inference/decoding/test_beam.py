@@ -317,3 +317,21 @@ def test_texts_that_put_off_their_boundaries_do_not_crowd_out_what_was_said(seed
     sizes = torch.tensor([len(log_probs)]), torch.tensor([labels.shape[1]])
     heard = -float(torch.nn.functional.ctc_loss(frames, labels, *sizes, reduction="sum"))
     assert search.search(log_probs)[1] >= heard + search.score_text(said)
+
+
+def test_the_likeliest_texts_are_listed_with_scores_that_add_up() -> None:
+    lm = train_ngram(["SEE THE SEA", "SEE ME", "I SEE"], order=3)
+    config = DecodingConfig(name="beam", lm="x", nbest=6, **GIVEN | {"lm_weight": 0.7, "word_bonus": 0.3})
+    search = BeamSearch(FAIRSEQ, config, lm)
+    log_probs = torch.from_numpy(np.random.default_rng(4).standard_normal((12, 32)) * 2).log_softmax(-1).numpy()
+    listed = search.list_best(log_probs, 6)
+    assert len({found.text for found in listed}) == 6
+    assert [found.total for found in listed] == sorted((found.total for found in listed), reverse=True)
+    assert search.search(log_probs) == (listed[0].text, listed[0].total)
+    assert search.list_best(log_probs, 3) == listed[:3]
+    for found in listed:
+        words = found.text.split()
+        added = 0.7 * found.lm + 0.3 * len(words) + search.config.unknown_penalty * found.num_unknown
+        assert found.total == pytest.approx(found.acoustic + added)
+        assert found.lm == pytest.approx(math.log(10) * lm.score_sentence(words))
+        assert found.num_unknown == sum(word not in lm for word in words)

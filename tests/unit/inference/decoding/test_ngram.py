@@ -7,6 +7,7 @@ import math
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -248,8 +249,14 @@ def test_a_bigram_is_the_formula_of_kneser_and_ney() -> None:
     assert 10 ** model.score("<s>", "A") == pytest.approx((2 - 1) / 3 + 1.5 / 3 * unigram["A"])
 
 
-def count_in_dicts(texts: list[str], order: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Estimate as the formulas read, with a dict of tuples for everything: slow, and large."""
+def count_in_dicts(
+    texts: list[str], order: int, prune: Sequence[int] = (0,)
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Estimate as the formulas read, with a dict of tuples for everything: slow, and large.
+
+    An n-gram that is pruned gives all of its adjusted count to the back-off of its context, as KenLM's
+    `InitialProbabilities` sums it ("Collect unused probability mass from pruning").
+    """
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     for text in texts:
         padded = ("<s>", *text.split(), END)
@@ -257,25 +264,50 @@ def count_in_dicts(texts: list[str], order: int) -> tuple[dict[str, float], dict
             grams.update(padded[k : k + n] for k in range(len(padded) - n + 1))
     del counts[0][("<s>",)]
     log_probs, backoffs, lower = {UNKNOWN: 0.0, "<s>": -99.0}, {}, {(): 1 / (len(counts[0]) + 1)}
-    for grams, longer in zip(counts, [*counts[1:], None], strict=True):
+    for n, (grams, longer) in enumerate(zip(counts, [*counts[1:], None], strict=True)):
+        kept = {gram for gram, c in grams.items() if not n or c > prune[min(n, len(prune) - 1)]}
         kinds = Counter(gram[1:] for gram in longer or {})
         adjusted = {gram: c if longer is None or gram[0] == "<s>" else kinds[gram] for gram, c in grams.items()}
         cuts = dict(enumerate(estimate_discounts(np.array([*adjusted.values()])), 1))
         total, freed = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
         for gram, count in adjusted.items():
             total[gram[:-1]] += count
-            freed[gram[:-1]] += cuts[min(count, 3)]
+            freed[gram[:-1]] += cuts[min(count, 3)] if gram in kept else count
         share = {context: freed[context] / total[context] for context in total}
         probs = {
             gram: (count - cuts[min(count, 3)]) / total[gram[:-1]] + share[gram[:-1]] * lower[gram[1:]]
             for gram, count in adjusted.items()
+            if gram in kept
         }
         if grams is counts[0]:
             log_probs[UNKNOWN] = math.log10(share[()] * lower[()])
         log_probs |= {" ".join(gram): math.log10(prob) for gram, prob in probs.items()}
-        backoffs |= {" ".join(context): math.log10(found) for context, found in share.items() if context}
+        backoffs |= {" ".join(c): math.log10(found) for c, found in share.items() if c and " ".join(c) in log_probs}
         lower = probs
     return log_probs, backoffs
+
+
+def test_pruned_models_are_the_formulas_too_and_sum_to_one() -> None:
+    texts = make_texts(400, 1)
+    for order, prune in ((3, (0, 0, 1)), (4, (0, 1)), (2, (0, 100)), (3, (0, 1, 3))):
+        model, (log_probs, backoffs) = train_ngram(texts, order, prune), count_in_dicts(texts, order, prune)
+        assert dict(model.log_probs) == log_probs
+        assert dict(model.backoffs) == backoffs
+        assert model.counts[-1] < train_ngram(texts, order).counts[-1]
+        followers = [*model.words, END, UNKNOWN]
+        for context in ("", model.start(), *[*model.backoffs][::7], "W1 UNHEARD"):
+            assert sum(10 ** model.score(context, word) for word in followers) == pytest.approx(1.0, abs=1e-9), context
+
+
+def test_kenlm_reads_what_is_written_and_scores_it_alike(tmp_path: Path) -> None:
+    kenlm = pytest.importorskip("kenlm", reason="kenlm is not installed (it builds from source)")
+    for prune in ((), (0, 0, 1)):
+        model = train_ngram(make_texts(400, 1), 3, prune)
+        save_arpa(model, tmp_path / "lm.arpa")
+        other = kenlm.Model(str(tmp_path / "lm.arpa"))
+        assert other.order == 3
+        for text in [*make_texts(50, 2), "W1 UNHEARD W2", ""]:
+            assert other.score(text) == pytest.approx(model.score_sentence(text.split()), abs=1e-4, rel=1e-5)
 
 
 def test_numbers_in_arrays_give_what_dicts_of_words_give() -> None:

@@ -68,6 +68,11 @@ def test_a_search_finds_weights_that_are_better_and_says_what_it_tried(monkeypat
     whole = [point for point in found.points if point.num_utterances == 8]
     assert len(whole) < 60
     assert best.wer == min(p.wer for p in whole if p.beam_width == 20)
+    assert compute_error_rates(texts, found.texts) == (best.wer, best.cer)
+    monkeypatch.setattr(tuning._Trial, "promises", lambda *_: True)
+    thorough = tune(logits, texts, lm, FAIRSEQ, replace(START, num_workers=0))
+    assert len(found.points) < 0.75 * len(thorough.points), "steps that promise nothing are not searched for"
+    assert best.wer < thorough.best.wer + 5
 
 
 def test_what_is_best_already_is_kept_and_needs_words(monkeypatch: pytest.MonkeyPatch) -> None:
