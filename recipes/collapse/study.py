@@ -1,4 +1,4 @@
-"""Seeds of a network (`tiny` by default) with 60 s of speech an update: healthy ones, and ones that are made to collapse.
+"""Seeds of a network (`tiny` by default) with 60 s of speech an update: healthy ones, and ones made to collapse.
 
 Every run leaves one JSON line in `out`; the same command goes on with the runs that are missing, and prints the table.
 """
