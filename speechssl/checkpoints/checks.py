@@ -16,7 +16,7 @@ import torch
 from speechssl.config.model import MAX_WIDTH
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.parsing import parse_json, parsing, read_bytes, show
-from speechssl.text.vocabulary import WORD_BOUNDARY, Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 MAX_JSON, MAX_HEADER = 4 << 20, 4 << 20
 """Most bytes of a JSON file, and of the JSON at the start of a safetensors file. That of 48 blocks takes 100 kB."""
@@ -129,15 +129,10 @@ def check_labels(symbols: Sequence[str], where: str, key: str) -> None:
     """Check the labels of a recogniser; arguments as `restore_vocabulary`.
 
     Raises:
-        CheckpointError: they are too many, not text, or have no word boundary.
+        CheckpointError: they are too many, or not text.
     """
     if len(symbols) > MAX_WIDTH:
         raise CheckpointError(f"`{key}` must have at most {MAX_WIDTH:,} labels, but {where} has {len(symbols):,}")
-    if WORD_BOUNDARY not in symbols[1:]:
-        raise CheckpointError(
-            f"`{key}` must have the word boundary {WORD_BOUNDARY!r} among its labels, but {where} has "
-            f"{len(symbols):,} labels without it: recognisers that write no spaces do not load yet"
-        )
     # A lone half of a UTF-16 pair is text to Python and JSON, and cannot be written anywhere.
     if not all(symbol.isascii() or symbol.encode("utf-8", "replace").decode() == symbol for symbol in symbols):
         raise CheckpointError(f"`{key}` must have labels that are text, but {where} has others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -32,11 +33,15 @@ from speechssl.config.model import ModelConfig
 from speechssl.durable import save_tensors
 from speechssl.errors import CheckpointError, ConfigError, SpeechSSLError
 from speechssl.model.speech_model import SpeechModel
-from speechssl.parsing import show
+from speechssl.parsing import read_bytes, show
+from speechssl.text.pieces import MAX_BYTES
 from speechssl.text.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 WEIGHTS, AVERAGED, CONFIG = "model.safetensors", "ema.safetensors", "config.json"
+
+PIECES = "sentencepiece.model"
+"""The file of a vocabulary's pieces, which sentencepiece itself opens too."""
 
 LEARNED = "objective."
 """How the names of weights begin that only the pretraining of a checkpoint needs: a `SpeechModel` has no such part."""
@@ -129,12 +134,27 @@ def read_card(folder: Path, key: str = "checkpoint") -> ModelCard:
     if kind not in KINDS or not 0 <= update <= MAX_UPDATE or (kind == "ctc") != bool(stored["vocabulary"]):
         problem = f"{path} has kind {show(kind)}, update {show(update)} and {len(stored['vocabulary'] or ())} symbols"
         raise CheckpointError(f"`{key}` must be a whole checkpoint, but {problem}")
-    labels = restore_vocabulary(stored["vocabulary"], str(path), key) if kind == "ctc" else None
+    labels = (
+        restore_vocabulary(_find_pieces(stored["vocabulary"], folder, key), str(path), key) if kind == "ctc" else None
+    )
     given = stored.get("adaptation")
     adaptation = None if given is None else build_config(Adaptation, given, key)
     if adaptation and kind != "ctc":
         raise CheckpointError(f"`{key}` must be a recogniser where it is adapted, but {path} has kind {kind}")
     return ModelCard(kind, build_config(ModelConfig, stored["model"], key), labels, update, validated, adaptation)
+
+
+def _find_pieces(vocabulary: dict[str, Any], folder: Path, key: str) -> dict[str, Any]:
+    """Take into what a card says of its vocabulary the pieces that lie beside it."""
+    if "pieces" not in vocabulary:
+        return vocabulary
+    with reading(folder / PIECES, key):
+        return vocabulary | {"pieces": base64.b64encode(read_bytes(folder / PIECES, MAX_BYTES)).decode()}
+
+
+def list_card_files(folder: Path) -> list[str]:
+    """Name the files of a checkpoint that `read_card` reads."""
+    return [CONFIG, PIECES] if (folder / PIECES).exists() else [CONFIG]
 
 
 def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> Any:
@@ -290,6 +310,11 @@ def write_model_files(folder: Path, weights: dict[str, torch.Tensor], descriptio
     """Write what `collect_weights` and `describe_model` gave; the folder is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, weights, {"format": "pt"})
+    vocabulary = description["vocabulary"]
+    (folder / PIECES).unlink(missing_ok=True)
+    if vocabulary and "pieces" in vocabulary:
+        (folder / PIECES).write_bytes(base64.b64decode(vocabulary["pieces"]))
+        description = description | {"vocabulary": vocabulary | {"pieces": PIECES}}
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from speechssl.config.knobs import DAY_S, MAX_WORKERS, check, check_choice, knob
+from speechssl.config.model import MAX_WIDTH
 
 
 @dataclass(kw_only=True)
@@ -103,14 +104,16 @@ NORMALISERS = ("none", "basic", "english")
 class TextConfig:
     """From transcripts to CTC labels."""
 
-    vocabulary: str = knob("fairseq", "`fairseq` (its 32 symbols), `data` (the letters of data.train) or `init` (the labels of a recogniser that is fine-tuned again, and their case)")
+    vocabulary: str = knob("fairseq", "`fairseq` (its 32 symbols), `data` (the letters of data.train), `bpe` or `unigram` (sentencepieces of its texts) or `init` (the labels of a recogniser that is fine-tuned again, and their case)")
+    num_pieces: int = knob(500, "labels of vocabulary=bpe and unigram, the blank and one for the unknown among them")
     case: str = knob("upper", "`upper`, `lower` or `keep`; not for vocabulary=init")
     keep: str = knob("", "characters to add to the vocabulary, such as 0123456789")
     normaliser: str = knob("none", "rules for transcripts before they become labels or are scored, stored with the recogniser: `none`, `basic` (lower case, no punctuation) or `english` (those of Whisper: numbers, contractions, spelling); `text.case` follows", "", "arXiv 2212.04356 App. C")
     unknown: str = knob("refuse", "what to do with letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
 
     def __post_init__(self) -> None:
-        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data", "init"))
+        check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data", "bpe", "unigram", "init"))
+        check(3 < self.num_pieces <= MAX_WIDTH, "text.num_pieces", f"between 4 and {MAX_WIDTH:,}", self.num_pieces)
         check_choice("text.case", self.case, ("upper", "lower", "keep"))
         check_choice("text.normaliser", self.normaliser, NORMALISERS)
         check_choice("text.unknown", self.unknown, ("refuse", "drop"))

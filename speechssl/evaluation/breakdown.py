@@ -64,6 +64,7 @@ def summarise(scores: Scores, groups: Sequence[Group], num_resamples: int, seed:
     return {
         "wer": scores.wer,
         "wer_interval": scores.compute_wer_interval(num_resamples, seed).to_dict(),
+        "wer_unit": "word" if scores.has_words else "character",
         "cer": scores.cer,
         "cer_interval": scores.compute_cer_interval(num_resamples, seed).to_dict(),
         "num_utterances": len(scores.utterances),

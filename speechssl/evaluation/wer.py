@@ -1,7 +1,8 @@
 """Word and character error rates of a corpus, and where the errors are.
 
 Rates are corpus sums through jiwer: all edits over all words (or letters, the spaces between words included) of the
-references. A rate can pass 100 %, since insertions count.
+references. A rate can pass 100 %, since insertions count. Where references have no word boundary (Chinese), their
+characters are counted as words, and WER is CER.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jiwer
 
 from speechssl.errors import DataError
 from speechssl.evaluation.statistics import Interval, compute_interval
+from speechssl.text.spelling import lacks_words
 
 
 class Edit(NamedTuple):
@@ -34,7 +36,7 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True)
 class UtteranceScore:
-    """One utterance: its two texts and the edits between them."""
+    """One utterance: its two texts and the edits between them; without words, characters stand for them."""
 
     id: str
     speaker: str | None
@@ -42,11 +44,12 @@ class UtteranceScore:
     hypothesis: str
     word_edits: tuple[Edit, ...]
     letter_edits: tuple[Edit, ...]
+    has_words: bool = True
 
     @property
     def num_words(self) -> int:
         """Words of the reference."""
-        return len(self.reference.split())
+        return len(self.reference.split()) if self.has_words else self.num_letters
 
     @property
     def num_letters(self) -> int:
@@ -78,6 +81,11 @@ class Scores:
     wer: float
     cer: float
     utterances: tuple[UtteranceScore, ...]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether WER counts words; else it is CER, since the references have no word boundary."""
+        return all(utterance.has_words for utterance in self.utterances)
 
     @property
     def num_words(self) -> int:
@@ -135,6 +143,7 @@ def compare(
     hypotheses: Sequence[str],
     speakers: Sequence[str | None] | None = None,
     ids: Sequence[str] | None = None,
+    has_words: bool = True,
 ) -> tuple[UtteranceScore, ...]:
     """Align recognised texts with their references by the fewest edits (Levenshtein 1966, through jiwer).
 
@@ -143,6 +152,7 @@ def compare(
         hypotheses: n recognised texts.
         speakers: n speakers, where known.
         ids: n names of utterances; their numbers by default.
+        has_words: False counts characters as words.
 
     Returns:
         n utterances with their edits, in the order given.
@@ -150,8 +160,9 @@ def compare(
     assert len(references) == len(hypotheses), f"{len(references)} references, {len(hypotheses)} hypotheses"
     said, heard = [" ".join(text.split()) for text in references], [" ".join(text.split()) for text in hypotheses]
     names, owners = ids or [str(k) for k in range(len(said))], speakers or [None] * len(said)
-    words, letters = _list_edits(jiwer.process_words(said, heard)), _list_edits(jiwer.process_characters(said, heard))
-    rows = zip(names, owners, said, heard, words, letters, strict=True)
+    letters = _list_edits(jiwer.process_characters(said, heard))
+    words = _list_edits(jiwer.process_words(said, heard)) if has_words else letters
+    rows = zip(names, owners, said, heard, words, letters, [has_words] * len(said), strict=True)
     return tuple(UtteranceScore(*row) for row in rows)
 
 
@@ -175,7 +186,7 @@ def score(
     Raises:
         DataError: no reference has a word, so there is nothing to divide by.
     """
-    utterances = compare(references, hypotheses, speakers, ids)
+    utterances = compare(references, hypotheses, speakers, ids, not lacks_words(references))
     if not any(utterance.num_words for utterance in utterances):
         raise DataError(
             f"`{key}` must have words to score against, but all of its {len(utterances)} transcripts are empty"

@@ -19,7 +19,7 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
-from speechssl.inference.decoding.beam import Decode, Decoder, build_decoder
+from speechssl.inference.decoding.decoder import Decode, Decoder, build_decoder
 from speechssl.inference.decoding.hypotheses import Hypothesis, find_log_probs
 from speechssl.inference.decoding.processes import choose_workers, searching, settle
 from speechssl.inference.onnx_model import AnyModel, OnnxModel
@@ -228,10 +228,12 @@ def measure_confidence(logits: Tensor, text: str, vocabulary: Vocabulary) -> flo
     labels = torch.tensor(vocabulary.encode(text), dtype=torch.int64)
     if len(labels) == 0:
         return 0.0
-    log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
     # With and without a boundary after the last word it is the same text.
-    lengths, num_frames = torch.tensor([len(labels), len(labels) - 1]), torch.full((2,), len(logits))
+    shorter = len(labels) - (vocabulary.pieces is None and vocabulary.has_words)
+    log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
+    lengths, num_frames = torch.tensor([len(labels), shorter]), torch.full((2,), len(logits))
     nats = F.ctc_loss(log_probs, labels.expand(2, -1), num_frames, lengths, BLANK, reduction="none")
+    nats = nats if shorter < len(labels) else nats[:1]
     return float((torch.logsumexp(-nats, 0) / len(labels)).exp())
 
 

@@ -69,6 +69,7 @@ def collect_states(embedder: Embedder, source: Source, seconds: float) -> FloatA
     found = run_model(
         embedder.model, source, embedder.forward, reduce,
         batch_s=embedder.batch_s, window_s=embedder.window_s, chunk_batches=1, description="listening for k-means",
+        is_output=embedder.choice.is_output,
     )  # fmt: skip
     states = [part for _, part in found]
     if source.left_out is not None:
@@ -105,6 +106,7 @@ def find_units(embedder: Embedder, source: Source, clusters: Clusters | None) ->
     for found in run_model(
         embedder.model, source, forward, reduce,
         batch_s=embedder.batch_s, window_s=embedder.window_s, chunk_batches=CHUNK_BATCHES, description="units",
+        is_output=centroids is not None and embedder.choice.is_output,
     ):  # fmt: skip
         yield found
         num_used += 1

@@ -17,6 +17,7 @@ from speechssl.checkpoints.model_folder import (
     ModelCard,
     check_stored,
     find_checkpoint,
+    list_card_files,
     load_weights,
     no_average,
     read_card,
@@ -27,6 +28,7 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.interop.adapted import build_adapted
 from speechssl.interop.fairseq.checkpoint import read_fairseq, write_fairseq
+from speechssl.interop.fairseq2 import is_fairseq2, read_fairseq2
 from speechssl.interop.files import list_tensors
 from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.huggingface.card import write_card
@@ -106,7 +108,7 @@ def _load(
     foreign = read_foreign(checkpoint, key, language)
     if foreign is None:
         folder = find_checkpoint(checkpoint, key)
-        check_whole(folder, [CONFIG], key)
+        check_whole(folder, list_card_files(folder), key)
         card = read_card(folder, key)
         weights = weights or card.validated
         file = WEIGHT_FILES[weights]
@@ -324,6 +326,8 @@ def _read_file(path: Path, key: str) -> Foreign:
             "evaluate, transcribe and embed take"
         )
     names = list_tensors(path, key)
+    if is_fairseq2(path, names, key):
+        return read_fairseq2(path, key)
     if names is None:
         return read_fairseq(path, key)
     if is_torchaudio(names):

@@ -74,6 +74,32 @@ NAMES = (
 """How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
 the network's; # is the number of a layer. fairseq's adapters are none of ours (see `_check_fits`)."""
 
+_FRONT, _LAYER = "encoder_frontend.", "encoder.layers.#."
+FAIRSEQ2 = (
+    ("backbone.encoder.convs.#.", f"{_FRONT}feature_extractor.layers.#.conv."),
+    ("backbone.encoder.layer_norms.#.", f"{_FRONT}feature_extractor.layers.#.layer_norm."),
+    ("backbone.feature_norm.", f"{_FRONT}post_extract_layer_norm."),
+    ("backbone.projection.", f"{_FRONT}model_dim_proj."),
+    ("backbone.mask_embedding", "masker.temporal_mask_embed"),
+    (_POSITION, f"{_FRONT}pos_encoder.conv."),
+    ("backbone.transformer.norm.", "encoder.layer_norm."),
+    (f"{_BLOCK}attention.query.", f"{_LAYER}self_attn.q_proj."),
+    (f"{_BLOCK}attention.key.", f"{_LAYER}self_attn.k_proj."),
+    (f"{_BLOCK}attention.value.", f"{_LAYER}self_attn.v_proj."),
+    (f"{_BLOCK}attention.out.", f"{_LAYER}self_attn.output_proj."),
+    (f"{_BLOCK}attention_norm.", f"{_LAYER}self_attn_layer_norm."),
+    (f"{_BLOCK}ffn_norm.", f"{_LAYER}ffn_layer_norm."),
+    (f"{_BLOCK}inner.", f"{_LAYER}ffn.inner_proj."),
+    (f"{_BLOCK}outer.", f"{_LAYER}ffn.output_proj."),
+    ("pretraining.quantizer.logits.", "quantizer.entry_proj."),
+    ("pretraining.quantizer.codebook", "quantizer.entries"),
+    ("pretraining.target_projection.", "final_target_proj."),
+    ("pretraining.context_projection.", "final_proj."),
+    ("head.linear.", "final_proj."),
+)
+"""The same in fairseq2, for pre-norm networks with layer norm in the convolutions, as omniASR's are; a model has one of
+the last two."""
+
 _CONFORMER, _LENGTH, _ADAPTER = "encoder.layers.#.", "backbone.length_adapter.layers.#.", "adapter.layers.#."
 CONFORMER = (
     (f"{_BLOCK}first.norm.", f"{_CONFORMER}ffn1_layer_norm."),
@@ -133,6 +159,7 @@ POSITIONS = {
     "huggingface": "encoder.pos_conv_embed.conv.",
     "torchaudio": "encoder.transformer.pos_conv_embed.conv.",
     "fairseq": "encoder.pos_conv.0.",
+    "fairseq2": "encoder_frontend.pos_encoder.conv.",
 }
 """Where the positional convolution is, whose weight norm torch has spelt in two ways."""
 
@@ -142,7 +169,7 @@ def rename(name: str, family: str) -> str | None:
 
     Args:
         name: ours.
-        family: `huggingface`, `torchaudio`, `fairseq` or one of `CONFORMER_NORMS`.
+        family: `huggingface`, `torchaudio`, `fairseq`, `fairseq2` or one of `CONFORMER_NORMS`.
     """
     for ours, theirs in _list_rows(family):
         found = re.match(re.escape(ours).replace(r"\#", r"(\d+)"), name)
@@ -160,6 +187,8 @@ def rename(name: str, family: str) -> str | None:
 @cache
 def _list_rows(family: str) -> list[tuple[str, str]]:
     """List how names begin, ours and a family's."""
+    if family == "fairseq2":
+        return list(FAIRSEQ2)
     rows = [(row[0], row[2 if family == "fairseq" else 1]) for row in NAMES]
     if family in CONFORMER_NORMS:
         norm = (f"{_BLOCK}convolution.norm.", f"{_CONFORMER}conv_module.{CONFORMER_NORMS[family]}")

@@ -58,6 +58,9 @@ _UNWRITTEN = str.maketrans(
 _DOTS = re.compile("[iıİ]\u0307+")
 """An i with a second dot, as Python's lower case of İ is."""
 
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE")
+"""How Unicode's names of letters begin in scripts that put no space between words."""
+
 _MAX_ALPHABET = 40
 """Letters of the largest alphabet with ı (those of Turkic languages have at most 34), and some of loanwords."""
 
@@ -123,6 +126,18 @@ def find_own(symbols: Iterable[str], case: str) -> dict[str, str]:
     if labels & {"ß", "ẞ"}:
         own |= dict.fromkeys(("ß", "ẞ"), "ß" if "ß" in labels else "ẞ")
     return own
+
+
+def lacks_words(texts: Iterable[str]) -> bool:
+    """Say whether texts have no word boundary: not one space, and most letters of a script that is written without."""
+    unspaced = total = 0
+    for text in texts:
+        if len(text.split()) > 1:
+            return False
+        letters = [c for c in text if unicodedata.category(c)[0] == "L"]
+        unspaced += sum(unicodedata.name(c, "").startswith(_UNSPACED) for c in letters)
+        total += len(letters)
+    return unspaced > total / 2
 
 
 def has_dotless_i(texts: Iterable[str]) -> bool:

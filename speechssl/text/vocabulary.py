@@ -4,10 +4,14 @@ A transcript goes through two steps. *Folding* spells the same letter the same w
 one apostrophe, one case. Then each character either is in the vocabulary or not. Outside it, a character is *silent*
 (punctuation: it separates words and nobody speaks it) or *spoken* (a letter, a digit, `%`): labels lose both, a
 reference that is scored loses only the silent ones, so that what a model cannot write counts against it.
+
+A label is a letter, or with a sentencepiece model (`text.pieces`) a piece: several letters, the space before a word as
+`▁` among them. Which texts it can write is decided by its letters either way.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import unicodedata
 from collections import Counter
@@ -17,17 +21,20 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from speechssl.advice import spell
 from speechssl.config.data import NORMALISERS, TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.parsing import parsing
+from speechssl.text.keep import WORD_BOUNDARY as WORD_BOUNDARY
+from speechssl.text.keep import read_keep, read_label
 from speechssl.text.normalise import find_normaliser
+from speechssl.text.pieces import WORD_START, Pieces, train_pieces
 from speechssl.text.spelling import (
     JOINERS,
     find_own,
     fold,
     has_dotless_i,
     is_dotless_alphabet,
-    join_words,
+    lacks_words,
     spell_symbol,
 )
 from speechssl.text.spelling import is_silent as is_silent
@@ -35,13 +42,14 @@ from speechssl.text.spelling import is_silent as is_silent
 BLANK = 0
 """Index of the CTC blank, whatever its symbol is called."""
 
-WORD_BOUNDARY = "|"
-"""The symbol that stands for the space between words and, as in fairseq's labels, after the last one."""
-
 FAIRSEQ_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>", *"|ETAONIHSRDLUMWCFGYPBVK'XJQZ")
 """fairseq's dictionary for LibriSpeech: four specials, of which `<s>` is the blank, then letters by frequency."""
 
-_ESCAPE = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}")
+KINDS_OF_PIECES = ("bpe", "unigram")
+"""Values of `text.vocabulary` for which a sentencepiece model is trained."""
+
+_SPECIAL = re.compile(r"<.+>|\[.+\]|madeupword\d+", re.DOTALL)
+"""Symbols that write nothing: in brackets, and what fairseq fills its dictionaries up with."""
 
 _ODD_SHARE = 0.1
 """An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
@@ -64,21 +72,23 @@ class Vocabulary:
     """The labels of a CTC head, and how text is brought to them.
 
     Attributes:
-        symbols: label of each index; 0 is the CTC blank, `|` the word boundary. A symbol of more than one character
-            (`<pad>`) is never a label.
+        symbols: label of each index; 0 is the CTC blank, `|` the word boundary. A symbol in brackets (`<pad>`, `[UNK]`)
+            is no label; other symbols of several characters (`tʃ`) are.
         case: `upper`, `lower` or `keep`: what folding does to letters.
         keep: the characters that `text.keep` added to the vocabulary.
         dotless_i: i and ı are two letters, as in Turkish; None: as the symbols say.
+        pieces: the model whose pieces the symbols are; None: each is a letter, and the word boundary is one of them.
         normaliser: what a text goes through before it is folded (`text.normalise`); `none` leaves all to the folding.
 
     Raises:
-        ConfigError: a symbol comes twice, or there is no word boundary, or nothing but blank and boundary.
+        ConfigError: a symbol comes twice, or there is no letter, or the symbols are not the pieces.
     """
 
     symbols: tuple[str, ...]
     case: str = "upper"
     keep: str = ""
     dotless_i: bool | None = None
+    pieces: Pieces | None = None
     normaliser: str = "none"
 
     def __post_init__(self) -> None:
@@ -87,15 +97,44 @@ class Vocabulary:
         twice = [symbol for symbol, count in Counter(self.symbols).items() if count > 1]
         if twice:
             raise ConfigError(f"`text.vocabulary` must have each symbol once, but has {twice[0]!r} twice")
-        if WORD_BOUNDARY not in self.symbols[1:]:
-            shown = _show(self.symbols)
-            raise ConfigError(f"`text.vocabulary` must have the boundary '|' after the blank, but is {shown}")
-        if len(self.symbols) < 3:
+        if self.pieces is not None and self.symbols != self.pieces.symbols:
+            raise ConfigError("`text.vocabulary` must have the pieces of its model as symbols, but has others")
+        if len(self.symbols) < 2 or not self._letters:
             raise ConfigError(f"`text.vocabulary` must have at least one letter, but is {_show(self.symbols)}")
 
     def __len__(self) -> int:
         """Count the symbols, the blank included: the width of the CTC head."""
         return len(self.symbols)
+
+    @property
+    def boundary(self) -> str:
+        """The symbol of the space between words: after a word among letters, before it among pieces."""
+        return WORD_BOUNDARY if self.pieces is None else WORD_START
+
+    @cached_property
+    def labels(self) -> frozenset[int]:
+        """Indices that write something, the boundary among them; the blank and specials write nothing."""
+        if self.pieces is not None:
+            return self.pieces.written - {BLANK}
+        return frozenset(k for k, symbol in enumerate(self.symbols) if k != BLANK and not _SPECIAL.fullmatch(symbol))
+
+    @cached_property
+    def has_words(self) -> bool:
+        """Say whether texts of these labels have spaces between words; in Chinese or Thai nobody writes them."""
+        if self.pieces is None:
+            return WORD_BOUNDARY in self.symbols[1:]
+        return not lacks_words(["".join(self._letters)])
+
+    @cached_property
+    def _long(self) -> dict[str, int]:
+        """Index of each label of several letters, as it is spelt in a folded text."""
+        found = [k for k in sorted(self.labels) if len(self.symbols[k]) > 1 and self.pieces is None]
+        return {"".join(map(self.fold_symbol, self.symbols[k])): k for k in found}
+
+    @cached_property
+    def _labels_in_text(self) -> re.Pattern[str]:
+        """What labels look like in a folded text, the longest first."""
+        return re.compile("|".join(map(re.escape, sorted({*self._index, *self._long}, key=len, reverse=True))))
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -103,9 +142,14 @@ class Vocabulary:
 
         An imported vocabulary has its own spelling (a typographic apostrophe), which folded texts have not.
         """
-        labels = {symbol: k for k, symbol in enumerate(self.symbols) if k != BLANK and len(symbol) == 1}
+        labels = {self.symbols[k]: k for k in sorted(self.labels) if len(self.symbols[k]) == 1}
         folded = {self.fold_symbol(symbol): k for symbol, k in labels.items()}
         return {spelling: k for spelling, k in folded.items() if len(spelling) == 1} | labels
+
+    @cached_property
+    def _own_spelling(self) -> dict[int, str]:
+        """From folded letters to those of the pieces, where the two differ."""
+        return {ord(c): self.symbols[k] for c, k in self._index.items() if c != self.symbols[k]}
 
     @cached_property
     def _label_table(self) -> dict[int, str]:
@@ -117,7 +161,7 @@ class Vocabulary:
 
     @cached_property
     def _letters(self) -> frozenset[str]:
-        return frozenset(self._index) - {WORD_BOUNDARY}
+        return frozenset(self._index).union(*self._long) - {WORD_BOUNDARY, self.boundary}
 
     def can_write(self, word: str) -> bool:
         """Say whether all characters of a folded word are labels."""
@@ -141,7 +185,7 @@ class Vocabulary:
             Folded words with single spaces. Outside the vocabulary, punctuation separates words ("well-known" is two)
             and everything else is dropped; `unknown_letters` counts both.
         """
-        return join_words(self.fold(text).translate(self._label_table))
+        return self._join(self.fold(text).translate(self._label_table))
 
     def fold(self, text: str) -> str:
         """Spell a text as references are spelt that it is compared with, whatever the spelling of the symbols."""
@@ -163,17 +207,31 @@ class Vocabulary:
             Folded words with single spaces. Punctuation outside the vocabulary separates words, since nobody speaks
             it; letters and digits outside the vocabulary stay: the model cannot write them, and that is an error.
         """
-        return join_words(self.fold(text).translate(self._reference_table))
+        return self._join(self.fold(text).translate(self._reference_table))
+
+    def _join(self, text: str) -> str:
+        """Join words with single spaces, or with none where nobody writes them; apostrophes alone are no words."""
+        return (" " if self.has_words else "").join(word for word in text.split() if word.strip("'"))
+
+    def split(self, text: str) -> list[str]:
+        """Split a decoded text into what a language model takes for words: labels, where there are no words."""
+        return text.split() if self.has_words or self.pieces is not None else self._labels_in_text.findall(text)
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into labels, normalised, each word followed by the boundary (fairseq's `.ltr`).
+        """Turn a text into labels, normalised: pieces, or letters with the boundary after each word (fairseq's `.ltr`).
 
         Returns:
             Indices in 1 to V - 1; empty where nothing of the text is in the vocabulary. `decode` gives
             `normalise(text)` back, in the spelling of the symbols.
         """
         text = self.normalise(text)
-        return [self._index[c] for c in (text + " ").replace(" ", WORD_BOUNDARY)] if text else []
+        if self.pieces is not None:
+            return self.pieces.encode(text.translate(self._own_spelling))
+        if not text:
+            return []
+        spelt = (text + " ").replace(" ", WORD_BOUNDARY) if self.has_words else text
+        index = self._index | self._long
+        return [index[label] for label in self._labels_in_text.findall(spelt)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn labels into text.
@@ -184,8 +242,8 @@ class Vocabulary:
         Returns:
             Words with single spaces.
         """
-        letters = [self.symbols[k] for k in ids if k != BLANK and len(self.symbols[k]) == 1]
-        return " ".join("".join(letters).replace(WORD_BOUNDARY, " ").split())
+        text = "".join(self.symbols[k] for k in ids if k in self.labels)
+        return " ".join(text.replace(self.boundary, " ").split())
 
     def unknown_letters(self, texts: Iterable[str]) -> Counter[str]:
         """Count the characters, white space apart, that are not in the vocabulary, after folding."""
@@ -196,8 +254,11 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the form that a checkpoint's `config.json` holds."""
-        named = {"case": self.case, "keep": self.keep, "dotless_i": self.dotless_i, "normaliser": self.normaliser}
-        return {"symbols": list(self.symbols), **named}
+        stored = {"symbols": list(self.symbols), "case": self.case, "keep": self.keep, "dotless_i": self.dotless_i}
+        stored["normaliser"] = self.normaliser
+        if self.pieces is not None:
+            stored["pieces"] = base64.b64encode(self.pieces.to_bytes()).decode()
+        return stored
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Vocabulary:
@@ -210,12 +271,17 @@ class Vocabulary:
         # Before there was this field, capitals were made of i and ı alike.
         dotless_i = stored.get("dotless_i", False if case == "upper" else None)
         whole = isinstance(symbols, list) and case in ("upper", "lower", "keep") and isinstance(keep, str)
+        whole = whole and (dotless_i is None or isinstance(dotless_i, bool))
         normaliser = stored.get("normaliser", "none")
-        whole = whole and (dotless_i is None or isinstance(dotless_i, bool)) and normaliser in NORMALISERS
+        whole = whole and isinstance(stored.get("pieces", ""), str) and normaliser in NORMALISERS
         if not whole or not all(isinstance(symbol, str) for symbol in symbols or ()):
             must = "hold a vocabulary of symbols, case and keep"
             raise CheckpointError(f"`checkpoint` must {must}, but its vocabulary is {_show(stored.values())}")
-        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i, str(normaliser))
+        pieces = None
+        if "pieces" in stored:
+            with parsing("`checkpoint`", "hold a sentencepiece model as pieces", CheckpointError, "its vocabulary"):
+                pieces = Pieces.from_bytes(base64.b64decode(stored["pieces"], validate=True))
+        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i, pieces, str(normaliser))
 
 
 def find_case(symbols: Iterable[str]) -> str:
@@ -237,98 +303,53 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary 
     Args:
         config: `fairseq` gives its 32 symbols in its order; `data` gives the blank, the boundary and the letters,
             apostrophes and joiners of `texts`, sorted; `init` gives those of `init`. The characters of `text.keep`
-            follow.
-        texts: transcripts of the training data; read for `data` alone.
+            follow. `bpe` and `unigram` give pieces of what `data` would give.
+        texts: transcripts of the training data; read for `data` and pieces alone.
         init: labels of the recogniser that training begins with, if it is one.
 
     Raises:
         ConfigError: `text.case` does not fit the vocabulary, `text.keep` has what cannot be a label, there is no
-            `init` for `text.vocabulary=init`, or `text.normaliser` is another than its or not installed.
+            `init` for `text.vocabulary=init`,
+            `text.normaliser` is another than its or not installed, or the texts do not give `text.num_pieces` pieces.
         DataError: the transcripts have no letters.
     """
     if config.vocabulary == "init":
         return _extend(init, config)
-    texts = list(texts) if config.vocabulary == "data" else []
+    texts = list(texts) if config.vocabulary != "fairseq" else []
     if config.normaliser != "none":
         texts = [find_normaliser(config.normaliser, "text.normaliser")(text) for text in texts]
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     dotless_i, own = has_dotless_i(texts or [kept]), find_own(kept, config.case)
-    keep = {spelling for c in kept for spelling in _read_label(c, spell_symbol(c, config.case, dotless_i, own))}
-    if config.vocabulary == "data":
+    keep = {spelling for c in kept for spelling in read_label(c, spell_symbol(c, config.case, dotless_i, own))}
+    if config.vocabulary != "fairseq":
         letters = _find_letters(fold(text, config.case, dotless_i, own) for text in texts)
-        symbols: tuple[str, ...] = ("<s>", WORD_BOUNDARY, *letters)
+        symbols: tuple[str, ...] = ("<s>", *letters) if lacks_words(texts) else ("<s>", WORD_BOUNDARY, *letters)
     else:
         if config.case != "upper":
             raise ConfigError(f"`text.case` must be upper with text.vocabulary=fairseq, but is {config.case!r}")
         symbols = FAIRSEQ_SYMBOLS
     extra = sorted(keep - set(symbols))
-    return Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i, config.normaliser)
+    vocabulary = Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i, None, config.normaliser)
+    if config.vocabulary not in KINDS_OF_PIECES:
+        return vocabulary
+    letters = [symbol for symbol in vocabulary.symbols[1:] if symbol != WORD_BOUNDARY]
+    pieces = train_pieces(map(vocabulary.normalise, texts), config.vocabulary, config.num_pieces, letters)
+    return replace(vocabulary, symbols=pieces.symbols, pieces=pieces)
 
 
 def _extend(init: Vocabulary | None, config: TextConfig) -> Vocabulary:
     """Add the characters of `text.keep` to the labels of a recogniser."""
     if init is None:
-        raise ConfigError("`text.vocabulary` must be fairseq or data unless `init` is a recogniser, but is init")
+        raise ConfigError("`text.vocabulary` must be another unless `init` is a recogniser, but is init")
     if config.normaliser not in ("none", init.normaliser):
         must = f"{init.normaliser} with text.vocabulary=init, as that recogniser was trained"
         raise ConfigError(f"`text.normaliser` must be {must}, but is {config.normaliser}")
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
-    labels = {spelling for c in kept for spelling in _read_label(c, init.fold_symbol(c))}
+    if kept and init.pieces is not None:
+        raise ConfigError(f"`text.keep` must be empty where the labels of `init` are pieces, but is {config.keep[:80]}")
+    labels = {spelling for c in kept for spelling in read_label(c, init.fold_symbol(c))}
     extra = "".join(sorted(label for label in labels if label not in init))
     return replace(init, symbols=(*init.symbols, *extra), keep=init.keep + extra) if extra else init
-
-
-def read_keep(keep: str) -> str:
-    r"""Read `text.keep`, in which `\xHH`, `\uHHHH` and `\UHHHHHHHH` stand for one character, as in Python.
-
-    Raises:
-        ConfigError: there is no such character.
-    """
-    try:
-        return _ESCAPE.sub(lambda match: chr(int(match[0][2:], 16)), keep)
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(f"`text.keep` must be characters of Unicode, but is {keep[:80]}") from error
-
-
-def write_keep(letters: Iterable[str]) -> str:
-    r"""Write `text.keep=…` so that a shell and the grammar of overrides read it as these letters.
-
-    What cannot be seen, or means something to one of the two, is an escape such as `\u200c`.
-    """
-    # A mark behind a letter would be one with it.
-    ordered = sorted(letters, key=lambda c: not unicodedata.combining(c))
-    return spell("text.keep", "".join(c if _is_plain(c) else _escape(c) for c in ordered))
-
-
-def name_letters(counts: Mapping[str, int] | Iterable[str], most: int = 20) -> str:
-    """List the first of some characters, with how often each was seen where that is given.
-
-    What cannot be seen by itself is named by its number.
-    """
-    times = {c: f" {n} ×" for c, n in counts.items()} if isinstance(counts, Mapping) else dict.fromkeys(counts, "")
-    named = [(f"{c!r}" if _is_plain(c) or c.isascii() else f"U+{ord(c):04X}") + n for c, n in times.items()]
-    more = f" and {len(named) - most:,} others" if len(named) > most else ""
-    return ", ".join(named[:most]) + more
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _is_plain(character: str) -> bool:
-    """Say whether a character is seen by itself and means nothing to a shell or a grammar in double quotes."""
-    return unicodedata.category(character)[0] in "LNSP" and character not in "'\"\\${}`!"
-
-
-def _read_label(character: str, spelling: str) -> str:
-    """Check that a character of `text.keep` can be a label, and give how it is spelt."""
-    if not spelling:
-        code = f"U+{ord(character):04X}"
-        raise ConfigError(f"`text.keep` must be what spells words, but {code} is left out of every text")
-    if spelling.isspace() or spelling == WORD_BOUNDARY or unicodedata.category(character) == "Cs":
-        raise ConfigError(f"`text.keep` must be characters other than spaces and '|', but has {character!r}")
-    return spelling
 
 
 def _show(symbols: Iterable[object]) -> str:

@@ -23,15 +23,13 @@ from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.adapted import locate, start_adapting
 from speechssl.interop.load import load_model, read_stored_card
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import CTCObjective, CTCOptions, needs_more_frames
+from speechssl.objectives.ctc import CTCObjective, CTCOptions, Tolerance, count_needed_frames
+from speechssl.text.keep import name_letters, write_keep
 from speechssl.text.vocabulary import (
     BLANK,
-    WORD_BOUNDARY,
     Vocabulary,
     build_vocabulary,
     is_silent,
-    name_letters,
-    write_keep,
 )
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.run import Task
@@ -86,7 +84,11 @@ def make_vocabulary(
         DataError: as `build_vocabulary` and `check_letters`; in `data.valid` nothing is refused, nobody learns from it.
     """
     texts = [text for text in train_set.column("text") if text]
-    if config.text.vocabulary == "init":
+    own = begun.vocabulary if begun else None
+    if own is not None and own.pieces is not None:
+        # As they were trained: another version of sentencepiece might find others.
+        vocabulary = own
+    elif config.text.vocabulary == "init":
         card = begun or read_stored_card(config.init, language=config.language)
         # A run that goes on has the characters of `text.keep` already.
         vocabulary = build_vocabulary(config.text, [], card.vocabulary)
@@ -129,6 +131,7 @@ def check_layers(config: FinetuneConfig) -> None:
 def choose_options(config: FinetuneConfig) -> CTCOptions:
     """Choose what is frozen and what is added to the loss; without `init` there is nothing to keep (see above)."""
     network, training = config.model, config.training
+    penalties = config.star_penalty, config.word_penalty, config.penalty_decay
     return CTCOptions(
         head_updates=count_frozen_updates(config),
         frozen_layers=config.freeze_layers if config.init else -1,
@@ -137,6 +140,7 @@ def choose_options(config: FinetuneConfig) -> CTCOptions:
         intermediate_layer=config.intermediate_layer or network.self_conditioning or network.num_layers // 2,
         consistency_weight=config.consistency_weight,
         best_by=config.best_by,
+        tolerance=Tolerance(*penalties, training.planned_updates) if config.tolerate_errors else None,
     )
 
 
@@ -160,15 +164,17 @@ def _take_head(model: SpeechModel, source: SpeechModel, config: FinetuneConfig) 
     if source.head is None or source.vocabulary is None:
         return
     assert model.head is not None and model.vocabulary is not None, "a recogniser is what is trained"
-    rows = match_labels(source.vocabulary, model.vocabulary)
-    named = list(zip(model.vocabulary.symbols, rows, strict=True))[1:]
-    letters = {symbol: row for symbol, row in named if len(symbol) == 1}
+    here, there = model.vocabulary, source.vocabulary
+    rows = match_labels(there, here)
+    letters = {here.symbols[k]: rows[k] for k in sorted(here.labels)}
     missing = [symbol for symbol, row in letters.items() if row is None]
     # The boundary alone says nothing of a language.
-    fits = len(letters) - len(missing) > (letters.get(WORD_BOUNDARY) is not None)
-    if config.reset_layers or not fits:
-        why = f"with reset_layers={config.reset_layers} the blocks before it do"
-        why = why if config.reset_layers else f"it has no label for {name_letters(missing)}"
+    fits = len(letters) - len(missing) > (letters.get(here.boundary) is not None)
+    one_form = (here.pieces is None) == (there.pieces is None)
+    if config.reset_layers or not fits or not one_form:
+        why = f"it has no label for {name_letters(missing)}"
+        why = why if one_form else "one of the two has letters for labels, the other pieces"
+        why = f"with reset_layers={config.reset_layers} the blocks before it do" if config.reset_layers else why
         _logger.warning("init=%s is a recogniser, but its CTC head starts afresh: %s", config.init, why)
         return
     _move_rows(model.head, source.head, rows)
@@ -214,14 +220,13 @@ def match_labels(there: Vocabulary, here: Vocabulary) -> list[int | None]:
     Returns:
         For each symbol of `here` its index in `there`; None where there is none.
     """
-    own = {symbol: k for k, symbol in reversed(list(enumerate(there.symbols))) if k != BLANK and len(symbol) == 1}
+    own = {there.symbols[k]: k for k in sorted(there.labels, reverse=True)}
     spelt = {here.fold_symbol(symbol): k for symbol, k in own.items()} | own
-    specials = iter([k for k, symbol in enumerate(there.symbols) if k != BLANK and len(symbol) != 1])
+    specials = iter([k for k in range(len(there)) if k != BLANK and k not in there.labels])
     rows: list[int | None] = [BLANK]
-    for symbol in here.symbols[1:]:
-        rows.append(
-            spelt.get(symbol, spelt.get(here.fold_symbol(symbol))) if len(symbol) == 1 else next(specials, None)
-        )
+    for k, symbol in list(enumerate(here.symbols))[1:]:
+        is_label = k in here.labels
+        rows.append(spelt.get(symbol, spelt.get(here.fold_symbol(symbol))) if is_label else next(specials, None))
     return rows
 
 
@@ -308,13 +313,17 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     Raises:
         DataError: none is left.
     """
-    texts = manifest.column("text")
-    labels = [vocabulary.encode(text or "") for text in texts]
+    labels = [vocabulary.encode(text or "") for text in manifest.column("text")]
     samples = manifest.num_samples_16k
-    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = config.model.count_outputs(shortest)
-    too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
-    keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
-    keep &= samples <= config.data.max_s * SAMPLE_RATE
-    reason = f"without labels, longer than data.max_s={config.data.max_s:g} s or too short for their text"
-    return leave_out(manifest, keep, key, reason)
+    speed = config.data.fastest if key == "data.train" else 1.0
+    frames = config.model.count_outputs(count_at_speed(samples, speed))
+    needed = np.array([count_needed_frames(row) for row in labels])
+    is_short = needed > frames
+    first = int(is_short.argmax())
+    has = f"{frames[first]} at speed {speed:g}" if speed != 1 else str(frames[first])
+    reasons = {
+        "without labels": np.array([not row for row in labels]),
+        f"longer than data.max_s={config.data.max_s:g} s": samples > config.data.max_s * SAMPLE_RATE,
+        f"too short for their text (the first needs {needed[first]} frames, and has {has})": is_short,
+    }
+    return leave_out(manifest, reasons, key)

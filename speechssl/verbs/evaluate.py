@@ -157,6 +157,8 @@ def load_transcribed(data: TestDataConfig, keep_empty: bool = False) -> tuple[Ma
 
 def _log(scores: Scores, groups: Sequence[breakdown.Group], unknown: Counter[str]) -> None:
     """Tell people where the errors are."""
+    if not scores.has_words:
+        _logger.warning("the references have no word boundary: wer counts characters, as cer does")
     if unknown:
         _logger.warning("characters of the transcripts outside the vocabulary (text.keep makes labels of them):")
         log_lines(breakdown.format_unknown(unknown), logging.WARNING)

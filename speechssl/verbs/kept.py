@@ -16,7 +16,7 @@ from speechssl.checkpoints.layout import DECODING
 from speechssl.config.decoding import WEIGHTS, DecodingConfig
 from speechssl.durable import write_in_one_step
 from speechssl.errors import CheckpointError, ConfigError
-from speechssl.inference.decoding.beam import Decoder, build_decoder
+from speechssl.inference.decoding.decoder import Decoder, build_decoder
 from speechssl.interop.load import find_update
 from speechssl.parsing import open_regular, parsing, read_json
 from speechssl.printable import make_json_printable

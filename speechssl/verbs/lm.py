@@ -19,7 +19,8 @@ from speechssl.inference.decoding.ngram import save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
 from speechssl.inference.recognise import require_recogniser
 from speechssl.interop.load import load_for_inference
-from speechssl.text.vocabulary import Vocabulary, build_vocabulary, name_letters
+from speechssl.text.keep import name_letters
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 

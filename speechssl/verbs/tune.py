@@ -81,7 +81,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     greedy = _score_greedily(logits, references, vocabulary, fit)
     found = search(logits, references, lm, vocabulary, config.decoding, "data.test")
     for text in found.texts:
-        fit.count([vocabulary.fold(word) for word in text.split()], lm)
+        fit.count([vocabulary.fold(word) for word in vocabulary.split(text)], lm)
     fit.warn_of_unknown()
     facts = {
         "weights": {name: getattr(found.config, name) for name in WEIGHTS},
@@ -122,7 +122,7 @@ def _score_greedily(
 ) -> dict[str, float]:
     """Give the rates of greedy decoding, and count its words."""
     texts = [greedy_decode(row[None], torch.tensor([len(row)]), vocabulary)[0] for row in logits]
-    fit.greedy_words = sum(len(text.split()) for text in texts)
+    fit.greedy_words = sum(len(vocabulary.split(text)) for text in texts)
     wer, cer = compute_error_rates(references, [vocabulary.fold(text) for text in texts], "data.test")
     return {"wer": wer, "cer": cer}
 

@@ -26,6 +26,7 @@ from speechssl.checkpoints.model_folder import save_model
 from speechssl.checkpoints.snapshot import Progress
 from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
 from speechssl.config.adaptation import Adaptation, LoRAConfig
+from speechssl.config.data import TextConfig
 from speechssl.config.decoding import WEIGHTS
 from speechssl.config.inference import CompareConfig
 from speechssl.config.model import ModelConfig, QuantizerConfig
@@ -48,7 +49,7 @@ from speechssl.interop.names import export_weights
 from speechssl.interop.onnx import OUTPUTS, describe_model
 from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.wav2vec2 import ContrastiveObjective
-from speechssl.text.vocabulary import Vocabulary
+from speechssl.text.vocabulary import Vocabulary, build_vocabulary
 from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
 from speechssl.training.resume import TrainingState
@@ -216,6 +217,23 @@ def make_recogniser() -> SpeechModel:
     return SpeechModel(SMALL, Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE'")), pretraining=False)
 
 
+def make_pieces(folder: Path) -> None:
+    labels = build_vocabulary(TextConfig(vocabulary="bpe", num_pieces=12), ["AB ABBA BABA", "CAB A"])
+    model = SpeechModel(SMALL, labels)
+    save_model(model, folder / "ours")
+    write_model(model, folder / "huggingface", "huggingface")
+
+
+def make_omniasr(folder: Path) -> None:
+    """Write fairseq2's file of a recogniser, with its tokenizer beside it."""
+    labels = build_vocabulary(TextConfig(vocabulary="bpe", num_pieces=12), ["AB ABBA BABA", "CAB A"])
+    network = replace(SMALL, conv_norm="layer", conv_bias=True, norm_first=True, model_dim=16, num_heads=16)
+    model = SpeechModel(network, labels)
+    torch.save({"model": export_weights(model, "fairseq2"), "fs2": True}, folder / "omniASR.pt")
+    assert labels.pieces is not None
+    (folder / "omniASR_tokenizer.model").write_bytes(labels.pieces.to_bytes())
+
+
 def write_formats(*formats: str) -> Callable[[Path], None]:
     """Write a recogniser and a pretrained model in some formats, one folder each."""
 
@@ -375,6 +393,8 @@ KINDS: dict[str, Kind] = {
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
+    "pieces": Kind(make_pieces, use_model, ("*/*.model", "*/config.json")),
+    "omniASR": Kind(make_omniasr, lambda folder, _: load_model(str(folder / "omniASR.pt"))),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
     "small weights": Kind(make_small_weights, use_small_weights, ("mms/*", "lora/*")),
     "families": Kind(make_families, use_model, ("*/*.json", "*/*.safetensors")),

@@ -150,7 +150,7 @@ def test_a_stranger_s_card_asks_for_no_memory_and_ends(pre: Path, manifests: Pat
         ({"language": "swh", "model": "tiny"}, "`language` must be left out without `init`"),
         ({"text.vocabulary": "init", "model": "tiny"}, "`text.vocabulary` must be left out without `init`"),
         ({"adapt": "lora", "init": "pre", "reset_layers": 1}, "`reset_layers` must be 0 unless adapt is all"),
-        ({"text.vocabulary": "init", "init": "pre"}, "`text.vocabulary` must be fairseq or data unless `init` is"),
+        ({"text.vocabulary": "init", "init": "pre"}, "`text.vocabulary` must be another unless `init` is"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(

@@ -7,6 +7,9 @@ as a pause (the blank, `<pad>` and its kin), and a boundary after a boundary, or
 that nothing that makes the same text competes with itself. With a wide enough beam the result is the best text, to
 rounding.
 
+Pieces of words are symbols as letters are, but for where a word ends: where the next piece begins with `▁`. One text
+has many ways to be cut; their probabilities are added among the prefixes that are alive at the end.
+
 A text scores ln P(text | audio) + `lm_weight` · ln P(words, end) + `word_bonus` · words + `unknown_penalty` · words
 that the n-gram does not know; without an n-gram the first of these alone. `blank_penalty` changes the frames before.
 """
@@ -15,99 +18,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from speechssl.config.decoding import WEIGHTS, DecodingConfig
-from speechssl.inference.decoding.greedy import greedy_decode
 from speechssl.inference.decoding.hypotheses import FloatArray, Hypothesis, find_log_probs
-from speechssl.inference.decoding.lm_fit import Beginnings, Fit, load_lm
+from speechssl.inference.decoding.lm_fit import Beginnings
 from speechssl.inference.decoding.ngram import END, Ngram
-from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
+from speechssl.text.vocabulary import BLANK, Vocabulary
 
 IntArray = npt.NDArray[np.int64]
-Decode = Callable[[Tensor, Tensor], list[str]]
-"""Logits (B, T, V) and valid frames (B,) → B texts."""
-
-ROOT = 0
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A way to read texts off logits, and what a result says of it.
-
-    Attributes:
-        decode: logits to texts.
-        facts: how that is done.
-        fit: of the language model's words and the recogniser's, where there is a language model.
-        search: the beam search; None: greedy.
-    """
-
-    decode: Decode
-    facts: dict[str, Any]
-    fit: Fit | None = None
-    search: BeamSearch | None = None
-
-    def count_greedy(self, logits: Tensor) -> None:
-        """Count the words that greedy decoding reads off logits (T, V)."""
-        if self.fit is not None and self.search is not None:
-            texts = greedy_decode(logits[None], torch.tensor([len(logits)]), self.search.vocabulary)
-            self.fit.greedy_words += len(texts[0].split())
-
-    def count_text(self, text: str) -> None:
-        """Count the words of a text that the search found."""
-        if self.fit is not None and self.search is not None and self.search.lm is not None:
-            self.fit.count([self.search.spell(word) for word in text.split()], self.search.lm)
-
-    def describe(self) -> dict[str, Any]:
-        """Give what a result says when all texts are decoded, and warn of a language model that does not fit them."""
-        if self.fit is None:
-            return self.facts
-        self.fit.warn_of_unknown()
-        return self.facts | {"beam": self.facts["beam"] | self.fit.describe()}
-
-
-def build_decoder(config: DecodingConfig, vocabulary: Vocabulary, weights_from: str = "") -> Decoder:
-    """Build the decoder that `decoding.*` asks for.
-
-    Args:
-        config: weights that it leaves open have their defaults.
-        vocabulary: of the recogniser.
-        weights_from: where its weights are from, for the result; empty: `keys` where it has some, else `defaults`.
-
-    Raises:
-        DataError: `decoding.lm` is no ARPA file, or has no word that the recogniser can write.
-    """
-    facts: dict[str, Any] = {"decoding": config.name}
-    if config.name == "greedy":
-        return Decoder(lambda logits, num_frames: greedy_decode(logits, num_frames, vocabulary), facts)
-    search = BeamSearch(vocabulary, config, load_lm(config.lm, vocabulary) if config.lm else None)
-    names: tuple[str, ...] = ("blank_penalty", "beam_width", "beam_threshold", "symbol_min_prob")
-    keys: dict[str, Any] = {name: getattr(search.config, name) for name in names}
-    lm, begun = search.lm, search.begun
-    if lm is None or begun is None:
-        return Decoder(search.decode, facts | {"beam": keys}, search=search)
-    names = ("lm", "lm_weight", "word_bonus", "unknown_penalty")
-    keys |= {name: getattr(search.config, name) for name in names}
-    keys |= {"weights_from": weights_from or ("keys" if config.given else "defaults"), "lm_ngrams": lm.counts}
-
-    def decode(logits: Tensor, num_frames: Tensor) -> list[str]:
-        texts = search.decode(logits, num_frames)
-        for text, row, length in zip(texts, logits, num_frames.tolist(), strict=True):
-            decoder.count_greedy(row[:length])
-            decoder.count_text(text)
-        return texts
-
-    decoder = Decoder(decode, facts | {"beam": keys}, Fit(len(lm.words), len(begun.words)), search)
-    return decoder
+ROOT, NOWHERE = 0, -2
+"""The empty prefix, and the index of a symbol that there is none of; -1 is the symbol of the root."""
 
 
 @dataclass
@@ -121,6 +48,7 @@ class _Prefixes:
         scores: what the words before have scored: language model, bonus and penalty.
         foreseen: that, and what the word that has begun will score by guess.
         children: (prefix, symbol) → prefix.
+        ended: prefix → score and context after the word that it stands in.
     """
 
     parents: list[int] = field(default_factory=lambda: [-1])
@@ -130,6 +58,7 @@ class _Prefixes:
     scores: list[float] = field(default_factory=lambda: [0.0])
     foreseen: list[float] = field(default_factory=lambda: [0.0])
     children: dict[tuple[int, int], int] = field(default_factory=dict)
+    ended: dict[int, tuple[float, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -169,14 +98,22 @@ class BeamSearch:
 
     def __init__(self, vocabulary: Vocabulary, config: DecodingConfig, lm: Ngram | None = None) -> None:
         self.vocabulary, self.lm = vocabulary, lm
-        self.boundary = vocabulary.symbols.index(WORD_BOUNDARY)
+        symbols, mark = vocabulary.symbols, vocabulary.boundary
+        # Some vocabularies of pieces have no `▁` that stands alone.
+        self.boundary = symbols.index(mark) if mark in symbols else NOWHERE
+        # Where there are no words, a language model has labels for words, and each begins another.
+        is_word = not vocabulary.has_words and vocabulary.pieces is None
+        self.ends_word = np.array(
+            [k in vocabulary.labels and (is_word or symbol[:1] == mark) for k, symbol in enumerate(symbols)]
+        )
         # The model's words are spelt as texts are, whatever the spelling of an imported vocabulary.
-        self.spellings = [vocabulary.fold_symbol(symbol) for symbol in vocabulary.symbols]
+        self.spellings = ["".join(map(vocabulary.fold_symbol, symbol.removeprefix(mark))) for symbol in symbols]
         self.places: dict[str, list[int]] = defaultdict(list)
         for k, spelling in enumerate(self.spellings):
-            self.places[spelling].append(k)
-        self.pauses = [k for k, symbol in enumerate(vocabulary.symbols) if k == BLANK or len(symbol) != 1]
-        self.letters = np.array([k for k in range(len(vocabulary)) if k not in self.pauses], dtype=np.int64)
+            if not self.ends_word[k]:
+                self.places[spelling].append(k)
+        self.pauses = [k for k in range(len(vocabulary)) if k not in vocabulary.labels]
+        self.letters = np.array(sorted(vocabulary.labels), dtype=np.int64)
         self.begun = Beginnings(lm, vocabulary) if lm else None
         self._set_weights(config)
 
@@ -184,6 +121,8 @@ class BeamSearch:
         self.config = config.fill(WEIGHTS if self.lm else WEIGHTS | {"blank_penalty": 0.0})
         self.onward: dict[str, FloatArray] = {}
         self.all_unknown = np.full(len(self.vocabulary), self._foresee("\0"))
+        pairs = zip(self.spellings, self.ends_word.tolist(), strict=True)
+        self.starts = np.array([self._foresee(spelling) if ends else 0.0 for spelling, ends in pairs])
 
     def reweigh(self, config: DecodingConfig) -> BeamSearch:
         """Make the same search with other weights, quickly: what it knows of the language model is shared."""
@@ -234,7 +173,7 @@ class BeamSearch:
         if self.lm is None:
             return 0.0
         context, total = self.lm.start(), 0.0
-        for word in text.split():
+        for word in self.vocabulary.split(text):
             total += self._score_word(context, word)
             context = self.lm.advance(context, word)
         return total + self._score_end(context)
@@ -247,7 +186,8 @@ class BeamSearch:
         # After a boundary, and at the start, a boundary writes nothing, whether a pause stood before it or not.
         is_open = (ends == self.boundary) | (ends == -1)
         pause = total + np.logaddexp.reduce(frame[self.pauses])
-        other = np.where(is_open, total + frame[self.boundary], beam.other + frame[np.maximum(ends, 0)])
+        idle = frame[self.boundary] if self.boundary != NOWHERE else -np.inf
+        other = np.where(is_open, total + idle, beam.other + frame[np.maximum(ends, 0)])
         grown = np.where(active == ends[:, None], beam.pause[:, None], total[:, None]) + frame[active]
         grown[is_open[:, None] & (active == self.boundary)] = -np.inf
         self._merge(tree, beam, active, grown, other)
@@ -291,12 +231,12 @@ class BeamSearch:
         ranks: FloatArray = grown + before[:, None]
         if self.lm is None:
             return ranks
-        onward = np.concatenate([self._foresee_next(tree.words[prefix]) for prefix in alive])
-        ranks += onward.reshape(len(alive), -1)[:, active]
-        for column in np.flatnonzero(active == self.boundary).tolist():
-            for row in np.flatnonzero(grown[:, column] > -np.inf).tolist():
-                ended = self._grow(tree, alive[row], self.boundary)
-                ranks[row, column] = grown[row, column] + tree.scores[ended]
+        onward = np.concatenate([self._foresee_next(tree.words[prefix], active) for prefix in alive])
+        ranks += onward.reshape(len(alive), -1)
+        ends = np.flatnonzero(self.ends_word[active])
+        if len(ends):
+            after = np.array([self._end_word(tree, prefix)[0] for prefix in alive])
+            ranks[:, ends] = grown[:, ends] + after[:, None] + self.starts[active[ends]]
         return ranks
 
     def _foresee(self, word: str) -> float:
@@ -309,8 +249,15 @@ class BeamSearch:
         begun = self.begun.get(word)
         return self._weigh(self.lm.unknown if begun is None else begun, begun is not None)
 
-    def _foresee_next(self, word: str) -> FloatArray:
-        """Guess what a word will score with each symbol after it, (V,)."""
+    def _foresee_next(self, word: str, active: IntArray) -> FloatArray:
+        """Guess what a word will score with each of some symbols after it; those that end it get no guess of use."""
+        if self.vocabulary.pieces is not None:
+            pairs = zip(active.tolist(), self.ends_word[active].tolist(), strict=True)
+            return np.array([0.0 if ends else self._foresee(word + self.spellings[symbol]) for symbol, ends in pairs])
+        return self._foresee_letters(word)[active]
+
+    def _foresee_letters(self, word: str) -> FloatArray:
+        """Guess what a word will score with each letter after it, (V,)."""
         assert self.begun is not None
         found = self.onward.get(word)
         if found is None:
@@ -328,13 +275,10 @@ class BeamSearch:
         if found is not None:
             return found
         word, context, score = tree.words[prefix], tree.contexts[prefix], tree.scores[prefix]
-        if symbol != self.boundary:
-            word += self.spellings[symbol]
-        elif self.lm is not None:
-            score += self._score_word(context, word)
-            context, word = self.lm.advance(context, word), ""
-        else:
+        if self.ends_word[symbol]:
+            score, context = self._end_word(tree, prefix)
             word = ""
+        word += self.spellings[symbol]
         fresh = len(tree.parents)
         tree.parents.append(prefix)
         tree.symbols.append(symbol)
@@ -345,6 +289,17 @@ class BeamSearch:
         tree.children[prefix, symbol] = fresh
         return fresh
 
+    def _end_word(self, tree: _Prefixes, prefix: int) -> tuple[float, str]:
+        """Give the score and the context of a prefix with the word that it stands in at its end, if it is in one."""
+        word, context, score = tree.words[prefix], tree.contexts[prefix], tree.scores[prefix]
+        if self.lm is None or not word:
+            return score, context
+        found = tree.ended.get(prefix)
+        if found is None:
+            found = score + self._score_word(context, word), self.lm.advance(context, word)
+            tree.ended[prefix] = found
+        return found
+
     def _finish(self, tree: _Prefixes, beam: _Beam, number: int) -> list[Hypothesis]:
         """Score the last words and the end, and add prefixes that are one text but for a last boundary."""
         scores: dict[str, float] = {}
@@ -354,8 +309,8 @@ class BeamSearch:
             text = self._spell(tree, prefix)
             scores[text] = float(np.logaddexp(scores.get(text, -np.inf), total))
             if self.lm is not None and text not in extras:
-                whole = self._grow(tree, prefix, self.boundary) if tree.words[prefix] else prefix
-                extras[text] = tree.scores[whole] + self._score_end(tree.contexts[whole])
+                score, context = self._end_word(tree, prefix)
+                extras[text] = score + self._score_end(context)
         totals_of = {text: score + extras.get(text, 0.0) for text, score in scores.items()}
         best = sorted(scores, key=lambda text: -totals_of[text])[:number]
         return [Hypothesis(text, totals_of[text], scores[text], *self._score_words(text)) for text in best]
@@ -364,7 +319,7 @@ class BeamSearch:
         """Give ln P(words, end) of the language model, and how many words it does not know."""
         if self.lm is None:
             return 0.0, 0
-        words = [self.spell(word) for word in text.split()]
+        words = [self.spell(word) for word in self.vocabulary.split(text)]
         context, total = self.lm.start(), 0.0
         for word in words:
             total += self.lm.score(context, word)

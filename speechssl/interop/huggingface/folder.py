@@ -82,7 +82,7 @@ def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") 
         vocabulary, order = labels.vocabulary, list(labels.order)
         # The vocabulary that was exported, where the file still has its tokens.
         exported = restore_vocabulary(ours["vocabulary"], where, key) if ours.get("vocabulary") else None
-        if exported and export_tokens(exported) == vocabulary.symbols:
+        if exported and vocabulary.symbols in (exported.symbols, export_tokens(exported)):
             vocabulary = exported
         if order != sorted(order):
             # The blank's row of the head comes to the front, where ours is.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.checkpoints.checks import read_json
+from speechssl.checkpoints.model_folder import PIECES
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError
 from speechssl.interop.files import write_json
 from speechssl.interop.foreign import make_vocabulary, read_field
 from speechssl.interop.huggingface.languages import choose_tokens
+from speechssl.interop.huggingface.pieces import FAST, write_pieces
+from speechssl.interop.pieces import read_pieces
 from speechssl.parsing import show
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
@@ -106,15 +108,17 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: st
     """Read the vocabulary of a CTC model.
 
     Args:
-        folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json.
+        folder: with vocab.json and, where the tokenizer's tokens are not the usual ones, tokenizer_config.json; or
+            with sentencepiece.model instead.
         num_rows: outputs of the head.
         pad_id: `pad_token_id` of config.json: the CTC blank there.
         language: whose tokens are taken where there are those of several; empty: the folder's own.
 
     Raises:
-        CheckpointError: the vocabulary does not fit the head or has no blank, no word boundary, or symbols of
-            several letters, such as phonemes.
+        CheckpointError: the vocabulary does not fit the head or has no blank.
     """
+    if not (folder / VOCABULARY).is_file():
+        return _read_pieces(folder, num_rows, key)
     tokens = _read_tokens(folder, num_rows, key, language)
     special = _read_special(folder, key)
     blank = special["pad_token"]
@@ -129,17 +133,23 @@ def read_labels(folder: Path, num_rows: int, pad_id: Any, key: str, language: st
         )
     boundary = special["word_delimiter_token"]
     symbols = [WORD_BOUNDARY if token == boundary else token for token in tokens]
-    known = {str(value) for value in special.values()}
-    is_special = re.compile(r"<.*>|\[.*\]", re.DOTALL).fullmatch
-    long = [symbol for symbol in symbols if len(symbol) > 1 and symbol not in known and not is_special(symbol)]
-    if long:
-        raise CheckpointError(
-            f"`{key}` must have single letters as labels, but {folder / VOCABULARY} has {show(long[0])}"
-        )
     first = tokens.index(blank)
     order = (first, *(row for row in range(num_rows) if row != first))
     ordered = tuple(symbols[row] for row in order)
     return Labels(make_vocabulary(ordered, str(folder / VOCABULARY), key), order)
+
+
+def _read_pieces(folder: Path, num_rows: int, key: str) -> Labels:
+    """Read labels that are sentencepieces: one for each row, in the order of the model."""
+    if not (folder / PIECES).is_file():
+        raise CheckpointError(f"`{key}` must have {VOCABULARY} or {PIECES}, but {folder} has neither")
+    vocabulary = read_pieces(folder / PIECES, key)
+    if len(vocabulary) != num_rows:
+        raise CheckpointError(
+            f"`{key}` must have a piece for each of the {num_rows} outputs of its head, but {folder / PIECES} has "
+            f"{len(vocabulary)}"
+        )
+    return Labels(vocabulary, tuple(range(num_rows)))
 
 
 def export_tokens(vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -171,6 +181,11 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
         return
     write_json(folder / PREPROCESSOR, {**extractor, "processor_class": processor})
     write_json(folder / PROCESSOR, {"processor_class": processor, "feature_extractor": extractor})
+    for name in (VOCABULARY, SPECIALS, FAST, PIECES):
+        (folder / name).unlink(missing_ok=True)
+    if vocabulary.pieces is not None:
+        write_pieces(folder, vocabulary.pieces, export_tokens(vocabulary), processor)
+        return
     tokens = export_tokens(vocabulary)
     unknown = next((token for token in ("<unk>", "[UNK]") if token in tokens), None)
     bos, eos = (token if token in tokens else None for token in ("<s>", "</s>"))
@@ -182,7 +197,7 @@ def write_processor(folder: Path, config: ModelConfig, vocabulary: Vocabulary | 
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
         "processor_class": processor,
         **special,
-        "word_delimiter_token": WORD_BOUNDARY,
+        "word_delimiter_token": WORD_BOUNDARY if WORD_BOUNDARY in tokens else None,
         "replace_word_delimiter_char": " ",
         "do_lower_case": False,
         "target_lang": None,

@@ -18,7 +18,7 @@ from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
-from speechssl.inference.decoding.beam import build_decoder
+from speechssl.inference.decoding.decoder import build_decoder
 from speechssl.inference.recognise import (
     iterate_readings,
     iterate_texts,

@@ -107,7 +107,7 @@ def test_what_is_kept_may_be_typed_by_its_number() -> None:
 def test_no_message_has_a_whole_vocabulary_in_it() -> None:
     chinese = tuple(map(chr, range(0x4E00, 0x4E00 + 3500)))
     for make in (
-        lambda: Vocabulary(("<s>", *chinese)),
+        lambda: Vocabulary(("<s>", *chinese, "<s>")),
         lambda: Vocabulary(("<s>", "|", *chinese, chinese[0])),
         lambda: Vocabulary.from_dict({"symbols": list(chinese), "case": "Upper", "keep": ""}),
     ):
@@ -160,8 +160,8 @@ def test_no_letters_is_a_data_error() -> None:
         build_vocabulary(TextConfig(vocabulary="data"), ["12", "", "''"])
 
 
-@each_case("symbols", [("<s>", "|"), ("<s>", "A", "B"), ("<s>", "|", "A", "A")])
-def test_a_vocabulary_needs_blank_boundary_and_distinct_letters(symbols: tuple[str, ...]) -> None:
+@each_case("symbols", [("<s>", "|"), ("<s>",), ("<s>", "<unk>", "[PAD]"), ("<s>", "|", "A", "A")])
+def test_a_vocabulary_needs_a_blank_and_distinct_letters(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"`text\.vocabulary`"):
         Vocabulary(symbols)
 

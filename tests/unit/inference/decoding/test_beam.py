@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from speechssl.config.data import TextConfig
 from speechssl.config.decoding import WEIGHTS, DecodingConfig
 from speechssl.errors import ConfigError, DataError
-from speechssl.inference.decoding.beam import BeamSearch, build_decoder
+from speechssl.inference.decoding.beam import BeamSearch
+from speechssl.inference.decoding.decoder import build_decoder
 from speechssl.inference.decoding.greedy import greedy_decode, merge_path
 from speechssl.inference.decoding.lm_fit import Beginnings, Fit
 from speechssl.inference.decoding.ngram import Ngram, save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
-from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
+from speechssl.text.pieces import CONTROL, NORMAL, UNKNOWN, Piece, Pieces
+from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary, build_vocabulary
 from tests.cases import each_case
 
 SMALL = Vocabulary(("<s>", "<pad>", "|", "A", "B"))
@@ -335,3 +338,53 @@ def test_the_likeliest_texts_are_listed_with_scores_that_add_up() -> None:
         assert found.total == pytest.approx(found.acoustic + added)
         assert found.lm == pytest.approx(math.log(10) * lm.score_sentence(words))
         assert found.num_unknown == sum(word not in lm for word in words)
+
+
+PIECES = Pieces(
+    "bpe",
+    tuple(
+        Piece(text, -float(k), kind)
+        for k, (text, kind) in enumerate(
+            [("<s>", CONTROL), ("<unk>", UNKNOWN), ("▁", NORMAL), ("▁A", NORMAL), ("A", NORMAL), ("B", NORMAL)]
+        )
+    ),
+)
+CUT = Vocabulary(PIECES.symbols, pieces=PIECES)
+NO_BARE = Vocabulary(
+    (bare := replace(PIECES, pieces=tuple(p for p in PIECES.pieces if p.text != "▁"))).symbols, pieces=bare
+)
+
+
+@each_case("vocabulary", [CUT, NO_BARE])
+@each_case("seed", range(4))
+def test_pieces_are_searched_as_letters_are(seed: int, vocabulary: Vocabulary) -> None:
+    log_probs = draw(5, seed, vocabulary)
+    texts = sum_over_paths(log_probs, vocabulary)
+    best = max(texts, key=texts.__getitem__)
+    assert BeamSearch(vocabulary, EXACT).search(log_probs) == (best, pytest.approx(texts[best]))
+
+
+@each_case("vocabulary", [CUT, NO_BARE])
+@each_case("seed", range(4))
+def test_a_word_ends_where_the_next_piece_begins_with_its_mark(seed: int, vocabulary: Vocabulary) -> None:
+    log_probs, lm = draw(5, seed, vocabulary, sharpness=1.0), make_lm()
+    search = BeamSearch(vocabulary, replace(EXACT, lm="x", word_bonus=0.5), lm)
+    totals = {text: p + search.score_text(text) for text, p in sum_over_paths(log_probs, vocabulary).items()}
+    best = max(totals, key=totals.__getitem__)
+    assert search.search(log_probs) == (best, pytest.approx(totals[best]))
+
+
+def test_an_ngram_decides_between_pieces_that_sound_alike() -> None:
+    texts = ["THE CAT SAT", "THE CAT ATE", "A CAT SAT", "THE MAT"]
+    vocabulary = build_vocabulary(TextConfig(vocabulary="bpe", num_pieces=15), texts)
+    heard = vocabulary.encode("THE CAT SAT")
+    log_probs = np.full((2 * len(heard) + 1, len(vocabulary)), -9.0)
+    for k, label in enumerate(heard):
+        log_probs[2 * k, label] = log_probs[2 * k + 1, 0] = -0.1
+    log_probs[2 * len(heard) :, 0] = -0.1
+    config = DecodingConfig(name="beam", lm="x", lm_weight=1.0, beam_width=50)
+    found = BeamSearch(vocabulary, config, train_ngram(texts, order=3)).search(log_probs)[0]
+    assert found == "THE CAT SAT"
+    assert found == BeamSearch(vocabulary, DecodingConfig(name="beam")).search(log_probs)[0]
+    wrong = BeamSearch(vocabulary, replace(config, lm_weight=40.0), train_ngram(["MAT"] * 9, order=2))
+    assert wrong.search(log_probs)[0] != "THE CAT SAT"
