@@ -179,8 +179,8 @@ def _render_textgrid(texts: Iterable[TimedText]) -> Iterator[str]:
         begin += text.duration_s
     yield f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = {_format_number(begin)}\n'
     yield f"tiers? <exists>\nsize = {len(tiers)}\nitem []:\n"
-    for number, (name, spans) in enumerate(tiers.items(), 1):
-        yield from _render_tier(number, name, fill_gaps(spans, begin), begin)
+    for number, (name, labelled) in enumerate(tiers.items(), 1):
+        yield from _render_tier(number, name, fill_gaps(labelled, begin), begin)
 
 
 def _render_tier(number: int, name: str, spans: Sequence[tuple[float, float, str]], end: float) -> Iterator[str]:
