@@ -122,6 +122,14 @@ class Vocabulary:
         """Say whether a folded character is a label; the boundary's own character is none in a text."""
         return character in self._letters
 
+    def find_index(self, character: str) -> int:
+        """Give the index of a folded character that is a label.
+
+        Raises:
+            KeyError: it is none.
+        """
+        return self._index[character]
+
     def normalise(self, text: str) -> str:
         """Bring a text to what the labels can say.
 
