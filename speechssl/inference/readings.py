@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from speechssl.inference.alignment import align_text
 from speechssl.inference.decoding.beam import Decode
+from speechssl.inference.decoding.lm_fit import Fit
 from speechssl.inference.stretches import cut_stretches
 from speechssl.inference.timed import Span
 from speechssl.text.vocabulary import BLANK, Vocabulary
@@ -25,12 +26,14 @@ class Reading(NamedTuple):
         text: empty where nothing was.
         confidence: how sure the recogniser is of it (`measure_confidence`); 0 where nobody asked.
         words, characters: in time; none where nobody asked.
+        counts: what the decoder counted meanwhile (`Fit.counts`).
     """
 
     text: str
     confidence: float = 0.0
     words: tuple[Span, ...] = ()
     characters: tuple[Span, ...] = ()
+    counts: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Reader:
         frame_s: from one frame to the next, in seconds.
         has_confidence: measure how sure the texts are.
         has_times: align them as well.
+        fit: counts the words that `decode` writes.
     """
 
     vocabulary: Vocabulary
@@ -50,6 +54,7 @@ class Reader:
     frame_s: float
     has_confidence: bool = False
     has_times: bool = False
+    fit: Fit | None = None
 
     def read(self, pieces: Iterable[Tensor]) -> Reading:
         """Read consecutive logits (t, V)."""
@@ -58,6 +63,7 @@ class Reader:
         characters: list[Span] = []
         confidences: list[tuple[float, int]] = []
         ends_word = True
+        before = self.fit.counts if self.fit else (0, 0, 0)
         for stretch in cut_stretches(pieces, self.vocabulary, self.frame_s):
             found = self._read_stretch(stretch.logits)
             if not found.text:
@@ -71,7 +77,9 @@ class Reader:
             characters += _shift(found.characters, stretch.first * self.frame_s)
             confidences.append((found.confidence, len(self.vocabulary.encode(found.text))))
             ends_word = stretch.ends_word
-        return Reading("".join(texts), _average(confidences), tuple(words), tuple(characters))
+        after = self.fit.counts if self.fit else before
+        counts = (after[0] - before[0], after[1] - before[1], after[2] - before[2])
+        return Reading("".join(texts), _average(confidences), tuple(words), tuple(characters), counts)
 
     def _read_stretch(self, logits: Tensor) -> Reading:
         text = self.decode(logits[None], torch.tensor([len(logits)]))[0]
