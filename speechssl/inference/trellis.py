@@ -120,7 +120,7 @@ def _trace(log_probs: Floats, states: States, starts: Floats, ends: Floats) -> I
     gap_numbers = {int(state): number for number, state in enumerate(states.gaps)}
     for k in range(num_frames - 1, 0, -1):
         state = int(path[k])
-        step = steps[k, state]
+        step = int(steps[k, state])
         path[k - 1] = states.gaps[origins[k, gap_numbers[state]]] if step == _JUMP else state - step
     return path
 
