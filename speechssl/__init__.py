@@ -23,6 +23,7 @@ from speechssl.processes import limit_spinning
 
 if TYPE_CHECKING:
     from speechssl import verbs as verbs
+    from speechssl.api import align as align
     from speechssl.api import bench as bench
     from speechssl.api import convert as convert
     from speechssl.api import demo as demo

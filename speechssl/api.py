@@ -282,5 +282,5 @@ def _make_function(name: str) -> Callable[..., dict[str, Any]]:
 
 
 demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
-evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
-report, bench, doctor = (_make_function(name) for name in ("report", "bench", "doctor"))
+evaluate, tune, align, probe = (_make_function(name) for name in ("evaluate", "tune", "align", "probe"))
+convert, report, bench, doctor = (_make_function(name) for name in ("convert", "report", "bench", "doctor"))

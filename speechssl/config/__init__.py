@@ -9,7 +9,14 @@ from speechssl.config.data import (
     TextConfig,
 )
 from speechssl.config.decoding import DecodingConfig
-from speechssl.config.inference import EmbedConfig, EvaluateConfig, ProbeConfig, TranscribeConfig, TuneConfig
+from speechssl.config.inference import (
+    AlignConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    TranscribeConfig,
+    TuneConfig,
+)
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
@@ -25,7 +32,7 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
+    "AlignConfig", "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
     "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",

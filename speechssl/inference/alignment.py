@@ -1,121 +1,217 @@
-"""A text in time, from a recogniser's frames: forced alignment by CTC."""
+"""A text in time, from a recogniser's frames: forced alignment by CTC, of hours too, and of a text that is not all there.
+
+A *star* stands for what the vocabulary cannot write ("1984", a letter of another script): it takes any symbol, at the
+probability of the best one. In a tolerant alignment, words may be passed over that nobody said, and between two words
+anything may be said that nobody wrote, each at a price (`UNSAID_NATS`, `UNWRITTEN_NATS`). The star is that of
+https://docs.pytorch.org/audio (tutorial "CTC forced alignment API for multilingual data") and of MMS (arXiv 2305.13516),
+the way around a word that of omni-temporal classification (arXiv 2309.15796).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from torch import Tensor
 
 from speechssl.errors import DataError
+from speechssl.inference.anchors import find_cuts
 from speechssl.inference.timed import Span
-from speechssl.inference.trellis import Floats, Ints, States, find_path
+from speechssl.inference.trellis import IMPOSSIBLE, Floats, Ints, States, find_path
 from speechssl.text.spelling import fold
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
+
+UNSAID_NATS = 2.0
+"""What it costs to pass over a letter of the text. A word is passed over where its letters are less probable than
+exp(-2 - 2) of what is heard instead."""
+
+UNWRITTEN_NATS = 2.0
+"""What it costs to hear a letter that the text does not have."""
+
+_STAR_BLANK_NATS = 0.5
+"""What it costs a star to take a frame of silence: silence around it is rather not its own."""
+
+_NO_WORD = -1
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text.
+
+    Attributes:
+        written: as people write it.
+        spelt: in labels, and in spoken characters that are none, each run of which is a star; of several words where
+            a silent character stands inside ("well-known").
+    """
+
+    written: str
+    spelt: str
 
 
 @dataclass(frozen=True)
 class _Letter:
-    """One label of a text: the character that it stands for, its column of the posteriors, and whose word it is of."""
+    """A label of a text: the characters that it stands for, its column of the log-probabilities, its word's number."""
 
     text: str
     column: int
     word: int
 
 
+def split_words(text: str, vocabulary: Vocabulary, spell: Callable[[str], str] | None = None) -> list[Word]:
+    """Split a text into the words that can be put in time; one of silent characters alone ("–") is none.
+
+    What is in labels alone, as a decoder's text is, is taken letter by letter.
+
+    Args:
+        text: as people write it or as a decoder gives it.
+        vocabulary: the labels.
+        spell: spells a word otherwise before its labels are taken, such as in Latin letters.
+    """
+    if spell is None and all(c in vocabulary or c.isspace() for c in text):
+        return [Word(word, word) for word in text.split()]
+    # Quotes are told from apostrophes by the words around them, so before the words are split.
+    written = fold(text, "keep").split()
+    words = [Word(word, vocabulary.normalise_reference(spell(word) if spell else word)) for word in written]
+    return [word for word in words if word.spelt]
+
+
 def align_text(
-    logits: Tensor, text: str, vocabulary: Vocabulary, frame_s: float
+    logits: Tensor, text: str, vocabulary: Vocabulary, frame_s: float, *, tolerant: bool = False
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Find when the words and characters of a text were said: the most probable path of its labels (Viterbi).
 
-    A character's confidence is its label's highest posterior in the frames that the path gives it; a word's is the mean
-    of its characters'. Punctuation and what the vocabulary lacks is no character, and a word without any is none.
-
     Args:
-        logits: (T, V) of all frames of the utterance; scores of any scale are made probabilities by a softmax.
+        logits: (T, V) of all frames of the utterance; a softmax makes probabilities of them.
         text: what was said, as people write it or as a decoder gives it.
         vocabulary: V symbols.
         frame_s: from the start of one frame to the next, in seconds: 0.02, or 0.04 at 25 frames a second.
+        tolerant: as in `align_words`.
 
     Returns:
-        Words and characters, each in their order and without overlap.
+        Words and characters, as `align_words` gives them.
 
     Raises:
-        DataError: the text has more labels than fit into the frames.
+        DataError: the text has more labels than fit into the frames, and the alignment is not tolerant.
     """
-    words = _split_words(text, vocabulary)
+    return align_words(logits, split_words(text, vocabulary), vocabulary, frame_s, tolerant=tolerant)
+
+
+def align_words(
+    logits: Tensor, words: Sequence[Word], vocabulary: Vocabulary, frame_s: float, *, tolerant: bool = False
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Put words in time.
+
+    A character's confidence is its label's highest posterior in the frames that the path gives it, 0 for a star; a
+    word's is the mean of its characters'. Memory grows with T + L; time too, where the recogniser knows the text well
+    enough for it to be cut (`find_cuts`), and with T · L in between.
+
+    Args:
+        logits, vocabulary, frame_s: as in `align_text`.
+        words: what was said.
+        tolerant: words may be missing in the audio, and speech in the words.
+
+    Returns:
+        Words and characters, each in their order and without overlap; without the words that were passed over.
+
+    Raises:
+        DataError: the words do not fit into the frames, and the alignment is not tolerant.
+    """
     letters = _list_letters(words, vocabulary)
     if not letters:
         return (), ()
     log_probs = logits.detach().float().log_softmax(-1).cpu().numpy()
-    states = _make_states([letter.column for letter in letters])
-    num_states = len(states.columns)
-    starts = np.full(num_states, -1e30, dtype=np.float32)
-    starts[:2] = 0
-    ends = np.full(num_states, -1e30, dtype=np.float32)
-    # The boundary after the last word need not be there.
-    ends[-4:] = 0
-    path = find_path(log_probs, states, starts, ends) if len(log_probs) else np.zeros(0, dtype=np.int64)
-    if not len(path):
-        must = f"`text` must fit into the {len(log_probs)} frames of its audio"
-        raise DataError(f"{must}, but has {len(letters) - 1} labels: {text[:60]!r}")
-    return _place(path, log_probs, letters, words, frame_s)
+    columns = np.array([letter.column for letter in letters])
+    numbers = np.array([letter.word for letter in letters])
+    starts = [0, *(np.flatnonzero((numbers[:-1] == _NO_WORD) & (numbers[1:] != _NO_WORD)) + 1).tolist()]
+    starts = [k for k in starts if k == 0 or letters[k].word != letters[k - 2].word]
+    cuts = find_cuts(log_probs, columns, starts)
+    edges = zip([(0, 0), *cuts], [*cuts, (len(log_probs), len(letters))], strict=True)
+    runs = np.full((len(letters), 2), -1, dtype=np.int64)
+    for (frame, first), (last_frame, last) in edges:
+        gaps = [k - first for k in [*starts, len(letters)] if first <= k <= last]
+        path = _find_part(log_probs[frame:last_frame], columns[first:last], gaps, tolerant)
+        if not len(path):
+            text = " ".join(word.written for word in words)
+            must = f"`text` must fit into the {len(log_probs)} frames of its audio"
+            raise DataError(f"{must}, but has {len(letters) - 1} labels: {text[:60]!r}")
+        where = np.flatnonzero(path % 2)
+        # Written from the back, the first frame of each label is what stays.
+        runs[first + path[where[::-1]] // 2, 0] = frame + where[::-1]
+        runs[first + path[where] // 2, 1] = frame + where + 1
+    return _make_spans(runs, log_probs, letters, words, frame_s)
 
 
-def _split_words(text: str, vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Split a text into words as they are written, each with its labels as a text; those without labels are left out.
-
-    What is in labels alone, as a decoder's text is, is taken letter by letter.
-    """
-    if all(c in vocabulary or c.isspace() for c in text):
-        return [(word, word) for word in text.split()]
-    # Quotes are told from apostrophes by the words around them, so before the words are split.
-    spelt = [(word, vocabulary.normalise(word)) for word in fold(text, "keep").split()]
-    return [(word, labels) for word, labels in spelt if labels]
-
-
-def _list_letters(words: Sequence[tuple[str, str]], vocabulary: Vocabulary) -> list[_Letter]:
-    """List the labels of words, each word followed by a boundary that belongs to no word (-1)."""
-    boundary = vocabulary.symbols.index(WORD_BOUNDARY)
-    letters = []
-    for number, (_, spelt) in enumerate(words):
-        for c in spelt:
-            letters.append(_Letter(c, boundary, -1) if c == " " else _Letter(c, vocabulary.find_index(c), number))
-        letters.append(_Letter(WORD_BOUNDARY, boundary, -1))
+def _list_letters(words: Sequence[Word], vocabulary: Vocabulary) -> list[_Letter]:
+    """List the labels of words, a boundary behind each word, inside of "well-known" too."""
+    boundary = _Letter(WORD_BOUNDARY, vocabulary.find_index(WORD_BOUNDARY), _NO_WORD)
+    letters: list[_Letter] = []
+    for number, word in enumerate(words):
+        for is_space, run in groupby(word.spelt, str.isspace):
+            if is_space:
+                letters.append(boundary)
+                continue
+            for is_label, part in groupby(run, vocabulary.__contains__):
+                if is_label:
+                    letters += [_Letter(c, vocabulary.find_index(c), number) for c in part]
+                else:
+                    letters.append(_Letter("".join(part), len(vocabulary), number))
+        letters.append(boundary)
     return letters
 
 
-def _make_states(columns: Sequence[int]) -> States:
-    """Put a blank before, between and after labels."""
+def _find_part(log_probs: Floats, columns: Ints, gaps: Sequence[int], tolerant: bool) -> Ints:
+    """Find the path (T,) of labels, or nothing where they do not fit.
+
+    Args:
+        log_probs: (T, V) of all frames.
+        columns: (L,) labels of whole words, V for a star.
+        gaps: labels before which a word begins, 0 and L included.
+        tolerant: words and speech may be passed over there.
+    """
+    if not len(log_probs):
+        return np.zeros(0, dtype=np.int64)
+    best = log_probs.copy()
+    best[:, BLANK] -= _STAR_BLANK_NATS
+    star = best.max(-1)
+    gap = np.maximum(log_probs[:, BLANK], star - UNWRITTEN_NATS)
     states = np.full(2 * len(columns) + 1, BLANK, dtype=np.int64)
     states[1::2] = columns
     may_pass = np.zeros(len(states), dtype=np.bool_)
     may_pass[3::2] = states[3::2] != states[1:-2:2]
-    return States(states, may_pass, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    starts, ends = np.full((2, len(states)), IMPOSSIBLE, dtype=np.float32)
+    starts[:2] = 0
+    # The boundary after the last word need not be there.
+    ends[-4:] = 0
+    places, costs = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    if tolerant:
+        places = 2 * np.array(gaps, dtype=np.int64)
+        states[places] = log_probs.shape[1] + 1
+        costs = (UNSAID_NATS * places / 2).astype(np.float32)
+        starts[places] = -costs
+        starts[places[:-1] + 1] = -costs[:-1]
+        ends[places] = np.maximum(ends[places], costs - costs[-1])
+    extended = np.concatenate([log_probs, star[:, None], gap[:, None]], axis=1)
+    return find_path(extended, States(states, may_pass, places, costs), starts, ends)
 
 
-def _place(
-    path: Ints, log_probs: Floats, letters: Sequence[_Letter], words: Sequence[tuple[str, str]], frame_s: float
+def _make_spans(
+    runs: Ints, log_probs: Floats, letters: Sequence[_Letter], words: Sequence[Word], frame_s: float
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Turn a path into spans of words and characters."""
-    frames = np.arange(len(path))
-    labelled = path % 2 == 1
-    numbers = path[labelled] // 2
-    peaks = np.exp(log_probs[frames[labelled], [letters[k].column for k in numbers]])
-    first = {int(k): int(t) for k, t in zip(numbers[::-1], frames[labelled][::-1], strict=True)}
-    last = {int(k): int(t) for k, t in zip(numbers, frames[labelled], strict=True)}
-    highest = np.zeros(len(letters))
-    np.maximum.at(highest, numbers, peaks)
+    """Make words and characters of the frames that each label has, from the first to behind the last."""
     characters: list[Span] = []
     members: list[list[Span]] = [[] for _ in words]
-    for k, letter in enumerate(letters):
-        if letter.word >= 0:
-            span = Span(letter.text, first[k] * frame_s, (last[k] + 1) * frame_s, float(highest[k]))
-            characters.append(span)
-            members[letter.word].append(span)
+    for letter, (first, last) in zip(letters, runs.tolist(), strict=True):
+        if letter.word == _NO_WORD or first < 0:
+            continue
+        is_star = letter.column == log_probs.shape[1]
+        confidence = 0.0 if is_star else float(np.exp(log_probs[first:last, letter.column].max()))
+        characters.append(Span(letter.text, first * frame_s, last * frame_s, confidence))
+        members[letter.word].append(characters[-1])
     spans = [
-        Span(written, own[0].start_s, own[-1].end_s, float(np.mean([span.confidence for span in own])))
-        for (written, _), own in zip(words, members, strict=True)
+        Span(word.written, own[0].start_s, own[-1].end_s, float(np.mean([span.confidence for span in own])))
+        for word, own in zip(words, members, strict=True)
+        if own
     ]
     return tuple(spans), tuple(characters)

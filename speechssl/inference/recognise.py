@@ -131,9 +131,15 @@ def iterate_texts(
 
 def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str) -> list[Tensor]:
     """Compute the logits (T, V) of the utterances that the source does not leave out, to decode them more than once."""
+    return [logits for _, logits in iterate_logits(model, source, batch_s, window_s, precision)]
+
+
+def iterate_logits(
+    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Compute number and logits (T, V) of each utterance that the source does not leave out, in order."""
     nothing = torch.zeros(0, len(require_recogniser(model)))
-    rows = _iterate(model, source, batch_s, window_s, precision, lambda pieces: torch.cat(list(pieces)), nothing)
-    return [logits for _, logits in rows]
+    return _iterate(model, source, batch_s, window_s, precision, lambda pieces: torch.cat(list(pieces)), nothing)
 
 
 def iterate_readings(

@@ -18,7 +18,8 @@ Ints = npt.NDArray[np.int64]
 MAX_CELLS = 50_000_000
 """Frames × states whose steps are remembered at once, a byte each; more are halved (Hirschberg 1975)."""
 
-_IMPOSSIBLE = np.float32(-1e30)
+IMPOSSIBLE = np.float32(-1e30)
+"""The log-probability of what must not be; sums of many stay finite."""
 
 _JUMP = 3
 """The step from one gap to another, beside those over 0, 1 and 2 states."""
@@ -61,7 +62,7 @@ def find_path(log_probs: Floats, states: States, starts: Floats, ends: Floats, m
     Args:
         log_probs: (T, C) of each frame and column, T at least 1.
         states: S of them.
-        starts, ends: (S,) nats added where a path starts and ends; -1e30 where it must not.
+        starts, ends: (S,) nats added where a path starts and ends; `IMPOSSIBLE` where it must not.
         max_cells: memory, in bytes about; changes nothing else.
 
     Returns:
@@ -76,7 +77,7 @@ def find_path(log_probs: Floats, states: States, starts: Floats, ends: Floats, m
     # Both sides count what the frame in the middle emits.
     total = before.astype(np.float64) + after - log_probs[middle, states.columns]
     here = int(total.argmax())
-    if total[here] <= _IMPOSSIBLE / 2:
+    if total[here] <= IMPOSSIBLE / 2:
         return np.zeros(0, dtype=np.int64)
     first = states.cut(0, here)
     second = states.cut(here, num_states - 1)
@@ -87,7 +88,7 @@ def find_path(log_probs: Floats, states: States, starts: Floats, ends: Floats, m
 
 def _only(size: int, state: int) -> Floats:
     """Allow one state alone."""
-    allowed = np.full(size, _IMPOSSIBLE, dtype=np.float32)
+    allowed = np.full(size, IMPOSSIBLE, dtype=np.float32)
     allowed[state] = 0
     return allowed
 
@@ -114,12 +115,12 @@ def _trace(log_probs: Floats, states: States, starts: Floats, ends: Floats) -> I
     scores = scores + ends
     path = np.zeros(num_frames, dtype=np.int64)
     path[-1] = scores.argmax()
-    if scores[path[-1]] <= _IMPOSSIBLE / 2:
+    if scores[path[-1]] <= IMPOSSIBLE / 2:
         return path[:0]
     gap_numbers = {int(state): number for number, state in enumerate(states.gaps)}
     for k in range(num_frames - 1, 0, -1):
         state = int(path[k])
-        step = steps[k, state]
+        step = int(steps[k, state])
         path[k - 1] = states.gaps[origins[k, gap_numbers[state]]] if step == _JUMP else state - step
     return path
 

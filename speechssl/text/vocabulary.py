@@ -123,7 +123,7 @@ class Vocabulary:
         return character in self._letters
 
     def find_index(self, character: str) -> int:
-        """Give the index of a folded character that is a label.
+        """Give the index of a folded character that is a label, or of the boundary.
 
         Raises:
             KeyError: it is none.

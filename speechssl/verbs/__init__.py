@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speechssl.verbs.align import align as align
     from speechssl.verbs.bench import bench as bench
     from speechssl.verbs.convert import convert as convert
     from speechssl.verbs.demo import demo as demo
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from speechssl.verbs.tune import tune as tune
 
 __all__ = [
-    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
+    "align", "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
     "transcribe", "tune",
 ]  # fmt: skip
 

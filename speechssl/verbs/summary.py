@@ -53,6 +53,10 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
                 quartiles = " / ".join(f"{value:.3f}" for value in result["confidence_quartiles"])
                 kept = f"{result['num_kept']}, {_format_hours(result['kept_s'] / 3600)} (quartiles of all: {quartiles})"
                 rows |= {f"with confidence {result['min_confidence']:g} or more": kept}
+        case "align":
+            rows = {"utterances": _count_used(result), "words": result["num_words"]}
+            rows |= {"words that were not heard": result["num_unheard"]} if result["num_unheard"] else {}
+            rows |= {"texts": result["texts"]} if result["texts"] != STDOUT else {}
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
