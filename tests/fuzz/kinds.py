@@ -36,6 +36,8 @@ from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
+from speechssl.inference.journal import Entry, Journal
+from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
 from speechssl.interop.load import load_for_inference, load_model, write_model
@@ -174,6 +176,21 @@ def use_kept(folder: Path, _: Path) -> None:
     find_kept(str(folder))
 
 
+def make_journal(folder: Path) -> None:
+    spans = (Span("A", 0.1, 0.2, 0.5),)
+    with suppress(KeyboardInterrupt), Journal(folder / "a.part", {"checkpoint": "x"}) as journal:
+        for name in "abc":
+            journal.add(Entry(TimedText(name, "a.wav", "", 0, 1.0, "A", 0.5, spans, spans)))
+        raise KeyboardInterrupt
+
+
+def use_journal(folder: Path, file: Path) -> None:
+    """Go on from it: what is taken over must be what was written."""
+    journal = Journal(file, {"checkpoint": "x"})
+    for text, _ in journal.iterate("abc"):
+        assert (text.text, text.words) == ("A", (Span("A", 0.1, 0.2, 0.5),)), "changed without a word"
+
+
 def make_recogniser() -> SpeechModel:
     torch.manual_seed(0)
     return SpeechModel(SMALL, Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE'")), pretraining=False)
@@ -291,6 +308,7 @@ KINDS: dict[str, Kind] = {
     "texts": Kind(make_texts, use_texts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
+    "journal": Kind(make_journal, use_journal),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
