@@ -23,7 +23,7 @@ from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.inference.windows import plan_windows
 from speechssl.model.speech_model import as_evaluating
-from speechssl.progress import track
+from speechssl.progress import Progress, track
 
 R = TypeVar("R")
 
@@ -139,8 +139,10 @@ def _run_windows(
             stacked = stack_waveforms(model, list(islice(waveforms, len(group))))
             tensors, _ = forward(model, *stacked)
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
+            progress.advance(len(group))
 
-    return reduce(pieces())
+    with Progress(source.ids[index], len(windows), "windows") as progress:
+        return reduce(pieces())
 
 
 def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:
