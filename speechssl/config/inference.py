@@ -10,6 +10,9 @@ from speechssl.config.data import ProbeDataConfig, TestDataConfig
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
 
+FORMATS = ("tsv", "json", "srt", "vtt", "ctm", "textgrid", "stm")
+"""How texts are written: `inference/text_formats.py`."""
+
 ALIGN_FORMATS = ("ctm", "json", "srt", "vtt", "textgrid", "stm")
 """Formats that say when a word is said."""
 
@@ -58,16 +61,19 @@ class TuneConfig(InferenceConfig):
 class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
-    out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
+    out: str = knob("", "file for all texts, or folder with a file for each (for tsv one for all); empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    format: str = knob("", "`tsv` (id and text), `json`, `srt`, `vtt`, `ctm`, `textgrid` or `stm`, which have words in time; empty: what the suffix of `out` says, else tsv")
     min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        check_choice("format", self.format, ("", *FORMATS))
         if self.makes_manifest:
+            check(not self.format, "format", "left out with min_confidence, which makes a manifest", self.format)
             is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
             check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
             check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)

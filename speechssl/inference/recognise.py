@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
+from itertools import chain
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.decoding import DecodingConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
@@ -20,19 +21,13 @@ from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.beam import Decode, build_decoder
 from speechssl.inference.onnx_model import AnyModel, OnnxModel
+from speechssl.inference.readings import Reader, Reading
 from speechssl.inference.source import Audio, Source, find_source
-from speechssl.text.vocabulary import BLANK, Vocabulary
+from speechssl.text.vocabulary import Vocabulary
 
 R = TypeVar("R")
 
 _logger = logging.getLogger("speechssl")
-
-
-class Reading(NamedTuple):
-    """What was recognised of an utterance, and how sure the recogniser is of it (`measure_confidence`)."""
-
-    text: str
-    confidence: float
 
 
 def require_recogniser(model: AnyModel, name: str = "this model") -> Vocabulary:
@@ -129,8 +124,9 @@ def iterate_texts(
         DataError: a file is missing, damaged or not as long as the manifest says, and the source leaves none out.
     """
     vocabulary = require_recogniser(model)
-    decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
-    yield from _iterate(model, source, batch_s, window_s, precision, lambda logits: _decode_one(decode, logits), "")
+    reader = Reader(vocabulary, decode or build_decoder(DecodingConfig(), vocabulary).decode, find_frame_s(model))
+    readings = iterate_readings(model, source, batch_s, window_s, precision, reader)
+    yield from ((index, reading.text) for index, reading in readings)
 
 
 def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str) -> list[Tensor]:
@@ -143,50 +139,32 @@ def iterate_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Compute number and logits (T, V) of each utterance that the source does not leave out, in order."""
     nothing = torch.zeros(0, len(require_recogniser(model)))
-    return _iterate(model, source, batch_s, window_s, precision, lambda logits: logits, nothing)
+    return _iterate(model, source, batch_s, window_s, precision, lambda pieces: torch.cat(list(pieces)), nothing)
 
 
 def iterate_readings(
-    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
+    model: AnyModel,
+    source: Source,
+    batch_s: float,
+    window_s: float,
+    precision: str,
+    reader: Reader,
+    done: Set[int] = frozenset(),
+    in_order: bool = True,
 ) -> Iterator[tuple[int, Reading]]:
-    """Recognise utterances as `iterate_texts`, and say how sure each text is."""
-    vocabulary = require_recogniser(model)
-
-    def read(logits: Tensor) -> Reading:
-        text = _decode_one(decode, logits)
-        return Reading(text, measure_confidence(logits, text, vocabulary))
-
-    return _iterate(model, source, batch_s, window_s, precision, read, Reading("", 0.0))
-
-
-def measure_confidence(logits: Tensor, text: str, vocabulary: Vocabulary) -> float:
-    """Measure how sure a recogniser is of a text: the probability that it gives to it, per symbol.
-
-    That is exp(-CTC loss / symbols) of the text as if it were the transcript, summed over all paths that write it: a
-    geometric mean over letters and word boundaries. A language model has a say in which text it is, not in how sure
-    the recogniser is of it: a text that was chosen against what was heard has a low one.
+    """Recognise utterances as `iterate_texts`, with all that a reader says of them.
 
     Args:
-        logits: (T, V) of all frames of the utterance.
-        text: what was decoded, greedily or by a beam search.
-        vocabulary: V symbols.
-
-    Returns:
-        Between 0 and 1; 0 where nothing was recognised.
+        model, source, batch_s, window_s, precision: as there.
+        reader: reads an utterance off its logits.
+        done, in_order: as in `run_model`.
     """
-    labels = torch.tensor(vocabulary.encode(text), dtype=torch.int64)
-    if len(labels) == 0:
-        return 0.0
-    log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
-    # With and without a boundary after the last word it is the same text.
-    lengths, num_frames = torch.tensor([len(labels), len(labels) - 1]), torch.full((2,), len(logits))
-    nats = F.ctc_loss(log_probs, labels.expand(2, -1), num_frames, lengths, BLANK, reduction="none")
-    return float((torch.logsumexp(-nats, 0) / len(labels)).exp())
+    return _iterate(model, source, batch_s, window_s, precision, reader.read, Reading(""), done, in_order)
 
 
-def _decode_one(decode: Decode, logits: Tensor) -> str:
-    """Read one text off logits (T, V)."""
-    return decode(logits[None], torch.tensor([len(logits)]))[0]
+def find_frame_s(model: AnyModel) -> float:
+    """Give the time from one frame of a model to the next, in seconds."""
+    return model.config.hop_samples / SAMPLE_RATE
 
 
 def _iterate(
@@ -195,10 +173,12 @@ def _iterate(
     batch_s: float,
     window_s: float,
     precision: str,
-    read: Callable[[Tensor], R],
+    read: Callable[[Iterator[Tensor]], R],
     nothing: R,
+    done: Set[int] = frozenset(),
+    in_order: bool = True,
 ) -> Iterator[tuple[int, R]]:
-    """Yield what is read off the logits (T, V) of each utterance, and `nothing` of those without a frame."""
+    """Yield what is read off the pieces (t, V) of each utterance's logits, and `nothing` of those without a frame."""
     short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
@@ -210,10 +190,12 @@ def _iterate(
         return [logits.float().cpu()], num_frames
 
     def reduce(pieces: Iterator[list[Tensor]]) -> R:
-        return read(torch.cat([piece for (piece,) in pieces]))
+        return read(piece for (piece,) in pieces)
 
     results = run_model(
         model, source, forward, reduce,
         batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise",
+        done=done, in_order=in_order,
     )  # fmt: skip
-    yield from heapq.merge(((index, nothing) for index in short), results, key=itemgetter(0))
+    empty = ((index, nothing) for index in short if index not in done)
+    yield from heapq.merge(empty, results, key=itemgetter(0)) if in_order else chain(empty, results)

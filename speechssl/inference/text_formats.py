@@ -13,21 +13,14 @@ from itertools import count, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from speechssl.config.inference import FORMATS
 from speechssl.config.knobs import check
 from speechssl.inference.cues import Cue, cut_words, make_cues
 from speechssl.inference.timed import Span, TimedText
 from speechssl.printable import escape_field, make_json_printable, make_printable
 
-SUFFIXES = {
-    "tsv": ".tsv",
-    "json": ".json",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "ctm": ".ctm",
-    "textgrid": ".TextGrid",
-    "stm": ".stm",
-}
-"""What `format` may be, and what its files are called."""
+SUFFIXES = {name: f".{name}" for name in FORMATS} | {"textgrid": ".TextGrid"}
+"""What the files of each format are called."""
 
 STM_S = 30.0
 """Longest segment of an STM file: a scorer aligns the words of each, in time that grows with its square."""
