@@ -24,7 +24,7 @@ from speechssl.inference.trellis import IMPOSSIBLE, Floats, Ints, States, find_p
 from speechssl.text.spelling import fold
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
-UNSAID_NATS = 2.0
+UNSAID_NATS = 5.0
 """What it costs to pass over a letter of the text. A word is passed over where its letters are less probable than
 exp(-2 - 2) of what is heard instead."""
 
