@@ -91,14 +91,14 @@ class AlignConfig(InferenceConfig):
     out: str = knob("", "file or folder for the words in time; empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     text: str = knob("", "what is said: a text file of one utterance, a folder with a `.txt` for each by its name, or the text itself of one; empty: the column `text` of a manifest")
-    format: str = knob("", f"{', '.join(f'`{name}`' for name in ALIGN_FORMATS)}; empty: as the suffix of `out` says, else ctm, a word a line")
+    format: str = knob("", f"{', '.join(f'`{name}`' for name in TIMED_FORMATS)}; empty: as the suffix of `out` says, else ctm, a word a line")
     romanise: bool = knob(False, "spell the text in Latin letters before its labels are taken, any script (extra `romanise`: uroman)")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
-        check(self.format in ("", *ALIGN_FORMATS), "format", f"one of {', '.join(ALIGN_FORMATS)}, or empty", self.format)
+        check_choice("format", self.format, ("", *TIMED_FORMATS))
 
 
 @dataclass(kw_only=True)

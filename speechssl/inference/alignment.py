@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from speechssl.errors import DataError
@@ -23,7 +24,7 @@ from speechssl.inference.trellis import IMPOSSIBLE, Floats, Ints, States, find_p
 from speechssl.text.spelling import fold
 from speechssl.text.vocabulary import BLANK, WORD_BOUNDARY, Vocabulary
 
-UNSAID_NATS = 2.0
+UNSAID_NATS = 5.0
 """What it costs to pass over a letter of the text. A word is passed over where its letters are less probable than
 exp(-2 - 2) of what is heard instead."""
 
@@ -32,6 +33,16 @@ UNWRITTEN_NATS = 2.0
 
 _STAR_BLANK_NATS = 0.5
 """What it costs a star to take a frame of silence: silence around it is rather not its own."""
+
+PAUSE_S = 0.15
+"""Longer than that between two letters nobody speaks. CTC names a letter in a frame or two of those that it lasts: what
+lies between two that are closer is theirs, half each."""
+
+_REACH_S = 0.02
+"""How far letters reach into a pause."""
+
+_WINDOW_S = 0.025
+"""What a frame sees of the waveform; it stands for the time around the middle of that."""
 
 _NO_WORD = -1
 
@@ -200,14 +211,15 @@ def _make_spans(
     runs: Ints, log_probs: Floats, letters: Sequence[_Letter], words: Sequence[Word], frame_s: float
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Make words and characters of the frames that each label has, from the first to behind the last."""
+    heard = [k for k, letter in enumerate(letters) if letter.word != _NO_WORD and runs[k, 0] >= 0]
+    times = _place_edges(runs[heard] * frame_s + (_WINDOW_S - frame_s) / 2)
     characters: list[Span] = []
     members: list[list[Span]] = [[] for _ in words]
-    for letter, (first, last) in zip(letters, runs.tolist(), strict=True):
-        if letter.word == _NO_WORD or first < 0:
-            continue
+    for k, (start_s, end_s) in zip(heard, times.tolist(), strict=True):
+        letter, (first, last) = letters[k], runs[k]
         is_star = letter.column == log_probs.shape[1]
         confidence = 0.0 if is_star else float(np.exp(log_probs[first:last, letter.column].max()))
-        characters.append(Span(letter.text, first * frame_s, last * frame_s, confidence))
+        characters.append(Span(letter.text, start_s, end_s, confidence))
         members[letter.word].append(characters[-1])
     spans = [
         Span(word.written, own[0].start_s, own[-1].end_s, float(np.mean([span.confidence for span in own])))
@@ -215,3 +227,13 @@ def _make_spans(
         if own
     ]
     return tuple(spans), tuple(characters)
+
+
+def _place_edges(times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Move starts and ends (n, 2) outwards: neighbours share the time between them, unless it is a pause."""
+    gaps = times[1:, 0] - times[:-1, 1]
+    reach = np.where(gaps <= PAUSE_S, gaps / 2, _REACH_S)
+    placed = times.copy()
+    placed[:-1, 1] += reach
+    placed[1:, 0] -= reach
+    return np.maximum(placed, 0.0)

@@ -10,6 +10,18 @@ from importlib.util import find_spec
 from speechssl.errors import ConfigError
 
 
+def require_romaniser() -> None:
+    """Make sure that uroman can be used.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec("uroman") is None:
+        raise ConfigError(
+            "`romanise` must be false unless uroman is installed, but is true (pip install 'speechssl[romanise]')"
+        )
+
+
 def load_romaniser(language: str = "") -> Callable[[str], str]:
     """Load uroman, some seconds of work.
 
@@ -22,9 +34,6 @@ def load_romaniser(language: str = "") -> Callable[[str], str]:
     Raises:
         ConfigError: it is not installed.
     """
-    if find_spec("uroman") is None:
-        raise ConfigError(
-            "`romanise` must be false unless uroman is installed, but is true (pip install 'speechssl[romanise]')"
-        )
+    require_romaniser()
     tables = import_module("uroman").Uroman()
     return cache(lambda word: str(tables.romanize_string(word, lcode=language or None)))

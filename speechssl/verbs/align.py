@@ -5,30 +5,81 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechssl.audio.reading import SAMPLE_RATE
-from speechssl.config.inference import ALIGN_FORMATS, AlignConfig
+from speechssl.config.inference import TIMED_FORMATS, AlignConfig
 from speechssl.config.knobs import check
 from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.devices import resolve_device, resolve_precision
-from speechssl.durable import write_in_one_step, write_result
+from speechssl.durable import write_in_one_step, write_result, writing
 from speechssl.errors import DataError
 from speechssl.inference.alignment import align_words, split_words
-from speechssl.inference.recognise import iterate_logits, require_recogniser
+from speechssl.inference.onnx_model import AnyModel
+from speechssl.inference.recognise import find_frame_s, iterate_logits, require_recogniser
 from speechssl.inference.source import Source
 from speechssl.inference.text_formats import choose_format, name_file, render
 from speechssl.inference.timed import TimedText
 from speechssl.interop.load import load_for_inference
 from speechssl.parsing import read_text
-from speechssl.text.romanise import load_romaniser
+from speechssl.text.romanise import load_romaniser, require_romaniser
 from speechssl.verbs.frame import verb
-from speechssl.verbs.output import STDOUT, print_line, resolve_out
+from speechssl.verbs.output import STDOUT, print_text, resolve_out
 
 _logger = logging.getLogger("speechssl")
+
+
+@dataclass
+class _Job:
+    """What is aligned, and what was counted meanwhile.
+
+    Attributes:
+        config: the keys.
+        model: a recogniser.
+        source: the utterances.
+        texts: what is said in each, by its id.
+    """
+
+    config: AlignConfig
+    model: AnyModel
+    source: Source
+    texts: Mapping[str, str]
+    num_utterances: int = 0
+    num_words: int = 0
+    num_unheard: int = 0
+    audio_s: float = 0.0
+
+    def iterate(self) -> Iterator[TimedText]:
+        """Put one utterance after the other in time.
+
+        Raises:
+            DataError: none could be used.
+        """
+        config, vocabulary = self.config, require_recogniser(self.model, self.config.checkpoint)
+        spell = load_romaniser(config.language) if config.romanise else None
+        precision = resolve_precision(config.precision, self.model.device)
+        for index, logits in iterate_logits(self.model, self.source, config.batch_s, config.window_s, precision):
+            row = self.source[index]
+            text = self.texts[row.id]
+            words = split_words(text, vocabulary, spell)
+            found, characters = align_words(logits, words, vocabulary, find_frame_s(self.model), tolerant=True)
+            self.num_utterances += 1
+            self.num_words += len(words)
+            self.num_unheard += len(words) - len(found)
+            self.audio_s += row.duration_s
+            # A word that was not heard has none.
+            confidence = sum(word.confidence for word in found) / max(1, len(words))
+            about = (row.id, str(row.path), row.speaker or "", row.channel, row.duration_s)
+            yield TimedText(*about, text, confidence, found, characters)
+        assert self.source.left_out is not None
+        self.source.left_out.require_others(self.num_utterances)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a result says."""
+        return {name: getattr(self, name) for name in ("num_utterances", "num_words", "num_unheard", "audio_s")}
 
 
 @verb
@@ -45,57 +96,38 @@ def align(config: AlignConfig) -> dict[str, Any]:
         ConfigError: `format` and the suffix of `out` contradict one another, or uroman is missing.
         DataError: there is no audio, no text, or none of either that can be used.
     """
-    left_out = LeftOut("audio")
     format = choose_format(config.format, config.out)
-    format = "ctm" if format == "tsv" and not config.out.endswith(".tsv") else format
-    check(format in ALIGN_FORMATS, "out", f"a folder, or a file of {', '.join(ALIGN_FORMATS)}", config.out)
+    if format == "tsv":
+        check(Path(config.out).suffix != ".tsv", "out", f"a folder, or a file of {', '.join(TIMED_FORMATS)}", config.out)
+        format = "ctm"
+    if config.romanise:
+        require_romaniser()
+    left_out = LeftOut("audio")
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     texts = _find_texts(config.text, manifest, left_out)
     manifest = left_out.drop_from(manifest)
     left_out.require_others(len(manifest))
-    spell = load_romaniser(config.language) if config.romanise else None
     device = resolve_device(config.device)
     model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
-    vocabulary = require_recogniser(model, config.checkpoint)
+    require_recogniser(model, config.checkpoint)
     is_file = bool(Path(config.out).suffix) and not config.out.endswith(os.sep) and not Path(config.out).is_dir()
     out = resolve_out(config.out, "align", config.overwrite, is_file=is_file) if config.out else None
-    source = Source.from_manifest(manifest, left_out)
-    precision = resolve_precision(config.precision, device)
-    counts = {"num_utterances": 0, "num_words": 0, "num_unheard": 0}
-    frame_s = model.config.hop_samples / SAMPLE_RATE
-
-    def iterate() -> Iterator[TimedText]:
-        for index, logits in iterate_logits(model, source, config.batch_s, config.window_s, precision):
-            row = source[index]
-            words = split_words(texts[row.id], vocabulary, spell)
-            found, characters = align_words(logits, words, vocabulary, frame_s, tolerant=True)
-            counts["num_utterances"] += 1
-            counts["num_words"] += len(words)
-            counts["num_unheard"] += len(words) - len(found)
-            # A word that was not heard has none.
-            confidence = sum(word.confidence for word in found) / max(1, len(words))
-            yield TimedText(
-                row.id, os.fspath(row.path), row.speaker or "", row.channel, row.duration_s, texts[row.id],
-                confidence, found, characters,
-            )  # fmt: skip
-
-    _write(iterate(), format, out, is_file)
-    left_out.require_others(counts["num_utterances"])
+    job = _Job(config, model, Source.from_manifest(manifest, left_out), texts)
+    _write(job.iterate(), format, out, is_file)
     if out:
         left_out.save(out)
     elif len(left_out):
         left_out.warn()
-    if counts["num_unheard"]:
-        _logger.warning(
-            "%d of %d words of the texts were not heard, and are left out", counts["num_unheard"], counts["num_words"]
-        )
-    result: dict[str, Any] = counts | {
+    if job.num_unheard:
+        message = "%d of %d words of the texts were not heard, and are left out"
+        _logger.warning(message, job.num_unheard, job.num_words)
+    place = str(out or STDOUT)
+    result = job.describe() | {
         "num_left_out": len(left_out),
-        "audio_s": left_out.drop_from(manifest).total_s,
         "checkpoint": config.checkpoint,
         "format": format,
-        "texts": str(out or STDOUT),
-        "out": str(out or STDOUT),
+        "texts": place,
+        "out": place,
     }
     if out and not is_file:
         write_result(out, result)
@@ -144,15 +176,14 @@ def _is_file(text: str) -> bool:
 def _write(texts: Iterable[TimedText], format: str, out: Path | None, is_file: bool) -> None:
     """Write all utterances to stdout or into one file, or each into a file of its own."""
     if out is None:
-        rest = ""
         for piece in render(texts, format):
-            *lines, rest = (rest + piece).split("\n")
-            for line in lines:
-                print_line(line)
+            print_text(piece)
     elif is_file:
+        # Nothing is begun where nothing can be used.
         write_in_one_step(out, "".join(render(texts, format)))
     else:
         for text in texts:
             path = out / name_file(text.id, format)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_in_one_step(path, "".join(render([text], format)))
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_in_one_step(path, render([text], format))
