@@ -10,11 +10,11 @@ from speechssl.config.data import ProbeDataConfig, TestDataConfig
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
 
-ALIGN_FORMATS = ("ctm", "json", "srt", "vtt", "textgrid", "stm")
-"""Formats that say when a word is said: `inference/text_formats.py`."""
+FORMATS = ("tsv", "json", "srt", "vtt", "ctm", "textgrid", "stm")
+"""How texts are written: `inference/text_formats.py`."""
 
-FORMATS = ("tsv", *ALIGN_FORMATS)
-"""How texts are written."""
+TIMED_FORMATS = tuple(name for name in FORMATS if name != "tsv")
+"""Those that say when a word is said."""
 
 
 @dataclass(kw_only=True)
