@@ -98,7 +98,9 @@ def align(config: AlignConfig) -> dict[str, Any]:
     """
     format = choose_format(config.format, config.out)
     if format == "tsv":
-        check(Path(config.out).suffix != ".tsv", "out", f"a folder, or a file of {', '.join(TIMED_FORMATS)}", config.out)
+        check(
+            Path(config.out).suffix != ".tsv", "out", f"a folder, or a file of {', '.join(TIMED_FORMATS)}", config.out
+        )
         format = "ctm"
     if config.romanise:
         require_romaniser()

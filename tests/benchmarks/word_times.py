@@ -4,8 +4,8 @@
 
 The recogniser is one that was trained on the demo's speech (docs/decoding.md has the commands). Sentences that the demo
 does not have are spoken by the twelve speakers of its test split, through the same rooms and noises; eSpeak NG's events
-give the sample at which each word begins. A word ends where the next one begins, or a pause. Of "in the" and the like, which
-eSpeak NG takes for one word, the edge in between is not known, and not counted.
+give the sample at which each word begins. A word ends where the next one begins, or a pause. Of "in the" and the like,
+which eSpeak NG takes for one word, the edge in between is not known, and not counted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Event(ctypes.Structure):
 
 
 class Spoken(NamedTuple):
-    """A sentence: its sound at 16 kHz, its text, and (n, 2) seconds at which its words begin and end, NaN where unknown."""
+    """A sentence: its sound at 16 kHz, its text, and (n, 2) seconds at which its words begin and end, or NaN."""
 
     sound: np.ndarray
     text: str
