@@ -1,9 +1,9 @@
-"""The best path: torchaudio's for plain labels, and that of a search through all paths where text may be passed over."""
+"""The best path: torchaudio's for plain labels, a search's through all paths where text may be passed over."""
 
 from __future__ import annotations
 
 import warnings
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def score(path: tuple[int, ...], log_probs: np.ndarray, states: States, starts: 
     """Add up a path as its definition has it."""
     gaps = states.gaps.tolist()
     total = starts[path[0]] + ends[path[-1]] + sum(log_probs[t, states.columns[state]] for t, state in enumerate(path))
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in pairwise(path):
         step = after - before
         if step in (0, 1) or (step == 2 and states.may_pass[after]):
             continue
@@ -73,7 +73,7 @@ def score(path: tuple[int, ...], log_probs: np.ndarray, states: States, starts: 
 def test_what_is_passed_over_is_what_a_search_through_all_paths_passes_over() -> None:
     rng = np.random.default_rng(0)
     num_jumps = 0
-    for _ in range(30):
+    for _ in range(60):
         labels = rng.integers(1, 4, 3).tolist()
         states = make_states(labels, [0, 2, 4, 6], cost=float(rng.uniform(0.1, 0.6)))
         log_probs = np.log(rng.dirichlet(np.full(4, 0.3), 4)).clip(-30).astype(np.float32)
