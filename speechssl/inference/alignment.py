@@ -211,7 +211,7 @@ def _make_spans(
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Make words and characters of the frames that each label has, from the first to behind the last."""
     heard = [k for k, letter in enumerate(letters) if letter.word != _NO_WORD and runs[k, 0] >= 0]
-    times = _place_edges(runs[heard] * frame_s + (_WINDOW_S - frame_s) / 2)
+    times = _place_edges(runs[heard].astype(np.float64) * frame_s + (_WINDOW_S - frame_s) / 2)
     characters: list[Span] = []
     members: list[list[Span]] = [[] for _ in words]
     for k, (start_s, end_s) in zip(heard, times.tolist(), strict=True):

@@ -84,4 +84,4 @@ def test_what_is_passed_over_is_what_a_search_through_all_paths_passes_over() ->
             path = find_path(log_probs, states, starts, ends, max_cells)
             assert abs(score(tuple(path.tolist()), log_probs, states, starts, ends) - best) < 1e-4
         num_jumps += bool((np.diff(path) > 2).any())
-    assert num_jumps > 3
+    assert num_jumps >= 3
