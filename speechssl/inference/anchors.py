@@ -1,7 +1,8 @@
 """Where a long text and its audio can be cut alike: at stretches that the recogniser reads as they are written.
 
-A stretch of labels that comes once in the text and once in what is recognised greedily is an anchor. Anchors that are in
-the same order in both are kept, and both are cut at a word's start inside of one, so that hours are aligned part by part.
+A stretch of labels that comes once in the text and once in what is recognised greedily is an anchor. Anchors that are
+in the same order in both are kept, and both are cut at a word's start inside of one, so that hours are aligned part by
+part.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _only(size: int, state: int) -> Floats:
 
 def _run(log_probs: Floats, states: States, starts: Floats) -> Floats:
     """Give the score of the best path to each state (S,) in the last frame."""
-    scores = starts + log_probs[0, states.columns]
+    scores: Floats = starts + log_probs[0, states.columns]
     steps = np.zeros(len(scores), dtype=np.uint8)
     for frame in log_probs[1:]:
         scores, _ = _step(scores, states, steps)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from speechssl.verbs.tune import tune as tune
 
 __all__ = [
-    "align", "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe", "report",
-    "transcribe", "tune",
+    "align", "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe",
+    "report", "transcribe", "tune",
 ]  # fmt: skip
 
 

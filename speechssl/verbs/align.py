@@ -98,9 +98,8 @@ def align(config: AlignConfig) -> dict[str, Any]:
     """
     format = choose_format(config.format, config.out)
     if format == "tsv":
-        check(
-            Path(config.out).suffix != ".tsv", "out", f"a folder, or a file of {', '.join(TIMED_FORMATS)}", config.out
-        )
+        must = f"a folder, or a file of {', '.join(TIMED_FORMATS)}"
+        check(Path(config.out).suffix != ".tsv", "out", must, config.out)
         format = "ctm"
     if config.romanise:
         require_romaniser()

@@ -5,8 +5,8 @@
 1. The utterances, joined to one recording, are aligned with their texts joined to one: with the whole text, and with a
    text that lacks every twelfth utterance and has twelve sentences of another utterance that nobody says here instead.
    Words are compared with those of each utterance aligned alone; what is off by more than 0.2 s is misplaced.
-2. Each utterance is cut at the edges of words, every five words, and the pieces are recognised: CER of the pieces' texts
-   together, beside that of the whole.
+2. Each utterance is cut between words, and the pieces are recognised: CER of the pieces' texts together, beside that of
+   the whole, and of as many pieces that are cut anywhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LACKING = 12
 
 FOREIGN = "colourless green ideas sleep furiously while the parliament of owls debates the price of umbrellas"
 
-WORDS = 5
+WORDS = (20, 5)
 """Words of a piece."""
 
 
@@ -80,21 +80,24 @@ def align_whole(
         )
 
 
-def cut_and_recognise(
-    model: AnyModel, waveforms: Sequence[np.ndarray], references: Sequence[str], alone: Sequence[Sequence[Span]]
-) -> list[str]:
-    """Cut utterances between words, in the middle of what lies there, and recognise the pieces."""
+def list_cuts(words: Sequence[Span], num_words: int) -> list[float]:
+    """List the middles of what lies between words, every so many words."""
+    return [(words[k - 1].end_s + words[k].start_s) / 2 for k in range(num_words, len(words) - 1, num_words)]
+
+
+def recognise_pieces(
+    model: AnyModel, waveforms: Sequence[np.ndarray], cuts: Sequence[Sequence[float]]
+) -> tuple[list[str], int]:
+    """Cut utterances at these seconds, and put together what is recognised in the pieces; and count these."""
     vocabulary = require_recogniser(model)
-    pieces, owners = [], []
-    for number, (waveform, words) in enumerate(zip(waveforms, alone, strict=True)):
-        cuts = [(words[k - 1].end_s + words[k].start_s) / 2 for k in range(WORDS, len(words) - 1, WORDS)]
-        parts = np.split(waveform, [round(cut * SAMPLE_RATE) for cut in cuts])
-        pieces += parts
-        owners += [number] * len(parts)
-    texts: list[list[str]] = [[] for _ in references]
-    for owner, logits in zip(owners, recognise(model, pieces), strict=True):
-        texts[owner].append(greedy_decode(logits[None], torch.tensor([len(logits)]), vocabulary)[0])
-    return [" ".join(" ".join(parts).split()) for parts in texts]
+    parts = [np.split(w, [round(cut * SAMPLE_RATE) for cut in at]) for w, at in zip(waveforms, cuts, strict=True)]
+    logits = iter(recognise(model, [piece for pieces in parts for piece in pieces]))
+    texts = []
+    for pieces in parts:
+        rows = [next(logits) for _ in pieces]
+        found = [greedy_decode(row[None], torch.tensor([len(row)]), vocabulary)[0] for row in rows]
+        texts.append(" ".join(" ".join(found).split()))
+    return texts, sum(map(len, parts))
 
 
 def main(checkpoint: str, manifest_path: str) -> None:
@@ -111,10 +114,17 @@ def main(checkpoint: str, manifest_path: str) -> None:
         for row, text in zip(logits, references, strict=True)
     ]
     whole = [greedy_decode(row[None], torch.tensor([len(row)]), vocabulary)[0] for row in logits]
-    cut = cut_and_recognise(model, waveforms, references, alone)
-    for name, texts in (("whole", whole), ("cut", cut)):
-        wer, cer = compute_error_rates(references, texts, "manifest")
-        print(f"{name:6} WER {wer:.2f}, CER {cer:.2f} %")
+    kinds = {"whole": (whole, len(whole))}
+    for count in WORDS:
+        cuts = [list_cuts(words, count) for words in alone]
+        lengths = [len(waveform) / SAMPLE_RATE for waveform in waveforms]
+        blind = [[s * k / (len(at) + 1) for k in range(1, len(at) + 1)] for at, s in zip(cuts, lengths, strict=True)]
+        kinds[f"every {count} words"] = recognise_pieces(model, waveforms, cuts)
+        kinds["  as many, anywhere"] = recognise_pieces(model, waveforms, blind)
+        for name, (texts, num_pieces) in kinds.items():
+            wer, cer = compute_error_rates(references, texts, "manifest")
+            print(f"{name:20} {num_pieces:5} pieces: WER {wer:.2f}, CER {cer:.2f} %", flush=True)
+        kinds.clear()
     align_whole(model, waveforms, references, alone)
     print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

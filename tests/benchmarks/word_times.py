@@ -4,8 +4,8 @@
 
 The recogniser is one that was trained on the demo's speech (docs/decoding.md has the commands). Sentences that the demo
 does not have are spoken by the twelve speakers of its test split, through the same rooms and noises; eSpeak NG's events
-give the sample at which each word begins. A word ends where the next one begins, or a pause. Of "in the" and the like, which
-eSpeak NG takes for one word, the edge in between is not known, and not counted.
+give the sample at which each word begins. A word ends where the next one begins, or a pause. Of "in the" and the like,
+which eSpeak NG takes for one word, the edge in between is not known, and not counted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Event(ctypes.Structure):
 
 
 class Spoken(NamedTuple):
-    """A sentence: its sound at 16 kHz, its text, and (n, 2) seconds at which its words begin and end, NaN where unknown."""
+    """A sentence: its sound at 16 kHz, its text, and (n, 2) seconds at which its words begin and end, or NaN."""
 
     sound: np.ndarray
     text: str
@@ -120,17 +120,18 @@ def main(checkpoint: str) -> None:
     found = [align_text(row, one.text, vocabulary, frame_s)[0] for row, one in zip(logits, spoken, strict=True)]
     times = np.array([(word.start_s, word.end_s) for words in found for word in words])
     errors = 1000 * (times - np.concatenate([one.times for one in spoken]))
+    num_known = np.isfinite(errors).all(1).sum()
     print(
-        f"{len(spoken)} sentences, {np.isfinite(errors).all(1).sum()} of {len(times)} words known, frames of {1000 * frame_s:g} ms; WER {wer:.1f}, CER {cer:.1f} %"
+        f"{len(spoken)} sentences, {num_known} of {len(times)} words known, frames of {1000 * frame_s:g} ms;", end=" "
     )
+    print(f"WER {wer:.1f}, CER {cer:.1f} %")
     print("        bias  median |error|  95 %   under 20  40  120 ms")
     for name, column in zip(("starts", "ends"), errors.T, strict=True):
         column = column[np.isfinite(column)]
         size = np.abs(column)
         shares = "  ".join(f"{100 * (size < limit).mean():.1f} %" for limit in (20, 40, 120))
-        print(
-            f"{name:7} {np.median(column):+5.0f}  {np.median(size):5.1f} ms  {np.quantile(size, 0.95):5.0f} ms  {shares}"
-        )
+        middle, most = np.median(size), np.quantile(size, 0.95)
+        print(f"{name:7} {np.median(column):+5.0f}  {middle:5.1f} ms  {most:5.0f} ms  {shares}")
 
 
 if __name__ == "__main__":
