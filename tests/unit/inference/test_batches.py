@@ -110,7 +110,7 @@ def test_what_is_done_is_not_done_again_and_the_rest_is_the_same_to_the_bit(mode
         def collect(pieces: Iterator[list[Tensor]]) -> Tensor:
             return torch.cat([frames for (frames,) in pieces])
 
-        given = {"batch_s": 2.0, "window_s": 1.0, "chunk_batches": 8, "description": "collect"}
+        given = {"batch_s": 2.0, "window_s": 1.0, "chunk_batches": 8, "description": "collect", "is_output": False}
         return list(run_model(model, source, forward, collect, done=done, in_order=in_order, **given))  # type: ignore[arg-type]
 
     whole = dict(run())
