@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from speechssl.api import save as save
     from speechssl.api import transcribe as transcribe
     from speechssl.api import tune as tune
+    from speechssl.api import units as units
     from speechssl.errors import CheckpointError as CheckpointError
     from speechssl.errors import ConfigError as ConfigError
     from speechssl.errors import DataError as DataError
@@ -58,7 +59,7 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "tune", "probe", "convert", "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "tune", "probe", "units", "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {

@@ -284,3 +284,4 @@ def _make_function(name: str) -> Callable[..., dict[str, Any]]:
 demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
 evaluate, tune, align, probe = (_make_function(name) for name in ("evaluate", "tune", "align", "probe"))
 convert, report, bench, doctor = (_make_function(name) for name in ("convert", "report", "bench", "doctor"))
+units = _make_function("units")

@@ -122,13 +122,12 @@ def write_in_one_step(path: Path, text: str | Iterable[str], suffix: str = ".par
     Raises:
         ConfigError: as `writing`; the old content is still there.
     """
-    scratch = path.with_name(f".{path.name}{suffix}")
+    scratch, pieces = path.with_name(f".{path.name}{suffix}"), [text] if isinstance(text, str) else text
     with writing(path):
         remove(scratch)
         try:
             with os.fdopen(open_own(scratch, os.O_WRONLY | os.O_EXCL), "wb") as file:
-                for piece in [text] if isinstance(text, str) else text:
-                    file.write(piece.encode("utf-8", "backslashreplace"))
+                file.writelines(piece.encode("utf-8", "backslashreplace") for piece in pieces)
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(path)

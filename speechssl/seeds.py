@@ -25,6 +25,7 @@ STREAMS = {
     "limit": "the subset of `data.limit_s`",
     "projection": "the matrix of random-projection targets",
     "codes": "the codes of random-projection targets",
+    "units": "utterances that the clusters of `units` are fitted to",
     "k-means": "first centroids and mini-batches of k-means",
     # Corpora, evaluation and measurements.
     "held out": "speakers or files of `valid_share`",

@@ -64,6 +64,16 @@ def count_transformer(config: ModelConfig, num_frames: int) -> dict[str, float]:
     }
 
 
+def count_length_adapter(config: ModelConfig, num_frames: int) -> float:
+    """Count the forward operations of what makes fewer frames of those of the blocks, for one row."""
+    width, kernel = config.model_dim, config.length_adapter_kernel
+    count = 4.0 * num_frames * width * config.ffn_dim * config.length_adapter_ffn
+    for _ in range(config.length_adapter_layers):
+        num_frames = config.shorten(num_frames)
+        count += num_frames * (8.0 * width**2 * (kernel + 1) + 4.0 * width * config.ffn_dim + 4.0 * num_frames * width)
+    return count
+
+
 def count_pretraining_heads(config: ModelConfig, num_masked: float) -> float:
     """Count the forward operations of the quantizer, the projections and the similarities, for one row.
 
@@ -103,6 +113,7 @@ def count_row(
     num_frames = config.count_frames(num_samples)
     parts = count_transformer(config, num_frames)
     rest = parts["projection"] + parts["positions"] + kept * (parts["blocks"] + parts["attention"]) + heads
+    rest += count_length_adapter(config, num_frames)
     forward = sum(front_end) + rest
     if not backward:
         return forward

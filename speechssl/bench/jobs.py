@@ -209,8 +209,7 @@ def _build_ctc(config: BenchConfig, device: tuple[torch.device, str]) -> Trainin
 
     def count(batch: Batch) -> float:
         rows, num_samples = batch.waveforms.shape
-        num_frames = network.count_frames(num_samples)
-        head = 2.0 * num_frames * network.model_dim * len(vocabulary)
+        head = 2.0 * network.count_outputs(num_samples) * network.model_dim * len(vocabulary)
         return rows * count_row(network, num_samples, head, kept=keep_share(network))
 
     return TrainingJob(objective, batches, TrainingConfig(), device, config.seed, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -15,12 +16,17 @@ from speechssl.model.speech_model import SpeechModel
 
 def digest_frozen(model: SpeechModel) -> str:
     """Compute the SHA-256 of the weights that an adapted network does not save: names, shapes and values."""
-    assert model.adaptation is not None, "the network is adapted"
+    adaptation = model.adaptation
+    assert adaptation is not None, "the network is adapted"
+    return digest_weights({name: x for name, x in model.state_dict().items() if not adaptation.learns(name)})
+
+
+def digest_weights(weights: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of weights: names, shapes and values."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not model.adaptation.learns(name):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().numpy())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().numpy().data)
     return digest.hexdigest()
 
 

@@ -110,6 +110,16 @@ VERBS: dict[str, Verb] = {
         ("task", "data.trials", "out", "data.max_s", "data.where", "device", "seed"),
         ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
     ),
+    "units": Verb(
+        schemas.UnitsConfig,
+        "model + audio → discrete units, by k-means of a layer or the model's own quantizer",
+        ("checkpoint", "audio"),
+        ("layer", "num_codes", "out", "codes", "merge", "fit_s", "seed", "batch_s", "window_s", "device"),
+        (
+            "units runs/small m/train.tsv layer=3 num_codes=100 out=u/train.tsv",
+            "units runs/small m/test.tsv codes=u/train.clusters.safetensors out=u/test.tsv",
+        ),
+    ),
     "convert": Verb(
         schemas.ConvertConfig,
         "between our checkpoints, Hugging Face folders, fairseq .pt and torchaudio files; ONNX for serving",

@@ -16,6 +16,7 @@ from speechssl.config.inference import (
     ProbeConfig,
     TranscribeConfig,
     TuneConfig,
+    UnitsConfig,
 )
 from speechssl.config.model import MaskConfig, ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig, MaskedCodesConfig
@@ -36,5 +37,5 @@ __all__ = [
     "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LoggingConfig",
     "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
     "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig",
+    "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

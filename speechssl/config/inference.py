@@ -9,6 +9,7 @@ from speechssl.config.common import CommonConfig
 from speechssl.config.data import ProbeDataConfig, TestDataConfig
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
+from speechssl.config.model import MAX_WIDTH
 
 FORMATS = ("tsv", "json", "srt", "vtt", "ctm", "textgrid", "stm")
 """How texts are written: `inference/text_formats.py`."""
@@ -117,6 +118,32 @@ class EmbedConfig(InferenceConfig):
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
+
+
+@dataclass(kw_only=True)
+class UnitsConfig(InferenceConfig):
+    """Keys of `speechssl units`."""
+
+    out: str = knob("", "table to write (.tsv, .parquet, or .txt with lines `id|3 3 7`), or a folder for it; empty: runs/units-<date>-<time>")
+    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    layer: Any = knob("", "whose frames are clustered: 0 to the number of blocks, `mean` or `last`; or `quantizer`, the codes of wav2vec 2.0's pretraining; empty: that of `codes`, else `last`")
+    num_codes: int = knob(0, "clusters of k-means; 0: those of `codes`, else 100", "", "GSLM, arXiv 2102.01192: 50, 100, 200")
+    codes: str = knob("", "clusters that an earlier run wrote, so that other audio gets the same units; empty: fit them to `audio`")
+    precision: str = knob("float32", "`float32`, in which targets of pretraining are computed too; `bf16`, or `auto`: bf16 where the device is faster with it")
+    merge: bool = knob(False, "tell a unit that comes several times in a row once, with its `durations` in frames")
+    fit_s: float = knob(3600.0, "audio that k-means is fitted to, utterances drawn by `seed`; memory grows with it", "s")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        is_number = self.num_codes == 0 or 2 <= self.num_codes <= MAX_WIDTH
+        check(is_number, "num_codes", f"between 2 and {MAX_WIDTH}, or 0", self.num_codes)
+        check_finite("fit_s", self.fit_s)
+        check(self.fit_s > 0, "fit_s", "positive", self.fit_s)
+        if self.layer == "quantizer":
+            for key, value in (("codes", self.codes), ("num_codes", self.num_codes)):
+                check(not value, key, "left out with layer=quantizer, which has codes of its own", value)
 
 
 @dataclass(kw_only=True)

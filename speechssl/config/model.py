@@ -124,6 +124,10 @@ class ModelConfig:
     position_norm: str = knob("weight", "norm of the positional convolution: `weight` norm, `batch` norm before it, or `layer` norm without weights after each of them (positions=convolutional)", "", "F: conv_pos_batch_norm, pos_conv_depth")
     position_buckets: int = knob(0, "groups of distances between frames, for each of which attention learns a bias that each frame gates (WavLM); 0: no such bias", "", "WavLM: arXiv 2110.13900 §3.1, num_buckets 320")
     position_max_distance: int = knob(800, "distance from which on all are one group (position_buckets)", "frames", "WavLM: max_distance")
+    length_adapter_layers: int = knob(0, "layers after the blocks that make fewer frames of theirs, each with attention; 0: none", "", "w2v-BERT 2.0; Hugging Face: num_adapter_layers")
+    length_adapter_kernel: int = knob(3, "kernel of their convolutions (length_adapter_layers)", "frames", "Hugging Face: adapter_kernel_size")
+    length_adapter_stride: int = knob(2, "of so many frames each of these layers makes one (length_adapter_layers)", "frames", "Hugging Face: adapter_stride")
+    length_adapter_ffn: bool = knob(False, "half of a feed-forward part before them (length_adapter_layers)", "", "Hugging Face: use_intermediate_ffn_before_adapter")
     dropout: float = knob(0.1, "dropout after attention, feed-forward and the embedding", "", "§4.2")
     attention_dropout: float = knob(0.1, "dropout on attention weights", "", "F: attention_dropout")
     activation_dropout: float = knob(0.0, "dropout after the feed-forward activation", "", "F: activation_dropout")
@@ -154,11 +158,9 @@ class ModelConfig:
             _check_convolutions(name, getattr(self, name))
         _check_size("num_layers", self.num_layers, most=MAX_LAYERS)
         _check_size("adapter_dim", self.adapter_dim, least=0)
-        inside = 0 <= self.self_conditioning < self.num_layers
-        check(inside, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
+        check(0 <= self.self_conditioning < self.num_layers, "model.self_conditioning", f"0, or a block before the last of {self.num_layers}", self.self_conditioning)
         check(self.model_dim % self.num_heads == 0, "model.model_dim", f"a multiple of model.num_heads ({self.num_heads})", self.model_dim)
-        groups = self.model_dim % self.position_groups == 0
-        check(groups, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
+        check(self.model_dim % self.position_groups == 0, "model.position_groups", f"a divisor of model.model_dim ({self.model_dim})", self.position_groups)
         check_choice("model.family", self.family, FAMILIES)
         check_choice("model.front_end", self.front_end, ("convolutions", "log_mel", "kaldi_fbank"))
         check(1 <= self.num_mels <= MAX_MELS, "model.num_mels", f"between 1 and {MAX_MELS}", self.num_mels)
@@ -173,6 +175,7 @@ class ModelConfig:
         self._check_frame_rate()
         self._check_block()
         self._check_positions()
+        self._check_length_adapter()
         for name in _PROBABILITIES:
             check(0.0 <= getattr(self, name) < 1.0, f"model.{name}", "at least 0 and less than 1", getattr(self, name))
 
@@ -208,6 +211,14 @@ class ModelConfig:
             check(self.head_dim % 2 == 0, "model.model_dim", f"an even multiple of model.num_heads ({self.num_heads}) where model.positions is {self.positions}", self.model_dim)
         if self.positions == "relative":
             check(self.model_dim % 2 == 0, "model.model_dim", "even where model.positions is relative", self.model_dim)
+
+    def _check_length_adapter(self) -> None:
+        layers, stride = self.length_adapter_layers, self.length_adapter_stride
+        _check_size("length_adapter_layers", layers, least=0, most=MAX_CONVOLUTIONS)
+        # A smaller one would make frames of the zeros beside a row alone.
+        _check_size("length_adapter_kernel", self.length_adapter_kernel, least=stride + 1 - stride % 2)
+        check(layers > 0 or not self.length_adapter_ffn, "model.length_adapter_ffn", "false where model.length_adapter_layers is 0", self.length_adapter_ffn)
+        check(layers == 0 or not self.self_conditioning, "model.self_conditioning", "0 where model.length_adapter_layers is more", self.self_conditioning)
 
     @property
     def head_dim(self) -> int:
@@ -246,13 +257,35 @@ class ModelConfig:
         kernels, strides = self.frame_windows
         return count_windows(num_samples, kernels[:depth], strides[:depth])
 
+    def count_outputs(self, num_samples: Count) -> Count:
+        """Count the frames of the model's output: those of the blocks, or what a length adapter leaves of them."""
+        return count_windows(num_samples, *self.output_windows)
+
+    def shorten(self, num_frames: Count) -> Count:
+        """Count what a layer of the length adapter, padded by half of its stride, leaves of so many frames."""
+        window = self.length_adapter_kernel - 2 * (self.length_adapter_stride // 2)
+        return count_windows(num_frames, [window], [self.length_adapter_stride])
+
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees (400 for the published convolutions, 25 ms)."""
-        field = 1
-        for kernel, stride in zip(*map(reversed, self.frame_windows), strict=True):
-            field = (field - 1) * stride + kernel
-        return field
+        return _find_field(*self.frame_windows)
+
+    @property
+    def output_field(self) -> int:
+        """Samples that there must be for one frame of the output."""
+        return _find_field(*self.output_windows)
+
+    @property
+    def output_hop(self) -> int:
+        """Samples between the starts of two frames of the output."""
+        return prod(self.output_windows[1])
+
+    @property
+    def output_windows(self) -> tuple[Sequence[int], Sequence[int]]:
+        """As `frame_windows`, with those of the length adapter behind them."""
+        (kernels, strides), depth, stride = self.frame_windows, self.length_adapter_layers, self.length_adapter_stride
+        return [*kernels, *[self.length_adapter_kernel - 2 * (stride // 2)] * depth], [*strides, *[stride] * depth]
 
     @property
     def hop_samples(self) -> int:
@@ -272,10 +305,11 @@ class ModelConfig:
     @property
     def num_large_weights(self) -> int:
         """Count the weights of the large matrices, as the configuration has them: about all there are."""
-        blocks, position = self.num_layers * self.num_block_weights, self.num_position_weights
+        blocks, position, dim = self.num_layers * self.num_block_weights, self.num_position_weights, self.model_dim
+        adapter = self.length_adapter_layers * (4 * dim**2 * (self.length_adapter_kernel + 1) + 2 * dim * self.ffn_dim)
         quantizer = self.quantizer
         codes = quantizer.num_groups * quantizer.num_codes * self.feature_dim + quantizer.num_codes * quantizer.codevector_dim
-        return blocks + position + self.num_front_end_weights + codes + self.model_dim * (self.feature_dim + self.target_dim)
+        return blocks + position + adapter + self.num_front_end_weights + codes + dim * (self.feature_dim + self.target_dim)
 
     @property
     def num_front_end_weights(self) -> int:
@@ -326,6 +360,14 @@ class ModelConfig:
         return self.has_group_norm or is_deep or self.has_position_batch_norm
 
 
+def _find_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Find how much one window at the end of a stack sees of its beginning."""
+    field = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        field = (field - 1) * stride + kernel
+    return field
+
+
 def count_windows(num_samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
     """Count what a stack of unpadded windows makes of so many samples: `floor((n - k) / s + 1)` for each, at least 0.
 
@@ -348,7 +390,7 @@ def _check_convolutions(name: str, values: list[int]) -> None:
 
 
 _POSITIONS = ("convolutional", "rotary", "rotary_input", "relative", "relative_key", "none")
-_SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "position_max_distance", "target_dim")
+_SIZES = ("model_dim", "ffn_dim", "num_heads", "block_kernel", "position_kernel", "position_groups", "position_max_distance", "target_dim", "length_adapter_stride")
 _CONVOLUTIONS = ("conv_channels", "conv_kernels", "conv_strides", "mel_channels", "mel_kernels")
 _PROBABILITIES = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "feature_dropout", "layer_drop_prob", "head_dropout")
 

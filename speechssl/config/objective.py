@@ -54,6 +54,7 @@ class MaskedCodesConfig(BaseObjectiveConfig):
     stack_frames: int = knob(2, "log-mel frames, 10 ms apart, around the middle of a frame (targets=random_projection)", "frames")
     teacher: str = knob("mfcc", "what k-means clusters: `mfcc`, or a layer of what `checkpoint` takes elsewhere", "", "HuBERT §4")
     teacher_layer: int = knob(6, "layer of the teacher, 0 to its number of blocks", "", "HuBERT §4, BASE")
+    codes: str = knob("", "clusters of that layer which `speechssl units` wrote; empty: k-means is fitted to `data.train`")
     codes_per_frame: int = knob(1, "codes of each frame: 1, or 2, one for either half of it, such as the two 20 ms in a frame of 40 ms", "codes")
     subtract_mean: bool = knob(False, "subtract each utterance's mean (in pretraining each crop's) from its MFCC", "", "cepstral mean normalisation")
     fit_s: float = knob(3600.0, "audio that k-means is fitted to, once, before the first update", "s")
@@ -69,6 +70,8 @@ class MaskedCodesConfig(BaseObjectiveConfig):
         check(1 <= self.code_dim <= MAX_WIDTH, "objective.code_dim", f"between 1 and {MAX_WIDTH}", self.code_dim)
         check(self.codes_per_frame in (1, 2), "objective.codes_per_frame", "1 or 2", self.codes_per_frame)
         check(1 <= self.stack_frames <= 1000, "objective.stack_frames", "between 1 and 1000 frames", self.stack_frames)
+        must = "left out unless objective.targets is kmeans and objective.teacher a model"
+        check(not self.codes or self.has_teacher, "objective.codes", must, self.codes)
         check_finite("objective.fit_s", self.fit_s)
         check(self.fit_s > 0, "objective.fit_s", "positive", self.fit_s)
         check(self.unmasked_weight >= 0, "objective.unmasked_weight", "at least 0", self.unmasked_weight)
@@ -80,8 +83,8 @@ class MaskedCodesConfig(BaseObjectiveConfig):
 
     @property
     def checkpoints_read(self) -> dict[str, str]:
-        """The teacher, where it is a network."""
-        return {"objective.teacher": self.teacher} if self.has_teacher else {}
+        """The teacher, where it is a network, and its clusters."""
+        return {"objective.teacher": self.teacher, "objective.codes": self.codes} if self.has_teacher else {}
 
 
 ObjectiveConfig = ContrastiveConfig | MaskedCodesConfig

@@ -45,6 +45,7 @@ class PretrainConfig(CommonConfig):
         _check_patience(self.training, self.data.valid)
         # Keys of fine-tuning that stand in sections which both verbs have: none is dropped silently.
         check(self.model.self_conditioning == 0, "model.self_conditioning", "0 in pretraining, which has no CTC head", self.model.self_conditioning)
+        check(self.model.length_adapter_layers == 0, "model.length_adapter_layers", "0 in pretraining, which looks at the frames of the blocks", self.model.length_adapter_layers)
         for name in ("unfreeze_share", "layer_lr_decay"):
             value = getattr(self.training, name)
             check(value == 1, f"training.{name}", "1 in pretraining, since it is for fine-tuning", value)
@@ -108,6 +109,7 @@ class FinetuneConfig(CommonConfig):
         check(self.intermediate_weight > 0 or not model.self_conditioning, "intermediate_weight", must, self.intermediate_weight)
         must = f"0 or that of model.self_conditioning ({model.self_conditioning})"
         check(not model.self_conditioning or self.intermediate_layer in (0, model.self_conditioning), "intermediate_layer", must, self.intermediate_layer)
+        check(model.length_adapter_layers == 0 or not self.intermediate_weight, "intermediate_weight", "0 where model.length_adapter_layers is more", self.intermediate_weight)
         check(self.consistency_weight >= 0, "consistency_weight", "positive, or 0 for one view", self.consistency_weight)
         has_masks = model.mask.prob > 0 or model.mask.channel_prob > 0
         check(has_masks or not self.consistency_weight, "consistency_weight", "0 without masks (model.mask.prob, model.mask.channel_prob)", self.consistency_weight)

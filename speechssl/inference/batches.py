@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.config.model import ModelConfig
 from speechssl.data.sampler import round_up
 from speechssl.errors import DataError
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.inference.windows import plan_windows
 from speechssl.model.speech_model import as_evaluating
-from speechssl.progress import track
+from speechssl.progress import Progress, track
 
 R = TypeVar("R")
 
@@ -51,6 +52,7 @@ def run_model(
     window_s: float,
     description: str,
     chunk_batches: int,
+    is_output: bool,
     done: Set[int] = frozenset(),
     in_order: bool = True,
 ) -> Iterator[tuple[int, R]]:
@@ -65,6 +67,7 @@ def run_model(
         window_s: utterances up to this many seconds are one pass, longer ones go in overlapping windows.
         description: what is going on, for the progress.
         chunk_batches: results of so many batches are held until they can be given in order.
+        is_output: whether `forward` gives the frames of the model's output, which a length adapter makes fewer.
         done: utterances whose results the caller has: the batches are those of a run without any, so that the others'
             results are the same to the bit.
         in_order: give results in the order of the source, rather than each as soon as it is there.
@@ -75,13 +78,14 @@ def run_model(
     Raises:
         DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
     """
-    long_enough = np.flatnonzero(source.lengths >= model.config.receptive_field)
+    long_enough = np.flatnonzero(source.lengths >= model.config.output_field)
+    grid = find_grid(model.config, is_output)
     limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
 
     def run() -> Iterator[tuple[int, R]]:
         evaluating = as_evaluating(model)
         for part in cut_chunks(source.lengths[long_enough], chunk_batches * limit):
-            results = _run_chunk(evaluating, source, forward, reduce, long_enough[part], window, limit, done)
+            results = _run_chunk(evaluating, source, forward, reduce, long_enough[part], window, limit, grid, done)
             fresh = ((index, result) for index, result in results if index not in done)
             yield from sorted(fresh, key=itemgetter(0)) if in_order else fresh
 
@@ -96,6 +100,7 @@ def _run_chunk(
     chunk: IntArray,
     window: int,
     limit: int,
+    grid: tuple[int, int],
     done: Set[int],
 ) -> Iterator[tuple[int, R]]:
     """Yield results as they come, those of done ones too where they share a batch with others."""
@@ -107,7 +112,7 @@ def _run_chunk(
         if index in done:
             continue
         try:
-            yield index, _run_windows(model, source, index, forward, reduce, window, limit)
+            yield index, _run_windows(model, source, index, forward, reduce, window, limit, grid)
         except DataError as error:
             source.leave_out(index, str(error))
 
@@ -121,15 +126,21 @@ def _run_batch(model: AnyModel, waveforms: Sequence[FloatArray], forward: Forwar
 
 @torch.inference_mode()
 def _run_windows(
-    model: AnyModel, source: Source, index: int, forward: Forward, reduce: Reduce[R], window: int, limit: int
+    model: AnyModel,
+    source: Source,
+    index: int,
+    forward: Forward,
+    reduce: Reduce[R],
+    window: int,
+    limit: int,
+    grid: tuple[int, int],
 ) -> R:
     """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside.
 
     Raises:
         DataError: it cannot be read.
     """
-    num_samples = int(source.lengths[index])
-    windows = plan_windows(num_samples, window, model.config.receptive_field, model.config.hop_samples)
+    windows = plan_windows(int(source.lengths[index]), window, *grid)
     waveforms = source.read_stretches(index, ((w.start, w.num_samples) for w in windows))
     rows = max(1, limit // window)
 
@@ -139,8 +150,15 @@ def _run_windows(
             stacked = stack_waveforms(model, list(islice(waveforms, len(group))))
             tensors, _ = forward(model, *stacked)
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
+            progress.advance(len(group))
 
-    return reduce(pieces())
+    with Progress(source.ids[index], len(windows), "windows") as progress:
+        return reduce(pieces())
+
+
+def find_grid(config: ModelConfig, is_output: bool) -> tuple[int, int]:
+    """Find the samples that a frame sees, and those from one to the next: of the model's output, or of its layers."""
+    return (config.output_field, config.output_hop) if is_output else (config.receptive_field, config.hop_samples)
 
 
 def cut_chunks(lengths: IntArray, chunk_samples: int) -> list[IntArray]:

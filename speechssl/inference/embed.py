@@ -17,7 +17,7 @@ from torch import Tensor
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.data.manifest import Utterance
 from speechssl.errors import ConfigError
-from speechssl.inference.batches import CHUNK_BATCHES, run_model
+from speechssl.inference.batches import CHUNK_BATCHES, find_grid, run_model
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import Audio, FloatArray, Source, find_source
 from speechssl.model.speech_model import Frames
@@ -33,10 +33,12 @@ class LayerChoice:
     Attributes:
         names: what the column `layer` says, one a tensor.
         pick: gives these tensors (B, T, D) of a model's frames.
+        is_output: whether they are the model's output, of which there are fewer frames after a length adapter.
     """
 
     names: tuple[str, ...]
     pick: Callable[[Frames], list[Tensor]]
+    is_output: bool = False
 
 
 def choose_layers(layer: Any, num_layers: int | None) -> LayerChoice:
@@ -52,7 +54,7 @@ def choose_layers(layer: Any, num_layers: int | None) -> LayerChoice:
     layer = os.fspath(layer) if isinstance(layer, os.PathLike) else layer
     layer = layer.tolist() if isinstance(layer, (np.ndarray, np.generic, Tensor)) else layer
     if isinstance(layer, str) and layer == "last":
-        return LayerChoice(("last",), lambda frames: [frames.last])
+        return LayerChoice(("last",), lambda frames: [frames.last], is_output=True)
     if num_layers is None:
         raise ConfigError(f"`layer` must be last for an ONNX file, which has no layers, but is {layer!r}")
     if isinstance(layer, str) and layer == "mean":
@@ -158,18 +160,20 @@ class Embedder:
         Raises:
             DataError: an utterance is shorter than one frame, or a file is damaged, and the source leaves none out.
         """
-        source.leave_out_short(self.model.config.receptive_field)
+        source.leave_out_short(self.model.config.output_field)
         # Single frames of all layers are a thousand times as much as one vector, and are not kept for long.
         chunk = 1 if self.pooling == "frames" else CHUNK_BATCHES
         return run_model(
-            self.model, source, self._forward, self._pool,
+            self.model, source, self.forward, self._pool,
             batch_s=self.batch_s, window_s=self.window_s, chunk_batches=chunk, description=description,
+            is_output=self.choice.is_output,
         )  # fmt: skip
 
-    def _forward(self, model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    def forward(self, model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """Give the chosen layers (B, T, D) of one batch, and its valid frames (B,)."""
         with torch.autocast(waveforms.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             frames: Frames = model(waveforms, num_samples)
-        return self.choice.pick(frames), frames.num_frames
+        return self.choice.pick(frames), frames.num_outputs if self.choice.is_output else frames.num_frames
 
     def _pool(self, pieces: Iterator[list[Tensor]]) -> list[FloatArray]:
         pools = [Pool(self.pooling) for _ in self.choice.names]
@@ -193,9 +197,9 @@ def make_table(utterance: Utterance, arrays: Sequence[FloatArray], embedder: Emb
     for name, array in zip(embedder.choice.names, arrays, strict=True):
         starts, ends = np.array([begin]), np.array([begin + utterance.duration_s])
         if embedder.pooling == "frames":
-            network = embedder.model.config
-            starts = begin + network.hop_samples / SAMPLE_RATE * np.arange(len(array))
-            ends = starts + network.receptive_field / SAMPLE_RATE
+            field, hop = find_grid(embedder.model.config, embedder.choice.is_output)
+            starts = begin + hop / SAMPLE_RATE * np.arange(len(array))
+            ends = starts + field / SAMPLE_RATE
         count, path = len(array), str(utterance.path) if utterance.path.name else None
         columns = [[utterance.id] * count, [path] * count, [utterance.speaker] * count, [name] * count]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])

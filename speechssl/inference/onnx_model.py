@@ -60,7 +60,7 @@ class OnnxModel(nn.Module):
                 f"`checkpoint` must be an export of features (convert to=onnx_features), but {self.name} gives logits"
             )
         last, num_frames = self._run(waveforms, num_samples, self.dim)
-        return Frames(last, [], num_frames)
+        return Frames(last, [], num_frames, num_frames)
 
     def logits(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give the CTC logits (B, T, V) and valid frames (B,) of waveforms (B, N).
@@ -75,13 +75,13 @@ class OnnxModel(nn.Module):
     def _run(self, waveforms: Tensor, num_samples: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
         if num_samples is None:
             num_samples = torch.full((len(waveforms),), waveforms.shape[1])
-        num_frames = self.config.count_frames(num_samples)
+        num_frames = self.config.count_outputs(num_samples)
         padded = F.pad(waveforms, (0, max(0, self.min_samples - waveforms.shape[1])))
         feed = {"waveforms": padded.float().numpy(), "num_samples": num_samples.numpy()}
         with parsing("`checkpoint`", "an ONNX file that runs", CheckpointError, self.name):
             values, counts = (torch.from_numpy(value) for value in self.session.run(None, feed))
         # The metadata of a file need not be true.
-        expected = (len(waveforms), self.config.count_frames(padded.shape[1]), width)
+        expected = (len(waveforms), self.config.count_outputs(padded.shape[1]), width)
         if tuple(values.shape) != expected or not torch.equal(counts, num_frames):
             raise CheckpointError(
                 f"`checkpoint` must be an ONNX file that gives what its metadata say, but {self.name} gives "

@@ -164,7 +164,7 @@ def iterate_readings(
 
 def find_frame_s(model: AnyModel) -> float:
     """Give the time from one frame of a model to the next, in seconds."""
-    return model.config.hop_samples / SAMPLE_RATE
+    return model.config.output_hop / SAMPLE_RATE
 
 
 def _iterate(
@@ -179,7 +179,7 @@ def _iterate(
     in_order: bool = True,
 ) -> Iterator[tuple[int, R]]:
     """Yield what is read off the pieces (t, V) of each utterance's logits, and `nothing` of those without a frame."""
-    short = np.flatnonzero(source.lengths < model.config.receptive_field).tolist()
+    short = np.flatnonzero(source.lengths < model.config.output_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
         _logger.warning("%d utterances are shorter than one frame and stay empty: %s", len(short), names)
@@ -194,7 +194,7 @@ def _iterate(
 
     results = run_model(
         model, source, forward, reduce,
-        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise",
+        batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise", is_output=True,
         done=done, in_order=in_order,
     )  # fmt: skip
     empty = ((index, nothing) for index in short if index not in done)

@@ -32,7 +32,7 @@ from speechssl.interop.foreign import Foreign, build_model, describe, wrap
 from speechssl.interop.huggingface.card import write_card
 from speechssl.interop.huggingface.families import BARE_WAV2VEC2, WAVLM, check_fits, has_class
 from speechssl.interop.huggingface.folder import list_left_behind as list_unplaced
-from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
+from speechssl.interop.huggingface.folder import read_huggingface, refuse_unmerged, write_huggingface
 from speechssl.interop.huggingface.hub import fetch_from_hub, is_hub_id
 from speechssl.interop.huggingface.languages import refuse_language
 from speechssl.interop.huggingface.own_code import MODEL_TYPE, NOTE, read_own, write_own
@@ -217,6 +217,8 @@ def _read_foreign(checkpoint: str, key: str, language: str) -> Foreign | None:
             return _read_file(path, key)
         if is_hub_id(checkpoint):
             return _read_folder(fetch_from_hub(checkpoint, key, language), key, language)
+        if (path / "adapter_config.json").is_file() and not (path / CONFIG).is_file():
+            raise refuse_unmerged(path, key)
         if (path / CONFIG).is_file() and "version" not in (stored := read_json(path / CONFIG, key)):
             if "model_type" in stored:
                 return _read_folder(path, key, language)
@@ -282,10 +284,6 @@ def _check_fits(model: SpeechModel, format: str) -> None:
     if not format.startswith("onnx"):
         # torchaudio has wav2vec 2.0 and WavLM, fairseq the first.
         check_fits(WAVLM if format == "torchaudio" and config.position_buckets else BARE_WAV2VEC2, config, format)
-    elif config.front_end == "kaldi_fbank":
-        raise CheckpointError(
-            f"`model.front_end` must be convolutions or log_mel for {format}, which has no other, but is kaldi_fbank"
-        )
 
 
 def _list_left_behind(model: SpeechModel, format: str) -> tuple[str, ...]:

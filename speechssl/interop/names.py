@@ -74,7 +74,7 @@ NAMES = (
 """How a name begins: ours, in `transformers` and in fairseq, without the prefixes that models with a head put before
 the network's; # is the number of a layer. fairseq's adapters are none of ours (see `_check_fits`)."""
 
-_CONFORMER = "encoder.layers.#."
+_CONFORMER, _LENGTH, _ADAPTER = "encoder.layers.#.", "backbone.length_adapter.layers.#.", "adapter.layers.#."
 CONFORMER = (
     (f"{_BLOCK}first.norm.", f"{_CONFORMER}ffn1_layer_norm."),
     (f"{_BLOCK}first.inner.", f"{_CONFORMER}ffn1.intermediate_dense."),
@@ -96,6 +96,19 @@ CONFORMER = (
     (f"{_BLOCK}last.inner.", f"{_CONFORMER}ffn2.intermediate_dense."),
     (f"{_BLOCK}last.outer.", f"{_CONFORMER}ffn2.output_dense."),
     (f"{_BLOCK}norm.", f"{_CONFORMER}final_layer_norm."),
+    ("backbone.length_adapter.first.inner.", "intermediate_ffn.intermediate_dense."),
+    ("backbone.length_adapter.first.outer.", "intermediate_ffn.output_dense."),
+    (f"{_LENGTH}residual_norm.", f"{_ADAPTER}residual_layer_norm."),
+    (f"{_LENGTH}residual_conv.", f"{_ADAPTER}residual_conv."),
+    (f"{_LENGTH}attention_norm.", f"{_ADAPTER}self_attn_layer_norm."),
+    (f"{_LENGTH}attention_conv.", f"{_ADAPTER}self_attn_conv."),
+    (f"{_LENGTH}attention.query.", f"{_ADAPTER}self_attn.linear_q."),
+    (f"{_LENGTH}attention.key.", f"{_ADAPTER}self_attn.linear_k."),
+    (f"{_LENGTH}attention.value.", f"{_ADAPTER}self_attn.linear_v."),
+    (f"{_LENGTH}attention.out.", f"{_ADAPTER}self_attn.linear_out."),
+    (f"{_LENGTH}last.norm.", f"{_ADAPTER}ffn_layer_norm."),
+    (f"{_LENGTH}last.inner.", f"{_ADAPTER}ffn.intermediate_dense."),
+    (f"{_LENGTH}last.outer.", f"{_ADAPTER}ffn.output_dense."),
 )
 """The same for the blocks of Conformers, in `transformers` alone."""
 

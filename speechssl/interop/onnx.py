@@ -71,7 +71,7 @@ class ServingModel(nn.Module):
             values, num_frames = self.model.logits(waveforms, num_samples)
         else:
             frames = self.model(waveforms, num_samples)
-            values, num_frames = frames.last, frames.num_frames
+            values, num_frames = frames.last, frames.num_outputs
         # A row without any valid frame attends to nothing, and what comes of that differs between runtimes.
         valid = make_valid_mask(num_frames, values.shape[1])
         return torch.where(valid[..., None], values, 0.0), num_frames
@@ -87,7 +87,7 @@ def count_min_samples(config: ModelConfig) -> int:
 
     A graph with a dynamic length is traced for lengths of 2 and more.
     """
-    return config.receptive_field + config.hop_samples
+    return config.output_field + config.output_hop
 
 
 def export_program(model: SpeechModel, what: str) -> ExportedProgram:
@@ -215,8 +215,8 @@ def describe_model(model: SpeechModel, what: str, update: int = 0) -> dict[str, 
         "sample_rate": SAMPLE_RATE,
         "channels": 1,
         "min_samples": count_min_samples(config),
-        "receptive_field_samples": config.receptive_field,
-        "hop_samples": config.hop_samples,
+        "receptive_field_samples": config.output_field,
+        "hop_samples": config.output_hop,
         "normalize_waveform": config.normalize_waveform,
         "waveform_epsilon": config.waveform_epsilon,
         "normalized_inside": True,

@@ -114,7 +114,8 @@ def read_bundle(name: str, key: str = "checkpoint") -> Foreign:
         facts["labels"] = list(bundle.get_labels())
         read_vocabulary({}, facts["labels"], bundle._params["aux_num_out"], where, key)
     with parsing(f"`{key}`", "a bundle that can be fetched", CheckpointError, where):
-        weights = bundle.get_model().state_dict()
+        # By default torch unpickles whatever lies in its cache, and with that runs it.
+        weights = bundle.get_model(dl_kwargs={"weights_only": True}).state_dict()
     return build_foreign(weights, facts, where, key)
 
 

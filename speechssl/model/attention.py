@@ -171,7 +171,9 @@ def score_distances(
         frames: t of the T frames, which are a row.
     """
     count = frames.stop - frames.start
-    scores = query[:, :, frames] @ distances.to(query.dtype).mT / math.sqrt(query.shape[-1])
+    # For each head: an export for all lengths could not take one product of all heads apart again.
+    each = distances.to(query.dtype).mT.expand(query.shape[1], -1, -1)
+    scores = query[:, :, frames] @ each / math.sqrt(query.shape[-1])
     frame = torch.arange(count, device=query.device)
     places = (frame[None, :] - frame[:, None] + middle).clamp(0, distances.shape[-2] - 1)
     return scores.gather(3, places.expand(*scores.shape[:2], count, count))

@@ -17,7 +17,7 @@ from speechssl.model.cpu.packing import Packing, Scope
 from speechssl.model.cpu.precision import widen
 from speechssl.model.layers import LayerNorm, PooledDropout, drop_from_pool
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 _BATCH_NORM_MOMENTUM, _BATCH_NORM_EPSILON = 0.1, 1e-5
 
 
@@ -51,14 +51,20 @@ class ConformerBlock(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm, a wide linear layer, SiLU or GELU, and a linear layer back (§2.3)."""
+    """Layer norm, a wide linear layer, an activation, and a linear layer back (§2.3).
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: widths, dropout and, where there is no `activation`, which it is.
+        activation: `silu`, `gelu` or `relu`.
+        has_norm: whether there is the layer norm.
+    """
+
+    def __init__(self, config: ModelConfig, activation: str = "", has_norm: bool = True) -> None:
         super().__init__()
-        self.norm = LayerNorm(config.model_dim)
+        self.norm = LayerNorm(config.model_dim) if has_norm else nn.Identity()
         self.inner = nn.Linear(config.model_dim, config.ffn_dim)
         self.outer = nn.Linear(config.ffn_dim, config.model_dim)
-        self.dropout, self.activation = config.activation_dropout, _ACTIVATIONS[config.block_activation]
+        self.dropout, self.activation = config.activation_dropout, _ACTIVATIONS[activation or config.block_activation]
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Transform each frame on its own."""

@@ -60,9 +60,11 @@ class KaldiFbank(nn.Module):
         num_bands = None if num_samples is None else self.config.count_frames(num_samples, depth=1)
         power = compute_kaldi_power(waveforms, self.filters)
         x = normalize_valid(power.clamp(min=POWER_FLOOR).log(), num_bands, _VARIANCE_EPSILON, correction=1)
-        num_pairs = x.shape[2] // 2
-        pairs = x[..., : 2 * num_pairs].transpose(1, 2).reshape(len(x), num_pairs, 2 * x.shape[1])
-        frames = pairs.to(waveforms.dtype if waveforms.dtype == torch.float64 else torch.float32)
+        x = x.to(waveforms.dtype if waveforms.dtype == torch.float64 else torch.float32)
+        # By number: an export for all lengths loses the count of a slice of what is counted already.
+        length = (waveforms.shape[1] - self.config.receptive_field) // self.config.hop_samples + 1
+        first = 2 * torch.arange(length, device=x.device)
+        frames = torch.cat([x[..., first], x[..., first + 1]], 1).transpose(1, 2).contiguous()
         return frames, None if num_samples is None else self.config.count_frames(num_samples)
 
 
@@ -81,8 +83,19 @@ def compute_kaldi_power(
         # The first sample of a piece stands for the one before it.
         pieces = pieces - PREEMPHASIS * torch.cat([pieces[..., :1], pieces[..., :-1]], -1)
         window = torch.hann_window(MEL_WINDOW_SAMPLES, periodic=False, dtype=torch.float64, device=pieces.device)
-        spectrum = torch.fft.rfft(pieces * window**WINDOW_POWER, FFT_SAMPLES)
+        pieces = pieces * window**WINDOW_POWER
+        if torch.compiler.is_exporting():
+            cosines, sines = (pieces @ make_waves().to(pieces.device)).square().chunk(2, -1)
+            return filters.double() @ (cosines + sines).transpose(1, 2)
+        spectrum = torch.fft.rfft(pieces, FFT_SAMPLES)
         return filters.double() @ torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
+
+
+def make_waves() -> Float[Tensor, "W double_bins"]:
+    """Make (400, 514) cosines and sines of each frequency: the Fourier transform as a product, in float64."""
+    # Whole turns are left out before the product with 2π, which float64 then has exactly enough.
+    turns = np.outer(np.arange(MEL_WINDOW_SAMPLES), np.arange(FFT_SAMPLES // 2 + 1)) % FFT_SAMPLES / FFT_SAMPLES
+    return torch.from_numpy(np.concatenate([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)], 1))
 
 
 def make_kaldi_filters(num_mels: int) -> Float[Tensor, "mels bins"]:

@@ -27,15 +27,18 @@ class Frames:
     """What a model makes of waveforms.
 
     Attributes:
-        last: (B, T, D) the model's output, after the final norm where it has one.
+        last: (B, T, D) the model's output, after the final norm where it has one; fewer frames where the model has a
+            length adapter (`model.length_adapter_layers`).
         layers: L + 1 tensors (B, T, D): what enters the first block, then each block's output, without final norm.
         num_frames: (B,) int64 valid frames of each row. Frame k starts at k / model.frame_rate seconds.
-        logits: (B, T, V) scores of a recogniser's symbols; None for a model without a CTC head.
+        num_outputs: (B,) those of `last` and `logits`: the same without a length adapter.
+        logits: (B, T, V) scores of a recogniser's symbols, as many as `last`; None for a model without a CTC head.
     """
 
     last: Tensor
     layers: list[Tensor]
     num_frames: Tensor
+    num_outputs: Tensor
     logits: Tensor | None = None
 
 
@@ -98,9 +101,11 @@ class SpeechModel(nn.Module):
         """
         x = self._prepare(waveforms, num_samples)
         features = self.backbone.encode(x, num_samples)
-        last, layers = self.backbone.contextualise(features, adjust=self.adjust)
+        context, layers = self.backbone.contextualise(features, adjust=self.adjust)
+        last = self.backbone.finish(context, features)
         logits = None if self.head is None else self.head(last)
-        return Frames(last, layers, self.count_frames(waveforms, num_samples), logits)
+        num_frames, num_outputs = (f(waveforms, num_samples) for f in (self.count_frames, self.count_outputs))
+        return Frames(last, layers, num_frames, num_outputs, logits)
 
     def adapt(self, adaptation: Adaptation) -> None:
         """Freeze all but the head and the few weights that `adaptation` names; those of LoRA are added."""
@@ -147,7 +152,7 @@ class SpeechModel(nn.Module):
             raise CheckpointError("`checkpoint` must be a recogniser, but has no CTC head: finetune it first")
         frames: Frames = self(waveforms, num_samples)
         assert frames.logits is not None
-        return frames.logits, frames.num_frames
+        return frames.logits, frames.num_outputs
 
     def codes(self, waveforms: Tensor, num_samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Give the quantizer's codes (B, T, G) of each frame, chosen without noise, and the valid frames (B,).
@@ -163,17 +168,26 @@ class SpeechModel(nn.Module):
 
     def count_frames(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
         """Count the valid frames of each row: (B,) int64."""
-        if num_samples is None:
-            num_samples = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        return self.config.count_frames(num_samples)
+        return self.config.count_frames(_fill_lengths(waveforms, num_samples))
+
+    def count_outputs(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+        """Count the valid frames of each row of the output: (B,) int64."""
+        return self.config.count_outputs(_fill_lengths(waveforms, num_samples))
 
     def _prepare(self, waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
-        shortest = self.config.receptive_field
+        shortest = self.config.output_field
         check_waveforms(waveforms, self.backbone.mask_embedding, shortest)
         check_num_samples(waveforms, num_samples)
         if not self.config.normalize_waveform:
             return waveforms
         return normalize_waveforms(waveforms, num_samples, self.config.waveform_epsilon)
+
+
+def _fill_lengths(waveforms: Tensor, num_samples: Tensor | None) -> Tensor:
+    """Give the valid samples of each row, which are all where nothing is padded."""
+    if num_samples is not None:
+        return num_samples
+    return torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
 
 
 def as_evaluating(model: AnyModule) -> AnyModule:

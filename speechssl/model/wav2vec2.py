@@ -13,6 +13,7 @@ from speechssl.errors import ConfigError
 from speechssl.model.feature_encoder import FeatureEncoder
 from speechssl.model.kaldi_fbank import KaldiFbank
 from speechssl.model.layers import Dropout, LayerNorm, normalize_valid
+from speechssl.model.length_adapter import LengthAdapter
 from speechssl.model.lengths import HOP_SAMPLES
 from speechssl.model.log_mel import LogMelEncoder
 from speechssl.model.transformer import Adjust, Transformer, learning
@@ -66,6 +67,7 @@ class Wav2Vec2(nn.Module):
         self.input_dropout = Dropout(config.input_dropout)
         self.mask_embedding = nn.Parameter(torch.rand(config.model_dim))
         self.transformer = Transformer(config)
+        self.length_adapter = LengthAdapter(config) if config.length_adapter_layers else None
 
     def encode(self, waveforms: Float[Tensor, "B N"], num_samples: Int[Tensor, " B"] | None) -> Features:
         """Run the feature encoder and its layer norm.
@@ -106,6 +108,13 @@ class Wav2Vec2(nn.Module):
                 x = torch.where(channel_mask[:, None, :], 0.0, x)
         context, states = self.transformer(x, features.num_frames, keep, num_frozen, adjust)
         return context, states
+
+    def finish(self, context: Float[Tensor, "B T D"], features: Features) -> Float[Tensor, "B T2 D"]:
+        """Give the model's output: what `contextualise` gave, or what a length adapter makes of it."""
+        if self.length_adapter is None:
+            return context
+        output: Tensor = self.length_adapter(context, features.num_frames)
+        return output
 
 
 def normalize_waveforms(

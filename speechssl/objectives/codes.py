@@ -15,21 +15,18 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from speechssl.checkpoints.clusters import FloatArray, read_clusters
 from speechssl.config.knobs import check
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import MaskedCodesConfig
 from speechssl.data.loader import Batch
-from speechssl.errors import ConfigError
 from speechssl.interop.load import load_model
 from speechssl.seeds import make_rng
 
 WINDOW, STEP, MEL_BINS, MFCC_DIM = 400, 160, 80, 39
-
-FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -95,11 +92,6 @@ def compute_mfcc(waveform: FloatArray, num_codes: int, grid: Grid, subtract_mean
     return torch.cat([x, first, compute_deltas(first)]).T[:: grid.hop // STEP][:num_codes]
 
 
-def find_nearest(x: Tensor, codes: Tensor) -> Tensor:
-    """Find the code that is nearest to each vector: (T, E), (V, E) → (T,) int64."""
-    return (x.float() @ codes.T - codes.square().sum(1) / 2).argmax(1)
-
-
 def draw_projection(seed: int, num_inputs: int, num_codes: int, code_dim: int) -> tuple[FloatArray, FloatArray]:
     """Draw what is never trained: normal codes (V, E) of length 1, and a Xavier-uniform matrix (inputs, E).
 
@@ -112,31 +104,6 @@ def draw_projection(seed: int, num_inputs: int, num_codes: int, code_dim: int) -
     return codes.astype(np.float32), projection.astype(np.float32)
 
 
-def fit_centroids(features: FloatArray, num_codes: int, seed: int) -> FloatArray:
-    """Fit mini-batch k-means with HuBERT's settings (fairseq's `learn_kmeans`): (F, E) → (V, E), the same every time.
-
-    Raises:
-        ConfigError: there are fewer frames than codes.
-    """
-    from sklearn.cluster import MiniBatchKMeans
-
-    if len(features) < num_codes:
-        raise ConfigError(
-            f"`objective.num_codes` must be at most the {len(features)} frames that objective.fit_s gives, "
-            f"but is {num_codes}"
-        )
-    kmeans = MiniBatchKMeans(
-        num_codes,
-        batch_size=10_000,
-        max_no_improvement=100,
-        n_init=20,
-        reassignment_ratio=0.0,
-        random_state=int(make_rng(seed, "k-means").integers(2**31)),
-    )
-    centroids: FloatArray = kmeans.fit(features).cluster_centers_.astype(np.float32)
-    return centroids
-
-
 class Teacher:
     """A layer of a frozen model, whose states are made into codes.
 
@@ -145,7 +112,10 @@ class Teacher:
         task: which model, pretrained or a recogniser, and which layer of it.
 
     Raises:
-        ConfigError: the model does not load, or does not fit the student.
+        ConfigError: the model does not load, or does not fit the student or the clusters.
+
+    Attributes:
+        clusters: given ones of that layer; None where they are to be fitted.
     """
 
     def __init__(self, config: ModelConfig, task: MaskedCodesConfig) -> None:
@@ -162,6 +132,14 @@ class Teacher:
         knows_level = own.normalize_waveform or not config.normalize_waveform
         must = "a model that takes normalised waveforms, as `model` does"
         check(knows_level, "objective.teacher", must, task.teacher)
+        self.clusters = read_clusters(task.codes, "objective.codes") if task.codes else None
+        if self.clusters is not None:
+            self.clusters.check_model(self.model, "objective.teacher", task.teacher)
+            layer, must = self.clusters.layer, "clusters of a layer with a number"
+            check(layer.isdecimal(), "objective.codes", must, f"{task.codes}, of {layer}")
+            must = f"{layer}, which {task.codes} has clusters of"
+            check(str(self.layer) == layer, "objective.teacher_layer", must, self.layer)
+            self.clusters.check_number(task.num_codes, "objective.num_codes")
 
     @torch.no_grad()
     def describe(self, batch: Batch) -> list[Tensor]:
@@ -189,10 +167,12 @@ class Teacher:
         return states.index_select(0, places.clamp(0, len(states) - 1))
 
     def digest(self) -> Tensor:
-        """Digest the weights: (32,) uint8."""
+        """Digest the weights, and given clusters: (32,) uint8."""
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        if self.clusters is not None:
+            digest.update(self.clusters.centroids.tobytes())
         return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 

@@ -229,11 +229,12 @@ class CodesWatch:
         """Take back what was remembered.
 
         Raises:
-            ConfigError: the teacher has other weights than when the run began.
+            ConfigError: the teacher has other weights, or other given clusters, than when the run began.
         """
         if self.teacher is not None and not torch.equal(state["codes.teacher"], self.teacher.digest()):
+            what = "weights" if self.teacher.clusters is None else "weights and codes"
             raise ConfigError(
-                "`objective.teacher` must have the weights that the run began with, but those of "
+                f"`objective.teacher` must have the {what} that the run began with, but those of "
                 f"{self.teacher.name} have changed (another out= starts a new run)"
             )
         self.counts, self.held = state["codes.counts"].clone(), int(state["codes.held"])

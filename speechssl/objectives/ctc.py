@@ -162,7 +162,7 @@ class CTCObjective(Objective):
         return self.options.frozen_layers if update <= self.options.frozen_updates else -1
 
     def find_place(self, name: str) -> int:
-        """Find where a parameter is: 0 before the blocks, 1 to L in them, L + 1 in the norm after, L + 2 the head."""
+        """Find where a parameter is: 0 before the blocks, 1 to L in them, L + 1 after them, L + 2 the head."""
         last, config = self.module.num_layers, self.module.config
         if name.startswith("head."):
             return last + 2
@@ -170,7 +170,8 @@ class CTCObjective(Objective):
             return config.self_conditioning + 1  # it changes what that block gets
         if name.startswith(BLOCKS):
             return int(name.removeprefix(BLOCKS).split(".")[0]) + 1
-        return last + 1 if config.norm_first and name.startswith("backbone.transformer.norm.") else 0
+        is_norm = config.norm_first and name.startswith("backbone.transformer.norm.")
+        return last + 1 if is_norm or name.startswith("backbone.length_adapter.") else 0
 
     def find_depth(self, name: str) -> int:
         """Count from the head, which is at 0 with the norm before it, the last block at 1."""
@@ -243,7 +244,7 @@ def contextualise(
         num_frozen: as `CTCObjective.find_frozen`.
 
     Returns:
-        Output and L + 1 states (views · B, T, D), and the valid frames (B,).
+        Output and L + 1 states (views · B, T, D), and the valid frames (B,) of the output.
     """
     with learning(num_frozen < 0):
         features = model.backbone.encode(waveforms, num_samples).repeat(views)
@@ -251,7 +252,9 @@ def contextualise(
         # Drawn over the frames of the longest row, which the batch's padding may exceed.
         mask = F.pad(mask, (0, features.normed.shape[1] - mask.shape[1]))
     context, states = model.backbone.contextualise(features, mask, channel_mask, keep, num_frozen, model.adjust)
-    return context, states, model.count_frames(waveforms, num_samples)
+    with learning(num_frozen <= model.num_layers):
+        last = model.backbone.finish(context, features)
+    return last, states, model.count_outputs(waveforms, num_samples)
 
 
 def _stack_views(inputs: Mapping[str, Tensor], name: str, views: int) -> Tensor | None:

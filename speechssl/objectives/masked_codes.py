@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from speechssl.checkpoints.clusters import FloatArray, find_nearest, fit_centroids
 from speechssl.config.knobs import check
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import MaskedCodesConfig
@@ -24,12 +25,9 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.objectives.codes import (
     MEL_BINS,
     MFCC_DIM,
-    FloatArray,
     Teacher,
     compute_mfcc,
     draw_projection,
-    find_nearest,
-    fit_centroids,
     make_grid,
     split_rows,
     stack_log_mel,
@@ -247,9 +245,11 @@ def build(config: PretrainConfig, task: MaskedCodesConfig, beginning: Beginning)
 def make_codes(
     config: PretrainConfig, task: MaskedCodesConfig, teacher: Teacher | None, beginning: Beginning
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Draw codes and projection, or fit centroids; a run that goes on gets room for those of its checkpoint."""
+    """Draw codes and projection, or take or fit centroids; a run that goes on gets room for those of its checkpoint."""
     if task.targets == "random_projection":
         return draw_projection(config.seed, task.stack_frames * MEL_BINS, task.num_codes or 8192, task.code_dim)
+    if teacher is not None and teacher.clusters is not None:
+        return teacher.clusters.centroids, None
     num_codes = task.num_codes or (100 if teacher is None else 500)
     if beginning.goes_on:
         return np.zeros((num_codes, MFCC_DIM if teacher is None else teacher.model.dim), dtype=np.float32), None

@@ -136,7 +136,7 @@ def choose_evenly(candidates: Sequence[T], number: int) -> list[T]:
 def list_long_enough(live: Live, shortest_s: float = 0.0) -> list[int]:
     """List the rows that last at least so long, and in any case one frame."""
     config = live.model.config
-    least = max(config.receptive_field, round(shortest_s * SAMPLE_RATE))
+    least = max(config.output_field, round(shortest_s * SAMPLE_RATE))
     return [int(index) for index in np.flatnonzero(live.manifest.num_samples_16k >= least)]
 
 

@@ -80,7 +80,7 @@ class Strip:
     codes: Sequence[Sequence[tuple[int, int, int]]] = ()
     num_codes: int = 1
     letters: Sequence[tuple[int, str]] = field(default_factory=list)
-    frame_rate: int = 50
+    frame_rate: float = 50
 
 
 def find_stretches(values: Sequence[int]) -> list[tuple[int, int, int]]:

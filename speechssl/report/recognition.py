@@ -279,12 +279,12 @@ def _draw_emissions(live: Live, sounds: Sounds) -> list[Figure]:
     symbols = live.model.vocabulary.symbols
     letters = [(k, symbols[b]) for k, b in enumerate(best) if b != 0 and (k == 0 or best[k - 1] != b)]
     strip = Strip(len(waveform) / SAMPLE_RATE, draw_spectrogram(waveform), row.text or "", sounds.encode(waveform))
-    strip.frame_rate = live.model.config.frame_rate
+    strip.frame_rate = SAMPLE_RATE / live.model.config.output_hop
     strip.letters = [(k, "·" if symbol == "|" else symbol) for k, symbol in letters]
     note = (
-        f"Each letter stands at the {1000 // strip.frame_rate} ms frame in which the model writes it; a dot is the "
-        "border of a word, and the frames between are blank. No transcript says when a letter is spoken: CTC finds the "
-        "times by itself."
+        f"Each letter stands at the {round(1000 / strip.frame_rate)} ms frame in which the model writes it; a dot is "
+        "the border of a word, and the frames between are blank. No transcript says when a letter is spoken: CTC finds "
+        "the times by itself."
     )
     return [Figure(f"One utterance, {row.id}", strip, note, is_wide=True)]
 

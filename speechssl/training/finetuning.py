@@ -312,7 +312,7 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     labels = [vocabulary.encode(text or "") for text in texts]
     samples = manifest.num_samples_16k
     shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = config.model.count_frames(shortest)
+    frames = config.model.count_outputs(shortest)
     too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
     keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
     keep &= samples <= config.data.max_s * SAMPLE_RATE

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from speechssl.verbs.report import report as report
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
+    from speechssl.verbs.units import units as units
 
 __all__ = [
     "align", "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "prepare", "pretrain", "probe",
-    "report", "transcribe", "tune",
+    "report", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

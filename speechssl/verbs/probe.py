@@ -115,7 +115,7 @@ def read_sets(
     Raises:
         DataError: as `check_sets`, of what is left; or nothing can be used.
     """
-    shortest = model.config.receptive_field
+    shortest = model.config.output_field
     left_out = LeftOut("data.train")
     first = read_usable(train, config.data.max_s, shortest, left_out)
     second = None

@@ -60,6 +60,8 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         case "embed":
             shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
             rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
+        case "units":
+            rows = _list_units(result)
         case "convert":
             rows = _list_conversion(result)
         case _:
@@ -91,6 +93,17 @@ def _list_manifests(result: Mapping[str, Any]) -> dict[str, Any]:
         rows[name] = f"{_format_hours(part['hours'])}, {counts}: {part['path']}"
     left_out = result["num_unreadable"]
     return rows | ({"left out": f"{left_out} files that cannot be used"} if left_out else {})
+
+
+def _list_units(result: Mapping[str, Any]) -> dict[str, Any]:
+    used = " and ".join(str(number) for number in result["num_used"])
+    spread = " and ".join(f"{value:.1f}" for value in result["perplexity"])
+    rows = {
+        "utterances": f"{_count_used(result)}, {_format_hours(result['hours'])}",
+        "units": f"{result['num_units']:,} of {result['num_frames']:,} frames",
+        f"codes, layer {result['layer']}": f"{used} of {result['num_codes']} in use (perplexity {spread})",
+    }
+    return rows | ({"clusters": result["clusters"]} if result["clusters"] else {}) | {"out": result["out"]}
 
 
 def _list_conversion(result: Mapping[str, Any]) -> dict[str, Any]:

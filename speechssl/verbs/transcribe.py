@@ -195,10 +195,7 @@ def _write(job: _Job, manifest: Manifest, out: Path, is_file: bool) -> dict[str,
         )
         for entry in job.iterate(frozenset(rows[id] for id in source.ids if id in journal), in_order=False):
             if target is None:
-                file = out / name_file(entry.text.id, job.format)
-                with writing(file):
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                write_in_one_step(file, render([entry.text], job.format))
+                _write_one(out / name_file(entry.text.id, job.format), entry.text, job.format)
             journal.add(entry)
         assert source.left_out is not None
         source.left_out.require_others(len(journal))
@@ -212,6 +209,13 @@ def _write(job: _Job, manifest: Manifest, out: Path, is_file: bool) -> dict[str,
     if job.decoder.fit:
         job.decoder.fit.counts = tally.fit
     return tally.describe() | more | {"texts": str(target or out)}
+
+
+def _write_one(path: Path, text: TimedText, format: str) -> None:
+    """Write the file of one utterance, in the folders that its name names."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(path, render([text], format))
 
 
 def _is_of(entry: Entry, row: Utterance) -> bool:

@@ -80,6 +80,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="so many runs of each contestant, in turn")
     parser.add_argument("--only", default="", help="names of contestants, with commas between; empty: all")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--cpu", action="store_true", help="count seconds of the processor, where other work runs too")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     return parser
 
@@ -104,7 +105,8 @@ def hold(contest: Contest, options: argparse.Namespace, warmup: int) -> str:
     contestants = [contest.build(name) for name in names]
     precisions = sorted({contestant.precision for contestant in contestants})
     before = {precision: measure_ceiling(contest.device, precision) for precision in precisions}
-    times = take_turns(contestants, options.repeats, warmup, contest.device)
+    clock = time.process_time if options.cpu else time.perf_counter
+    times = take_turns(contestants, options.repeats, warmup, contest.device, clock)
     after = {precision: measure_ceiling(contest.device, precision) for precision in precisions}
     ceilings = {precision: max(before[precision], after[precision]) for precision in precisions}
     parts = [f"## {contest.title}", describe_run(contest, ceilings)]
@@ -113,7 +115,11 @@ def hold(contest: Contest, options: argparse.Namespace, warmup: int) -> str:
 
 
 def take_turns(
-    contestants: Sequence[Contestant], repeats: int, warmup: int, device: torch.device
+    contestants: Sequence[Contestant],
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time every contestant `repeats` times, one after the other, and who begins changes from turn to turn.
 
@@ -127,17 +133,17 @@ def take_turns(
     for turn in range(repeats):
         first = turn % len(contestants)
         for contestant in [*contestants[first:], *contestants[:first]]:
-            times[contestant.name].append(_time(contestant, device))
+            times[contestant.name].append(_time(contestant, device, clock))
         print(f"turn {turn + 1} of {repeats}", file=sys.stderr)
     return times
 
 
-def _time(contestant: Contestant, device: torch.device) -> float:
+def _time(contestant: Contestant, device: torch.device, clock: Callable[[], float]) -> float:
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     contestant.run()
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -172,7 +178,8 @@ def describe_run(contest: Contest, ceilings: dict[str, float]) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     peaks = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {precision}" for precision, rate in ceilings.items())
     command = f"python -m {contest.module} {' '.join(contest.argv)}".strip()
-    return f"{time.strftime('%Y-%m-%d')}; {hardware}; {versions}; matrix products {peaks}; `{command}`"
+    load = f"load {os.getloadavg()[1]:.1f} over five minutes"
+    return f"{time.strftime('%Y-%m-%d')}; {hardware}; {load}; {versions}; matrix products {peaks}; `{command}`"
 
 
 def format_contestants(

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from speechssl.audio.reading import load_audio, read_info
+from speechssl.checkpoints.clusters import Clusters, find_nearest, read_clusters, write_clusters
 from speechssl.checkpoints.layout import METRICS
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.checkpoints.snapshot import Progress
@@ -36,6 +38,8 @@ from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.ngram import load_arpa
+from speechssl.inference.journal import Entry, Journal
+from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
 from speechssl.interop.load import load_for_inference, load_model, write_model
@@ -50,6 +54,7 @@ from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
 from speechssl.verbs import report
 from speechssl.verbs.kept import find_kept, write_kept
+from tests.integration.test_families import FAMILIES
 from tests.onnx_files import write_identity
 from tests.unit.report.conftest import make_evaluate, make_finetune, make_pretrain
 
@@ -174,6 +179,21 @@ def use_kept(folder: Path, _: Path) -> None:
     find_kept(str(folder))
 
 
+def make_journal(folder: Path) -> None:
+    spans = (Span("A", 0.1, 0.2, 0.5),)
+    with suppress(KeyboardInterrupt), Journal(folder / "a.part", {"checkpoint": "x"}) as journal:
+        for name in "abc":
+            journal.add(Entry(TimedText(name, "a.wav", "", 0, 1.0, "A", 0.5, spans, spans)))
+        raise KeyboardInterrupt
+
+
+def use_journal(folder: Path, file: Path) -> None:
+    """Go on from it: what is taken over must be what was written."""
+    journal = Journal(file, {"checkpoint": "x"})
+    for text, _ in journal.iterate("abc"):
+        assert (text.text, text.words) == ("A", (Span("A", 0.1, 0.2, 0.5),)), "changed without a word"
+
+
 def make_recogniser() -> SpeechModel:
     torch.manual_seed(0)
     return SpeechModel(SMALL, Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE'")), pretraining=False)
@@ -215,6 +235,49 @@ def make_small_weights(folder: Path) -> None:
 
 def use_small_weights(folder: Path, file: Path) -> None:
     load_model(str(file.parent), language="swh" if file.parent.name == "mms" else "")
+
+
+def make_families(folder: Path) -> None:
+    for name, (form, changes) in FAMILIES.items():
+        write_model(SpeechModel(replace(SMALL, **changes), make_recogniser().vocabulary), folder / name, form)
+
+
+def make_fairseq_families(folder: Path) -> None:
+    """Write files of fairseq's other families, and of WavLM's authors; `transformers` makes their weights."""
+    from tests.parity.test_fairseq_families import make_file
+
+    for case in ("hubert", "data2vec", "wavlm"):
+        make_file(case, folder / f"{case}.pt", finetuned=False)
+
+
+def make_shards(folder: Path) -> None:
+    """Write a Hugging Face folder as one pickled file, and in two parts of either kind."""
+    write_model(make_recogniser(), folder / "pickle", "huggingface")
+    whole = folder / "pickle" / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    for suffix in ("safetensors", "bin"):
+        shutil.copytree(folder / "pickle", folder / suffix)
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        index = {}
+        for number, names in enumerate(np.array_split(sorted(tensors), 2), 1):
+            file = f"{stem}-{number:05d}-of-00002.{suffix}"
+            part = {str(name): tensors[name] for name in names}
+            (save_file if suffix == "safetensors" else torch.save)(part, folder / suffix / file)
+            index |= dict.fromkeys(part, file)
+        (folder / suffix / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": index}))
+    torch.save(tensors, folder / "pickle" / "pytorch_model.bin")
+
+
+def make_clusters(folder: Path) -> None:
+    centroids = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    made = Clusters(centroids, np.arange(6), "1", "runs/base", "ab" * 32, 1)
+    write_clusters(folder / "u.clusters.safetensors", made)
+
+
+def use_clusters(_: Path, file: Path) -> None:
+    found = read_clusters(str(file), "codes")
+    find_nearest(torch.zeros(3, found.centroids.shape[1]), torch.from_numpy(found.centroids))
 
 
 def make_onnx(folder: Path) -> None:
@@ -291,10 +354,15 @@ KINDS: dict[str, Kind] = {
     "texts": Kind(make_texts, use_texts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
+    "journal": Kind(make_journal, use_journal),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "safetensors": Kind(write_formats("speechssl", "huggingface"), use_model, ("*/*.safetensors",)),
     "small weights": Kind(make_small_weights, use_small_weights, ("mms/*", "lora/*")),
+    "families": Kind(make_families, use_model, ("*/*.json", "*/*.safetensors")),
+    "fairseq families": Kind(make_fairseq_families, use_model),
+    "shards": Kind(make_shards, use_model, ("*/*.index.json", "*/*.safetensors", "*/*.bin")),
+    "clusters": Kind(make_clusters, use_clusters),
     "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),

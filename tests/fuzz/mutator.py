@@ -220,4 +220,5 @@ INSIDE: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".gz": _change_unpacked,
     ".safetensors": _change_header,
     ".pt": _change_entry,
+    ".bin": _change_entry,
 }

@@ -27,6 +27,10 @@ LIMIT = 1e-4
 LENGTHS_S = (0.1, 0.7, 1.0, 4.3, 30.0)
 LAYER = {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalize_waveform": True}
 CONFORMER = {"block": "conformer", "norm_first": True, "macaron": True, "positions": "rotary", "block_norm": "batch"}
+BERT = CONFORMER | {
+    "front_end": "kaldi_fbank", "positions": "relative_key", "block_norm": "layer", "block_causal": True,
+    "block_bias": False, "final_norm": False, "position_left": 9, "position_right": 4,
+}  # fmt: skip
 NETWORKS: dict[str, dict[str, Any]] = {
     "group": {},
     "layer": LAYER,
@@ -35,6 +39,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "wavlm": {"position_buckets": 8, "position_max_distance": 20},
     "data2vec": LAYER | {"norm_first": False, "position_norm": "layer", "position_depth": 2},
     "adapters": LAYER | {"adapter_dim": 3},
+    "w2v-bert": BERT,
+    "length-adapter": BERT | {"length_adapter_layers": 2, "length_adapter_ffn": True},
 }
 
 

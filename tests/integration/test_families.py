@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**CONFORMER, "family": "wav2vec2-conformer", "block_norm": "batch", "positions": "relative"},
     ),
     "wav2vec2-bert": ("huggingface", CONFORMER | BERT),
+    "wav2vec2-bert, length adapter": ("huggingface", CONFORMER | BERT | {"length_adapter_layers": 1}),
 }
 """The format that a family is published in, and the keys of `model` by which it differs from the tiny wav2vec 2.0."""
 
@@ -61,6 +62,8 @@ def test_every_verb(
 
     embedded = speechssl.embed(checkpoint=str(there), audio=[dev], out=str(tmp_path / "e.parquet"), **device)
     assert (embedded["dim"], embedded["num_utterances"]) == (32, 4)
+    unit = speechssl.units(checkpoint=str(there), audio=[dev], num_codes=5, out=str(tmp_path / "u.tsv"), **device)
+    assert unit["num_utterances"] == 4 and unit["num_frames"] > 200
     probe = {"data.train": [dev], "out": str(tmp_path / "probe"), "updates": 2, "num_resamples": 10, **device}
     assert [row["layer"] for row in speechssl.probe(checkpoint=str(there), **probe)["layers"]] == [0, 1, 2]
     tuning = {"init": str(there), "data.train": [dev], "training.max_updates": 1, "training.ema_decay": 0.0}

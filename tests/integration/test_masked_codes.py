@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
 import safetensors.torch
+import soundfile
 import torch
 
 import speechssl
-from speechssl.errors import ConfigError, StoppedOnRequest
+from speechssl.checkpoints.clusters import read_clusters, write_clusters
+from speechssl.config.objective import MaskedCodesConfig
+from speechssl.config.verbs import PretrainConfig
+from speechssl.data.loader import Batch
+from speechssl.data.sampler import ForwardPlan
+from speechssl.errors import ConfigError, SpeechSSLError, StoppedOnRequest
 from speechssl.objectives import masked_codes
+from speechssl.objectives.protocol import Beginning
 from speechssl.report.page import build_report
 from tests.integration.test_training import (  # noqa: F401
     manifests,
@@ -107,6 +115,59 @@ def test_the_loss_falls_below_the_entropy_of_the_targets(manifests: Path, tmp_pa
     assert loss < entropy - 0.3
     assert perplexity > 1.3
     assert not any(row["collapse_warning"] for row in rows)
+
+
+def test_clusters_of_units_are_the_targets_and_must_stay_as_they_were(
+    manifests: Path,  # noqa: F811
+    tmp_path: Path,
+    stop_after: Callable[[int], None],  # noqa: F811
+) -> None:
+    """Nothing is fitted, and the targets of whole utterances are what `units` writes."""
+    pretrain(manifests, tmp_path / "teacher", **{"training.max_updates": 1})
+    given = {"checkpoint": str(tmp_path / "teacher"), "audio": str(manifests / "dev.tsv"), "layer": 1, "device": "cpu"}
+    speechssl.units(**given, num_codes=10, out=str(tmp_path / "u.tsv"))
+    file = tmp_path / "u.clusters.safetensors"
+    keys = {
+        "objective": "masked_codes", "objective.targets": "kmeans", "objective.teacher": str(tmp_path / "teacher"),
+        "objective.teacher_layer": 1, "objective.codes": str(file), "training.max_updates": 2,
+        "training.checkpoint_every": 1,
+    }  # fmt: skip
+    stop_after(1)
+    with pytest.raises(StoppedOnRequest):
+        pretrain(manifests, tmp_path / "run", **keys)
+    pretrain(manifests, tmp_path / "run", **keys)
+    stored, centroids = read_weights(tmp_path / "run"), safetensors.torch.load_file(file)["centroids"]
+    assert torch.equal(stored["objective.codes"], centroids)
+    assert stored["objective/codes.counts"].shape == (10,)
+
+    config = PretrainConfig(model=speechssl.load(tmp_path / "teacher").config, out="x")
+    task = MaskedCodesConfig(targets="kmeans", teacher=str(tmp_path / "teacher"), teacher_layer=1, codes=str(file))
+    objective = masked_codes.build(config, task, Beginning(False, 0.0, lambda _: iter(()), lambda make: make()))
+    rows = [line.split("\t") for line in (tmp_path / "u.tsv").read_text().splitlines()[1:]]
+    assert len(rows) == 4
+    for name, path, _, units in rows:
+        x = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
+        every = torch.arange(int(config.model.count_frames(x.shape[1])))[None]
+        assert objective.teacher is not None
+        batch = Batch(x, None, [name], ForwardPlan(1, (), True), torch.ones(1, 1), {}, [])
+        told = objective._ask(objective.teacher, batch, every)
+        assert told.flatten().tolist() == [int(unit) for unit in units.split()]
+
+    last = str(tmp_path / "last.safetensors")
+    write_clusters(Path(last), replace(read_clusters(str(file), "codes"), layer="last"))
+    for change, sentence in (
+        ({"objective.codes": last}, "`objective.codes` must be clusters of a layer with a number, but is .*, of last"),
+        ({"objective.teacher_layer": 2}, "`objective.teacher_layer` must be 1, which .* has clusters of, but is 2"),
+        ({"objective.num_codes": 9}, "`objective.num_codes` must be 0 or the 10 of the clusters, but is 9"),
+        ({"objective.teacher": str(tmp_path / "run")}, "`objective.teacher` must be the model that the clusters"),
+        ({"objective.teacher": "mfcc"}, "`objective.codes` must be left out unless objective.targets is kmeans and"),
+        ({"objective.codes": "nowhere"}, "`objective.codes` must be a file of clusters .*, but nowhere cannot be read"),
+    ):
+        with pytest.raises(SpeechSSLError, match=sentence):
+            pretrain(manifests, tmp_path / "other", **keys | change)
+    speechssl.units(**given, num_codes=10, seed=2, out=str(tmp_path / "u.tsv"), overwrite=True)
+    with pytest.raises(ConfigError, match="`objective.teacher` must have the weights and codes that the run began"):
+        pretrain(manifests, tmp_path / "run", **keys | {"training.max_updates": 3})
 
 
 @pytest.fixture(scope="module")

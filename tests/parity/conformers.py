@@ -36,6 +36,8 @@ CONVOLUTIONS = {
     "num_codevectors_per_group": 10, "codevector_dim": 8, "proj_codevector_dim": 12,
 }  # fmt: skip
 
+ADAPTER = {"left_max_position_embeddings": 9, "right_max_position_embeddings": 4, "add_adapter": True}
+
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec 2.0, relative": ("Wav2Vec2Conformer", CONVOLUTIONS),
     "wav2vec 2.0, rotary, layer norm": (
@@ -53,6 +55,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         "Wav2Vec2Bert",
         {"left_max_position_embeddings": 9, "right_max_position_embeddings": 4},
     ),
+    "w2v-BERT, length adapter": ("Wav2Vec2Bert", ADAPTER),
+    "w2v-BERT, length adapter of 2 after a feed-forward part": (
+        "Wav2Vec2Bert",
+        ADAPTER | {"num_adapter_layers": 2, "use_intermediate_ffn_before_adapter": True, "adapter_kernel_size": 5},
+    ),
+    "w2v-BERT, length adapter of stride 3": ("Wav2Vec2Bert", ADAPTER | {"adapter_stride": 3}),
     "w2v-BERT, relative": ("Wav2Vec2Bert", {"position_embeddings_type": "relative"}),
     "w2v-BERT, rotary, gelu": ("Wav2Vec2Bert", {"position_embeddings_type": "rotary", "hidden_act": "gelu"}),
     "w2v-BERT, no positions": ("Wav2Vec2Bert", {"position_embeddings_type": None}),
@@ -75,6 +83,26 @@ class Pair:
     def has_bands(self) -> bool:
         """Whether bands go in, and not waveforms."""
         return self.ours.config.front_end == "kaldi_fbank"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the output has fewer frames than the blocks."""
+        return self.ours.config.length_adapter_layers > 0
+
+    @property
+    def lets_padding_in(self) -> bool:
+        """Whether their convolutions see what lies beyond a row's end."""
+        return not self.has_bands or self.has_adapter
+
+    def count(self, rung: str, num_samples: int) -> int:
+        """Count the frames of a rung."""
+        config = self.ours.config
+        if rung.startswith("adapter"):
+            frames = config.count_frames(num_samples)
+            for _ in range(int(rung.removeprefix("adapter ")[0])):
+                frames = config.shorten(frames)
+            return frames
+        return (config.count_outputs if rung in ("encoder", "logits") else config.count_frames)(num_samples)
 
 
 def save_theirs(name: str, kind: str, folder: Path, **changes: Any) -> nn.Module:
@@ -141,6 +169,12 @@ def list_places(pair: Pair, is_ours: bool) -> dict[str, Any]:
         for name, part in zip(("first", "attention", "convolution", "last"), parts, strict=True):
             places[f"{name} {n}"] = (getattr(block, part), _first)
         places[f"layer {n}"] = (block, _first)
+    adapter = pair.ours.backbone.length_adapter if is_ours else base.adapter if pair.has_adapter else None
+    if adapter is not None and pair.ours.config.length_adapter_ffn:
+        places["half"] = (adapter.first if is_ours else base.intermediate_ffn, _first)
+    for n, layer in enumerate(adapter.layers if adapter is not None else (), 1):
+        places[f"adapter {n}, attention"] = (layer.attention if is_ours else layer.self_attn, _first)
+        places[f"adapter {n}"] = (layer, _first)
     return places
 
 
@@ -151,7 +185,8 @@ def record_ours(pair: Pair, waveforms: Tensor, num_samples: Tensor | None, mask:
         waveforms = normalize_waveforms(waveforms, num_samples, config.waveform_epsilon)
     places = list_places(pair, is_ours=True)
     with listen(places) as heard, torch.set_grad_enabled(model.training):
-        last, _ = model.backbone.contextualise(model.backbone.encode(waveforms, num_samples), mask)
+        features = model.backbone.encode(waveforms, num_samples)
+        last = model.backbone.finish(model.backbone.contextualise(features, mask)[0], features)
         heard |= {"encoder": last} | ({} if model.head is None else {"logits": model.head(last)})
     return {name: heard[name] for name in (*places, "encoder", *(["logits"] if "logits" in heard else []))}
 
@@ -176,10 +211,11 @@ def prepare_theirs(pair: Pair, waveforms: Tensor, num_samples: Tensor | None) ->
     return bands, None if num_frames is None else (torch.arange(bands.shape[1]) < num_frames[:, None]).long()
 
 
-def split_rows(rungs: Rungs, num_frames: list[int]) -> dict[str, list[Tensor]]:
+def split_rows(pair: Pair, rungs: Rungs, lengths: list[int]) -> dict[str, list[Tensor]]:
     """Give each row of each rung without its padding; packed rows lie one behind the other."""
     rows = {}
     for name, value in rungs.items():
+        num_frames = [pair.count(name, length) for length in lengths]
         parts = value[0].split(num_frames) if len(value) < len(num_frames) else value
         rows[name] = [part[:count] for part, count in zip(parts, num_frames, strict=True)]
     return rows
@@ -188,19 +224,20 @@ def split_rows(rungs: Rungs, num_frames: list[int]) -> dict[str, list[Tensor]]:
 def measure(pair: Pair, lengths: list[int], mask: Tensor | None = None) -> dict[str, float]:
     """Measure the largest difference of each rung over valid frames.
 
-    wav2vec 2.0 Conformer lets padding into its convolutions, so its padded rows are run there one by one.
+    wav2vec 2.0 Conformer and length adapters let padding into their convolutions, so their padded rows are run there
+    one by one.
     """
     waveforms, num_samples = draw_waveforms(lengths)
     waveforms = waveforms.to(pair.ours.backbone.mask_embedding.dtype)
-    num_frames = [int(pair.ours.config.count_frames(length)) for length in lengths]
-    mine = split_rows(record_ours(pair, waveforms, num_samples, mask), num_frames)
-    if num_samples is None or pair.has_bands:
-        theirs = split_rows(record_theirs(pair, *prepare_theirs(pair, waveforms, num_samples), mask), num_frames)
+    mine = split_rows(pair, record_ours(pair, waveforms, num_samples, mask), lengths)
+    if num_samples is None or not pair.lets_padding_in:
+        inputs = prepare_theirs(pair, waveforms, num_samples)
+        theirs = split_rows(pair, record_theirs(pair, *inputs, mask), lengths)
     else:
         theirs = {name: [] for name in mine}
-        for row, length, count in zip(waveforms, lengths, num_frames, strict=True):
+        for row, length in zip(waveforms, lengths, strict=True):
             alone = record_theirs(pair, *prepare_theirs(pair, row[None, :length], None))
-            for name, value in split_rows(alone, [count]).items():
+            for name, value in split_rows(pair, alone, [length]).items():
                 theirs[name] += value
     pairs = {name: zip(rows, theirs[name], strict=True) for name, rows in mine.items()}
     return {name: max(float((x - y).detach().abs().max()) for x, y in rows) for name, rows in pairs.items()}
@@ -208,7 +245,7 @@ def measure(pair: Pair, lengths: list[int], mask: Tensor | None = None) -> dict[
 
 def main() -> None:
     """Print the largest difference of each kind of rung."""
-    inside = ("first", "attention", "convolution", "last", "layer")
+    inside = ("first", "attention", "convolution", "last", "layer", "half", "adapter")
     kinds = ("features", "feature", "projection", *inside, "encoder", "logits")
     print("| network | batch | " + " | ".join(kinds) + " |")
     print("| --- | --- |" + " --- |" * len(kinds))
@@ -217,7 +254,9 @@ def main() -> None:
             pair = build_pair(name, "ForCTC", Path(folder))
         for batch, lengths in LENGTHS.items():
             found = measure(pair, lengths)
-            worst = {kind: max(v for rung, v in found.items() if rung.split()[0] == kind) for kind in kinds}
+            worst = {
+                kind: max((v for rung, v in found.items() if rung.split()[0] == kind), default=0.0) for kind in kinds
+            }
             print(f"| {name} | {batch} | " + " | ".join(f"{worst[kind]:.1e}" for kind in kinds) + " |")
 
 

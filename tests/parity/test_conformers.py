@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ BANDS_BAR = 2e-5
 """Their extractor takes means in float32: up to 1.4e-5 from its own formula in float64, which ours is close to."""
 
 CONFORMER, BERT = "wav2vec 2.0, relative", "w2v-BERT, relative_key"
+ADAPTER, DEEP = "w2v-BERT, length adapter", "w2v-BERT, length adapter of 2 after a feed-forward part"
 
 
 def draw_mask(pair: Pair, lengths: list[int]) -> torch.Tensor:
@@ -60,7 +62,7 @@ def test_every_rung_in_evaluation_mode(name: str, tmp_path: Path) -> None:
         assert find_first(measure(pair, LENGTHS[batch]), BAR) == "", batch
 
 
-@each_case("name", [CONFORMER, BERT])
+@each_case("name", [CONFORMER, BERT, DEEP])
 def test_every_rung_in_float64(name: str, tmp_path: Path) -> None:
     pair = build_pair(name, "ForCTC", tmp_path)
     pair.ours.double(), pair.theirs.double()
@@ -72,7 +74,7 @@ def test_every_rung_and_gradient_in_training_mode_with_the_same_masks(name: str,
     """Batch norm takes its statistics over valid frames, so that it agrees where there are no others."""
     pair = build_pair(name, "ForCTC", tmp_path)
     pair.ours.train(), pair.theirs.train()
-    lengths = LENGTHS["padded" if pair.has_bands else "alike"]
+    lengths = LENGTHS["alike" if pair.lets_padding_in else "padded"]
     mask, (waveforms, num_samples) = draw_mask(pair, lengths), draw_waveforms(lengths)
     found = measure(pair, lengths, mask)
     assert find_first(found, BAR) == ""
@@ -87,11 +89,10 @@ def test_every_rung_and_gradient_in_training_mode_with_the_same_masks(name: str,
 def compare_gradients(
     pair: Pair, waveforms: torch.Tensor, num_samples: torch.Tensor | None, mask: torch.Tensor
 ) -> None:
-    counts = pair.ours.count_frames(waveforms, num_samples)
-    valid = torch.arange(mask.shape[1]) < counts[:, None]
     ours, theirs = pair.ours, getattr(pair.theirs, pair.theirs.base_model_prefix)
     features = ours.backbone.encode(prepare_ours(pair, waveforms, num_samples), num_samples)
-    last, _ = ours.backbone.contextualise(features, mask)
+    last = ours.backbone.finish(ours.backbone.contextualise(features, mask)[0], features)
+    valid = torch.arange(last.shape[1]) < ours.count_outputs(waveforms, num_samples)[:, None]
     (last[valid] ** 3).sum().backward()
     inputs, attention_mask = prepare_theirs(pair, waveforms, num_samples)
     there = theirs(inputs, attention_mask=attention_mask, mask_time_indices=mask).last_hidden_state
@@ -107,6 +108,11 @@ def compare_gradients(
         pairs += [(first.attention.place_bias, far.self_attn.pos_bias_v)]
     if ours.config.positions == "relative_key":
         pairs += [(first.attention.distances, far.self_attn.distance_embedding.weight)]
+    if ours.backbone.length_adapter is not None:
+        near, there = ours.backbone.length_adapter.layers[0], theirs.adapter.layers[0]
+        pairs += [(near.residual_conv.weight, there.residual_conv.weight)]
+        pairs += [(near.attention.value.weight, there.self_attn.linear_v.weight)]
+        pairs += [(near.last.outer.weight, there.ffn.output_dense.weight)]
     for mine, other in pairs:
         assert mine.grad is not None and other.grad is not None and other.grad.any()
         torch.testing.assert_close(mine.grad, other.grad, atol=1e-5 * float(other.grad.abs().max()), rtol=1e-3)
@@ -161,7 +167,7 @@ def test_padding_leaks_there_and_not_here(tmp_path: Path) -> None:
     assert float((ours[1, :26] - there[1, :26]).abs().max()) > 1e-2
 
 
-@each_case("name", [CONFORMER, "wav2vec 2.0, rotary, layer norm", BERT])
+@each_case("name", [CONFORMER, "wav2vec 2.0, rotary, layer norm", BERT, ADAPTER, DEEP])
 def test_there_and_back_is_bitwise_the_same(name: str, tmp_path: Path) -> None:
     """Theirs read, written, opened there, saved there and read again: the same weights and numbers everywhere."""
     for kind in ("Model", "ForCTC", *(["ForPreTraining"] if name.startswith("wav2vec") else [])):
@@ -200,6 +206,20 @@ def test_what_a_folder_says_is_what_was_read(tmp_path: Path) -> None:
     assert (config.receptive_field, config.hop_samples, config.feature_dim) == (560, 320, 160)
 
 
+HEADS = ("ForSequenceClassification", "ForAudioFrameClassification", "ForXVector")
+
+
+@each_case("name, head", product((CONFORMER, BERT), HEADS))
+def test_other_heads_are_left_behind_and_named(name: str, head: str, tmp_path: Path) -> None:
+    sizes = {"tdnn_dim": (16,) * 5, "xvector_output_dim": 8, "classifier_proj_size": 8}
+    theirs = save_theirs(name, head, tmp_path, **sizes).eval()
+    foreign = read_huggingface(tmp_path)
+    assert foreign.dropped[-1].startswith(f"the head of {type(theirs).__name__} (")
+    pair = Pair(build_model(foreign).eval(), theirs, tmp_path)
+    assert pair.ours.head is None and pair.ours.pretraining is None
+    assert find_first(measure(pair, LENGTHS["single"]), BAR) == ""
+
+
 def test_pipelines_write_what_we_write(tmp_path: Path) -> None:
     for number, name in enumerate((CONFORMER, BERT)):
         save_theirs(name, "ForCTC", tmp_path / str(number))
@@ -231,10 +251,22 @@ def edit(name: str, **values: object) -> Callable[[Path], object]:
 
 
 MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "an adapter": (
-        BERT,
+    "a length adapter of wav2vec 2.0": (
+        CONFORMER,
         edit("config.json", add_adapter=True),
-        r"convolutions after the transformer \(add_adapter=True",
+        r"without adapters, but .* has convolutions after the blocks \(add_adapter=True\), which do not load yet",
+    ),
+    "a length adapter that is said and not there": (BERT, edit("config.json", add_adapter=True), "adapter.layers.0.ff"),
+    "a narrower length adapter": (
+        ADAPTER,
+        edit("config.json", output_hidden_size=16),
+        "must have output_hidden_size=32 in .*, but has 16",
+    ),
+    "another activation of it": (ADAPTER, edit("config.json", adapter_act="gelu"), "must have adapter_act=relu in"),
+    "a kernel smaller than its stride": (
+        ADAPTER,
+        edit("config.json", adapter_stride=4),
+        "`model.length_adapter_kernel` must be a whole number between 5 and 65536, but is 3",
     ),
     "another positions": (
         CONFORMER,

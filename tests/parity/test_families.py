@@ -17,6 +17,7 @@ import torchaudio
 import transformers
 
 from speechssl.config.model import FAMILIES, ModelConfig
+from speechssl.errors import CheckpointError
 from speechssl.interop.foreign import build_model, find_kind
 from speechssl.interop.huggingface import families
 from speechssl.interop.huggingface.folder import read_huggingface, write_huggingface
@@ -170,6 +171,30 @@ def test_shards_and_half_precision(tmp_path: Path) -> None:
         (folder / "pytorch_model.bin.index.json").write_text(str({"weight_map": places}).replace("'", '"'))
         found = read_huggingface(folder).weights
         assert all(torch.equal(found[name], value.half().float()) for name, value in whole.items())
+
+
+# transformers says so of a method that peft calls.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@each_case("row", ["hubert", "data2vec-audio", "wavlm"])
+def test_what_peft_learned_is_in_merged_weights_alone(row: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft makes the weights")
+    plain = load_model(str(save_there(build_there(row), tmp_path / "plain")))
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(build_there(row), lora)
+    model.save_pretrained(tmp_path / "beside")
+    waveforms = draw_inputs(plain.config, [16_000]).waveforms
+    save_there(model.base_model.model, tmp_path / "not merged")
+    # Only merged: WavLM there takes the weights of its projections past what peft puts around them.
+    save_there(merged := model.merge_and_unload().eval(), tmp_path / "merged")
+    with torch.no_grad():
+        expected = merged(waveforms).logits
+        torch.testing.assert_close(
+            load_model(str(tmp_path / "merged")).logits(waveforms)[0], expected, atol=1e-5, rtol=0
+        )
+        assert float((plain.logits(waveforms)[0] - expected).abs().max()) > 1e-3
+    for folder in ("beside", "not merged"):
+        with pytest.raises(CheckpointError, match=r"^`checkpoint` must have what LoRA learned .* merge_and_unload"):
+            load_model(str(tmp_path / folder))
 
 
 BLOCK = {"block": "conformer", "norm_first": True, "macaron": True, "block_bias": False}

@@ -121,6 +121,22 @@ def test_a_bundle_loads_from_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
             assert ours.vocabulary.symbols[:3] == ("-", "|", "E")
 
 
+def test_nothing_that_lies_in_the_cache_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Call:
+        def __reduce__(self) -> object:
+            return open, (str(tmp_path / "executed"), "w")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    for name in ("WAV2VEC2_BASE", "HUBERT_BASE", "WAVLM_BASE_PLUS"):
+        bundle = getattr(torchaudio.pipelines, name)
+        monkeypatch.setitem(bundle._params, "encoder_num_layers", 1)
+        torch.save({"mask": Call()}, tmp_path / "hub" / "checkpoints" / Path(bundle._path).name)
+        with pytest.raises(CheckpointError, match=f"`checkpoint` must be a bundle that can be fetched, but .*{name}"):
+            load_model(f"torchaudio:{name}")
+        assert not (tmp_path / "executed").exists()
+
+
 def test_a_wrong_bundle_is_one_sentence() -> None:
     with pytest.raises(CheckpointError, match="one of .*WAV2VEC2_BASE.*but is torchaudio:WAVE2VEC"):
         load_model("torchaudio:WAVE2VEC")

@@ -50,6 +50,7 @@ class Fit:
 
     @counts.setter
     def counts(self, counts: tuple[int, int, int]) -> None:
+        """Take over what was counted elsewhere."""
         self.output_words, self.output_words_known, self.greedy_words = counts
 
     def warn_of_unknown(self) -> None:

@@ -98,7 +98,7 @@ def list_network(model: SpeechModel) -> dict[str, str]:
         "size": f"{config.name}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters",
         "input": bands + (", each utterance normalised" if config.normalize_waveform else ""),
         "blocks": f"{config.num_layers} × {config.block}, {config.model_dim} wide, {config.num_heads} heads",
-        "frames": f"{SAMPLE_RATE // config.hop_samples} a second",
+        "frames": f"{SAMPLE_RATE / config.output_hop:g} a second",
     }
     if model.vocabulary:
         letters = " ".join(symbol.replace("|", "\\|") for symbol in model.vocabulary.symbols[:64])

@@ -20,7 +20,7 @@ from speechssl.interop.foreign import (
 from speechssl.interop.huggingface.families import PLAIN, Family, Field, find_family
 from speechssl.parsing import show
 
-ADAPTERS = {"add_adapter": "convolutions after the transformer", "adapter_attn_dim": "adapters of a language, as MMS"}
+ADAPTERS = {"add_adapter": "convolutions after the blocks", "adapter_attn_dim": "adapters of a language, as MMS"}
 """Fields that put further layers into the network, and what they are."""
 
 
@@ -61,6 +61,9 @@ def read_config(
         unsaid = []
     else:
         stored = {**stored, "adapter_attn_dim": 0}
+    if not stored.get("add_adapter"):
+        unused = {field for ours, (field, *_) in family.fields.items() if ours.startswith("length_adapter_")}
+        stored = {name: value for name, value in stored.items() if name not in unused} | {"num_adapter_layers": 0}
     values = {ours: _read_field(stored, field, where, key) for ours, field in family.fields.items()}
     base, exported = _read_base(stored, family, kind, key)
     if stored.get("apply_spec_augment", True) is False:
@@ -100,9 +103,10 @@ def write_config(
         refuses a folder whose `diversity_loss_weight` is 0.
     """
     task, plain = ContrastiveConfig(), export_fields(config, family)
-    fields = {field[0]: _to_theirs(plain[ours], field) for ours, field in family.fields.items()}
-    if not config.adapter_dim:
-        fields.pop("adapter_attn_dim", None)
+    kinds = (("adapter_", config.adapter_dim), ("length_adapter_", config.length_adapter_layers))
+    unused = tuple(start for start, size in kinds if not size)
+    used = {ours: field for ours, field in family.fields.items() if not ours.startswith(unused)}
+    fields = {field[0]: _to_theirs(plain[ours], field) for ours, field in used.items()}
     pretraining = {
         "contrastive_logits_temperature": float(task.logit_temperature),
         "num_negatives": task.num_negatives,
@@ -124,7 +128,7 @@ def write_config(
         **front,
         "apply_spec_augment": masked,
         **(pretraining if family.has_pretraining else {}),
-        "add_adapter": False,
+        "add_adapter": config.length_adapter_layers > 0,
         "vocab_size": vocab_size,
         "pad_token_id": 0,
         **{name: index for name, index in ids.items() if index is not None or family.has_null_ids},
@@ -186,13 +190,17 @@ def _read_base(
 
 def _check_architecture(stored: dict[str, Any], family: Family, where: str, key: str) -> None:
     known = {field for field, *_ in family.fields.values()}
+    known |= {"add_adapter"} if "length_adapter_layers" in family.fields else set()
     for field, meaning in ADAPTERS.items():
         if stored.get(field) and field not in known:
             raise CheckpointError(
                 f"`{key}` must be a model without adapters, but {where} has {meaning} ({field}={show(stored[field])}), "
                 "which do not load yet"
             )
-    for field, value in family.said.items():
+    said = dict(family.said)
+    if stored.get("add_adapter"):
+        said |= {"adapter_act": "relu", "output_hidden_size": stored.get("hidden_size", family.fields["model_dim"][1])}
+    for field, value in said.items():
         if stored.get(field, value) != value:
             raise CheckpointError(f"`{key}` must have {field}={value} in {where}, but has {show(stored[field])}")
     layers, widths = stored.get("num_feat_extract_layers"), stored.get("conv_dim", PLAIN["conv_channels"][1])

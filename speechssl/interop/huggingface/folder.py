@@ -57,7 +57,10 @@ def read_huggingface(folder: Path, key: str = "checkpoint", language: str = "") 
     family = read_family(stored, where, key)
     # Before the weights, so that another architecture is called that.
     read_config(stored, family, "backbone", where, key)
-    source, head = _take_head_off(read_files(folder, key), stored, family)
+    source = read_files(folder, key)
+    if any(".base_layer." in name for name in source):
+        raise refuse_unmerged(folder, key)
+    source, head = _take_head_off(source, stored, family)
     if family.names != "huggingface":
         source, unused = clean_weights(source, str(folder), key)
         head = (*unused, *head)
@@ -126,6 +129,14 @@ def list_left_behind(model: SpeechModel) -> tuple[str, ...]:
     """List what a model has and the class that it is written as has no place for."""
     has_place = find_kind(model) in choose_family(model.config).architectures
     return () if has_place else ("quantizer, target and context projection",)
+
+
+def refuse_unmerged(folder: Path, key: str) -> CheckpointError:
+    """Say that LoRA of `peft` lies beside the weights, or without them."""
+    return CheckpointError(
+        f"`{key}` must have what LoRA learned within its weights, but {folder} has it beside them: save what peft's "
+        "merge_and_unload() gives"
+    )
 
 
 def _take_head_off(

@@ -331,10 +331,10 @@ def test_pieces_are_the_whole(
     path, mono = tmp_path / "a", speech(6.0, 1, 120.0, rate)
     for samples in (mono, np.stack([mono, 0.5 * mono], axis=1)):
         soundfile.write(path, samples, rate, format=kind)
-        for given in ((), (rate + 1, 4 * rate - 3)):
-            pieces = list(stream_audio(path, *given, sample_rate=rate))
+        for offset, count in ((0, None), (rate + 1, 4 * rate - 3)):
+            pieces = list(stream_audio(path, offset, count, rate))
             assert len(pieces) > 1
-            assert np.concatenate(pieces) == pytest.approx(load_audio(path, *given), abs=2e-6)
+            assert np.concatenate(pieces) == pytest.approx(load_audio(path, offset, count), abs=2e-6)
 
 
 def test_pieces_are_refused_as_the_whole_is(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from speechssl.interop.huggingface.folder import write_huggingface
 from speechssl.interop.load import load_model
 from speechssl.interop.torch_file import MAGIC
 from speechssl.model.speech_model import SpeechModel
+from speechssl.text.vocabulary import Vocabulary
 from tests.cases import each_case
 from tests.unit.interop.fairseq_files import export
 
@@ -160,8 +162,8 @@ def test_a_payload_beside_the_weights_is_never_run(name: str, stored: dict[str, 
 
 
 @each_case("name", NAMES)
-def test_the_other_doors(name: str, tmp_path: Path) -> None:
-    """A bare pickle, a Hugging Face folder's pytorch_model.bin, a torchaudio file."""
+def test_the_other_doors(name: str, tmp_path: Path, tiny_model_config: ModelConfig) -> None:
+    """A bare pickle, pytorch_model.bin of a Hugging Face folder, whole and in parts, torchaudio, WavLM's authors."""
     marker = tmp_path / "executed"
     payload = payloads(marker)[name]
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(payload))
@@ -172,6 +174,20 @@ def test_the_other_doors(name: str, tmp_path: Path) -> None:
     (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))
     save({"wav2vec2.masked_spec_embed": payload}, tmp_path / "hf" / "pytorch_model.bin")
     check(tmp_path / "hf", marker)
+    shutil.copytree(tmp_path / "hf", tmp_path / "parts")
+    index = {"weight_map": {"wav2vec2.masked_spec_embed": "part.bin"}}
+    (tmp_path / "parts" / "pytorch_model.bin").rename(tmp_path / "parts" / "part.bin")
+    (tmp_path / "parts" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    check(tmp_path / "parts", marker)
+    save({"cfg": {"relative_position_embedding": True}, "model": {"mask_emb": payload}}, tmp_path / "wavlm.pt")
+    check(tmp_path / "wavlm.pt", marker)
+    labels = Vocabulary(("<pad>", "<s>", "</s>", "<unk>", "|", "A"))
+    mms = SpeechModel(replace(tiny_model_config, norm_first=True, adapter_dim=2), labels)
+    write_huggingface(mms, tmp_path / "mms")
+    save({"lm_head.bias": payload}, tmp_path / "mms" / "adapter.swh.bin")
+    with pytest.raises(CheckpointError, match="^`checkpoint` must .*adapter.swh.bin"):
+        load_model(str(tmp_path / "mms"), language="swh")
+    assert not marker.exists() and not marker.is_symlink()
 
 
 TUPLES = "N" + "q\x00h\x00\x86" * 64

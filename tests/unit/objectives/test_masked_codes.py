@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from speechssl.checkpoints.clusters import find_nearest, fit_centroids
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import MaskedCodesConfig
@@ -161,7 +162,7 @@ def test_with_subtract_mean_codes_do_not_depend_on_loudness(tiny_model_config: M
         objective = build(tiny_model_config, targets="kmeans", subtract_mean=subtract_mean)
         grid = targets.Grid(320, 400)
         x = targets.compute_mfcc(waveform, 99, grid, subtract_mean)
-        set_codes(objective, targets.fit_centroids(x.numpy(), 64, 1))
+        set_codes(objective, fit_centroids(x.numpy(), 64, 1))
         codes, quieter = (objective.make_collate().find_codes(factor * waveform, masked) for factor in (1.0, 0.02))
         assert len(set(codes[:, 0])) > 20
         assert bool((codes == quieter).mean() > 0.99) == is_same
@@ -271,12 +272,12 @@ def test_k_means_is_the_same_every_time_and_finds_clusters() -> None:
     rng = np.random.default_rng(0)
     centres = 10 * rng.standard_normal((5, 8))
     points = (centres[rng.integers(0, 5, 2000)] + 0.1 * rng.standard_normal((2000, 8))).astype(np.float32)
-    first, again = targets.fit_centroids(points, 5, 1), targets.fit_centroids(points, 5, 1)
+    first, again = fit_centroids(points, 5, 1), fit_centroids(points, 5, 1)
     assert (first == again).all()
     distances = np.linalg.norm(first[:, None] - centres[None], axis=-1)
     assert (distances.min(0) < 0.1).all()
     with pytest.raises(ConfigError, match="`objective.num_codes` must be at most the 2000 frames"):
-        targets.fit_centroids(points, 2001, 1)
+        fit_centroids(points, 2001, 1)
 
 
 def test_a_wrong_key_is_one_sentence(tiny_model_config: ModelConfig, teacher: Path) -> None:
@@ -326,7 +327,7 @@ def test_two_codes_of_40_ms_are_those_of_20_ms(
         fast = build(replace(tiny_model_config), **keys)
         if keys:
             x = targets.compute_mfcc(speech(3.0, 1), 149, targets.Grid(320, 400))
-            set_codes(fast, targets.fit_centroids(x.numpy(), 64, 1))
+            set_codes(fast, fit_centroids(x.numpy(), 64, 1))
         pair = build(replace(slow), **keys, codes_per_frame=2)
         set_codes(pair, fast.module.objective.codes.numpy())
         for num_samples in (16_000, 16_080, 16_081, 16_300, 16_400):
@@ -391,12 +392,12 @@ def test_a_recogniser_of_any_frame_rate_is_a_teacher(
         batch = make_batch(objective, speech)
         assert objective.teacher is not None
         states = objective.teacher.describe(batch)
-        set_codes(objective, targets.fit_centroids(torch.cat(states).numpy(), 8, 1))
+        set_codes(objective, fit_centroids(torch.cat(states).numpy(), 8, 1))
         mask = batch.inputs["mask"]
         every = torch.arange(mask.shape[1]).expand(len(mask), -1)
         told = objective._ask(objective.teacher, batch, every)
         for row, waveform in enumerate(targets.split_rows(batch)):
-            own = targets.find_nearest(states[row], objective.module.objective.codes).tolist()
+            own = find_nearest(states[row], objective.module.objective.codes).tolist()
             numbers = range(per_frame * student.count_frames(len(waveform)))
             wanted = [own[min(expected(k), len(own) - 1)] for k in numbers]
             assert told[row].flatten()[: len(numbers)].tolist() == wanted
