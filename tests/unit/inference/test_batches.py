@@ -50,8 +50,9 @@ def test_long_audio_comes_in_pieces_and_progress_is_told(
     source, _ = make_source([8_000, 40_000, 100, 16_000])
     with caplog.at_level(logging.INFO, "speechssl"):
         results = run_model(
-            model, source, forward, count_frames, batch_s=2.0, window_s=1.0, chunk_batches=8, description="count"
-        )
+            model, source, forward, count_frames,
+            batch_s=2.0, window_s=1.0, chunk_batches=8, description="count", is_output=True,
+        )  # fmt: skip
         found = dict(results)
     single = [(count - 400) // 320 + 1 for count in source.lengths]
     assert {index: sum(pieces) for index, pieces in found.items()} == {k: single[k] for k in (0, 1, 3)}
@@ -76,8 +77,9 @@ def test_ctrl_c_reads_no_further(model: SpeechModel) -> None:
 
     source, read = make_source([16_000] * 60)
     results = run_model(
-        model, source, interrupt, count_frames, batch_s=1.0, window_s=1.0, chunk_batches=60, description="count"
-    )
+        model, source, interrupt, count_frames,
+        batch_s=1.0, window_s=1.0, chunk_batches=60, description="count", is_output=False,
+    )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         next(results)
     assert len(read) <= 3
