@@ -59,7 +59,7 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "tune", "probe", "units", "convert", "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "tune", "align", "probe", "units", "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {

@@ -93,7 +93,7 @@ VERBS: dict[str, Verb] = {
         schemas.AlignConfig,
         "audio + its text → words and characters in time",
         ("checkpoint", "audio"),
-        ("text", "format", "out", "romanise", "channel", "batch_s", "window_s", "device", "overwrite"),
+        ("text", "format", "out", "romanise", "channel", "window_s", "device", "overwrite"),
         ("align runs/ctc talk.flac text=talk.txt", "align runs/ctc m/test.tsv format=textgrid out=aligned"),
     ),
     "embed": Verb(

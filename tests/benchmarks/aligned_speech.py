@@ -3,7 +3,7 @@
     python -m tests.benchmarks.aligned_speech runs/asr m/test.tsv
 
 1. The utterances, joined to one recording, are aligned with their texts joined to one: with the whole text, and with a
-   text that lacks every twelfth utterance and has twelve sentences of another utterance that nobody says here instead.
+   text that has a sentence that nobody says in place of every twelfth utterance.
    Words are compared with those of each utterance aligned alone; what is off by more than 0.2 s is misplaced.
 2. Each utterance is cut between words, and the pieces are recognised: CER of the pieces' texts together, beside that of
    the whole, and of as many pieces that are cut anywhere.

@@ -121,9 +121,7 @@ def main(checkpoint: str) -> None:
     times = np.array([(word.start_s, word.end_s) for words in found for word in words])
     errors = 1000 * (times - np.concatenate([one.times for one in spoken]))
     num_known = np.isfinite(errors).all(1).sum()
-    print(
-        f"{len(spoken)} sentences, {num_known} of {len(times)} words known, frames of {1000 * frame_s:g} ms;", end=" "
-    )
+    print(f"{len(spoken)} sentences, {num_known} of {len(times)} words known, frames of {1000 * frame_s:g} ms")
     print(f"WER {wer:.1f}, CER {cer:.1f} %")
     print("        bias  median |error|  95 %   under 20  40  120 ms")
     for name, column in zip(("starts", "ends"), errors.T, strict=True):
