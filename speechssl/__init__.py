@@ -23,6 +23,7 @@ from speechssl.processes import limit_spinning
 
 if TYPE_CHECKING:
     from speechssl import verbs as verbs
+    from speechssl.api import align as align
     from speechssl.api import bench as bench
     from speechssl.api import compare as compare
     from speechssl.api import convert as convert
@@ -60,8 +61,8 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "score", "compare", "tune", "lm", "probe", "units", "convert",
-    "doctor",
+    "prepare", "pretrain", "finetune", "evaluate", "score", "compare", "tune", "align", "lm", "probe", "units",
+    "convert", "doctor",
 )  # fmt: skip
 
 _HOMES = {

@@ -324,4 +324,4 @@ def _make_function(name: str) -> Callable[..., dict[str, Any]]:
 demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
 evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
 lm, compare, report, bench = (_make_function(name) for name in ("lm", "compare", "report", "bench"))
-doctor, units = (_make_function(name) for name in ("doctor", "units"))
+doctor, units, align = (_make_function(name) for name in ("doctor", "units", "align"))

@@ -124,6 +124,13 @@ VERBS: dict[str, Verb] = {
         ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
     ),
+    "align": Verb(
+        schemas.AlignConfig,
+        "audio + its text → words and characters in time",
+        ("checkpoint", "audio"),
+        ("text", "format", "out", "romanise", "channel", "window_s", "device", "overwrite"),
+        ("align runs/ctc talk.flac text=talk.txt", "align runs/ctc m/test.tsv format=textgrid out=aligned"),
+    ),
     "embed": Verb(
         schemas.EmbedConfig,
         "model + audio → embeddings in a file that pandas, NumPy or a vector database opens",

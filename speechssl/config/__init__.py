@@ -10,6 +10,7 @@ from speechssl.config.data import (
 )
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.inference import (
+    AlignConfig,
     CompareConfig,
     EmbedConfig,
     EvaluateConfig,
@@ -35,7 +36,7 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig",
+    "AlignConfig", "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig",
     "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig",
     "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig",
     "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig",

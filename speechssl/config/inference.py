@@ -11,6 +11,12 @@ from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
 from speechssl.config.model import MAX_WIDTH
 
+FORMATS = ("tsv", "json", "srt", "vtt", "ctm", "textgrid", "stm")
+"""How texts are written: `inference/text_formats.py`."""
+
+TIMED_FORMATS = tuple(name for name in FORMATS if name != "tsv")
+"""Those that say when a word is said."""
+
 
 @dataclass(kw_only=True)
 class InferenceConfig(CommonConfig):
@@ -109,9 +115,10 @@ class TuneConfig(InferenceConfig):
 class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
-    out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
+    out: str = knob("", "file for all texts, or folder with a file for each (for tsv one for all); empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    format: str = knob("", "`tsv` (id and text), `json`, `srt`, `vtt`, `ctm`, `textgrid` or `stm`, which have words in time; empty: what the suffix of `out` says, else tsv")
     min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
@@ -120,7 +127,9 @@ class TranscribeConfig(InferenceConfig):
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         plain = not self.makes_manifest and self.out != ""
         check(self.decoding.nbest == 1 or plain, "decoding.nbest", "1 without `out`, and with min_confidence", self.decoding.nbest)
+        check_choice("format", self.format, ("", *FORMATS))
         if self.makes_manifest:
+            check(not self.format, "format", "left out with min_confidence, which makes a manifest", self.format)
             is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
             check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
             check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)
@@ -129,6 +138,23 @@ class TranscribeConfig(InferenceConfig):
     def makes_manifest(self) -> bool:
         """Whether a manifest comes out, rather than lines of text."""
         return bool(self.min_confidence != "")
+
+
+@dataclass(kw_only=True)
+class AlignConfig(InferenceConfig):
+    """Keys of `speechssl align`."""
+
+    out: str = knob("", "file or folder for the words in time; empty: print them, and write nothing")
+    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    text: str = knob("", "what is said: a text file of one utterance, a folder with a `.txt` for each by its name, or the text itself of one; empty: the column `text` of a manifest")
+    format: str = knob("", f"{', '.join(f'`{name}`' for name in TIMED_FORMATS)}; empty: as the suffix of `out` says, else ctm, a word a line")
+    romanise: bool = knob(False, "spell the text in Latin letters before its labels are taken, any script (extra `romanise`: uroman)")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        check_choice("format", self.format, ("", *TIMED_FORMATS))
 
 
 @dataclass(kw_only=True)

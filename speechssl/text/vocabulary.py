@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from speechssl.config.data import NORMALISERS, TextConfig
@@ -174,6 +174,24 @@ class Vocabulary:
     def __contains__(self, character: object) -> bool:
         """Say whether a folded character is a label; the boundary's own character is none in a text."""
         return character in self._letters
+
+    def cut(self, word: str) -> list[tuple[str, int | None]]:
+        """Cut a folded word into labels: what each writes, and its index; None for a run that no label writes."""
+        found: list[tuple[str, int | None]] = []
+        if self.pieces is not None:
+            for is_known, run in groupby(word, self.__contains__):
+                part = "".join(run)
+                ids = self.pieces.encode(part.translate(self._own_spelling)) if is_known else []
+                found += [(self.symbols[k].removeprefix(WORD_START), k) for k in ids] or [(part, None)]
+            return found
+        index, end = self._index | self._long, 0
+        for match in self._labels_in_text.finditer(word):
+            if match[0] not in self._letters:
+                continue
+            found += [(word[end : match.start()], None)] if match.start() > end else []
+            found.append((match[0], index[match[0]]))
+            end = match.end()
+        return found + ([(word[end:], None)] if end < len(word) else [])
 
     def normalise(self, text: str) -> str:
         """Bring a text to what the labels can say.

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speechssl.verbs.align import align as align
     from speechssl.verbs.bench import bench as bench
     from speechssl.verbs.compare import compare as compare
     from speechssl.verbs.convert import convert as convert
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from speechssl.verbs.units import units as units
 
 __all__ = [
-    "bench", "compare", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare", "pretrain",
-    "probe", "report", "score", "transcribe", "tune", "units",
+    "align", "bench", "compare", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare",
+    "pretrain", "probe", "report", "score", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from speechssl.errors import DataError
 from speechssl.evaluation import breakdown
 from speechssl.evaluation.statistics import compute_calibration
 from speechssl.evaluation.wer import Scores, score
-from speechssl.inference.recognise import Reading, recognise, require_recogniser
+from speechssl.inference.readings import Reading
+from speechssl.inference.recognise import recognise, require_recogniser
 from speechssl.inference.source import FloatArray
 from speechssl.interop.load import load_for_inference
 from speechssl.printable import log_lines

@@ -42,6 +42,8 @@ from speechssl.data.texts import format_trn, load_texts, match_texts
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
+from speechssl.inference.journal import Entry, Journal
+from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
 from speechssl.interop.load import load_for_inference, load_model, write_model
@@ -210,6 +212,21 @@ def use_arpa(_: Path, file: Path) -> None:
 
 def use_kept(folder: Path, _: Path) -> None:
     find_kept(str(folder))
+
+
+def make_journal(folder: Path) -> None:
+    spans = (Span("A", 0.1, 0.2, 0.5),)
+    with suppress(KeyboardInterrupt), Journal(folder / "a.part", {"checkpoint": "x"}) as journal:
+        for name in "abc":
+            journal.add(Entry(TimedText(name, "a.wav", "", 0, 1.0, "A", 0.5, spans, spans)))
+        raise KeyboardInterrupt
+
+
+def use_journal(folder: Path, file: Path) -> None:
+    """Go on from it: what is taken over must be what was written."""
+    journal = Journal(file, {"checkpoint": "x"})
+    for text, _ in journal.iterate("abc"):
+        assert (text.text, text.words) == ("A", (Span("A", 0.1, 0.2, 0.5),)), "changed without a word"
 
 
 def make_recogniser() -> SpeechModel:
@@ -391,6 +408,7 @@ KINDS: dict[str, Kind] = {
     "texts of a language model": Kind(make_lm_texts, use_lm_texts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
+    "journal": Kind(make_journal, use_journal),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "pieces": Kind(make_pieces, use_model, ("*/*.model", "*/config.json")),
