@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from speechssl.errors import ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
-from speechssl.inference.onnx_model import AnyModel, OnnxModel
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.pooling import Pool
 from speechssl.inference.source import FloatArray, Source
 from speechssl.model.speech_model import Frames
-from speechssl.parsing import open_regular, parsing, read_json
+from speechssl.parsing import parsing, read_json
 
 POOLINGS = ("mean", "max", "statistics", "frames")
 
@@ -139,17 +138,3 @@ class Embedder:
             for pool, frames in zip(pools, piece, strict=True):
                 pool.add(frames)
         return [pool.finish() for pool in pools]
-
-
-def digest_weights(model: AnyModel) -> str:
-    """Give the SHA-256 of a model's weights, by their names: what made vectors, wherever it lies now."""
-    digest = hashlib.sha256()
-    if isinstance(model, OnnxModel):
-        with open_regular(model.name) as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -47,21 +47,24 @@ class Source:
     stream: Callable[[int], Iterator[FloatArray]] | None = None
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, left_out: LeftOut | None = None) -> Source:
-        """Read the files of a manifest."""
+    def from_manifest(
+        cls, manifest: Manifest, left_out: LeftOut | None = None, see: Callable[[int, FloatArray], None] | None = None
+    ) -> Source:
+        """Read the files of a manifest; `see` is called with the number and the samples of each, from threads."""
 
         def name(index: int) -> tuple[Path, int, int, int, int]:
             row = manifest[index]
             return row.path, row.offset, row.num_samples, row.sample_rate, row.channel
 
-        return cls(
-            manifest.column("id"),
-            manifest.num_samples_16k,
-            lambda index: load_audio(*name(index)),
-            manifest,
-            left_out,
-            stream=lambda index: stream_audio(*name(index)),
-        )
+        def read(index: int) -> FloatArray:
+            waveform = load_audio(*name(index))
+            if see:
+                see(index, waveform)
+            return waveform
+
+        # Who wants to see the samples sees them all at once.
+        stream = None if see else lambda index: stream_audio(*name(index))
+        return cls(manifest.column("id"), manifest.num_samples_16k, read, manifest, left_out, stream=stream)
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], sample_rate: int) -> Source:

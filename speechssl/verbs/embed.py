@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from itertools import chain
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from speechssl import __version__
 from speechssl.audio.reading import SAMPLE_RATE
+from speechssl.checkpoints.clusters import digest_backbone
 from speechssl.config.inference import EmbedConfig
 from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
@@ -17,11 +19,13 @@ from speechssl.data.segments import read_segments
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_result
 from speechssl.inference.embed import Embedder, Rows, choose_layers
-from speechssl.inference.embedder import digest_weights
 from speechssl.inference.embedding_files import SUFFIXES, Earlier, check_place, write_embeddings
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.shards import Shards
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_for_inference
+from speechssl.model.speech_model import SpeechModel
+from speechssl.parsing import open_regular
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import resolve_out
 
@@ -110,7 +114,7 @@ def _describe(config: EmbedConfig, rows: Rows) -> dict[str, Any]:
     """Say what made the vectors: in `settings` what decides about their numbers, so that others can be put beside."""
     embedder, model = rows.embedder, rows.embedder.model
     settings = {
-        "weights_sha256": digest_weights(model),
+        "weights_sha256": _digest(model),
         "layers": list(embedder.choice.names),
         "mix": str(config.layer) if embedder.choice.names == ("mix",) else "",
         "pooling": config.pooling,
@@ -124,6 +128,14 @@ def _describe(config: EmbedConfig, rows: Rows) -> dict[str, Any]:
     }
     checkpoint = {"checkpoint": config.checkpoint, "weights": config.weights, "language": config.language}
     return {"speechssl": __version__, **checkpoint, "segments": config.segments, "settings": settings}
+
+
+def _digest(model: AnyModel) -> str:
+    """Give the SHA-256 of what makes the vectors: the backbone's weights, or an export's file."""
+    if isinstance(model, SpeechModel):
+        return digest_backbone(model)
+    with open_regular(model.name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
 
 
 def _resolve_file(config: EmbedConfig) -> Path:

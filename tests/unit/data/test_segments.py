@@ -20,7 +20,7 @@ def list_spans(segments: Segments) -> list[tuple[str, float, float, str]]:
     found = []
     for name in segments.ids:
         times, labels = segments.find(name)
-        found += [(name, *map(float, pair), label) for pair, label in zip(times, labels, strict=True)]
+        found += [(name, float(s), float(e), label) for (s, e), label in zip(times, labels, strict=True)]
     return found
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from speechssl import progress
 from speechssl.config.model import ModelConfig
 from speechssl.inference.batches import plan_batches, run_model, stream_model
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, Source
 from speechssl.model.speech_model import SpeechModel
 from tests.cases import each_case
 
 
-def forward(model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+def forward(model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
     frames = model(waveforms, num_samples)
     return [frames.last], frames.num_frames
 

@@ -37,7 +37,7 @@ def make(tiny_model_config: ModelConfig, tmp_path: Path) -> Callable[[str, bool]
     model = SpeechModel(tiny_model_config).eval().requires_grad_(False)
     rng = np.random.default_rng(0)
     lengths = np.array([8_000, 112_000, 9_000, 80_000, 30_000, 16_000, 70_000])
-    waveforms = [0.1 * rng.standard_normal(length).astype(np.float32) for length in lengths]
+    waveforms: list[FloatArray] = [0.1 * rng.standard_normal(length).astype(np.float32) for length in lengths]
 
     def read(index: int) -> FloatArray:
         if index == 2:
