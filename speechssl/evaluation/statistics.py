@@ -29,7 +29,7 @@ class Interval:
     Attributes:
         low: 2.5th percentile of the resamples; None where there are too few units to say anything about others.
         high: 97.5th percentile.
-        unit: what was resampled: `speaker` or `utterance`.
+        unit: what was resampled: `speaker`, another column's groups, or `utterance`.
         count: how many units there are.
         reliable: whether there are at least `RELIABLE_UNITS` of them.
     """
@@ -92,7 +92,12 @@ def bootstrap_ratio_interval(
 
 
 def compute_interval(
-    errors: ArrayLike, totals: ArrayLike, speakers: Sequence[str | None] | None, num_resamples: int, seed: int
+    errors: ArrayLike,
+    totals: ArrayLike,
+    speakers: Sequence[str | None] | None,
+    num_resamples: int,
+    seed: int,
+    name: str = "speaker",
 ) -> Interval:
     """Compute the 95 % bootstrap interval, in percent, of a ratio of sums over utterances.
 
@@ -101,11 +106,12 @@ def compute_interval(
         totals: (n,) denominator of each utterance.
         speakers: n speakers. Where the list, or any of them, is missing, utterances are resampled instead.
         num_resamples, seed: as `bootstrap_ratio_interval`.
+        name: what the units are, where they are other groups than speakers.
     """
     numerators, denominators = np.asarray(errors, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     unit, owners = "utterance", np.arange(len(numerators))
     if speakers and all(speakers):
-        unit, owners = "speaker", np.unique([str(speaker) for speaker in speakers], return_inverse=True)[1]
+        unit, owners = name, np.unique([str(speaker) for speaker in speakers], return_inverse=True)[1]
     numerators = np.bincount(owners, weights=numerators).astype(np.float64)
     denominators = np.bincount(owners, weights=denominators).astype(np.float64)
     count = len(numerators)
