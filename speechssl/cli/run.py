@@ -27,7 +27,7 @@ METRICS = {
     "evaluate": ("wer", "cer"),
     "tune": ("wer", "cer"),
     "lm": ("perplexity",),
-    "probe": ("accuracy", "eer"),
+    "probe": ("accuracy", "r2", "eer"),
     "bench": ("audio_s_per_s", "peak_mib"),
 }
 """Figures of a verb's result that the table of a sweep shows."""

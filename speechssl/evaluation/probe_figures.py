@@ -146,8 +146,8 @@ def _measure_numbers(config: ProbeConfig, plan: Plan, features: Iterable[FloatAr
     squares, spread = np.square(errors).mean(0), np.square(wanted - wanted.mean())
     # One minus a ratio of sums: the ends of its interval change places.
     ratio = compute_interval(squares[:, 0], spread, groups, config.num_resamples, config.seed, plan.unit)
-    ends = [None if end is None else 100 - end for end in (ratio.high, ratio.low)]
-    interval = Interval(*ends, ratio.unit, ratio.count, ratio.reliable)
+    low, high = (None if end is None else 100 - end for end in (ratio.high, ratio.low))
+    interval = Interval(low, high, ratio.unit, ratio.count, ratio.reliable)
     mixed, *layers = (100 * (1 - squares.sum(0) / spread.sum())).tolist()
     seeds = (100 * (1 - np.square(errors[..., 0]).sum(1) / spread.sum())).tolist()
     means = np.concatenate([np.full(len(fold.test), numbers[fold.train].mean()) for fold in plan.folds])
@@ -186,7 +186,8 @@ def _predict(
             learnt = ((learnt - middle) / scale).astype(np.float32)
         fitter = make_fitter(config, learnt, num_outputs, labels, groups)
         told = []
-        for is_mixed in (True, False):
+        # Of one state, as of log-mel statistics, the mix is all there is.
+        for is_mixed in (True, False)[: features.shape[1]]:
             train, test = standardise(features[fold.train], features[fold.test], alike=is_mixed)
             probes, chosen = fitter.fit(train, is_mixed)
             known = {id(probe): probe(torch.from_numpy(test)).double().numpy() for probe in probes}

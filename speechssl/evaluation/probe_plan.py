@@ -61,24 +61,23 @@ def load_labelled(paths: list[str], key: str, where: str, label: str) -> Manifes
     return manifest.select(kept)
 
 
-def plan_probe(config: ProbeConfig, train: Manifest, test: Manifest | None) -> Plan:
-    """Plan a probe.
+def plan_probe(config: ProbeConfig, parts: Sequence[Manifest]) -> Plan:
+    """Plan a probe of `data.train`, or of this and `data.test`.
 
     Raises:
         DataError: one label alone; a label that is tested and was never heard, or has one utterance and is to be
             split; a group on both sides, or missing; a number that is none.
     """
-    parts = [train] if test is None else [train, test]
     values = [str(value) for part in parts for value in part.column(config.label)]
     kind = find_kind(config.label, values) if config.task == "auto" else config.task
     if kind == "regression":
         _check_numbers(config.label, values)
-    learnt, tested = values[: len(train)], values[len(train) :]
+    learnt, tested = values[: len(parts[0])], values[len(parts[0]) :]
     _check_two(config.label, learnt)
     group = "" if kind == "verification" else _find_group(config, parts)
     groups = [_read_groups(part, group) for part in parts] if group else []
     joined = [name for names in groups for name in names]
-    if test is not None:
+    if len(parts) > 1:
         if groups:
             check_leak(group, *groups)
         if kind == "identification":

@@ -74,7 +74,9 @@ class Verification:
     held_rows: IntArray
 
 
-def plan_verification(config: ProbeConfig, plan: Plan, trials: Trials, sexes: Sequence[str | None] | None) -> Verification:
+def plan_verification(
+    config: ProbeConfig, plan: Plan, trials: Trials, sexes: Sequence[str | None] | None
+) -> Verification:
     """Decide whom back-ends learn from: nobody of the trials, and nobody who calibrates.
 
     One set that was split by utterance is the exception: its speakers are in both parts.
@@ -152,7 +154,9 @@ def make_verification(config: ProbeConfig, plan: Verification) -> Measure:
     """
     backends = BACKENDS if len(set(plan.speakers)) < len(plan.speakers) else BACKENDS[:2]
     if config.backend not in backends:
-        raise DataError(f"`backend` must be cosine where data.train has one utterance a speaker, but is {config.backend}")
+        raise DataError(
+            f"`backend` must be cosine where data.train has one utterance a speaker, but is {config.backend}"
+        )
     return lambda features: _verify(config, plan, backends, features)
 
 
@@ -167,7 +171,9 @@ class _Heard:
     held: Scores | None
 
 
-def _verify(config: ProbeConfig, plan: Verification, backends: Sequence[str], features: Iterable[FloatArray]) -> Figures:
+def _verify(
+    config: ProbeConfig, plan: Verification, backends: Sequence[str], features: Iterable[FloatArray]
+) -> Figures:
     heard = [_hear(config, plan, backends, each) for each in features]
     trials, same = plan.trials, plan.trials.same
     curves = {name: [ErrorCurve(each.scores[name], same) for each in heard] for name in backends}

@@ -167,7 +167,9 @@ def advise_pattern(example: str, level: int) -> str:
     return f"prepare with \"speaker_pattern='{pattern}'\" makes the folder such as {example} the speaker"
 
 
-def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num_trials: int, seed: int, key: str = "data.test") -> Trials:
+def make_trials(
+    speakers: Sequence[str], sexes: Sequence[str | None] | None, num_trials: int, seed: int, key: str = "data.test"
+) -> Trials:
     """Make trials: half of one speaker, half of two, of one sex where sexes are known, drawn without replacement.
 
     Args:

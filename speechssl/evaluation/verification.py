@@ -194,9 +194,7 @@ def compute_cllr(ratios: FloatArray, same: BoolArray) -> float:
     return float((target + other) / (2 * np.log(2)))
 
 
-def compute_dcf(
-    ratios: FloatArray, same: BoolArray, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0
-) -> float:
+def compute_dcf(ratios: FloatArray, same: BoolArray, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
     """Compute the detection cost at the threshold that the costs ask for: arguments as `find_min_dcf`."""
     accepted = ratios > np.log(c_fa * (1 - p_target) / (c_miss * p_target))
     return find_min_dcf(

@@ -1,4 +1,4 @@
-"""A probe of frozen, pooled features: it names a label or tells a number, from a learned mix of states or from each alone."""
+"""A probe of frozen, pooled features: a name or a number from a learned mix of states, or from each alone."""
 
 from __future__ import annotations
 

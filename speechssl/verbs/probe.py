@@ -52,7 +52,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
     out = resolve_out(config.out, "probe", config.overwrite)
     parts, left_out = read_sets(config, sets, model)
-    plan = plan_probe(config, *_list_manifests(parts))
+    plan = plan_probe(config, [part.manifest for part in parts])
     trials, measure = prepare_measure(config, plan, parts, left_out, out)
     keys = ("data.train", "data.test")
     sources = [limit_source(each.manifest, config.data.max_s, key) for each, key in zip(parts, keys, strict=False)]
@@ -87,7 +87,7 @@ def load_sets(config: ProbeConfig) -> list[Manifest]:
     """
     keys = {"data.train": config.data.train} | ({"data.test": config.data.test} if config.data.test else {})
     sets = [load_labelled(paths, key, config.data.where, config.label) for key, paths in keys.items()]
-    plan_probe(config, *sets, *[None] * (2 - len(sets)))
+    plan_probe(config, sets)
     if len(sets) < 2:
         return sets
     train, test = sets
@@ -115,10 +115,6 @@ def read_sets(config: ProbeConfig, sets: list[Manifest], model: SpeechModel) -> 
     return parts, left_out
 
 
-def _list_manifests(parts: list[Labelled]) -> tuple[Manifest, Manifest | None]:
-    return parts[0].manifest, parts[1].manifest if len(parts) > 1 else None
-
-
 def prepare_measure(
     config: ProbeConfig, plan: Plan, parts: list[Labelled], left_out: LeftOut, out: Path
 ) -> tuple[tuple[Trials, list[str]] | None, Measure]:
@@ -127,7 +123,9 @@ def prepare_measure(
         _logger.warning("%s", plan.confound)
     if plan.kind != "verification":
         fold = plan.folds[0]
-        how = f"{len(plan.folds)} folds" if len(plan.folds) > 1 else f"{len(fold.train)} and {len(fold.test)} utterances"
+        how = (
+            f"{len(plan.folds)} folds" if len(plan.folds) > 1 else f"{len(fold.train)} and {len(fold.test)} utterances"
+        )
         apart = f", no {plan.unit} on both sides" if plan.is_apart else ""
         _logger.info("%s of %s: %s%s", plan.kind, config.label, how, apart)
         return None, make_measure(config, plan)
