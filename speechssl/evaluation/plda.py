@@ -80,12 +80,16 @@ def fit_plda(vectors: FloatArray, owners: npt.NDArray[np.int64], rounds: int = E
     scatter = centred.T @ centred
     for _ in range(rounds):
         inverse, noise = np.linalg.inv(between), np.linalg.inv(within)
-        covariances = {size: np.linalg.inv(inverse + size * noise) for size in np.unique(sizes)}
-        places = np.stack([covariances[n] @ noise @ total for n, total in zip(sizes, sums, strict=True)])
-        second = [covariances[n] + np.outer(place, place) for n, place in zip(sizes, places, strict=True)]
+        # Speakers of as many utterances have the same covariance of their place.
+        places, spread, weighted = np.zeros_like(sums), np.zeros((dim, dim)), np.zeros((dim, dim))
+        for size in np.unique(sizes):
+            rows = sizes == size
+            covariance = np.linalg.inv(inverse + size * noise)
+            places[rows] = sums[rows] @ noise @ covariance
+            moments = rows.sum() * covariance + places[rows].T @ places[rows]
+            spread, weighted = spread + moments, weighted + size * moments
         joint = sums.T @ places
-        weighted = sum(n * moment for n, moment in zip(sizes, second, strict=True))
-        between = np.mean(second, axis=0) + 1e-6 * floor
+        between = spread / len(sizes) + 1e-6 * floor
         within = (scatter - joint - joint.T + weighted) / count + 1e-6 * floor
     return Plda(mean, between, within)
 
