@@ -39,6 +39,7 @@ class Figures:
         rates: learning rates that were chosen, of each fold's mix.
         more: further figures, by their names in the result.
         scores: of the trials, calibrated where that was asked for.
+        det: misses and false alarms of the DET curve.
     """
 
     mixed: float
@@ -50,6 +51,7 @@ class Figures:
     rates: list[float] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
     scores: npt.NDArray[np.float64] | None = None
+    det: tuple[list[float], list[float]] = ([], [])
 
 
 Measure = Callable[[Iterable[FloatArray]], Figures]

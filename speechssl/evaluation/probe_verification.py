@@ -186,14 +186,14 @@ def _verify(
     layers = np.mean([each.layers for each in heard], axis=0).tolist()
     dcf = [_average(mine, cost) for cost in costs]
     table = {name: _average(each, find_eer) for name, each in curves.items()}
-    misses, alarms = thin_curve(*mine[0].compute_rates())
     more: dict[str, Any] = {
         "min_dcf": [
             {"p_target": p, "c_miss": 1.0, "c_fa": 1.0, "min_dcf": value, "interval": interval.to_dict()}
             for p, value, interval in zip(P_TARGETS, dcf, intervals[1:], strict=True)
         ],
         "backends": {name: {"eer": value, **_list_costs(curves[name])} for name, value in table.items()},
-        "det": {"misses": misses, "alarms": alarms},
+        "num_backend_speakers": len(set(plan.speakers)),
+        "num_backend_utterances": len(plan.speakers),
     }
     scores = heard[0].scores[config.backend]
     if plan.held is not None and heard[0].held is not None:
@@ -206,7 +206,16 @@ def _verify(
     by_speaker = _list_speakers(heard[0].scores[config.backend], plan)
     eer: Interval = intervals[0]
     return Figures(
-        float(np.mean(seeds)), layers, heard[0].weights, eer, by_speaker, seeds, heard[0].rates, more, scores
+        float(np.mean(seeds)),
+        layers,
+        heard[0].weights,
+        eer,
+        by_speaker,
+        seeds,
+        heard[0].rates,
+        more,
+        scores,
+        thin_curve(*mine[0].compute_rates()),
     )
 
 

@@ -91,12 +91,12 @@ def make_probe(run: RunFolder) -> list[Section]:
 
 def _draw_trials(run: RunFolder) -> list[Section]:
     """Draw DET curves, and list what each back-end gets of the model's learned mix; [] where there are no trials."""
-    named = [("pretrained", run.result), *((NAMES.get(key, key), value) for key, value in _get_baselines(run).items())]
     note = (
         "Misses against false alarms at every threshold, on axes where the scores of two normal distributions are a "
         "straight line: -3 is 0.13 %, -2 is 2.3 %, -1 is 15.9 % and 0 is 50 %. Lower and further left is better."
     )
-    curves = [_draw_det(name, f"c{number}", result) for number, (name, result) in enumerate(named, 1)]
+    names = {"model": "pretrained", **NAMES}
+    curves = [_draw_det(name, f"c{k}", run.det.get(key)) for k, (key, name) in enumerate(names.items(), 1)]
     figures = plot("DET curve", "misses (normal deviate)", curves, note, x_label="false alarms (normal deviate)")
     rows = []
     backends = run.result.get("backends")
@@ -111,8 +111,7 @@ def _draw_trials(run: RunFolder) -> list[Section]:
     return [Section("Trials", figures)] if figures else []
 
 
-def _draw_det(name: str, style: str, result: Any) -> Series | None:
-    det = result.get("det") if isinstance(result, dict) else None
+def _draw_det(name: str, style: str, det: Any) -> Series | None:
     rates = [det.get(key) if isinstance(det, dict) else None for key in ("alarms", "misses")]
     if not all(
         isinstance(rate, list) and all(is_number(value) and 0 < value < 100 for value in rate) for rate in rates

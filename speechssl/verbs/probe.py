@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from speechssl.checkpoints.layout import DET
 from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.config.inference import ProbeConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.devices import resolve_device, resolve_precision
-from speechssl.durable import write_result
+from speechssl.durable import write_in_one_step, write_result
 from speechssl.evaluation.probe_features import Labelled, limit_source, pool_states, read_usable
 from speechssl.evaluation.probe_figures import Figures, FloatArray, Measure, make_measure
 from speechssl.evaluation.probe_plan import Plan, load_labelled, plan_probe
@@ -38,7 +40,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """Probe model, untrained encoders and log-mel statistics alike, and return the figures.
 
     Utterances whose audio cannot be used are left out and listed in `left_out.tsv`. Trials that were drawn are in
-    `trials.txt`, and what the model scores them in `scores.txt`.
+    `trials.txt`, what the model scores them in `scores.txt`, and DET curves in `det.json`.
 
     Raises:
         DataError: no column of that name, too few utterances of a label, a group on both sides of a split, or no audio
@@ -71,6 +73,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     }
     if trials is not None:
         write_trials(out / "scores.txt", *trials, scores=figures["model"].scores)
+        curves = {name: dict(zip(("misses", "alarms"), each.det, strict=True)) for name, each in figures.items()}
+        write_in_one_step(out / DET, json.dumps(curves))
     result = summarise(config, plan, figures)
     result |= {"num_left_out": len(left_out), "update": update, "out": str(out)}
     _log(result)

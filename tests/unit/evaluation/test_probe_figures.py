@@ -18,7 +18,7 @@ from tests.cases import each_case
 
 
 def make_config(**keys: object) -> ProbeConfig:
-    return ProbeConfig(**({"checkpoint": "x", "updates": 120, "num_resamples": 200} | keys))  # type: ignore[arg-type]
+    return ProbeConfig(**({"checkpoint": "x", "updates": 40, "num_resamples": 200} | keys))  # type: ignore[arg-type]
 
 
 def make_plan(kind: str, values: list[str], groups: list[str]) -> Plan:
@@ -30,7 +30,7 @@ def test_a_linear_probe_of_a_number_is_ridge_regression() -> None:
     features = rng.normal(size=(400, 1, 6)).astype(np.float32)
     wanted = (features[:, 0] @ rng.normal(size=6) + 0.3 * rng.normal(size=400)).astype(np.float32)
     wanted = (wanted - wanted.mean()) / wanted.std()
-    probe = train_probe(features, wanted, 1, 300, 0.05, 1)
+    probe = train_probe(features, wanted, 1, 150, 0.05, 1)
     # Nearly no penalty: a decay of 0.01 of AdamW is not one on the loss.
     closed = Ridge(alpha=1e-3).fit(features[:, 0], wanted)
     np.testing.assert_allclose(probe.heads[0].weight[0].numpy(), closed.coef_, atol=5e-3)  # type: ignore[union-attr,index,operator]
@@ -39,25 +39,13 @@ def test_a_linear_probe_of_a_number_is_ridge_regression() -> None:
     )
 
 
-def test_networks_side_by_side_learn_as_each_would_alone() -> None:
-    rng = np.random.default_rng(1)
-    features, labels = rng.normal(size=(60, 3, 5)).astype(np.float32), rng.integers(0, 4, 60)
-    together = train_probe(features, labels, 4, 400, 0.1, 1, is_mixed=False)
-    outputs = together(torch.from_numpy(features)).softmax(-1)
-    for k in range(3):
-        alone = train_probe(features[:, k : k + 1], labels, 4, 400, 0.1, 1, is_mixed=False)
-        torch.testing.assert_close(
-            alone(torch.from_numpy(features[:, k : k + 1])).softmax(-1)[:, 0], outputs[:, k], atol=0.02, rtol=0
-        )
-
-
 def test_a_hidden_layer_tells_what_no_line_does() -> None:
     rng = np.random.default_rng(2)
     features = rng.normal(size=(400, 1, 2)).astype(np.float32)
     labels = (features[:, 0, 0] * features[:, 0, 1] > 0).astype(np.int64)
     right = {}
     for hidden in (0, 16):
-        probe = train_probe(features, labels, 2, 300, 0.05, 1, hidden)
+        probe = train_probe(features, labels, 2, 120, 0.05, 1, hidden)
         right[hidden] = float((probe(torch.from_numpy(features))[:, 0].argmax(-1).numpy() == labels).mean())
     assert right[0] < 0.7 < 0.93 < right[16]
 
@@ -69,18 +57,18 @@ def test_the_rate_of_the_lowest_loss_is_taken_for_each_network() -> None:
 
 def test_accuracy_of_groups_left_out_is_that_of_the_layer_that_knows() -> None:
     rng = np.random.default_rng(3)
-    words, groups = [str(k % 3) for k in range(120)], [str(k // 12) for k in range(120)]
+    words, groups = [str(k % 3) for k in range(120)], [str(k // 30) for k in range(120)]
     features = rng.normal(size=(120, 2, 6)).astype(np.float32)
     features[np.arange(120), 1, [int(word) for word in words]] += 6.0
-    found = make_measure(make_config(label="word", lr=[0.0001, 0.05]), make_plan("identification", words, groups))(
+    found = make_measure(make_config(label="word", lr=[0.0001, 0.1]), make_plan("identification", words, groups))(
         [features]
     )
     assert found.mixed > 95 and found.layers[1] > 95 and found.layers[0] < 60
     assert found.weights[1] > 0.6
-    assert (found.interval.unit, found.interval.count, found.interval.reliable) == ("speaker", 10, False)
+    assert (found.interval.unit, found.interval.count, found.interval.reliable) == ("speaker", 4, False)
     assert found.more["largest_label"] == pytest.approx(100 / 3)
-    assert found.rates == [0.05] * 10
-    several = make_measure(make_config(label="word", lr=0.05), make_plan("identification", words, groups))
+    assert found.rates == [0.1] * 4
+    several = make_measure(make_config(label="word", lr=0.1), make_plan("identification", words, groups))
     both = several(iter([features, rng.normal(size=(120, 2, 6)).astype(np.float32)]))
     assert both.mixed == pytest.approx(np.mean(both.seeds)) and both.seeds[1] < 60 < both.seeds[0]
 
@@ -89,8 +77,8 @@ def test_r2_is_one_minus_the_ratio_of_sums_and_so_is_its_interval() -> None:
     rng = np.random.default_rng(4)
     features = rng.normal(size=(90, 1, 4)).astype(np.float32)
     ages = 30 + 8 * features[:, 0, 0] + 3 * rng.normal(size=90)
-    groups = [str(k // 6) for k in range(90)]
-    config = make_config(label="age", lr=0.05)
+    groups = [str(k // 30) for k in range(90)]
+    config = make_config(label="age", lr=0.1)
     plan = make_plan("regression", [str(age) for age in ages], groups)
     found = make_measure(config, plan)([features])
     told = np.empty(90)
@@ -106,7 +94,9 @@ def test_r2_is_one_minus_the_ratio_of_sums_and_so_is_its_interval() -> None:
 
 
 def test_one_rate_alone_where_nothing_can_be_held_out() -> None:
-    plan = Plan("identification", ["x", "y"] * 2, list("abcd"), "speaker", True, leave_groups_out(list("abcd"), 2)[:1])
+    plan = Plan(
+        "identification", ["x", "x", "y", "y"], list("abcd"), "speaker", True, leave_groups_out(list("abcd"), 2)[:1]
+    )
     with pytest.raises(DataError, match=r"`lr` must be one number where"):
         make_measure(make_config(label="word"), plan)([np.zeros((4, 1, 2), np.float32)])
 

@@ -9,8 +9,8 @@ import torch
 
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
+from speechssl.objectives.probe import Probe, ProbeObjective
 from speechssl.objectives.protocol import add_terms
-from speechssl.objectives.probe import ProbeObjective, Probe
 
 PARTS = (slice(0, 3), slice(3, 7))
 
@@ -48,3 +48,22 @@ def test_terms_add_up_over_forwards() -> None:
     torch.testing.assert_close(joined.sum, whole.sum.double())
     assert int(joined.count) == 7
     assert objective.summarise(joined, 1)["accuracy"] == objective.summarise(whole, 1)["accuracy"]
+
+
+def test_networks_side_by_side_have_the_gradients_that_each_has_alone() -> None:
+    probe, features, labels = Probe(3, 4, 5, hidden=6, is_mixed=False), torch.randn(7, 3, 4), torch.arange(7) % 5
+    ProbeObjective(probe).compute(make_batch(features, labels), 1).sum.backward()
+    assert not probe.mix.requires_grad
+    for k, head in enumerate(probe.heads):
+        alone = Probe(1, 4, 5, hidden=6, is_mixed=False)
+        alone.heads[0].load_state_dict(head.state_dict())
+        ProbeObjective(alone).compute(make_batch(features[:, k : k + 1], labels), 1).sum.backward()
+        for one, other in zip(alone.heads[0].parameters(), head.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_numbers_cost_their_squared_error() -> None:
+    probe, features, wanted = Probe(3, 4, 1), torch.randn(6, 3, 4), torch.randn(6)
+    terms = ProbeObjective(probe).compute(make_batch(features, wanted), 1).detach()
+    told = features.mean(1) @ probe.heads[0].weight[0] + probe.heads[0].bias
+    torch.testing.assert_close(terms.sum, (told - wanted).square().sum().detach())

@@ -12,8 +12,8 @@ from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.ctc import CTCObjective
+from speechssl.objectives.probe import Probe, ProbeObjective
 from speechssl.objectives.protocol import LossTerms, Metrics
-from speechssl.objectives.probe import ProbeObjective, Probe
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.trainer import Trainer
 
