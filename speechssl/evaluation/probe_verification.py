@@ -21,7 +21,6 @@ from speechssl.evaluation.plda import PldaScorer
 from speechssl.evaluation.probe_features import standardise
 from speechssl.evaluation.probe_figures import Figures, Measure, make_fitter
 from speechssl.evaluation.probe_plan import Plan
-from speechssl.evaluation.statistics import Interval
 from speechssl.evaluation.trials import Trials, describe_dispute, describe_nesting, make_trials, read_trials
 from speechssl.evaluation.verification import (
     ErrorCurve,
@@ -204,18 +203,17 @@ def _verify(
             "act_dcf": {f"{p}": compute_dcf(scores, same, p) for p in P_TARGETS},
         }  # fmt: skip
     by_speaker = _list_speakers(heard[0].scores[config.backend], plan)
-    eer: Interval = intervals[0]
     return Figures(
-        float(np.mean(seeds)),
-        layers,
-        heard[0].weights,
-        eer,
-        by_speaker,
-        seeds,
-        heard[0].rates,
-        more,
-        scores,
-        thin_curve(*mine[0].compute_rates()),
+        mixed=float(np.mean(seeds)),
+        layers=layers,
+        weights=heard[0].weights,
+        interval=intervals[0],
+        by_group=by_speaker,
+        seeds=seeds,
+        rates=heard[0].rates,
+        more=more,
+        scores=scores,
+        det=thin_curve(*mine[0].compute_rates()),
     )
 
 

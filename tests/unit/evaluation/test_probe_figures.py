@@ -33,7 +33,7 @@ def test_a_linear_probe_of_a_number_is_ridge_regression() -> None:
     probe = train_probe(features, wanted, 1, 150, 0.05, 1)
     # Nearly no penalty: a decay of 0.01 of AdamW is not one on the loss.
     closed = Ridge(alpha=1e-3).fit(features[:, 0], wanted)
-    np.testing.assert_allclose(probe.heads[0].weight[0].numpy(), closed.coef_, atol=5e-3)  # type: ignore[union-attr,index,operator]
+    np.testing.assert_allclose(probe.heads[0].weight[0].numpy(), closed.coef_, atol=5e-3)
     np.testing.assert_allclose(
         probe(torch.from_numpy(features))[:, 0, 0].numpy(), closed.predict(features[:, 0]), atol=0.02
     )
@@ -78,7 +78,7 @@ def test_r2_is_one_minus_the_ratio_of_sums_and_so_is_its_interval() -> None:
     features = rng.normal(size=(90, 1, 4)).astype(np.float32)
     ages = 30 + 8 * features[:, 0, 0] + 3 * rng.normal(size=90)
     groups = [str(k // 30) for k in range(90)]
-    config = make_config(label="age", lr=0.1)
+    config = make_config(label="age", lr=0.1, updates=150)
     plan = make_plan("regression", [str(age) for age in ages], groups)
     found = make_measure(config, plan)([features])
     told = np.empty(90)

@@ -368,7 +368,9 @@ def test_several_systems_have_the_interval_of_their_mean() -> None:
     trials = make_trials(speakers, None, 600, 1)
     rng = np.random.default_rng(6)
     curves = [ErrorCurve(rng.normal(size=len(trials.same)) + 2 * trials.same, trials.same) for _ in range(5)]
-    one, cost = bootstrap_trials(curves[:1], trials, speakers, [find_eer, lambda *r: find_min_dcf(*r, 0.05)], 100, 1)
+    one, cost = bootstrap_trials(
+        curves[:1], trials, speakers, [find_eer, lambda misses, alarms: find_min_dcf(misses, alarms, 0.05)], 100, 1
+    )
     (five,) = bootstrap_trials(curves, trials, speakers, [find_eer], 100, 1)
     assert one.reliable and one.count == 25
     for interval in (one, cost, five):
