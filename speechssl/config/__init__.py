@@ -10,9 +10,12 @@ from speechssl.config.data import (
 )
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.inference import (
+    AlignConfig,
+    CompareConfig,
     EmbedConfig,
     EvaluateConfig,
     ProbeConfig,
+    ScoreConfig,
     TranscribeConfig,
     TuneConfig,
     UnitsConfig,
@@ -33,9 +36,9 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
-    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig",
-    "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
-    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
+    "AlignConfig", "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig",
+    "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig",
+    "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig",
+    "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig",
+    "TestDataConfig", "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip
