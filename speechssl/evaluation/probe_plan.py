@@ -92,7 +92,7 @@ def plan_probe(config: ProbeConfig, parts: Sequence[Manifest]) -> Plan:
     else:
         folds = [_split_by_utterance(kind, config, values)]
     is_apart = group not in ("", "id")
-    unit, owners = _find_unit(config.label, group, joined, parts, kind)
+    unit, owners = _find_unit(group, joined, parts)
     confound = "" if kind != "identification" else _find_confound(config.label, values, group, joined, parts)
     return Plan(kind, values, owners, unit, is_apart, folds, confound)
 
@@ -133,9 +133,7 @@ def _split_by_utterance(kind: str, config: ProbeConfig, values: list[str]) -> Fo
     return Fold(*split_stratified(values, TEST_SHARE, config.seed))
 
 
-def _find_unit(
-    label: str, group: str, groups: list[str], parts: Sequence[Manifest], kind: str
-) -> tuple[str, list[str]]:
+def _find_unit(group: str, groups: list[str], parts: Sequence[Manifest]) -> tuple[str, list[str]]:
     """Find what intervals resample: the groups, else the speakers where all are known, else utterances."""
     if group and group != "id":
         return group, groups

@@ -95,7 +95,7 @@ def _draw_trials(run: RunFolder) -> list[Section]:
         "Misses against false alarms at every threshold, on axes where the scores of two normal distributions are a "
         "straight line: -3 is 0.13 %, -2 is 2.3 %, -1 is 15.9 % and 0 is 50 %. Lower and further left is better."
     )
-    names = {"model": "pretrained", **NAMES}
+    names = {"model": "pretrained", "untrained": NAMES["untrained"], "log_mel": NAMES["log_mel"]}
     curves = [_draw_det(name, f"c{k}", run.det.get(key)) for k, (key, name) in enumerate(names.items(), 1)]
     figures = plot("DET curve", "misses (normal deviate)", curves, note, x_label="false alarms (normal deviate)")
     rows = []

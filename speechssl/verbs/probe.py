@@ -127,11 +127,10 @@ def prepare_measure(
         _logger.warning("%s", plan.confound)
     if plan.kind != "verification":
         fold = plan.folds[0]
-        how = (
-            f"{len(plan.folds)} folds" if len(plan.folds) > 1 else f"{len(fold.train)} and {len(fold.test)} utterances"
-        )
-        apart = f", no {plan.unit} on both sides" if plan.is_apart else ""
-        _logger.info("%s of %s: %s%s", plan.kind, config.label, how, apart)
+        folds = f" in the first of {len(plan.folds)} folds" if len(plan.folds) > 1 else ""
+        apart = f", no {plan.unit} in both" if plan.is_apart else ""
+        told = (plan.kind, config.label, len(fold.train), len(fold.test), folds, apart)
+        _logger.info("%s of %s: learnt from %d utterances, tested on %d%s%s", *told)
         return None, make_measure(config, plan)
     last = parts[-1].manifest
     test = last if len(parts) > 1 else last.select(plan.folds[0].test)
