@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 CONFIG, ENVIRONMENT, RESULT, REPORT = "config.yaml", "environment.json", "result.json", "report.html"
+DET = "det.json"
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 

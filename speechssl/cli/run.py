@@ -29,7 +29,7 @@ METRICS = {
     "compare": ("wer_a", "wer_b"),
     "tune": ("wer", "cer"),
     "lm": ("perplexity",),
-    "probe": ("accuracy", "eer"),
+    "probe": ("accuracy", "r2", "eer"),
     "bench": ("audio_s_per_s", "peak_mib"),
 }
 """Figures of a verb's result that the table of a sweep shows."""

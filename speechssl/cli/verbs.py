@@ -133,10 +133,14 @@ VERBS: dict[str, Verb] = {
     ),
     "probe": Verb(
         schemas.ProbeConfig,
-        "frozen model + labels → speaker identification or verification, per layer, beside two baselines",
+        "frozen model + labels → any column told, or speakers verified, per layer, beside two baselines",
         ("checkpoint", "data.train", "data.test"),
-        ("task", "data.trials", "out", "data.max_s", "data.where", "device", "seed"),
-        ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
+        ("label", "task", "group", "hidden", "data.trials", "backend", "calibrate", "out", "data.where", "device"),
+        (
+            "probe runs/small m/train.tsv",
+            "probe runs/small m/all.tsv label=age group=speaker",
+            "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe",
+        ),
     ),
     "units": Verb(
         schemas.UnitsConfig,

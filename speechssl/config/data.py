@@ -80,9 +80,9 @@ class TestDataConfig:
 class ProbeDataConfig:
     """Labelled speech for a probe."""
 
-    train: list[str] = knob([], "manifest or list of manifests with `speaker`")
-    test: list[str] = knob([], "the same; empty: split `data.train` by utterance, stratified")
-    trials: str = knob("", "verification trials, one `label id id` a line; empty: made from data.test")
+    train: list[str] = knob([], "manifest or list of manifests with the column of `label`")
+    test: list[str] = knob([], "the same; empty: leave out each `group` of data.train, or, without any, split it by utterance, stratified")
+    trials: str = knob("", "verification trials, `1 a b` (VoxCeleb) or `a b target` (Kaldi) a line, by id or path; empty: drawn from data.test, within a sex where it has a column sex")
     where: str = knob("", "keep the rows with this value, as column=value")
     max_s: float = knob(10.0, "how much of an utterance is used, from its start", "s")
 

@@ -220,18 +220,46 @@ class ProbeConfig(InferenceConfig):
     """Keys of `speechssl probe`."""
 
     data: ProbeDataConfig = knob(ProbeDataConfig, "labelled speech")
-    task: str = knob("identification", "`identification` or `verification`")
+    label: str = knob("speaker", "column that is told: speaker, digit, sex, age, any other")
+    task: str = knob("auto", "`identification` (names), `regression` (numbers), `verification` (are two of one?), or `auto`: regression where the column has numbers that are not whole, or more than 20 of them, and is not speaker")
+    group: str = knob("", "column whose values are never on both sides of a split; without data.test each is left out in turn; `id`: none such; empty: speaker where there is one, if it is not the label")
+    folds: int = knob(10, "splits at most where groups are left out: of more groups, several are left out together")
+    hidden: int = knob(0, "units of a hidden layer; 0: linear")
+    updates: int = knob(300, "updates of each probe", "updates")
+    lr: Any = knob([0.003, 0.01, 0.03, 0.1], "learning rates, of which each probe takes the best on a fifth of its training data (of its groups); or one")
+    num_untrained: int = knob(1, "untrained encoders, each of its own seed, whose mean is the baseline")
     num_trials: int = knob(20_000, "largest number of verification trials to make")
-    updates: int = knob(300, "updates of each linear probe", "updates")
-    lr: float = knob(0.02, "learning rate of each linear probe")
+    backend: str = knob("cosine", "how trials are scored: `cosine`, `plda`, `cosine-asnorm` or `plda-asnorm`, with scores normalised by a cohort, the speakers of data.train")
+    cohort: int = knob(300, "nearest speakers of the cohort that normalise a score", "", "arXiv 1803.09153: 200 to 500")
+    calibrate: bool = knob(False, "turn scores into log likelihood ratios by logistic regression on a fifth of the speakers of data.train")
     num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
-        check_choice("task", self.task, ("identification", "verification"))
-        of_trials = self.task == "verification" or not self.data.trials
-        check(of_trials, "data.trials", "left out with task=identification (task=verification takes it)", self.data.trials)
+        check_choice("task", self.task, ("auto", "identification", "regression", "verification"))
+        check_choice("backend", self.backend, ("cosine", "plda", "cosine-asnorm", "plda-asnorm"))
+        is_trials = self.task == "verification"
+        of_trials = is_trials or not self.data.trials
+        check(of_trials, "data.trials", f"left out with task={self.task} (task=verification takes it)", self.data.trials)
+        check(self.label != "", "label", "a column", self.label)
+        check(self.group != self.label, "group", "another column than label", self.group)
+        check(not (is_trials and self.group), "group", "left out with task=verification", self.group)
+        check(not (is_trials and self.hidden), "hidden", "0 with task=verification, which takes the mix alone", self.hidden)
+        check(is_trials or self.backend == "cosine", "backend", "left out without task=verification", self.backend)
+        check(is_trials or not self.calibrate, "calibrate", "left out without task=verification", self.calibrate)
+        for name, least in (("folds", 2), ("hidden", 0), ("updates", 1), ("num_untrained", 1), ("cohort", 2)):
+            check(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
+        self.list_rates()
         check(self.num_trials >= 2, "num_trials", "at least 2, one of each kind", self.num_trials)
-        check(self.updates >= 1, "updates", "at least 1", self.updates)
-        check(self.lr > 0, "lr", "positive", self.lr)
         check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
+
+    def list_rates(self) -> list[float]:
+        """List the learning rates.
+
+        Raises:
+            ConfigError: `lr` is neither a positive number nor a list of these.
+        """
+        given = self.lr if isinstance(self.lr, (list, tuple)) else [self.lr]
+        are_numbers = all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in given)
+        check(bool(given) and are_numbers, "lr", "a positive number or a list of them", self.lr)
+        return [float(rate) for rate in given]

@@ -31,7 +31,7 @@ class Interval:
     Attributes:
         low: 2.5th percentile of the resamples; None where there are too few units to say anything about others.
         high: 97.5th percentile.
-        unit: what was resampled: `speaker` or `utterance`.
+        unit: what was resampled: `speaker`, another column's groups, or `utterance`.
         count: how many units there are.
         reliable: whether there are at least `RELIABLE_UNITS` of them.
     """
@@ -98,7 +98,12 @@ def _resample(numerators: FloatArray, denominators: FloatArray, num_resamples: i
 
 
 def compute_interval(
-    errors: ArrayLike, totals: ArrayLike, speakers: Sequence[str | None] | None, num_resamples: int, seed: int
+    errors: ArrayLike,
+    totals: ArrayLike,
+    speakers: Sequence[str | None] | None,
+    num_resamples: int,
+    seed: int,
+    name: str = "speaker",
 ) -> Interval:
     """Compute the 95 % bootstrap interval, in percent, of a ratio of sums over utterances.
 
@@ -107,8 +112,10 @@ def compute_interval(
         totals: (n,) denominator of each utterance.
         speakers: n speakers. Where the list, or any of them, is missing, utterances are resampled instead.
         num_resamples, seed: as `bootstrap_ratio_interval`.
+        name: what the units are, where they are other groups than speakers.
     """
     unit, (numerators, denominators) = _sum_units(speakers, errors, totals)
+    unit = name if unit == "speaker" else unit
     count = len(numerators)
     if count < 2 or not denominators.any():
         return Interval(None, None, unit, count, False)

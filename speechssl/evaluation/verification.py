@@ -1,203 +1,26 @@
-"""Speaker verification: trials, scores and the equal error rate."""
+"""Speaker verification: scores of trials, their normalisation and calibration, and the errors that they lead to."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from speechssl.errors import DataError
 from speechssl.evaluation.statistics import RELIABLE_UNITS, Interval
+from speechssl.evaluation.trials import Trials
 from speechssl.seeds import make_rng
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-MAX_UTTERANCES = 2000
-"""Trials are drawn among so many utterances at most: their two million pairs still fit easily in memory."""
+MAX_POINTS = 200
+"""Points of a DET curve that are kept at most."""
 
-
-_logger = logging.getLogger("speechssl")
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Pairs of utterances.
-
-    Attributes:
-        first, second: (n,) rows of the manifest.
-        same: (n,) whether both are one speaker's.
-    """
-
-    first: IntArray
-    second: IntArray
-    same: BoolArray
-
-
-def read_trials(
-    path: str, ids: Sequence[str], paths: Sequence[str] = (), unusable: Collection[int] = (), key: str = "data.trials"
-) -> Trials:
-    """Read trials, `label name name` a line, label 1 for one speaker and 0 for two (VoxCeleb's form).
-
-    Args:
-        path: of the file.
-        ids: of the utterances. A name is an id, or the end of a path with or without the suffix of the file.
-        paths: of the utterances, absolute.
-        unusable: rows that are left out; a trial that names one is left out too.
-        key: the key that errors name.
-
-    Raises:
-        DataError: the file is missing, empty or no text, a line is of another form, or a name is no utterance's, or
-            that of several.
-    """
-    if not os.path.isfile(path):
-        problem = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise DataError(f"`{key}` must be a file of trials, but {path} {problem}")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{key}` must be text in UTF-8, but {path} is not ({error})") from error
-    names = Names(ids, paths)
-    found = []
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if len(words) != 3 or words[0] not in ("0", "1"):
-            raise DataError(
-                f"`{key}` must have `label id id` with label 0 or 1 a line, but {path}:{number} has {line!r}"
-            )
-        first, second = (_find_row(names, name, f"`{key}`", f"{path}:{number}") for name in words[1:])
-        found.append((first, second, words[0] == "1"))
-    usable = [row for row in found if row[0] not in unusable and row[1] not in unusable]
-    if len(usable) < len(found):
-        _logger.warning("%d of %d trials name an utterance that is left out", len(found) - len(usable), len(found))
-    return _check_kinds(usable, key, path)
-
-
-def _find_row(names: Names, name: str, key: str, place: str) -> int:
-    rows = names.find(name)
-    if not rows:
-        raise DataError(f"{key} must name utterances of data.test, but {place} has {name}")
-    if len(rows) > 1:
-        raise DataError(
-            f"{key} must name one utterance of data.test each time, but {place} has {name}, "
-            f"which may be {names.ids[rows[0]]} or {names.ids[rows[1]]}"
-        )
-    return rows[0]
-
-
-class Names:
-    """Finds utterances by their ids, or by the end of their paths: lists of trials name the files of their corpus.
-
-    Args:
-        ids: of the utterances.
-        paths: of the utterances; empty where only ids count.
-    """
-
-    def __init__(self, ids: Sequence[str], paths: Sequence[str]) -> None:
-        self.ids, self.paths = ids, paths
-        self._rows = {name: row for row, name in enumerate(ids)}
-        self._by_end: dict[int, dict[str, list[int]]] = {}
-
-    def find(self, name: str) -> list[int]:
-        """List the rows that a name may stand for: that of the id, else of the paths that end so."""
-        if name in self._rows:
-            return [self._rows[name]]
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if len(parts) not in self._by_end:
-            # Ends without suffix get a slash, which no file's name has.
-            ends = self._by_end[len(parts)] = defaultdict(list)
-            for row, path in enumerate(self.paths):
-                end = "/".join(path.split("/")[-len(parts) :])
-                ends[end].append(row)
-                ends[os.path.splitext(end)[0] + "/"].append(row)
-        found, whole = self._by_end[len(parts)], "/".join(parts)
-        # The corpus may be there in another format than its list has: m4a in VoxCeleb 2, converted to FLAC.
-        return found.get(whole) or found.get(os.path.splitext(whole)[0] + "/") or []
-
-
-def describe_dispute(trials: Trials, ids: Sequence[str], speakers: Sequence[str], paths: Sequence[str]) -> str:
-    """Say where trials contradict the speakers of a manifest, and which folder of the paths agrees; empty: nowhere."""
-    owners = np.unique(np.array(speakers, dtype=str), return_inverse=True)[1]
-    wrong = np.flatnonzero((owners[trials.first] == owners[trials.second]) != trials.same)
-    if not len(wrong):
-        return ""
-    first, second = int(trials.first[wrong[0]]), int(trials.second[wrong[0]])
-    claim = "one speaker's" if trials.same[wrong[0]] else "two speakers'"
-    said = (
-        f"{len(wrong)} of {len(trials.same)} trials contradict the speakers of data.test: "
-        f"{ids[first]} and {ids[second]} are {claim} in the trials, "
-        f"and of {speakers[first]} and {speakers[second]} there"
-    )
-    folders = [path.split("/")[:-1] for path in paths]
-    for level in range(1, min((len(folder) for folder in folders), default=0) + 1):
-        labels = np.unique(np.array([folder[-level] for folder in folders]), return_inverse=True)[1]
-        if ((labels[trials.first] == labels[trials.second]) == trials.same).all():
-            return f"{said}; {advise_pattern(folders[first][-level], level)}"
-    return said
-
-
-def describe_nesting(speakers: Sequence[str], paths: Sequence[str]) -> str:
-    """Say where all speakers are the names of the files' folders, several of them in each of some outer folders."""
-    folders = [path.split("/")[:-1] for path in paths]
-    if any(len(folder) < 2 or folder[-1] != speaker for folder, speaker in zip(folders, speakers, strict=True)):
-        return ""
-    inner, outer = ({tuple(folder[:end]) for folder in folders} for end in (None, -1))
-    if not 1 < len(outer) < len(inner):
-        return ""
-    return (
-        f"the speakers of data.test are the folders that hold its files, {len(inner)} in {len(outer)} outer folders: "
-        f"where an outer one is a speaker, and an inner one a video or a chapter, {advise_pattern(folders[0][-2], 2)}"
-    )
-
-
-def advise_pattern(example: str, level: int) -> str:
-    """Say how `prepare` takes the speaker from the folder that stands so many levels above a file."""
-    pattern = "([^/]+)" + "/[^/]+" * level + "$"
-    return f"prepare with \"speaker_pattern='{pattern}'\" makes the folder such as {example} the speaker"
-
-
-def make_trials(speakers: Sequence[str], sexes: Sequence[str | None] | None, num_trials: int, seed: int) -> Trials:
-    """Make trials: half of one speaker, half of two, of one sex where sexes are known, drawn without replacement.
-
-    Args:
-        speakers: of each utterance.
-        sexes: of each utterance; None where unknown.
-        num_trials: most trials; fewer where there are no more pairs.
-        seed: of the draw.
-
-    Raises:
-        DataError: no two utterances have one speaker, or all have the same, or all of the same sex have.
-    """
-    rng = make_rng(seed, "trials")
-    rows = np.arange(len(speakers))
-    if len(rows) > MAX_UTTERANCES:
-        rows = np.sort(rng.choice(rows, MAX_UTTERANCES, replace=False))
-    first, second = (rows[part] for part in np.triu_indices(len(rows), k=1))
-    names = np.unique([str(name) for name in speakers], return_inverse=True)[1]
-    same = names[first] == names[second]
-    usable = np.ones(len(first), dtype=bool)
-    if sexes is not None:
-        labels = np.unique([sex or "" for sex in sexes], return_inverse=True)[1]
-        usable = labels[first] == labels[second]
-        if not same.all() and not (~same & usable).any():
-            raise DataError(
-                "`data.test` must have two speakers of one sex, since trials are drawn within a sex (its column sex), "
-                "but has no more than one of each"
-            )
-    chosen = []
-    for kind in (same, ~same & usable):
-        pairs = np.flatnonzero(kind)
-        chosen.append(rng.permutation(pairs)[: num_trials // 2])
-    drawn = np.sort(np.concatenate(chosen))
-    found = [(int(a), int(b), bool(s)) for a, b, s in zip(first[drawn], second[drawn], same[drawn], strict=True)]
-    return _check_kinds(found, "data.test", "it")
+Rate = Callable[[FloatArray, FloatArray], float]
+"""From misses and false alarms at every threshold, as `ErrorCurve` gives them, to one figure."""
 
 
 def score_trials(embeddings: npt.NDArray[np.float32], trials: Trials) -> FloatArray:
@@ -215,68 +38,178 @@ def score_trials(embeddings: npt.NDArray[np.float32], trials: Trials) -> FloatAr
     return scores
 
 
-def compute_eer(scores: FloatArray, same: BoolArray, weights: FloatArray | None = None) -> float:
-    """Compute the equal error rate: where misses and false alarms are equally frequent.
-
-    The rate is interpolated linearly between the two thresholds around the crossing. Trials with equal scores are
-    accepted or rejected together.
+class ErrorCurve:
+    """Misses and false alarms at every threshold; trials with equal scores are accepted or rejected together.
 
     Args:
         scores: (n,) higher means more likely one speaker.
-        same: (n,) truth; both kinds must have weight.
-        weights: (n,) how often each trial counts; None counts each once.
+        same: (n,) truth; there must be trials of both kinds.
+    """
 
-    Returns:
-        Percent.
+    def __init__(self, scores: FloatArray, same: BoolArray) -> None:
+        self._order = np.argsort(scores, kind="stable")
+        self._ends = np.append(np.flatnonzero(np.diff(scores[self._order])), len(scores) - 1)
+        self._same = same[self._order]
+
+    def compute_rates(self, weights: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
+        """Compute both rates, from a threshold below all scores to one above them.
+
+        Args:
+            weights: (n,) how often each trial counts, both kinds above 0; None counts each once.
+
+        Returns:
+            misses, rising from 0 to 1, and false alarms, falling from 1 to 0: (thresholds,) each.
+        """
+        weight = np.ones(len(self._order)) if weights is None else weights[self._order]
+        target = np.where(self._same, weight, 0.0).cumsum()[self._ends]
+        other = np.where(self._same, 0.0, weight).cumsum()[self._ends]
+        return np.append(0.0, target / target[-1]), np.append(1.0, 1.0 - other / other[-1])
+
+
+def find_eer(misses: FloatArray, alarms: FloatArray) -> float:
+    """Find the equal error rate in percent, between the two thresholds around the crossing by a straight line.
 
     Source: Martin et al. 1997, "The DET curve in assessment of detection task performance".
     """
-    weight = np.ones(len(scores)) if weights is None else weights
-    order = np.argsort(scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    target = np.where(same, weight, 0.0)[order].cumsum()[ends]
-    other = np.where(same, 0.0, weight)[order].cumsum()[ends]
-    misses = np.append(0.0, target / target[-1])
-    alarms = np.append(1.0, 1.0 - other / other[-1])
     crossing = int(np.argmax(misses >= alarms))
     gap_before, gap_after = alarms[crossing - 1] - misses[crossing - 1], alarms[crossing] - misses[crossing]
     share = gap_before / (gap_before - gap_after)
     return float(100 * (misses[crossing - 1] + share * (misses[crossing] - misses[crossing - 1])))
 
 
-def compute_eer_interval(
-    scores: FloatArray, trials: Trials, speakers: Sequence[str], num_resamples: int, seed: int
-) -> Interval:
-    """Compute the 95 % bootstrap interval of the equal error rate over resampled speakers, in percent.
+def find_min_dcf(
+    misses: FloatArray, alarms: FloatArray, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0
+) -> float:
+    """Find the lowest detection cost of any threshold, 1 being what one gets without listening.
+
+    Args:
+        misses, alarms: as `ErrorCurve` gives them.
+        p_target: how frequent trials of one speaker are taken to be.
+        c_miss, c_fa: cost of a miss and of a false alarm.
+
+    Source: NIST 2016 Speaker Recognition Evaluation Plan, section 3.1.
+    """
+    costs = c_miss * p_target * misses + c_fa * (1 - p_target) * alarms
+    return float(costs.min() / min(c_miss * p_target, c_fa * (1 - p_target)))
+
+
+def compute_eer(scores: FloatArray, same: BoolArray, weights: FloatArray | None = None) -> float:
+    """Compute the equal error rate in percent: arguments as `ErrorCurve` and its `compute_rates`."""
+    return find_eer(*ErrorCurve(scores, same).compute_rates(weights))
+
+
+def bootstrap_trials(
+    curves: Sequence[ErrorCurve],
+    trials: Trials,
+    speakers: Sequence[str],
+    rates: Sequence[Rate],
+    num_resamples: int,
+    seed: int,
+    unit: str = "speaker",
+) -> list[Interval]:
+    """Compute 95 % bootstrap intervals of error rates over resampled speakers, in the unit of each rate.
 
     A trial of one speaker counts as often as the speaker was drawn, one of two speakers as the product of both.
 
     Args:
-        scores: (n,) higher means more likely one speaker.
+        curves: of one system, or of several whose rates are averaged.
         trials: the n pairs.
         speakers: of each utterance; those in no trial do not count.
+        rates: what is computed of each resample.
         num_resamples: resamples.
         seed: of the resampling.
+        unit: what the speakers are, where they are something else.
     """
     known = np.array(speakers, dtype=object).astype(str)
     names, owners = np.unique(known[np.concatenate([trials.first, trials.second])], return_inverse=True)
     rng = make_rng(seed, "speaker bootstrap")
     one, two = np.split(owners, 2)
-    rates = []
+    found = []
     for _ in range(num_resamples):
         drawn = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
         weights = np.where(trials.same, drawn[one], drawn[one] * drawn[two])
         if weights[trials.same].sum() > 0 and weights[~trials.same].sum() > 0:
-            rates.append(compute_eer(scores, trials.same, weights))
+            errors = [curve.compute_rates(weights) for curve in curves]
+            found.append([np.mean([rate(*each) for each in errors]) for rate in rates])
     # Of two speakers every resample with trials of both kinds is the same, which says nothing.
-    if len(names) < 3 or len(rates) < 2:
-        return Interval(None, None, "speaker", len(names), False)
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return Interval(float(low), float(high), "speaker", len(names), len(names) >= RELIABLE_UNITS)
+    if len(names) < 3 or len(found) < 2:
+        return [Interval(None, None, unit, len(names), False)] * len(rates)
+    ends = np.quantile(found, [0.025, 0.975], axis=0).T
+    is_reliable = len(names) >= RELIABLE_UNITS
+    return [Interval(float(low), float(high), unit, len(names), is_reliable) for low, high in ends]
 
 
-def _check_kinds(found: list[tuple[int, int, bool]], key: str, name: str) -> Trials:
-    same = np.array([row[2] for row in found], dtype=bool)
-    if same.all() or not same.any():
-        raise DataError(f"`{key}` must give trials of one speaker and of two, but {name} gives only one kind")
-    return Trials(np.array([row[0] for row in found]), np.array([row[1] for row in found]), same)
+def compute_eer_interval(
+    scores: FloatArray, trials: Trials, speakers: Sequence[str], num_resamples: int, seed: int
+) -> Interval:
+    """Compute the interval of the equal error rate in percent: arguments as `bootstrap_trials`."""
+    curve = ErrorCurve(scores, trials.same)
+    return bootstrap_trials([curve], trials, speakers, [find_eer], num_resamples, seed)[0]
+
+
+def normalise_scores(scores: FloatArray, trials: Trials, cohort: FloatArray, top: int) -> FloatArray:
+    """Normalise scores by those that each side has with the nearest speakers of a cohort (adaptive s-norm).
+
+    Args:
+        scores: (n,) of the trials.
+        trials: n pairs of rows.
+        cohort: (rows, C) score of each row with each speaker of the cohort.
+        top: how many of the highest count for each row; all where there are fewer.
+
+    Returns:
+        (n,): mean over both sides of how many deviations a score lies above that side's cohort.
+
+    Source: Matějka et al. 2017, "Analysis of score normalization in multilingual speaker recognition", as-norm1.
+    """
+    highest = np.sort(cohort, axis=1)[:, -top:]
+    middle, spread = highest.mean(1), np.maximum(highest.std(1), 1e-12)
+    sides = [(scores - middle[side]) / spread[side] for side in (trials.first, trials.second)]
+    normalised: FloatArray = 0.5 * (sides[0] + sides[1])
+    return normalised
+
+
+def calibrate(scores: FloatArray, same: BoolArray) -> tuple[float, float]:
+    """Fit scale and offset that turn scores into log likelihood ratios in nats, by logistic regression.
+
+    Both kinds of trials weigh alike, however many there are of each.
+
+    Source: Brümmer and du Preez 2006, "Application-independent evaluation of speaker detection".
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    middle, spread = float(scores.mean()), float(scores.std()) or 1.0
+    # Nearly no penalty: just enough that scores without any error do not ask for an infinite scale.
+    model: Any = LogisticRegression(C=1e4, class_weight="balanced", max_iter=1000)
+    model.fit(((scores - middle) / spread)[:, None], same)
+    scale = float(model.coef_[0, 0]) / spread
+    return scale, float(model.intercept_[0]) - scale * middle
+
+
+def compute_cllr(ratios: FloatArray, same: BoolArray) -> float:
+    """Compute the cost of log likelihood ratios (nats), in bits: 0 is perfect, 1 is what saying nothing costs.
+
+    Source: Brümmer and du Preez 2006.
+    """
+    target, other = np.logaddexp(0, -ratios[same]).mean(), np.logaddexp(0, ratios[~same]).mean()
+    return float((target + other) / (2 * np.log(2)))
+
+
+def compute_dcf(ratios: FloatArray, same: BoolArray, p_target: float, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
+    """Compute the detection cost at the threshold that the costs ask for: arguments as `find_min_dcf`."""
+    accepted = ratios > np.log(c_fa * (1 - p_target) / (c_miss * p_target))
+    return find_min_dcf(
+        np.array([(~accepted[same]).mean()]), np.array([accepted[~same].mean()]), p_target, c_miss, c_fa
+    )
+
+
+def thin_curve(misses: FloatArray, alarms: FloatArray) -> tuple[list[float], list[float]]:
+    """Keep `MAX_POINTS` of a DET curve at most, in percent, without the ends where a rate is 0 or 1."""
+    inside = np.flatnonzero((misses > 0) & (misses < 1) & (alarms > 0) & (alarms < 1))
+    if not len(inside):
+        return [], []
+    # Evenly along what the drawing shows, where the logit stands for the probit: both stretch the ends.
+    place = np.cumsum(np.abs(np.diff(np.log(alarms[inside] / (1 - alarms[inside])), prepend=0.0)))
+    place += np.cumsum(np.abs(np.diff(np.log(misses[inside] / (1 - misses[inside])), prepend=0.0)))
+    wanted = np.linspace(place[0], place[-1], MAX_POINTS)
+    kept = inside[np.unique(np.searchsorted(place, wanted).clip(0, len(inside) - 1))]
+    return (100 * misses[kept]).tolist(), (100 * alarms[kept]).tolist()

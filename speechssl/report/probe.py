@@ -1,7 +1,8 @@
-"""A speaker probe: what each layer knows, what the learned mix takes, and what the baselines get."""
+"""A probe: what each layer knows of a label, what the learned mix takes, what the baselines get, and DET curves."""
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,29 +12,38 @@ from speechssl.report.recognition import describe_interval
 from speechssl.report.run_folder import RunFolder
 
 NAMES = {"log_mel": "log-mel statistics", "untrained": "untrained encoder"}
+MEASURES = {"accuracy": "accuracy", "eer": "equal error rate", "r2": "R²"}
 
 
 def find_measure(run: RunFolder) -> str:
-    """Tell which figure the probe gives: `accuracy` (identification) or `eer` (verification)."""
-    return "eer" if "eer" in run.result else "accuracy"
+    """Tell which figure the probe gives: `accuracy` (identification), `r2` (regression) or `eer` (verification)."""
+    return next((name for name in ("eer", "r2") if name in run.result), "accuracy")
+
+
+def _name_label(run: RunFolder) -> str:
+    label = run.result.get("label")
+    return label if isinstance(label, str) and label else "speaker"
 
 
 def describe_probe(run: RunFolder) -> tuple[str, list[Stat]]:
     """Say what a probe came to, and pick its first figures."""
     measure = find_measure(run)
-    value, what = run.result.get(measure), measure.replace("eer", "equal error rate")
+    value, what, label = run.result.get(measure), MEASURES[measure], _name_label(run)
     interval = describe_interval(run.result.get(f"{measure}_interval"))
     stats = [Stat(f"{value:.1f} %", what, interval)] if is_number(value) else []
     stats += [Stat(f"{figure:.1f} %", name, what) for name, figure in list_baselines(run)]
     task = {
-        "eer": "telling whether two utterances have one speaker; lower is better",
-        "accuracy": "naming the speaker of an utterance; higher is better",
+        "eer": f"telling whether two utterances have one {label}; lower is better",
+        "accuracy": f"naming the {label} of an utterance; higher is better",
+        "r2": f"telling the {label} of an utterance as a number; higher is better, and 0 % is what their mean gets",
     }[measure]
-    return f"A small probe on frozen features, {task}.", stats
+    confound = run.result.get("confound")
+    said = f" Beware: {confound}." if isinstance(confound, str) and confound else ""
+    return f"A small probe on frozen features, {task}.{said}", stats
 
 
 def judge_probe(run: RunFolder) -> Verdict:
-    """Say whether the features know more of speakers than what needs no pretraining."""
+    """Say whether the features know more of the label than what needs no pretraining."""
     value, baselines = run.result.get(find_measure(run)), list_baselines(run)
     if value is None or not is_number(value) or not baselines:
         return Verdict("open", "Nothing to compare with", "A probe says something beside its baselines.")
@@ -49,16 +59,18 @@ def judge_probe(run: RunFolder) -> Verdict:
 def make_probe(run: RunFolder) -> list[Section]:
     """Draw the figure of each layer beside the baselines, and the weights of the learned mix."""
     measure, result = find_measure(run), run.result
-    is_error = measure == "eer"
-    what = "Equal error rate" if is_error else "Accuracy"
+    what = MEASURES[measure][0].upper() + MEASURES[measure][1:]
     layers = {NAMES.get(key, key): _read_layers(value, measure) for key, value in _get_baselines(run).items()}
     own = _read_layers(result, measure)
     series = [_draw_layers("pretrained", "c1", own), *(_draw_layers(name, "c2", rows) for name, rows in layers.items())]
     levels = [(name, value) for name, value in list_baselines(run) if not layers.get(name)]
     levels += [("learned mix", float(result[measure]))] if is_number(result.get(measure)) else []
-    goal = "False alarms and misses are equally frequent at this rate; lower is better." if is_error else (
-        "Share of test utterances whose speaker is named; higher is better."
-    )  # fmt: skip
+    label = _name_label(run)
+    goal = {
+        "eer": "False alarms and misses are equally frequent at this rate; lower is better.",
+        "accuracy": f"Share of test utterances whose {label} is named; higher is better.",
+        "r2": f"Share of the variance of {label} that is told; higher is better, and below 0 is worse than its mean.",
+    }[measure]
     note = (
         f"{goal} Points are single layers; baselines are statistics of log-mel bands, and the same network untrained."
     )
@@ -74,7 +86,41 @@ def make_probe(run: RunFolder) -> list[Section]:
     rows = [(f"{name} (baseline)", value) for name, value in list_baselines(run)]
     rows += [(f"layer {layer:g}", value) for layer, value, *_ in own]
     figures += [Figure("In figures", Table(("features", f"{what.lower()}, %"), rows))] if rows else []
-    return [Section("Layers", figures)]
+    return [Section("Layers", figures), *_draw_trials(run)]
+
+
+def _draw_trials(run: RunFolder) -> list[Section]:
+    """Draw DET curves, and list what each back-end gets of the model's learned mix; [] where there are no trials."""
+    note = (
+        "Misses against false alarms at every threshold, on axes where the scores of two normal distributions are a "
+        "straight line: -3 is 0.13 %, -2 is 2.3 %, -1 is 15.9 % and 0 is 50 %. Lower and further left is better."
+    )
+    names = {"model": "pretrained", "untrained": NAMES["untrained"], "log_mel": NAMES["log_mel"]}
+    curves = [_draw_det(name, f"c{k}", run.det.get(key)) for k, (key, name) in enumerate(names.items(), 1)]
+    figures = plot("DET curve", "misses (normal deviate)", curves, note, x_label="false alarms (normal deviate)")
+    rows = []
+    backends = run.result.get("backends")
+    for name, value in backends.items() if isinstance(backends, dict) else ():
+        if isinstance(value, dict) and is_number(value.get("eer")):
+            costs = [value.get(f"min_dcf_{p}") for p in (0.01, 0.05)]
+            rows.append((name, value["eer"], *(cost if is_number(cost) else None for cost in costs)))
+    if rows:
+        head = ("back-end", "equal error rate, %", "minDCF, p_target 0.01", "minDCF, p_target 0.05")
+        text = "Learned mix of the model; a miss and a false alarm cost 1 each."
+        figures.append(Figure("Back-ends", Table(head, rows), text))
+    return [Section("Trials", figures)] if figures else []
+
+
+def _draw_det(name: str, style: str, det: Any) -> Series | None:
+    rates = [det.get(key) if isinstance(det, dict) else None for key in ("alarms", "misses")]
+    if not all(
+        isinstance(rate, list) and all(is_number(value) and 0 < value < 100 for value in rate) for rate in rates
+    ):
+        return None
+    pairs = zip(*rates, strict=False)
+    points = sorted(tuple(NormalDist().inv_cdf(value / 100) for value in pair) for pair in pairs)
+    alarms, misses = ([point[side] for point in points] for side in (0, 1))
+    return make_series(name, style, alarms, misses)
 
 
 def list_baselines(run: RunFolder) -> list[tuple[str, float]]:

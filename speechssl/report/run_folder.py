@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechssl.checkpoints.layout import CONFIG, ENVIRONMENT, METRICS, RESULT, SKIPPED
+from speechssl.checkpoints.layout import CONFIG, DET, ENVIRONMENT, METRICS, RESULT, SKIPPED
 from speechssl.config.objective import drop_other_objectives
 from speechssl.errors import ConfigError, DataError
 from speechssl.parsing import read_json, read_text, read_yaml
@@ -24,7 +24,7 @@ KINDS = {
     "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
     "tune": "Weights of a language model",
-    "probe": "Speaker probe",
+    "probe": "Probe",
 }
 """What the page calls each kind of folder."""
 
@@ -42,6 +42,7 @@ class RunFolder:
         utterances: rows of utterances.tsv: of the folder itself, or of `evaluation/` inside a training run.
         confusions: rows of confusions.tsv, from the same place.
         test_sets: manifests that these two are of.
+        det: DET curves of a probe.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class RunFolder:
     utterances: list[dict[str, str]] = field(default_factory=list)
     confusions: list[dict[str, str]] = field(default_factory=list)
     test_sets: list[str] = field(default_factory=list)
+    det: Row = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,6 +131,7 @@ def load_run(path: Path) -> RunFolder:
         utterances=load_table(tables / "utterances.tsv"),
         confusions=load_table(tables / "confusions.tsv"),
         test_sets=[item for item in test_sets if isinstance(item, str)] if isinstance(test_sets, list) else [],
+        det=_load_json(path / DET),
     )
 
 

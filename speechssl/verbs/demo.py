@@ -275,6 +275,8 @@ class Story:
             "checkpoint": self._path("pretrained"),
             "data.train": [self._manifest("train")],
             "data.test": [self._manifest("session")],
+            # One rate: the demo's minutes are planned with it.
+            "lr": 0.02,
         }
         return self._step("probe", keys, "probe")
 

@@ -124,12 +124,35 @@ def _list_conversion(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
-    name, label = ("accuracy", "speaker accuracy") if result["task"] == "identification" else ("eer", "EER")
+    told = result.get("label", "speaker")
+    names = {"identification": ("accuracy", f"{told} accuracy"), "regression": ("r2", f"R² of {told}")}
+    name, label = names.get(result["task"], ("eer", "EER"))
     rows = {f"{label}, this model": _format_rate(name, result)}
     for key, baseline in result["baselines"].items():
         note = ", saturated" if key in result["saturated"] else ""
         rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
-    return rows | {"out": result["out"]}
+    if "largest_label" in result:
+        rows["saying the commonest each time"] = f"{result['largest_label']:.2f} %"
+    if "mean_error" in result:
+        rows["mean error"] = (
+            f"{result['mean_error']:.3g} (saying the mean each time: {result['mean_error_of_mean']:.3g})"
+        )
+    for cost in result.get("min_dcf", ()):
+        weights = f"p_target {cost['p_target']}, c_miss {cost['c_miss']:g}, c_fa {cost['c_fa']:g}"
+        rows[f"minDCF ({weights})"] = f"{cost['min_dcf']:.3f}{_format_ends(cost['interval'])}"
+    for backend, figures in result.get("backends", {}).items():
+        rows[f"EER, {backend}"] = f"{figures['eer']:.2f} %"
+    if "calibration" in result:
+        costs = ", ".join(f"DCF {value:.3f} at {p}" for p, value in result["calibration"]["act_dcf"].items())
+        rows["calibrated"] = f"Cllr {result['calibration']['cllr']:.3f} bits, {costs}"
+    return rows | ({"beware": result["confound"]} if result.get("confound") else {}) | {"out": result["out"]}
+
+
+def _format_ends(interval: Mapping[str, Any]) -> str:
+    """Write the ends of an interval that is not in percent."""
+    if interval["low"] is None:
+        return ""
+    return f" (95 %: {interval['low']:.3f} to {interval['high']:.3f}{'' if interval['reliable'] else ', unreliable'})"
 
 
 def _list_errors(result: Mapping[str, Any]) -> dict[str, Any]:

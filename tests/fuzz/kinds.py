@@ -42,6 +42,7 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_ma
 from speechssl.data.segments import read_segments
 from speechssl.data.texts import format_trn, load_texts, match_texts
 from speechssl.errors import CheckpointError, ConfigError, DataError
+from speechssl.evaluation.trials import read_trials
 from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.inference.embed import make_schema
@@ -447,10 +448,21 @@ def use_run(folder: Path, file: Path) -> None:
         assert (folder / f"{name}.log").read_bytes().startswith(kept), "a changed log was taken without a word"
 
 
+def make_trials(folder: Path) -> None:
+    (folder / "voxceleb").write_text("1 a/1.wav a/2.wav\n0 a/1.wav b/1.wav\n")
+    (folder / "kaldi").write_text("a1 a2 target\na1 b1 nontarget\n")
+
+
+def use_trials(_: Path, file: Path) -> None:
+    trials = read_trials(str(file), ["a1", "a2", "b1"], ["/c/a/1.wav", "/c/a/2.wav", "/c/b/1.wav"])
+    assert len(trials.first) == len(trials.second) == len(trials.same) > 1
+
+
 KINDS: dict[str, Kind] = {
     "audio": Kind(make_audio, use_audio),
     "tsv": Kind(lambda folder: save_manifest(make_manifest(), folder / "m.tsv"), use_manifest),
     "parquet": Kind(make_parquet, use_manifest),
+    "trials": Kind(make_trials, use_trials),
     "texts": Kind(make_texts, use_texts),
     "transcripts": Kind(make_transcripts, use_transcripts),
     "texts of a language model": Kind(make_lm_texts, use_lm_texts),

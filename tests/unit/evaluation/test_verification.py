@@ -13,17 +13,29 @@ from speechssl.cli.run import run_request
 from speechssl.cli.words import read_words
 from speechssl.data.manifest import load_manifest
 from speechssl.errors import DataError
-from speechssl.evaluation.verification import (
+from speechssl.evaluation.trials import (
     MAX_UTTERANCES,
     Trials,
     advise_pattern,
-    compute_eer,
-    compute_eer_interval,
     describe_dispute,
     describe_nesting,
     make_trials,
     read_trials,
+    write_trials,
+)
+from speechssl.evaluation.verification import (
+    ErrorCurve,
+    bootstrap_trials,
+    calibrate,
+    compute_cllr,
+    compute_dcf,
+    compute_eer,
+    compute_eer_interval,
+    find_eer,
+    find_min_dcf,
+    normalise_scores,
     score_trials,
+    thin_curve,
 )
 from tests.cases import each_case
 
@@ -147,6 +159,10 @@ def test_a_trials_file_names_utterances(tmp_path: Path) -> None:
         ("1 a b\n0 a\n", ":2 has '0 a'"),
         ("1 a b\n0 a z\n", ":2 has z"),
         ("1 a b\n", "only one kind"),
+        ("a b target\n0 a c\n", ":2 has '0 a c'"),
+        ("a b target\na c no\n", "`id id target` or `id id nontarget`"),
+        ("a z target\na c nontarget\n", ":1 has z"),
+        ("1 a b\n\n0 a c\n", ":2 has ''"),
         ("", "only one kind"),
         (None, "does not exist"),
     ],
@@ -247,3 +263,116 @@ def test_the_advice_does_what_it_says_when_it_is_typed(tmp_path: Path) -> None:
     (request,) = read_words("prepare", [str(tmp_path / "vox"), "corpus=folder", f"out={tmp_path / 'm'}", word])
     run_request(request)
     assert load_manifest(tmp_path / "m" / "all.tsv").column("speaker") == ["id1"] * 4 + ["id2"] * 4
+
+
+def test_trials_are_read_as_kaldi_spells_them(tmp_path: Path) -> None:
+    path = tmp_path / "trials"
+    path.write_text("1 b target\n1 c nontarget\n")
+    trials = read_trials(str(path), ["1", "b", "c"])
+    assert (trials.first.tolist(), trials.second.tolist(), trials.same.tolist()) == ([0, 0], [1, 2], [True, False])
+
+
+def test_trials_that_are_written_are_read_again(tmp_path: Path) -> None:
+    speakers, ids = [str(row // 3) for row in range(12)], [f"u{row}" for row in range(12)]
+    trials = make_trials(speakers, None, 20, 1)
+    write_trials(tmp_path / "trials.txt", trials, ids)
+    again = read_trials(str(tmp_path / "trials.txt"), ids)
+    for name in ("first", "second", "same"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(trials, name))
+    write_trials(tmp_path / "scores.txt", trials, ids, np.arange(len(trials.same)) / 4)
+    assert (tmp_path / "scores.txt").read_text().splitlines()[1].split()[2] == "0.25"
+
+
+def draw_scores(count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    same = rng.random(count) < 0.3
+    return (rng.normal(size=count) + 1.5 * same).round(1), same
+
+
+@each_case(
+    "p_target, c_miss, c_fa", [(0.01, 1.0, 1.0), (0.05, 1.0, 1.0), (0.5, 1.0, 1.0), (0.01, 10.0, 1.0), (0.9, 1, 2)]
+)
+def test_min_dcf_is_the_lowest_cost_of_every_threshold_that_is_tried(
+    p_target: float, c_miss: float, c_fa: float
+) -> None:
+    scores, same = draw_scores()
+    costs = []
+    for threshold in [*np.unique(scores), np.inf]:
+        accepted = scores >= threshold
+        miss, alarm = np.mean(~accepted[same]), np.mean(accepted[~same])
+        costs.append(c_miss * p_target * miss + c_fa * (1 - p_target) * alarm)
+    expected = min(costs) / min(c_miss * p_target, c_fa * (1 - p_target))
+    rates = ErrorCurve(scores, same).compute_rates()
+    assert find_min_dcf(*rates, p_target, c_miss, c_fa) == pytest.approx(expected)
+    assert find_min_dcf(*rates, p_target, c_miss, c_fa) <= 1.0
+
+
+def test_min_dcf_counted_by_hand() -> None:
+    # Rejecting the two others costs one of four targets: 0.01 * 1/4, over 0.01.
+    same = np.array([True, True, True, True, False, False])
+    rates = ErrorCurve(np.array([9.0, 8.0, 7.0, 1.0, 2.0, 0.0]), same).compute_rates()
+    assert find_min_dcf(*rates, p_target=0.01) == pytest.approx(0.25)
+
+
+def test_one_threshold_costs_as_much_as_the_lowest_at_the_best_and_more_elsewhere() -> None:
+    scores, same = draw_scores(20_000)
+    # Of two normal distributions of deviation 1 with means 0 and 1.5 this is the log likelihood ratio.
+    ratios = 1.5 * scores - 1.5**2 / 2
+    lowest = find_min_dcf(*ErrorCurve(ratios, same).compute_rates(), 0.05)
+    assert lowest <= compute_dcf(ratios, same, 0.05) < lowest + 0.03
+    assert compute_dcf(ratios + 3, same, 0.05) > lowest + 0.3
+
+
+def test_calibration_finds_the_log_likelihood_ratio_of_two_normal_distributions() -> None:
+    scores, same = draw_scores(40_000)
+    scale, offset = calibrate(scores, same)
+    assert scale == pytest.approx(1.5, abs=0.05)
+    assert offset == pytest.approx(-(1.5**2) / 2, abs=0.05)
+    assert compute_cllr(scale * scores + offset, same) < compute_cllr(scores, same)
+    assert compute_cllr(np.zeros(len(same)), same) == pytest.approx(1.0)
+    assert np.isfinite(calibrate(np.array([0.0, 1.0, 2.0, 3.0]), np.array([False, False, True, True]))).all()
+
+
+def test_scores_are_normalised_by_the_nearest_of_a_cohort() -> None:
+    trials = Trials(np.array([0, 1]), np.array([1, 2]), np.array([True, False]))
+    cohort = np.array([[0.0, 1.0, 3.0, -9.0], [2.0, 2.0, 4.0, 0.0], [5.0, 1.0, 1.0, 1.0]])
+    found = normalise_scores(np.array([4.0, 2.0]), trials, cohort, 2)
+    # The nearest two of row 0 are 1 and 3 (mean 2, deviation 1), of row 1: 2 and 4 (3, 1), of row 2: 1 and 5 (3, 2).
+    np.testing.assert_allclose(found, [((4 - 2) / 1 + (4 - 3) / 1) / 2, ((2 - 3) / 1 + (2 - 3) / 2) / 2])
+    every = normalise_scores(np.array([4.0, 2.0]), trials, cohort, 300)
+    sides = [(cohort[k].mean(), cohort[k].std()) for k in range(3)]
+    expected = [np.mean([(s - sides[k][0]) / sides[k][1] for k in pair]) for s, pair in ((4.0, (0, 1)), (2.0, (1, 2)))]
+    np.testing.assert_allclose(every, expected)
+
+
+def test_a_shift_and_a_scale_of_all_scores_leave_no_trace_in_normalised_ones() -> None:
+    rng = np.random.default_rng(5)
+    trials = make_trials([str(row // 4) for row in range(20)], None, 60, 1)
+    scores, cohort = rng.normal(size=len(trials.same)), rng.normal(size=(20, 30))
+    np.testing.assert_allclose(
+        normalise_scores(3 * scores + 7, trials, 3 * cohort + 7, 10), normalise_scores(scores, trials, cohort, 10)
+    )
+
+
+def test_a_thinned_curve_keeps_its_shape() -> None:
+    scores, same = draw_scores(20_000)
+    scores = scores + np.random.default_rng(0).normal(size=len(scores)) * 1e-3
+    misses, alarms = thin_curve(*ErrorCurve(scores, same).compute_rates())
+    assert 100 < len(misses) == len(alarms) <= 200
+    assert find_eer(np.array(misses) / 100, np.array(alarms) / 100) == pytest.approx(compute_eer(scores, same), abs=0.5)
+    assert thin_curve(*ErrorCurve(np.array([0.0, 1.0]), np.array([False, True])).compute_rates()) == ([], [])
+
+
+def test_several_systems_have_the_interval_of_their_mean() -> None:
+    speakers = [str(row // 5) for row in range(125)]
+    trials = make_trials(speakers, None, 600, 1)
+    rng = np.random.default_rng(6)
+    curves = [ErrorCurve(rng.normal(size=len(trials.same)) + 2 * trials.same, trials.same) for _ in range(5)]
+    one, cost = bootstrap_trials(
+        curves[:1], trials, speakers, [find_eer, lambda misses, alarms: find_min_dcf(misses, alarms, 0.05)], 100, 1
+    )
+    (five,) = bootstrap_trials(curves, trials, speakers, [find_eer], 100, 1)
+    assert one.reliable and one.count == 25
+    for interval in (one, cost, five):
+        assert interval.low is not None and interval.high is not None and interval.low < interval.high
+    assert (five.high or 0) - (five.low or 0) < (one.high or 0) - (one.low or 0)

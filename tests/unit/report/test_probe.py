@@ -46,3 +46,28 @@ def test_a_baseline_by_layers_is_drawn_beside_the_model(make: SimpleNamespace, t
     assert list_baselines(run) == [("log-mel statistics", 35.0), ("untrained encoder", 36.0)]
     labels = [series.label for series in make_probe(run)[0].figures[0].content.series]
     assert labels == ["pretrained", "untrained encoder", "log-mel statistics", "learned mix"]
+
+
+def test_curves_and_back_ends_of_trials_are_drawn(make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.probe(tmp_path / "probe", "eer")
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"label": "speaker", "confound": "each speaker has one chapter"}
+    result["backends"] = {"plda": {"eer": 9.5, "min_dcf_0.01": 0.8, "min_dcf_0.05": 0.6}, "bad": {"eer": "x"}}
+    (folder / "result.json").write_text(json.dumps(result))
+    det = {"model": {"misses": [50.0, 2.275], "alarms": [0.135, 15.866]}, "untrained": {"misses": ["x"], "alarms": []}}
+    (folder / "det.json").write_text(json.dumps(det))
+    run = load_run(folder)
+    assert describe_probe(run)[0].endswith("Beware: each speaker has one chapter.")
+    curve, table = make_probe(run)[1].figures
+    (series,) = curve.content.series
+    # Both rates on the scale of a normal distribution: 0 is 50 %, -1 is 15.866 %, -2 is 2.275 %, -3 is 0.135 %.
+    assert series.x.tolist() == pytest.approx([-3, -1], abs=1e-3)
+    assert series.y.tolist() == pytest.approx([0, -2], abs=1e-3)
+    assert table.content.rows == [("plda", 9.5, 0.8, 0.6)]
+
+
+def test_a_number_that_is_told_has_r2(make: SimpleNamespace, tmp_path: Path) -> None:
+    run = load_run(make.probe(tmp_path / "probe", "r2"))
+    assert "0 % is what their mean gets" in describe_probe(run)[0]
+    assert judge_probe(run).level == "good"
+    assert make_probe(run)[0].figures[0].title == "R² by layer"

@@ -12,21 +12,21 @@ from speechssl.config.training import TrainingConfig
 from speechssl.data.loader import Batch
 from speechssl.data.sampler import ForwardPlan, SubBatch
 from speechssl.objectives.ctc import CTCObjective
+from speechssl.objectives.probe import Probe, ProbeObjective
 from speechssl.objectives.protocol import LossTerms, Metrics
-from speechssl.objectives.speaker import SpeakerObjective, SpeakerProbe
 from speechssl.training.distributed.ranks import Ranks
 from speechssl.training.trainer import Trainer
 
 NAN = float("nan")
 
 
-class ScriptedRecogniser(SpeakerObjective):
+class ScriptedRecogniser(ProbeObjective):
     """A probe whose validations, one an update, say what a script says: (WER, CER)."""
 
     best_metric, tie_metric = CTCObjective.best_metric, CTCObjective.tie_metric
 
     def __init__(self, script: list[tuple[float, float]], broken: int) -> None:
-        super().__init__(SpeakerProbe(1, 2, 2))
+        super().__init__(Probe(1, 2, 2))
         self.script, self.broken = script, broken
 
     def compute(self, batch: Batch, update: int) -> LossTerms:

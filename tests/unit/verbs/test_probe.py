@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
 import speechssl
 from speechssl.checkpoints.model_folder import save_model
 from speechssl.config.model import ModelConfig
-from speechssl.data.manifest import Utterance, build_manifest, save_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, save_manifest
 from speechssl.errors import DataError
 from speechssl.evaluation.probe_features import split_stratified, standardise
 from speechssl.evaluation.probe_training import train_probe
@@ -42,6 +43,7 @@ def probe(workplace: Path, **keys: object) -> dict[str, object]:
         "data.train": [str(workplace / "all.tsv")],
         "out": str(workplace / "probe"),
         "updates": 60,
+        "lr": 0.02,
         "num_resamples": 50,
         "device": "cpu",
     }
@@ -61,10 +63,55 @@ def test_identification(workplace: Path) -> None:
     assert json.loads((workplace / "probe" / "result.json").read_text()) == result
 
 
+def divide(workplace: Path) -> dict[str, object]:
+    """Write manifests of four speakers to learn from and of two others."""
+    manifest, keys = load_manifest(workplace / "all.tsv"), {}
+    for name, rows in (("train", range(16)), ("test", range(16, 24))):
+        save_manifest(manifest.select(rows), workplace / f"{name}.tsv")
+        keys[f"data.{name}"] = [str(workplace / f"{name}.tsv")]
+    return keys
+
+
 def test_verification(workplace: Path) -> None:
-    result = probe(workplace, task="verification", **{"data.test": [str(workplace / "all.tsv")]})
+    keys = {"updates": 5, "num_untrained": 2, "backend": "plda-asnorm", "calibrate": True}
+    result = probe(workplace, task="verification", **keys, **divide(workplace))
     for value in (result["eer"], result["baselines"]["log_mel"]["eer"], result["baselines"]["untrained"]["eer"]):
         assert 0.0 <= value <= 60.0
+    assert set(result["backends"]) == {"cosine", "cosine-asnorm", "plda", "plda-asnorm"}
+    assert result["backends"]["plda-asnorm"]["eer"] == pytest.approx(result["eer"])
+    assert [cost["p_target"] for cost in result["min_dcf"]] == [0.01, 0.05]
+    assert np.isfinite(result["calibration"]["cllr"])
+    assert result["num_backend_speakers"] == 2, "two of four calibrate"
+    assert len(result["baselines"]["untrained"]["seeds"]) == 2
+    trials = (workplace / "probe" / "trials.txt").read_text().splitlines()
+    scores = (workplace / "probe" / "scores.txt").read_text().splitlines()
+    assert [line.split()[1:] for line in trials] == [line.split()[:2] for line in scores]
+    # Trials that are read are those that were drawn, and what is scored is the same.
+    keys |= {"data.trials": str(workplace / "probe" / "trials.txt"), "out": str(workplace / "again")}
+    again = probe(workplace, task="verification", **keys, **divide(workplace))
+    assert again["eer"] == pytest.approx(result["eer"])
+
+
+def test_a_speaker_of_the_trials_teaches_no_back_end(workplace: Path) -> None:
+    keys = {"data.test": [str(workplace / "all.tsv")], "task": "verification"}
+    with pytest.raises(DataError, match=r"`data\.train` must have two speakers or more who are in no trial, but has 0"):
+        probe(workplace, **keys)
+
+
+def test_a_number_is_told_of_speakers_who_are_left_out(workplace: Path) -> None:
+    manifest = load_manifest(workplace / "all.tsv")
+    ages = pa.array([10 + 5 * (k // 4) + 0.5 * (k % 2) for k in range(24)])
+    save_manifest(Manifest(manifest.table.append_column("age", ages), manifest.root, "m"), workplace / "aged.parquet")
+    keys = {"data.train": [str(workplace / "aged.parquet")], "label": "age", "updates": 5, "hidden": 3}
+    result = probe(workplace, **keys)
+    assert result["confound"] == "", "only of names"
+    assert (result["task"], result["num_folds"], result["num_test_utterances"]) == ("regression", 6, 24)
+    assert (result["r2_interval"]["unit"], result["r2_interval"]["count"]) == ("speaker", 6)
+    assert result["mean_error_of_mean"] == pytest.approx(9.0, abs=0.5)
+    with pytest.raises(DataError, match=r"`data\.test` must have no speaker of data\.train, but has 6"):
+        probe(workplace, **keys | {"data.test": keys["data.train"]})
+    with pytest.raises(DataError, match=r"`data\.train` must have a column height"):
+        probe(workplace, label="height")
 
 
 def test_verification_counts_the_speakers_of_its_trials(workplace: Path) -> None:
@@ -88,7 +135,7 @@ def test_audio_that_cannot_be_used_is_left_out_as_if_it_were_in_no_manifest(
 ) -> None:
     keys: dict[str, object] = {"task": task}
     if task == "verification":
-        lines = [f"1 {s}-0.flac {s}-1.flac\n0 {s}-1 {(s + 1) % 6}-2\n" for s in range(6)]
+        lines = [f"1 {s}-0.flac {s}-1.flac\n0 {s}-1 {3 + (s + 1) % 3}-2\n" for s in (3, 4, 5)]
         (workplace / "trials").write_text("".join(lines))
         keys |= {"data.test": [str(workplace / "all.tsv")], "data.trials": str(workplace / "trials")}
     (workplace / "3-1.flac").write_bytes(b"no audio")
@@ -99,7 +146,7 @@ def test_audio_that_cannot_be_used_is_left_out_as_if_it_were_in_no_manifest(
     table = (workplace / "probe" / "left_out.tsv").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in table] == ["id", "3-1", "4-3"]
     assert "left out: 2 that cannot be used" in caplog.text
-    assert ("2 of 12 trials name an utterance that is left out" in caplog.text) == (task == "verification")
+    assert ("2 of 6 trials name an utterance that is left out" in caplog.text) == (task == "verification")
 
 
 def test_a_speaker_without_audio_that_can_be_used_is_missed(workplace: Path) -> None:
@@ -121,7 +168,7 @@ def test_a_probe_learns_separable_classes_and_the_mix_finds_the_state_that_holds
     trained = train_probe(features, labels, 4, 150, 0.05, 1)
     import torch
 
-    guesses = trained(torch.from_numpy(features)).argmax(-1).numpy()
+    guesses = trained(torch.from_numpy(features)).argmax(-1)[:, 0].numpy()
     assert (guesses == labels).mean() > 0.97
     assert int(trained.weights.argmax()) == 1
 
