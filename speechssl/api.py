@@ -284,3 +284,4 @@ def _make_function(name: str) -> Callable[..., dict[str, Any]]:
 demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
 evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
 lm, report, bench, doctor, units = (_make_function(name) for name in ("lm", "report", "bench", "doctor", "units"))
+similar, analyse = (_make_function(name) for name in ("similar", "analyse"))

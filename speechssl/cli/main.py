@@ -103,11 +103,11 @@ def _dispatch(words: list[str]) -> int:
 def _print_result(result: dict[str, Any], is_asked: bool) -> None:
     """Print the JSON line where a script may read it: a person at a terminal has the table that the verb ended in.
 
-    Where stdout has the texts of `transcribe`, the line goes to stderr.
+    Where stdout has the texts of `transcribe` or the table of `similar`, the line goes to stderr.
     """
     if not is_asked and sys.stdout.isatty():
         return
-    if result.get("texts") == STDOUT:
+    if STDOUT in (result.get("texts"), result.get("out")):
         print(format_line(result), file=sys.stderr, flush=True)
     else:
         print_line(format_line(result))

@@ -117,12 +117,26 @@ VERBS: dict[str, Verb] = {
         ("layer", "pooling", "out", "format", "channel", "batch_s", "window_s", "device"),
         ("embed runs/small clips/*.flac layer=3", "embed runs/small recordings/ pooling=frames out=frames.parquet"),
     ),
+    "similar": Verb(
+        schemas.SimilarConfig,
+        "embeddings + a clip or id → the nearest ones",
+        ("embeddings", "query"),
+        ("top", "out", "layer", "checkpoint", "device", "overwrite"),
+        ("similar clips.parquet clip.flac", "similar clips.parquet 84-121123-0001 top=5 out=near.tsv"),
+    ),
     "probe": Verb(
         schemas.ProbeConfig,
         "frozen model + labels → speaker identification or verification, per layer, beside two baselines",
         ("checkpoint", "data.train", "data.test"),
         ("task", "data.trials", "out", "data.max_s", "data.where", "device", "seed"),
         ("probe runs/small m/train.tsv", "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe"),
+    ),
+    "analyse": Verb(
+        schemas.AnalyseConfig,
+        "model + speech → rank, similarity and, with labels, class structure by layer",
+        ("checkpoint", "data.test"),
+        ("against", "out", "label", "sample_s", "num_frames", "data.max_s", "data.where", "device", "seed"),
+        ("analyse runs/small m/dev.tsv", "analyse runs/asr m/dev.tsv against=runs/small label=speaker out=runs/layers"),
     ),
     "units": Verb(
         schemas.UnitsConfig,

@@ -1,6 +1,7 @@
 """Every key of the command line, as typed dataclasses. A wrong value is one sentence when one of them is made."""
 
 from speechssl.config.data import (
+    AnalyseDataConfig,
     BenchDataConfig,
     FinetuneDataConfig,
     PretrainDataConfig,
@@ -10,9 +11,11 @@ from speechssl.config.data import (
 )
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.inference import (
+    AnalyseConfig,
     EmbedConfig,
     EvaluateConfig,
     ProbeConfig,
+    SimilarConfig,
     TranscribeConfig,
     TuneConfig,
     UnitsConfig,
@@ -33,9 +36,9 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig",
-    "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig",
-    "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig",
-    "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "TestDataConfig", "TextConfig",
-    "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
+    "AnalyseConfig", "AnalyseDataConfig", "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig",
+    "DecodingConfig", "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig",
+    "FinetuneDataConfig", "LMConfig", "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig",
+    "PretrainConfig", "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig",
+    "SimilarConfig", "TestDataConfig", "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

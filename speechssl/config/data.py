@@ -91,6 +91,18 @@ class ProbeDataConfig:
 
 
 @dataclass(kw_only=True)
+class AnalyseDataConfig:
+    """Speech that a model is looked at with."""
+
+    test: list[str] = knob([], "manifest or list of manifests")
+    where: str = knob("", "keep the rows with this value, as column=value")
+    max_s: float = knob(30.0, "how much of an utterance is used, from its start", "s")
+
+    def __post_init__(self) -> None:
+        check(0.025 <= self.max_s <= DAY_S, "data.max_s", f"between 0.025 s, one frame, and {DAY_S:g} s, a day", self.max_s)
+
+
+@dataclass(kw_only=True)
 class BenchDataConfig(SelectionConfig):
     """Speech to measure with."""
 

@@ -6,9 +6,10 @@ import json
 import logging
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,9 @@ from speechssl.inference.embed import make_schema
 from speechssl.printable import escape_field, make_printable
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
+
+FACTS = "speechssl"
+"""The one entry of the metadata, JSON: checkpoint, layer, pooling, weights and window_s that rows were made with."""
 
 HEADER_BYTES = 192
 """Of an array's file, a multiple of 64: room for the longest shape, and numbers that are aligned."""
@@ -44,7 +48,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"`out` must be a new place, but {index} is there (overwrite=true replaces it)")
 
 
-def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
+def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int, facts: Mapping[str, Any] | None = None) -> int:
     """Write tables of embeddings as they come; the file has its name once it is whole.
 
     What is written when something breaks it off is kept as `.<name>.part`, whole as far as it goes, and logged.
@@ -54,6 +58,7 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
             `embeddings`, both with the other columns in `<name>.index.tsv` beside them, row for row.
         tables: rows as `iterate_tables` makes them.
         dim: of one embedding.
+        facts: how they are made, for the metadata of Parquet.
 
     Returns:
         the rows that were written.
@@ -64,16 +69,18 @@ def write_embeddings(path: Path, tables: Iterable[pa.Table], dim: int) -> int:
         written: list[int] = []
         is_whole = False
         try:
-            _write_tables(scratch, tables, dim, written)
+            _write_tables(scratch, tables, dim, written, facts or {})
             is_whole = True
         finally:
             _publish(scratch, path, sum(written), is_whole)
     return sum(written)
 
 
-def _write_tables(path: Path, tables: Iterable[pa.Table], dim: int, written: list[int]) -> None:
+def _write_tables(
+    path: Path, tables: Iterable[pa.Table], dim: int, written: list[int], facts: Mapping[str, Any]
+) -> None:
     """Write tables to a file; `written` gets the rows of each that is."""
-    with _open_writer(path, dim) as write:
+    with _open_writer(path, dim, facts) as write:
         for table in tables:
             write(table)
             written.append(table.num_rows)
@@ -98,10 +105,13 @@ def name_index(path: Path) -> Path:
 
 
 @contextmanager
-def _open_writer(path: Path, dim: int) -> Iterator[Callable[[pa.Table], object]]:
+def _open_writer(path: Path, dim: int, facts: Mapping[str, Any]) -> Iterator[Callable[[pa.Table], object]]:
     """Give the function that writes a table; the file is whole when this is left, however that happens."""
     if path.suffix == ".parquet":
-        with pq.ParquetWriter(path, make_schema(dim)) as writer:
+        schema = make_schema(dim).with_metadata(
+            {FACTS: json.dumps(facts, ensure_ascii=False, default=str)} if facts else None
+        )
+        with pq.ParquetWriter(path, schema) as writer:
             yield writer.write_table
         return
     rows = 0

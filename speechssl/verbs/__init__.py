@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from speechssl.verbs.analyse import analyse as analyse
     from speechssl.verbs.bench import bench as bench
     from speechssl.verbs.convert import convert as convert
     from speechssl.verbs.demo import demo as demo
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from speechssl.verbs.pretrain import pretrain as pretrain
     from speechssl.verbs.probe import probe as probe
     from speechssl.verbs.report import report as report
+    from speechssl.verbs.similar import similar as similar
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
     from speechssl.verbs.units import units as units
 
 __all__ = [
-    "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare", "pretrain", "probe",
-    "report", "transcribe", "tune", "units",
+    "analyse", "bench", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare", "pretrain",
+    "probe", "report", "similar", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     out = _resolve_file(config)
     start = time.monotonic()
     tables = iterate_tables(embedder, Source.from_manifest(manifest, left_out))
-    num_rows = write_embeddings(out, tables, embedder.dim)
+    facts = {name: getattr(config, name) for name in ("checkpoint", "layer", "pooling", "weights", "window_s")}
+    num_rows = write_embeddings(out, tables, embedder.dim, facts)
     seconds = time.monotonic() - start
     is_folder = not Path(config.out).suffix
     left_out.save(out.parent if is_folder else out)
