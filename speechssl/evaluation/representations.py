@@ -1,4 +1,4 @@
-"""Statistics of representations, as pure functions: how many dimensions are in use, how alike spaces are, what units say.
+"""Statistics of representations, as pure functions: dimensions in use, likeness of spaces, what units say.
 
 States are (F, D): F frames or utterances, D numbers each. All is computed in float64; memory is that of a float64 copy
 of the states and a few matrices (D, D), so that a sample of frames bounds it (`inference/sampling.py` draws one).

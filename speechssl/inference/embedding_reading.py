@@ -63,7 +63,8 @@ def read_embeddings(file: str, key: str = "embeddings") -> Embeddings:
         open_regular(path).close()
         rows, vectors, stored = _read_parquet(path) if path.suffix == ".parquet" else _read_array(path)
         facts = parse_json(stored.encode()) if stored else {}
-        texts, window_s = [facts.get(name, "") for name in ("checkpoint", "pooling", "weights")], facts.get("window_s", 30)
+        texts = [facts.get(name, "") for name in ("checkpoint", "pooling", "weights")]
+        window_s = facts.get("window_s", 30)
         if not all(isinstance(text, str) for text in texts) or type(window_s) not in (int, float) or not window_s >= 5:
             raise ValueError("its metadata are not those of embed")
         if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MAX_WIDTH or vectors.dtype.kind != "f":

@@ -19,8 +19,8 @@ LINES = (
      "Below 2 a layer has collapsed."),
     ("spread", "Spread", "share", "Share of the mean square that differs between frames, the median over dimensions. "
      "Below 0.01 a layer has collapsed."),
-    ("anisotropy", "Anisotropy", "mean cosine", "Mean cosine of two frames: 0 where directions are uniform, 1 where all "
-     "frames point one way."),
+    ("anisotropy", "Anisotropy", "mean cosine", "Mean cosine of two frames: 0 where directions are uniform, 1 where "
+     "all point one way."),
     ("norm", "Norm", "mean norm", "Mean Euclidean norm of a frame."),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from speechssl.config.inference import AnalyseConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.devices import resolve_device, resolve_precision
-from speechssl.durable import remove, write_in_one_step, write_result
+from speechssl.durable import write_in_one_step, write_result
 from speechssl.errors import DataError
 from speechssl.evaluation.analysis import compare_layers, compute_cca_chance, describe_classes, describe_layers
 from speechssl.evaluation.probe_features import limit_source
@@ -102,7 +102,6 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
         "out": str(out),
     }
     with replacing_result(out):
-        remove(out / LAYERS_NAME)
         write_in_one_step(out / LAYERS_NAME, _format_table(result))
         left_out.save(out)
         write_result(out, result)
@@ -142,7 +141,7 @@ def _check_frames(config: AnalyseConfig, num_frames: int, dim: int) -> None:
 def _find_classes(config: AnalyseConfig, used: Manifest) -> Callable[[FloatArray], dict[str, Any]]:
     """Make the function that describes the classes of utterances in their means.
 
-    Where the label is not the speaker, neighbours of the same speaker do not count: they sound alike for another reason.
+    Where the label is not the speaker, neighbours of the same speaker do not count: they sound alike in any case.
 
     Raises:
         DataError: there is one class alone.

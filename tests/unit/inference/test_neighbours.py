@@ -84,9 +84,7 @@ def test_what_is_no_file_of_embeddings_is_one_sentence(tmp_path: Path) -> None:
     }
     for name, table in tables.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
-        with pytest.raises(
-            DataError, match="`embeddings` must be a file of embeddings .* that `speechssl"
-        ):
+        with pytest.raises(DataError, match="`embeddings` must be a file of embeddings .* that `speechssl"):
             read_embeddings(str(tmp_path / f"{name}.parquet"))
     np.save(tmp_path / "alone.npy", vectors)
     (tmp_path / "e.csv").write_text("id")
