@@ -23,8 +23,10 @@ from speechssl.processes import limit_spinning
 
 if TYPE_CHECKING:
     from speechssl import verbs as verbs
+    from speechssl.api import align as align
     from speechssl.api import analyse as analyse
     from speechssl.api import bench as bench
+    from speechssl.api import compare as compare
     from speechssl.api import convert as convert
     from speechssl.api import demo as demo
     from speechssl.api import doctor as doctor
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from speechssl.api import probe as probe
     from speechssl.api import report as report
     from speechssl.api import save as save
+    from speechssl.api import score as score
     from speechssl.api import similar as similar
     from speechssl.api import transcribe as transcribe
     from speechssl.api import tune as tune
@@ -48,7 +51,6 @@ if TYPE_CHECKING:
     from speechssl.errors import DataError as DataError
     from speechssl.errors import SpeechSSLError as SpeechSSLError
     from speechssl.evaluation.wer import compute_error_rates as compute_error_rates
-    from speechssl.evaluation.wer import score as score
     from speechssl.inference.decoding.greedy import greedy_decode as greedy_decode
     from speechssl.objectives import losses as losses
     from speechssl.text.vocabulary import Vocabulary as Vocabulary
@@ -61,8 +63,8 @@ limit_spinning()
 
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
-    "prepare", "pretrain", "finetune", "evaluate", "tune", "lm", "probe", "units", "convert", "doctor",
-    "similar", "analyse",
+    "prepare", "pretrain", "finetune", "evaluate", "score", "compare", "tune", "align", "lm", "probe", "units",
+    "convert", "doctor", "similar", "analyse",
 )  # fmt: skip
 
 _HOMES = {
@@ -71,7 +73,6 @@ _HOMES = {
     "Vocabulary": "speechssl.text.vocabulary",
     "build_vocabulary": "speechssl.text.vocabulary",
     "greedy_decode": "speechssl.inference.decoding.greedy",
-    "score": "speechssl.evaluation.wer",
     "compute_error_rates": "speechssl.evaluation.wer",
 }
 

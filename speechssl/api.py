@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from speechssl.evaluation.wer import Scores
     from speechssl.inference.onnx_model import AnyModel
     from speechssl.model.speech_model import SpeechModel
 
@@ -202,6 +203,45 @@ def transcribe(model: Model | None = None, audio: Any = None, **keys: Any) -> li
     return transcribe_audio(loaded, audio, **_resolve_keys(transcribe_audio, loaded, keys))
 
 
+@overload
+def score(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    speakers: Sequence[str | None] | None = ...,
+    ids: Sequence[str] | None = ...,
+) -> Scores: ...
+
+
+@overload
+def score(**keys: Any) -> dict[str, Any]: ...
+
+
+def score(
+    references: Sequence[str] | None = None,
+    hypotheses: Sequence[str] = (),
+    speakers: Sequence[str | None] | None = None,
+    ids: Sequence[str] | None = None,
+    **keys: Any,
+) -> Scores | dict[str, Any]:
+    """Score recognised texts against references; or, with keys only, run the verb `score` on two files.
+
+    Args:
+        references: n texts, compared as they are: `speechssl.text.normalise` has normalisers.
+        hypotheses: n recognised texts.
+        speakers: n speakers, where known: intervals are then over them.
+        ids: n names of utterances; their numbers by default.
+        **keys: of the verb.
+
+    Raises:
+        DataError: no reference has a word, or as the verb.
+    """
+    if references is None:
+        return run_verb("score", keys)
+    from speechssl.evaluation.wer import score as score_texts
+
+    return score_texts(references, hypotheses, speakers, ids, **keys)
+
+
 def _run_on_paths(verb: str, audio: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Run a verb without a model at hand; waveforms are for one.
 
@@ -283,5 +323,6 @@ def _make_function(name: str) -> Callable[..., dict[str, Any]]:
 
 demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "prepare", "pretrain", "finetune"))
 evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
-lm, report, bench, doctor, units = (_make_function(name) for name in ("lm", "report", "bench", "doctor", "units"))
+lm, compare, report, bench = (_make_function(name) for name in ("lm", "compare", "report", "bench"))
+doctor, units, align = (_make_function(name) for name in ("doctor", "units", "align"))
 similar, analyse = (_make_function(name) for name in ("similar", "analyse"))

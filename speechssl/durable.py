@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,26 @@ def open_own(path: Path, flags: int) -> int:
     raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
-def write_in_one_step(path: Path, text: str) -> None:
+def write_in_one_step(path: Path, text: str | Iterable[str], suffix: str = ".part") -> None:
     """Write a text file so that a reader finds the old content or the new one, whenever the process dies.
 
     What a death leaves is deleted the next time: the caller holds the folder, so there is no second writer. Bytes of
     file names that are no UTF-8 are spelt as JSON and YAML spell them.
 
+    Args:
+        path: of the file.
+        text: all of it, or in pieces.
+        suffix: of the hidden file beside it that becomes it.
+
     Raises:
         ConfigError: as `writing`; the old content is still there.
     """
-    scratch = path.with_name(f".{path.name}.part")
+    scratch, pieces = path.with_name(f".{path.name}{suffix}"), [text] if isinstance(text, str) else text
     with writing(path):
         remove(scratch)
         try:
             with os.fdopen(open_own(scratch, os.O_WRONLY | os.O_EXCL), "wb") as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
+                file.writelines(piece.encode("utf-8", "backslashreplace") for piece in pieces)
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(path)

@@ -105,15 +105,18 @@ class Progress:
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._start
 
+    @property
+    def left(self) -> str:
+        """How long the rest takes at the speed so far, as "12 min left"; empty where nobody knows."""
+        if self.total is None or self.done <= self._first:
+            return ""
+        left_s = self._elapsed_s * (self.total - self.done) / (self.done - self._first)
+        return f"{_format_time(left_s)} left"
+
     def _log(self) -> None:
         self._last, self._has_logged = time.monotonic(), True
-        of_total, left = "", ""
-        if self.total is not None and self.done > self._first:
-            of_total = f" of {self.total}"
-            left_s = self._elapsed_s * (self.total - self.done) / (self.done - self._first)
-            left = f", {_format_time(left_s)} left"
-        values = f"; {self._format_values()}" if self._values else ""
-        count = f"{self.done}{of_total} {self.unit}"
+        left, values = f", {self.left}" if self.left else "", f"; {self._format_values()}" if self._values else ""
+        count = f"{self.done} of {self.total} {self.unit}" if left else f"{self.done} {self.unit}"
         _logger.info("%s: %s in %s%s%s", self.description, count, _format_time(self._elapsed_s), left, values)
 
     def _format_values(self) -> str:
@@ -157,6 +160,7 @@ def _show(progress: Progress) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
+    from rich.table import Column
     from rich.text import Text
 
     class TimeLeft(TimeRemainingColumn):
@@ -164,17 +168,20 @@ def _show(progress: Progress) -> None:
             return Text("") if task.total is None else super().render(task) + Text(" left")
 
     if _display is None:
+        # Where a terminal is narrow, the last values are cut, and no number or time.
+        whole = Column(no_wrap=True)
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}", markup=False),
-            TimeLeft(),
-            TextColumn("{task.fields[values]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=whole),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("{task.fields[unit]}", markup=False, table_column=whole),
+            TimeLeft(table_column=whole),
+            TextColumn("{task.fields[values]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         )
         # stdout goes through the terminal's console only where it is one: piped text must stay as it is.
         console = Console(stderr=True)
-        _display = Display(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+        is_shared = sys.stdout.isatty()
+        _display = Display(*columns, console=console, transient=True, expand=True, redirect_stdout=is_shared)
         _display.start()
     name = make_printable(progress.description)
     progress._task = _display.add_task(

@@ -1,4 +1,4 @@
-"""Seeds of `tiny` with 60 s of speech an update: healthy ones, and ones that are made to collapse.
+"""Seeds of a network (`tiny` by default) with 60 s of speech an update: healthy ones, and ones made to collapse.
 
 Every run leaves one JSON line in `out`; the same command goes on with the runs that are missing, and prints the table.
 """
@@ -18,7 +18,7 @@ from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechS
 from speechssl.seeds import make_torch_seed
 
 USAGE = """usage: recipes/collapse/run train=<manifest>[,<manifest>] valid=<manifest> digits=<manifest> out=<folder>
-    [healthy=20] [provoked=20] [updates=400]
+    [healthy=20] [provoked=20] [updates=400] [model=tiny]
   train, valid   speech, as `speechssl prepare` writes it
   digits         spoken digits with `speaker` and `text`: what a healthy run must have learned something about
 """
@@ -57,9 +57,9 @@ def read_words(argv: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: a key is missing or unknown.
     """
-    given = {"healthy": "20", "provoked": "20", "updates": "400"}
+    given = {"healthy": "20", "provoked": "20", "updates": "400", "model": "tiny"}
     given |= dict(word.split("=", 1) for word in argv if "=" in word)
-    known = {"train", "valid", "digits", "out", "healthy", "provoked", "updates"}
+    known = {"train", "valid", "digits", "out", "healthy", "provoked", "updates", "model"}
     if set(given) != known:
         raise ConfigError(f"the keys must be {', '.join(sorted(known))}, but are {', '.join(sorted(given))}")
     return given
@@ -73,7 +73,7 @@ def run_once(given: Mapping[str, str], out: Path, seed: int, provocation: Mappin
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
     keys = {
-        "model": "tiny",
+        "model": given["model"],
         "seed": seed,
         "data.train": given["train"].split(","),
         "data.valid": [given["valid"]],

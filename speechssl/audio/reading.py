@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
@@ -17,7 +18,7 @@ import soundfile
 
 from speechssl.audio.containers import Verdict, is_raw_gsm, judge, name_content
 from speechssl.audio.mpeg import MEMORY_FRAMES, Walk, looks_like_mpeg, open_stream, quiet_decoder, walk_frames
-from speechssl.audio.waveform import MAX_RATE, MIN_RATE, FloatArray, warn_of_cancelling
+from speechssl.audio.waveform import MAX_RATE, MIN_RATE, FloatArray, convert_pieces, warn_of_cancelling
 from speechssl.audio.waveform import SAMPLE_RATE as SAMPLE_RATE
 from speechssl.audio.waveform import convert_waveform as convert_waveform
 from speechssl.audio.waveform import mix_down as mix_down
@@ -215,7 +216,9 @@ class AudioFile:
         Returns:
             Where it went. soundfile seeks after every read, so the lead-in must be read in the same call.
         """
-        if first == self._at:
+        is_mpeg = self._walk is not None and self._walk.first is not None
+        # soundfile has sought to where its last read ended, which is not exact in all formats.
+        if first == self._at and (first == 0 or not (is_mpeg or self._file.subtype == "VORBIS")):
             return first
         if not self._file.seekable():
             if first < self._at or self._at < 0:
@@ -319,6 +322,40 @@ def load_audio(
         DataError: as `read_info`; the file has another rate than `sample_rate`; the stretch is not in the file; the
             file is damaged, shorter than its header, or holds NaN; it has no such channel.
     """
+    with _open_stretch(path, offset, num_samples, sample_rate, channel) as (file, wanted):
+        samples, own_rate = file.read(offset, wanted), file.sample_rate
+    return convert_waveform(_mix(samples, path, channel), own_rate)
+
+
+def stream_audio(
+    path: str | os.PathLike[str],
+    offset: int = 0,
+    num_samples: int | None = None,
+    sample_rate: int | None = None,
+    channel: int = 0,
+) -> Iterator[FloatArray]:
+    """Load audio as `load_audio` does, in consecutive pieces, so that hours of it take no more memory than a piece.
+
+    Yields:
+        (n,) float32 mono at 16 kHz; together `load_audio`'s, to 1e-6.
+
+    Raises:
+        DataError: as `load_audio`, damage where it is come to.
+    """
+    with _open_stretch(path, offset, num_samples, sample_rate, channel) as (file, wanted):
+        count = max(BLOCK // file.num_channels, 1)
+        pieces = (
+            _mix(file.read(first, min(count, offset + wanted - first)), path, channel)
+            for first in range(offset, offset + wanted, count)
+        )
+        yield from convert_pieces(pieces, file.sample_rate, wanted)
+
+
+@contextmanager
+def _open_stretch(
+    path: str | os.PathLike[str], offset: int, num_samples: int | None, sample_rate: int | None, channel: int
+) -> Iterator[tuple[AudioFile, int]]:
+    """Open a file, make sure that it has the stretch, rate and channel that are named, and say how long it is."""
     with AudioFile(path, check_whole=num_samples is None) as file:
         if sample_rate not in (None, file.sample_rate):
             raise DataError(
@@ -331,14 +368,18 @@ def load_audio(
                 f"{path} must hold the samples {offset} to {offset + wanted} that the manifest names, "
                 f"but has {file.num_samples}"
             )
-        samples, own_rate = file.read(offset, wanted), file.sample_rate
+        yield file, wanted
+
+
+def _mix(samples: FloatArray, path: str | os.PathLike[str], channel: int) -> FloatArray:
+    """Take one channel; of several none is dropped without a word."""
     if not np.isfinite(samples).all():
         raise DataError(f"{path} must hold finite samples, but has NaN or infinite ones")
     if channel:
-        return convert_waveform(mix_down(samples, channel), own_rate)
+        return mix_down(samples, channel)
     if samples.shape[1] > 1:
         warn_of_cancelling(samples, path)
-    return convert_waveform(samples, own_rate)
+    return samples
 
 
 def _check_channel(path: str | os.PathLike[str], num_channels: int, channel: int) -> None:

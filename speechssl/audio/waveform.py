@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,34 @@ def convert_waveform(samples: npt.ArrayLike, sample_rate: int) -> FloatArray:
     length = num_samples_at_16k(len(mono), sample_rate)
     resampled = soxr.resample(mono, sample_rate, SAMPLE_RATE, quality="HQ")[:length]
     return np.pad(resampled, (0, length - len(resampled))).astype(np.float32)
+
+
+def convert_pieces(pieces: Iterable[FloatArray], sample_rate: int, num_samples: int) -> Iterator[FloatArray]:
+    """Mix down and resample what comes in pieces, each as `convert_waveform` takes them.
+
+    Args:
+        pieces: consecutive, (n,) or (n, channels).
+        sample_rate: of the pieces, Hz.
+        num_samples: of all of them.
+
+    Yields:
+        (n',) float32 mono at 16 kHz, together as many as `num_samples_at_16k` says.
+    """
+    if sample_rate == SAMPLE_RATE:
+        yield from (convert_waveform(piece, sample_rate) for piece in pieces)
+        return
+    note_once(f"audio at {sample_rate} Hz is resampled to {SAMPLE_RATE} Hz")
+    stream = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    left, at = num_samples_at_16k(num_samples, sample_rate), 0
+    for piece in pieces:
+        at += len(piece)
+        # At a rate that is no different it only mixes down.
+        mono = convert_waveform(piece, SAMPLE_RATE)
+        resampled = stream.resample_chunk(mono, last=at == num_samples)[:left]
+        left -= len(resampled)
+        yield resampled
+    if left:
+        yield np.zeros(left, dtype=np.float32)
 
 
 def _to_float(array: npt.NDArray[Any]) -> FloatArray:

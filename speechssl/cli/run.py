@@ -25,6 +25,8 @@ METRICS = {
     "pretrain": ("valid.loss", "valid.accuracy"),
     "finetune": ("valid.wer", "valid.cer"),
     "evaluate": ("wer", "cer"),
+    "score": ("wer", "cer"),
+    "compare": ("wer_a", "wer_b"),
     "tune": ("wer", "cer"),
     "lm": ("perplexity",),
     "probe": ("accuracy", "eer"),

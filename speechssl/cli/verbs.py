@@ -69,11 +69,25 @@ VERBS: dict[str, Verb] = {
         schemas.EvaluateConfig,
         "recogniser + transcribed manifest → WER and CER with intervals and an error breakdown",
         ("checkpoint", "data.test"),
-        ("decoding", "decoding.lm", "out", "data.where", "batch_s", "window_s", "device", "overwrite"),
+        ("decoding", "decoding.lm", "out", "by", "normaliser", "data.where", "device", "overwrite"),
         (
             "evaluate runs/ctc m/test.tsv",
             "evaluate runs/ctc 'data.test=[m/a.tsv,m/b.tsv]' out=runs/wer decoding=beam decoding.lm=lm.arpa",
         ),
+    ),
+    "score": Verb(
+        schemas.ScoreConfig,
+        "reference + hypothesis texts → WER and CER with intervals, no model",
+        ("reference", "hypothesis"),
+        ("normaliser", "by", "trn", "out", "overwrite"),
+        ("score m/test.tsv texts.tsv", "score ref.trn hyp.trn normaliser=english out=runs/score"),
+    ),
+    "compare": Verb(
+        schemas.CompareConfig,
+        "two evaluations of one set → the paired difference with its interval and tests",
+        ("a", "b"),
+        ("out", "num_resamples", "seed", "overwrite"),
+        ("compare runs/wer-a runs/wer-b", "compare 'a=[runs/a1,runs/a2]' 'b=[runs/b1,runs/b2]' out=runs/a-b"),
     ),
     "tune": Verb(
         schemas.TuneConfig,
@@ -109,6 +123,13 @@ VERBS: dict[str, Verb] = {
         ("checkpoint", "audio"),
         ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
         ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
+    ),
+    "align": Verb(
+        schemas.AlignConfig,
+        "audio + its text → words and characters in time",
+        ("checkpoint", "audio"),
+        ("text", "format", "out", "romanise", "channel", "window_s", "device", "overwrite"),
+        ("align runs/ctc talk.flac text=talk.txt", "align runs/ctc m/test.tsv format=textgrid out=aligned"),
     ),
     "embed": Verb(
         schemas.EmbedConfig,

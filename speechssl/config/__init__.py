@@ -1,7 +1,7 @@
 """Every key of the command line, as typed dataclasses. A wrong value is one sentence when one of them is made."""
 
+from speechssl.config.analysis import AnalyseConfig, AnalyseDataConfig, SimilarConfig
 from speechssl.config.data import (
-    AnalyseDataConfig,
     BenchDataConfig,
     FinetuneDataConfig,
     PretrainDataConfig,
@@ -11,11 +11,12 @@ from speechssl.config.data import (
 )
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.inference import (
-    AnalyseConfig,
+    AlignConfig,
+    CompareConfig,
     EmbedConfig,
     EvaluateConfig,
     ProbeConfig,
-    SimilarConfig,
+    ScoreConfig,
     TranscribeConfig,
     TuneConfig,
     UnitsConfig,
@@ -36,9 +37,10 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "AnalyseConfig", "AnalyseDataConfig", "BenchConfig", "BenchDataConfig", "ContrastiveConfig", "ConvertConfig",
-    "DecodingConfig", "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig",
-    "FinetuneDataConfig", "LMConfig", "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig",
-    "PretrainConfig", "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig",
-    "SimilarConfig", "TestDataConfig", "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
+    "AlignConfig", "AnalyseConfig", "AnalyseDataConfig", "BenchConfig", "BenchDataConfig", "CompareConfig",
+    "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig", "DoctorConfig", "EmbedConfig",
+    "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig", "MaskConfig",
+    "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig", "ProbeConfig",
+    "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig", "SimilarConfig", "TestDataConfig",
+    "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

@@ -91,22 +91,13 @@ class ProbeDataConfig:
 
 
 @dataclass(kw_only=True)
-class AnalyseDataConfig:
-    """Speech that a model is looked at with."""
-
-    test: list[str] = knob([], "manifest or list of manifests")
-    where: str = knob("", "keep the rows with this value, as column=value")
-    max_s: float = knob(30.0, "how much of an utterance is used, from its start", "s")
-
-    def __post_init__(self) -> None:
-        check(0.025 <= self.max_s <= DAY_S, "data.max_s", f"between 0.025 s, one frame, and {DAY_S:g} s, a day", self.max_s)
-
-
-@dataclass(kw_only=True)
 class BenchDataConfig(SelectionConfig):
     """Speech to measure with."""
 
     train: list[str] = knob([], "manifest or list of manifests (.tsv or .parquet), for `load`, and for `pretrain` instead of noise")
+
+
+NORMALISERS = ("none", "basic", "english")
 
 
 @dataclass(kw_only=True)
@@ -117,10 +108,12 @@ class TextConfig:
     num_pieces: int = knob(500, "labels of vocabulary=bpe and unigram, the blank and one for the unknown among them")
     case: str = knob("upper", "`upper`, `lower` or `keep`; not for vocabulary=init")
     keep: str = knob("", "characters to add to the vocabulary, such as 0123456789")
+    normaliser: str = knob("none", "rules for transcripts before they become labels or are scored, stored with the recogniser: `none`, `basic` (lower case, no punctuation) or `english` (those of Whisper: numbers, contractions, spelling); `text.case` follows", "", "arXiv 2212.04356 App. C")
     unknown: str = knob("refuse", "what to do with letters and digits outside the vocabulary: `refuse` them, or `drop` them from the labels")
 
     def __post_init__(self) -> None:
         check_choice("text.vocabulary", self.vocabulary, ("fairseq", "data", "bpe", "unigram", "init"))
         check(3 < self.num_pieces <= MAX_WIDTH, "text.num_pieces", f"between 4 and {MAX_WIDTH:,}", self.num_pieces)
         check_choice("text.case", self.case, ("upper", "lower", "keep"))
+        check_choice("text.normaliser", self.normaliser, NORMALISERS)
         check_choice("text.unknown", self.unknown, ("refuse", "drop"))

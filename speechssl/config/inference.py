@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from speechssl.config.common import CommonConfig
-from speechssl.config.data import AnalyseDataConfig, ProbeDataConfig, TestDataConfig
+from speechssl.config.data import NORMALISERS, ProbeDataConfig, TestDataConfig
 from speechssl.config.decoding import DecodingConfig
 from speechssl.config.knobs import MISSING, check, check_choice, check_finite, knob
 from speechssl.config.model import MAX_WIDTH
+
+FORMATS = ("tsv", "json", "srt", "vtt", "ctm", "textgrid", "stm")
+"""How texts are written: `inference/text_formats.py`."""
+
+TIMED_FORMATS = tuple(name for name in FORMATS if name != "tsv")
+"""Those that say when a word is said."""
 
 
 @dataclass(kw_only=True)
@@ -32,16 +38,64 @@ class InferenceConfig(CommonConfig):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(InferenceConfig):
+class ScoringConfig:
+    """How texts are compared and errors counted."""
+
+    normaliser: str = knob("none", "rules that both texts go through before they are compared: `none`, `basic` (lower case, no punctuation) or `english` (those of Whisper: numbers, contractions, spelling)", "", "arXiv 2212.04356 App. C")
+    by: list[str] = knob([], "columns whose values get rates of their own, such as [sex,accent]")
+    trn: bool = knob(False, "write reference.trn and hypothesis.trn too, for NIST's sclite")
+    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+
+    def __post_init__(self) -> None:
+        check_choice("normaliser", self.normaliser, ("", *NORMALISERS))
+        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ScoringConfig, InferenceConfig):
     """Keys of `speechssl evaluate`."""
 
     data: TestDataConfig = knob(TestDataConfig, "what is recognised")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
-    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
+    normaliser: str = knob("", "rules that both texts go through before they are compared: `none`, `basic` (lower case, no punctuation), `english` (those of Whisper); empty: as the recogniser spells, which was trained with text.normaliser")
+    empty: bool = knob(False, "score utterances without a transcript as silence, in which every word is an insertion; false: leave them out")
 
     def __post_init__(self) -> None:
         InferenceConfig.__post_init__(self)
+        ScoringConfig.__post_init__(self)
         check(self.decoding.nbest == 1, "decoding.nbest", "1, since `transcribe` lists texts", self.decoding.nbest)
+
+
+@dataclass(kw_only=True)
+class ScoreConfig(ScoringConfig):
+    """Keys of `speechssl score`."""
+
+    reference: str = knob(MISSING, "what was said: a manifest or table with `id` and `text`, lines of `id<TAB>text`, NIST `.trn`, or Kaldi's `text`")
+    hypothesis: str = knob(MISSING, "what was recognised, of the same ids, in any of these forms")
+    out: str = knob("", "folder to write; empty: print the figures, and write nothing")
+    seed: int = knob(1, "seed of the resampling")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        ScoringConfig.__post_init__(self)
+        check(self.normaliser != "", "normaliser", f"one of {', '.join(NORMALISERS)}", self.normaliser)
+        check(not self.trn or bool(self.out), "trn", "false without `out`, where nothing is written", self.trn)
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Keys of `speechssl compare`."""
+
+    a: list[str] = knob([], "folder of `evaluate` or `score`, or one of each seed")
+    b: list[str] = knob([], "as many folders of the same test set, which are compared with those of `a`")
+    out: str = knob("", "folder to write; empty: runs/compare-<date>-<time>")
+    num_resamples: int = knob(10_000, "bootstrap resamples behind the interval")
+    seed: int = knob(1, "seed of the resampling")
+    overwrite: bool = knob(False, "replace a finished result")
+
+    def __post_init__(self) -> None:
+        check(len(self.a) == len(self.b), "b", f"as many folders as `a` ({len(self.a)}), one a seed", self.b)
+        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
 
 
 @dataclass(kw_only=True)
@@ -61,9 +115,10 @@ class TuneConfig(InferenceConfig):
 class TranscribeConfig(InferenceConfig):
     """Keys of `speechssl transcribe`."""
 
-    out: str = knob("", "file or folder for the texts; empty: print them, and write nothing")
+    out: str = knob("", "file for all texts, or folder with a file for each (for tsv one for all); empty: print them, and write nothing")
     audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+    format: str = knob("", "`tsv` (id and text), `json`, `srt`, `vtt`, `ctm`, `textgrid` or `stm`, which have words in time; empty: what the suffix of `out` says, else tsv")
     min_confidence: Any = knob("", "write a manifest that finetune takes, without utterances whose text is less sure than this, 0 to 1; empty: lines of text")
     decoding: DecodingConfig = knob(DecodingConfig, "from frames to text")
 
@@ -72,7 +127,9 @@ class TranscribeConfig(InferenceConfig):
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         plain = not self.makes_manifest and self.out != ""
         check(self.decoding.nbest == 1 or plain, "decoding.nbest", "1 without `out`, and with min_confidence", self.decoding.nbest)
+        check_choice("format", self.format, ("", *FORMATS))
         if self.makes_manifest:
+            check(not self.format, "format", "left out with min_confidence, which makes a manifest", self.format)
             is_share = type(self.min_confidence) in (int, float) and 0 <= self.min_confidence <= 1
             check(is_share, "min_confidence", "a number between 0 and 1, or empty for lines of text", self.min_confidence)
             check(self.out.endswith((".tsv", ".parquet")), "out", "a manifest (.tsv or .parquet) with min_confidence", self.out)
@@ -81,6 +138,23 @@ class TranscribeConfig(InferenceConfig):
     def makes_manifest(self) -> bool:
         """Whether a manifest comes out, rather than lines of text."""
         return bool(self.min_confidence != "")
+
+
+@dataclass(kw_only=True)
+class AlignConfig(InferenceConfig):
+    """Keys of `speechssl align`."""
+
+    out: str = knob("", "file or folder for the words in time; empty: print them, and write nothing")
+    audio: list[str] = knob([], "files, folders, globs, a manifest, or a text file that lists paths")
+    text: str = knob("", "what is said: a text file of one utterance, a folder with a `.txt` for each by its name, or the text itself of one; empty: the column `text` of a manifest")
+    format: str = knob("", f"{', '.join(f'`{name}`' for name in TIMED_FORMATS)}; empty: as the suffix of `out` says, else ctm, a word a line")
+    romanise: bool = knob(False, "spell the text in Latin letters before its labels are taken, any script (extra `romanise`: uroman)")
+    channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
+
+    def __post_init__(self) -> None:
+        InferenceConfig.__post_init__(self)
+        check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
+        check_choice("format", self.format, ("", *TIMED_FORMATS))
 
 
 @dataclass(kw_only=True)
@@ -146,42 +220,4 @@ class ProbeConfig(InferenceConfig):
         check(self.num_trials >= 2, "num_trials", "at least 2, one of each kind", self.num_trials)
         check(self.updates >= 1, "updates", "at least 1", self.updates)
         check(self.lr > 0, "lr", "positive", self.lr)
-        check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)
-
-
-@dataclass(kw_only=True)
-class SimilarConfig(InferenceConfig):
-    """Keys of `speechssl similar`."""
-
-    out: str = knob("", "table to write (.tsv or .parquet), or a folder for it; empty: print it, and write nothing")
-    checkpoint: str = knob("", "model that a clip is embedded with; empty: the one that the file of embeddings names")
-    embeddings: str = knob(MISSING, "file that embed wrote (.parquet, .npy or .safetensors)")
-    query: str = knob(MISSING, "id of one of its rows, or an audio file")
-    top: int = knob(10, "how many neighbours to list")
-    layer: Any = knob("", "which layer's rows count, where the file has several, as its column `layer` says it")
-    pooling: str = knob("", "`mean`, `max` or `statistics`, for a clip; empty: as the file of embeddings names it")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check(self.top >= 1, "top", "at least 1", self.top)
-        check_choice("pooling", self.pooling, ("", "mean", "max", "statistics"))
-
-
-@dataclass(kw_only=True)
-class AnalyseConfig(InferenceConfig):
-    """Keys of `speechssl analyse`."""
-
-    data: AnalyseDataConfig = knob(AnalyseDataConfig, "speech to look at the model with")
-    against: str = knob("", "second model, whose layers are compared with those of the first: as `checkpoint`")
-    label: str = knob("", "column whose classes are looked for in the means of utterances, such as speaker; empty: none")
-    sample_s: float = knob(600.0, "audio that is listened to, utterances drawn by `seed`", "s")
-    num_frames: int = knob(10_000, "frames of it that statistics are taken over; memory grows with it", "frames")
-    weighted: bool = knob(False, "weight canonical correlations by how much of the layer lies in their direction", "", "Morcos et al. 2018 (projection weighted)")
-    num_resamples: int = knob(1000, "bootstrap resamples behind an interval")
-
-    def __post_init__(self) -> None:
-        InferenceConfig.__post_init__(self)
-        check_finite("sample_s", self.sample_s)
-        check(self.sample_s > 0, "sample_s", "positive", self.sample_s)
-        check(self.num_frames >= 100, "num_frames", "at least 100", self.num_frames)
         check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)

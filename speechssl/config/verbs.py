@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from speechssl.config.adaptation import ADAPTER_DIM, WEIGHTS, LoRAConfig
 from speechssl.config.common import CommonConfig
@@ -19,6 +19,9 @@ from speechssl.config.knobs import MISSING, check, check_choice, knob
 from speechssl.config.model import ModelConfig
 from speechssl.config.objective import ContrastiveConfig, ObjectiveConfig
 from speechssl.config.training import LoggingConfig, TrainingConfig
+
+MAX_PENALTY = 1000.0
+"""Nats that nobody pays: e to the power of minus this is 0 in any precision."""
 
 
 def _check_patience(training: TrainingConfig, valid: list[str]) -> None:
@@ -71,6 +74,10 @@ class FinetuneConfig(CommonConfig):
     intermediate_weight: float = knob(0.0, "weight of the CTC loss of a block inside the network, against 1 minus it for the output; 0: none", "", "arXiv 2102.03216: 0.3")
     intermediate_layer: int = knob(0, "block of that loss; 0: that of model.self_conditioning, or else the middle one", "", "arXiv 2102.03216")
     consistency_weight: float = knob(0.0, "weight of how far the outputs of two views of an utterance, masked differently, are apart; 0: one view; else blocks compute twice as much", "", "CR-CTC, arXiv 2410.05101: 0.2")
+    tolerate_errors: bool = knob(False, "train with a CTC that tolerates missing, extra and wrong words in transcripts", "", "OTC, arXiv 2309.15796")
+    star_penalty: float = knob(4.0, "what a frame of speech costs at the first update that the transcript does not have (tolerate_errors)", "nats", "docs/training.md")
+    word_penalty: float = knob(20.0, "what a word of the transcript costs at the first update that is not heard (tolerate_errors)", "nats", "docs/training.md")
+    penalty_decay: float = knob(0.7, "what is left of both penalties at the last update, as a share (tolerate_errors)", "", "docs/training.md")
     best_by: str = knob("wer", "metric of validation whose lowest value marks the best checkpoint: `wer` (then `cer`), `cer` or `loss`")
     data: FinetuneDataConfig = knob(FinetuneDataConfig, "transcribed speech")
     text: TextConfig = knob(TextConfig, "labels")
@@ -88,6 +95,7 @@ class FinetuneConfig(CommonConfig):
         check(is_frozen, "training.unfreeze_share", "1 without freeze_layers", self.training.unfreeze_share)
         _check_patience(self.training, self.data.valid)
         self._check_losses()
+        self._check_tolerance()
 
     def _check_adaptation(self) -> None:
         check_choice("adapt", self.adapt, ("all", "lora", "adapters"))
@@ -113,6 +121,15 @@ class FinetuneConfig(CommonConfig):
         check(self.consistency_weight >= 0, "consistency_weight", "positive, or 0 for one view", self.consistency_weight)
         has_masks = model.mask.prob > 0 or model.mask.channel_prob > 0
         check(has_masks or not self.consistency_weight, "consistency_weight", "0 without masks (model.mask.prob, model.mask.channel_prob)", self.consistency_weight)
+
+    def _check_tolerance(self) -> None:
+        for item in fields(self):
+            if item.name in ("star_penalty", "word_penalty", "penalty_decay"):
+                value = getattr(self, item.name)
+                must = "left out without tolerate_errors=true"
+                check(self.tolerate_errors or value == item.default, item.name, must, value)
+                check(0 <= value <= MAX_PENALTY, item.name, f"between 0 and {MAX_PENALTY:g}", value)
+        check(0 < self.penalty_decay <= 1, "penalty_decay", "positive and at most 1", self.penalty_decay)
 
     @property
     def checkpoints_read(self) -> dict[str, str]:

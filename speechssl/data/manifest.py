@@ -163,12 +163,16 @@ class Manifest:
             return self
         limit = int(seconds * SAMPLE_RATE)
         is_sexed = self.has("sex") and self.table.column("sex").null_count == 0
-        speakers, sexes = self._labels("speaker"), self._labels("sex" if is_sexed else "")
+        speakers, sexes = self.labels("speaker"), self.labels("sex" if is_sexed else "")
         taken = take_turns(self.num_samples_16k, speakers, sexes, limit, seed)
         return self.select(np.sort(taken))
 
-    def _labels(self, name: str) -> list[str]:
-        """Read a column as text, empty where it has nothing or is not there."""
+    def labels(self, name: str) -> list[str]:
+        """Read a column as text, empty where it has nothing or is not there.
+
+        Raises:
+            DataError: its values are lists or the like.
+        """
         if not name or not self.has(name):
             return [""] * len(self)
         with parsing(f"the column {name} of {self.source}", "text or single values"):

@@ -3,17 +3,105 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
+from typing import Any
 
+from speechssl.data.texts import format_trn
+from speechssl.durable import remove
+from speechssl.evaluation.statistics import RELIABLE_UNITS, Interval
 from speechssl.evaluation.wer import Edit, Scores, SpeakerScore
 from speechssl.printable import escape_field, make_printable
 from speechssl.text.vocabulary import is_silent
 
-UTTERANCES_NAME, CONFUSIONS_NAME = "utterances.tsv", "confusions.tsv"
+UTTERANCES_NAME, CONFUSIONS_NAME, GROUPS_NAME = "utterances.tsv", "confusions.tsv", "groups.tsv"
+TRN_NAMES = ("reference.trn", "hypothesis.trn")
 
 _SPACE, _NOTHING = "␣", "∅"
 _LONGEST = 160
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rates of the utterances that have one value in one column, in percent; None where nothing was said."""
+
+    column: str
+    value: str
+    num_utterances: int
+    num_words: int
+    wer: float | None
+    wer_interval: Interval
+    cer: float | None
+    cer_interval: Interval
+
+
+def score_groups(scores: Scores, columns: Mapping[str, Sequence[str]], num_resamples: int, seed: int) -> list[Group]:
+    """Compute rates and their intervals for every value of some columns, sorted by value; '' is a value too.
+
+    Args:
+        scores: n utterances.
+        columns: n values of each column.
+        num_resamples, seed: of the bootstrap.
+    """
+    groups = []
+    for column, values in columns.items():
+        for value in sorted(set(values)):
+            own = scores.select([k for k, found in enumerate(values) if found == value])
+            intervals = own.compute_wer_interval(num_resamples, seed), own.compute_cer_interval(num_resamples, seed)
+            rates = [None if isnan(rate) else rate for rate in (own.wer, own.cer)]
+            sizes = len(own.utterances), own.num_words
+            groups.append(Group(column, value, *sizes, rates[0], intervals[0], rates[1], intervals[1]))
+    return groups
+
+
+def summarise(scores: Scores, groups: Sequence[Group], num_resamples: int, seed: int) -> dict[str, Any]:
+    """Collect the figures of a result; those of speakers and of other columns where there are few of them."""
+    kinds = Counter(edit.kind for utterance in scores.utterances for edit in utterance.word_edits)
+    speakers = scores.score_speakers()
+    sizes = Counter(group.column for group in groups)
+    return {
+        "wer": scores.wer,
+        "wer_interval": scores.compute_wer_interval(num_resamples, seed).to_dict(),
+        "wer_unit": "word" if scores.has_words else "character",
+        "cer": scores.cer,
+        "cer_interval": scores.compute_cer_interval(num_resamples, seed).to_dict(),
+        "num_utterances": len(scores.utterances),
+        "num_words": scores.num_words,
+        "num_letters": scores.num_letters,
+        "num_speakers": len(speakers) or None,
+        "num_empty": sum(not utterance.hypothesis for utterance in scores.utterances),
+        "num_silent": sum(not utterance.reference for utterance in scores.utterances),
+        "num_wrong_utterances": sum(bool(utterance.word_edits) for utterance in scores.utterances),
+        "substitutions": kinds["substitution"],
+        "deletions": kinds["deletion"],
+        "insertions": kinds["insertion"],
+        "speakers": [asdict(speaker) for speaker in speakers] if len(speakers) < RELIABLE_UNITS else [],
+        "groups": [asdict(group) for group in groups if sizes[group.column] < RELIABLE_UNITS],
+    }
+
+
+def format_groups(groups: Sequence[Group]) -> str:
+    """Tabulate the rates of groups, with the intervals of their word error rates."""
+    rows = []
+    for group in groups:
+        rates = ["-" if rate is None else f"{rate:.1f}" for rate in (group.wer, group.cer)]
+        sizes = f"{group.num_utterances:,}", f"{group.num_words:,}"
+        rows.append((group.column, group.value or _NOTHING, *sizes, *rates, str(group.wer_interval)))
+    return format_table(("column", "value", "utterances", "words", "WER %", "CER %", "WER, 95 %"), rows)
+
+
+def write_groups(groups: Sequence[Group], path: Path) -> None:
+    """Write one line a group: column, value, sizes, and both rates with the ends of their intervals."""
+    lines = ["column\tvalue\tnum_utterances\tnum_words\twer\twer_low\twer_high\tcer\tcer_low\tcer_high\tunit\tunits"]
+    for group in groups:
+        figures = [group.wer, group.wer_interval.low, group.wer_interval.high]
+        figures += [group.cer, group.cer_interval.low, group.cer_interval.high]
+        cells = [escape_field(group.column), escape_field(group.value), str(group.num_utterances), str(group.num_words)]
+        cells += ["" if figure is None else f"{figure:.4f}" for figure in figures]
+        lines.append("\t".join([*cells, group.wer_interval.unit, str(group.wer_interval.count)]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -61,6 +149,19 @@ def format_worst(scores: Scores, limit: int = 5) -> str:
     )
 
 
+def format_breakdown(scores: Scores, groups: Sequence[Group]) -> str:
+    """Lay out where the errors are: by speaker where there are few, by group, the commonest, the worst utterances."""
+    speakers, parts = scores.score_speakers(), []
+    if 0 < len(speakers) < RELIABLE_UNITS:
+        parts.append(f"speakers:\n{format_speakers(speakers)}")
+    if groups:
+        parts.append(f"groups:\n{format_groups(groups)}")
+    if any(utterance.letter_edits for utterance in scores.utterances):
+        parts.append(f"commonest errors:\n{format_confusions(scores)}")
+        parts.append(f"worst utterances:\n{format_worst(scores)}")
+    return "\n".join(parts)
+
+
 def format_unknown(counts: Counter[str]) -> str:
     """Tabulate characters outside the vocabulary, with what became of them."""
     rows = [
@@ -70,20 +171,49 @@ def format_unknown(counts: Counter[str]) -> str:
     return format_table(("character", "code", "count", "counts as"), rows)
 
 
-def write_utterances(scores: Scores, path: Path) -> None:
-    """Write one line an utterance, worst first: id, speaker, errors and sizes, the two texts."""
-    header = "id\tspeaker\tword_errors\tnum_words\tletter_errors\tnum_letters\treference\thypothesis"
-    lines = [
-        "\t".join(
-            (
-                escape_field(item.id), escape_field(item.speaker or ""), str(len(item.word_edits)), str(item.num_words),
-                str(len(item.letter_edits)), str(item.num_letters), escape_field(item.reference),
-                escape_field(item.hypothesis),
-            )
-        )
-        for item in scores.sort_worst_first()
-    ]  # fmt: skip
-    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+def write_utterances(scores: Scores, path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Write one line an utterance, worst first: id, speaker, errors of each kind and sizes, the two texts, columns.
+
+    Args:
+        scores: n utterances with different ids.
+        path: of the file.
+        columns: n further values of each.
+    """
+    kinds = ("substitution", "deletion", "insertion")
+    known = ("id", "speaker", "reference", "hypothesis")
+    columns = {name: values for name, values in (columns or {}).items() if name not in known}
+    header = ["id", "speaker", "word_errors", *(f"{kind}s" for kind in kinds), "num_words", "letter_errors"]
+    header += ["num_letters", "reference", "hypothesis", *columns]
+    rows = dict(zip((item.id for item in scores.utterances), zip(*columns.values(), strict=True), strict=False))
+    lines = ["\t".join(header)]
+    for item in scores.sort_worst_first():
+        counts = Counter(edit.kind for edit in item.word_edits)
+        cells = [item.id, item.speaker or "", len(item.word_edits), *(counts[kind] for kind in kinds), item.num_words]
+        cells += [len(item.letter_edits), item.num_letters, item.reference, item.hypothesis, *rows.get(item.id, ())]
+        lines.append("\t".join(escape_field(str(cell)) for cell in cells))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_tables(
+    scores: Scores, groups: Sequence[Group], out: Path, columns: Mapping[str, Sequence[str]], with_trn: bool
+) -> None:
+    """Write what a folder holds beside its result: utterances, confusions, and by choice groups and transcripts.
+
+    Raises:
+        ConfigError: `with_trn`, and an id cannot stand in a transcript.
+    """
+    for name in (UTTERANCES_NAME, CONFUSIONS_NAME, GROUPS_NAME, *TRN_NAMES):
+        # It may be a link, which would be followed; or of an earlier result.
+        remove(out / name)
+    write_utterances(scores, out / UTTERANCES_NAME, columns)
+    write_confusions(scores, out / CONFUSIONS_NAME)
+    if groups:
+        write_groups(groups, out / GROUPS_NAME)
+    if with_trn:
+        ids = [item.id for item in scores.utterances]
+        sides = [item.reference for item in scores.utterances], [item.hypothesis for item in scores.utterances]
+        for name, texts in zip(TRN_NAMES, sides, strict=True):
+            (out / name).write_text(format_trn(ids, texts), encoding="utf-8")
 
 
 def write_confusions(scores: Scores, path: Path) -> None:

@@ -97,6 +97,11 @@ class Scores:
         """Letters of all references, spaces between words included."""
         return sum(utterance.num_letters for utterance in self.utterances)
 
+    def select(self, indices: Sequence[int]) -> Scores:
+        """Take some utterances, with their rates; NaN where they have no words."""
+        own = tuple(self.utterances[index] for index in indices)
+        return Scores(*_sum_rates(own), own)
+
     def count_word_confusions(self) -> Counter[Edit]:
         """Count each error of words."""
         return Counter(edit for utterance in self.utterances for edit in utterance.word_edits)

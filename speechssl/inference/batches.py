@@ -6,8 +6,10 @@ norm would see it, and audio longer than a window always goes in the same window
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -17,11 +19,12 @@ from torch import Tensor
 from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import ModelConfig
 from speechssl.data.sampler import round_up
+from speechssl.errors import DataError
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.inference.windows import plan_windows
 from speechssl.model.speech_model import as_evaluating
-from speechssl.progress import track
+from speechssl.progress import Progress, track
 
 R = TypeVar("R")
 
@@ -50,6 +53,8 @@ def run_model(
     description: str,
     chunk_batches: int,
     is_output: bool,
+    done: Set[int] = frozenset(),
+    in_order: bool = True,
 ) -> Iterator[tuple[int, R]]:
     """Run a model over utterances, with progress on stderr.
 
@@ -63,31 +68,53 @@ def run_model(
         description: what is going on, for the progress.
         chunk_batches: results of so many batches are held until they can be given in order.
         is_output: whether `forward` gives the frames of the model's output, which a length adapter makes fewer.
+        done: utterances whose results the caller has: the batches are those of a run without any, so that the others'
+            results are the same to the bit.
+        in_order: give results in the order of the source, rather than each as soon as it is there.
 
     Yields:
-        Number and result of each utterance, in the order of the source, without what the source leaves out.
+        Number and result of each utterance that is not done, without what the source leaves out.
 
     Raises:
         DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
     """
-    lengths = source.lengths
-    long_enough = np.flatnonzero(lengths >= model.config.output_field)
+    long_enough = np.flatnonzero(source.lengths >= model.config.output_field)
+    grid = find_grid(model.config, is_output)
     limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
 
     def run() -> Iterator[tuple[int, R]]:
         evaluating = as_evaluating(model)
-        for part in cut_chunks(lengths[long_enough], chunk_batches * limit):
-            chunk = long_enough[part]
-            results: dict[int, R] = {}
-            batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
-            for batch, waveforms in read_ahead(source, batches):
-                results |= zip(batch, _run_batch(evaluating, waveforms, forward, reduce), strict=True)
-            for index in chunk[lengths[chunk] > window].tolist():
-                if (waveform := source.try_read(index)) is not None:
-                    results[index] = _run_windows(evaluating, waveform, forward, reduce, window, limit, is_output)
-            yield from ((index, results.pop(index)) for index in sorted(results))
+        for part in cut_chunks(source.lengths[long_enough], chunk_batches * limit):
+            results = _run_chunk(evaluating, source, forward, reduce, long_enough[part], window, limit, grid, done)
+            fresh = ((index, result) for index, result in results if index not in done)
+            yield from sorted(fresh, key=itemgetter(0)) if in_order else fresh
 
-    return track(run(), description, len(long_enough), "utterances")
+    return track(run(), description, sum(index not in done for index in long_enough.tolist()), "utterances")
+
+
+def _run_chunk(
+    model: AnyModel,
+    source: Source,
+    forward: Forward,
+    reduce: Reduce[R],
+    chunk: IntArray,
+    window: int,
+    limit: int,
+    grid: tuple[int, int],
+    done: Set[int],
+) -> Iterator[tuple[int, R]]:
+    """Yield results as they come, those of done ones too where they share a batch with others."""
+    lengths = source.lengths
+    batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
+    for batch, waveforms in read_ahead(source, [batch for batch in batches if not done >= set(batch)]):
+        yield from zip(batch, _run_batch(model, waveforms, forward, reduce), strict=True)
+    for index in chunk[lengths[chunk] > window].tolist():
+        if index in done:
+            continue
+        try:
+            yield index, _run_windows(model, source, index, forward, reduce, window, limit, grid)
+        except DataError as error:
+            source.leave_out(index, str(error))
 
 
 @torch.inference_mode()
@@ -100,25 +127,33 @@ def _run_batch(model: AnyModel, waveforms: Sequence[FloatArray], forward: Forwar
 @torch.inference_mode()
 def _run_windows(
     model: AnyModel,
-    waveform: FloatArray,
+    source: Source,
+    index: int,
     forward: Forward,
     reduce: Reduce[R],
     window: int,
     limit: int,
-    is_output: bool,
+    grid: tuple[int, int],
 ) -> R:
-    """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside."""
-    windows = plan_windows(len(waveform), window, *find_grid(model.config, is_output))
+    """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    windows = plan_windows(int(source.lengths[index]), window, *grid)
+    waveforms = source.read_stretches(index, ((w.start, w.num_samples) for w in windows))
     rows = max(1, limit // window)
 
     def pieces() -> Iterator[list[Tensor]]:
         for first in range(0, len(windows), rows):
             group = windows[first : first + rows]
-            stacked = stack_waveforms(model, [waveform[w.start : w.start + w.num_samples] for w in group])
+            stacked = stack_waveforms(model, list(islice(waveforms, len(group))))
             tensors, _ = forward(model, *stacked)
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
+            progress.advance(len(group))
 
-    return reduce(pieces())
+    with Progress(source.ids[index], len(windows), "windows") as progress:
+        return reduce(pieces())
 
 
 def find_grid(config: ModelConfig, is_output: bool) -> tuple[int, int]:

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Set
+from itertools import chain
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.decoding import DecodingConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest
 from speechssl.errors import CheckpointError, ConfigError
 from speechssl.inference.batches import CHUNK_BATCHES, run_model
 from speechssl.inference.decoding.decoder import Decode, Decoder, build_decoder
-from speechssl.inference.decoding.hypotheses import Hypothesis, find_log_probs
-from speechssl.inference.decoding.processes import choose_workers, searching, settle
+from speechssl.inference.decoding.processes import choose_workers, settle
 from speechssl.inference.onnx_model import AnyModel, OnnxModel
-from speechssl.inference.source import Audio, Source, find_source
-from speechssl.text.vocabulary import BLANK, Vocabulary
+from speechssl.inference.readings import Reader, Reading
+from speechssl.inference.source import Audio, FloatArray, Source, find_source
+from speechssl.text.vocabulary import Vocabulary
 
 R = TypeVar("R")
 
 _logger = logging.getLogger("speechssl")
 
 
-class Reading(NamedTuple):
-    """What was recognised of an utterance, and how sure the recogniser is of it (`measure_confidence`)."""
+class Witness(Protocol):
+    """Is told what is read and recognised, by the number of the utterance."""
 
-    text: str
-    confidence: float
+    def see(self, index: int, waveform: FloatArray) -> None:
+        """Take the samples at 16 kHz; called from threads."""
+
+    def note(self, index: int, reading: Reading) -> None:
+        """Take what was recognised."""
 
 
 def require_recogniser(model: AnyModel, name: str = "this model") -> Vocabulary:
@@ -100,10 +103,21 @@ def recognise(
     precision: str = "float32",
     decode: Decode | Decoder | None = None,
     left_out: LeftOut | None = None,
+    witness: Witness | None = None,
 ) -> list[str]:
-    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out."""
-    source = Source.from_manifest(manifest, left_out)
-    return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
+    """Recognise the utterances of a manifest: `iterate_texts`, all at once, without those that are left out.
+
+    The witness is told of every waveform and reading.
+    """
+    source = Source.from_manifest(manifest, left_out, witness.see if witness else None)
+    if witness is None:
+        return [text for _, text in iterate_texts(model, source, batch_s, window_s, precision, decode)]
+    reader = Reader(require_recogniser(model), _make_decoder(decode, model), find_frame_s(model), has_confidence=True)
+    texts = []
+    for index, reading in iterate_readings(model, source, batch_s, window_s, precision, reader):
+        witness.note(index, reading)
+        texts.append(reading.text)
+    return texts
 
 
 def iterate_texts(
@@ -132,95 +146,63 @@ def iterate_texts(
         CheckpointError: the model has no CTC head.
         DataError: a file is missing, damaged or not as long as the manifest says, and the source leaves none out.
     """
-    vocabulary = require_recogniser(model)
-    if isinstance(decode, Decoder):
-        if decode.search is not None:
-            listed = iterate_hypotheses(model, source, batch_s, window_s, precision, decode)
-            yield from ((index, best[0].text) for index, best in listed)
-            return
-        decode = decode.decode
-    decode = decode or build_decoder(DecodingConfig(), vocabulary).decode
-    yield from _iterate(model, source, batch_s, window_s, precision, lambda logits: _decode_one(decode, logits), "")
-
-
-def iterate_hypotheses(
-    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str, decoder: Decoder
-) -> Iterator[tuple[int, list[Hypothesis]]]:
-    """Recognise utterances as `iterate_texts`, and give the best `decoding.nbest` texts of each, best first.
-
-    The searches go over `decoding.num_workers` processes while the model computes in this one; what comes out is the
-    same without them.
-
-    Raises:
-        ConfigError: one of the processes was killed.
-    """
-    search = decoder.search
-    assert search is not None, "a beam search"
-    number, num_workers = search.config.nbest, choose_workers(search.config.num_workers, len(source.ids))
-    nothing: Future[list[Hypothesis]] = Future()
-    nothing.set_result([Hypothesis()])
-    with searching(search, num_workers) as submit:
-
-        def read(logits: Tensor) -> Future[list[Hypothesis]]:
-            decoder.count_greedy(logits)
-            return submit(find_log_probs(logits), number)
-
-        rows = _iterate(model, source, batch_s, window_s, precision, read, nothing)
-        for index, best in settle(rows, num_workers):
-            decoder.count_text(best[0].text)
-            yield index, best
+    reader = Reader(require_recogniser(model), _make_decoder(decode, model), find_frame_s(model))
+    readings = iterate_readings(model, source, batch_s, window_s, precision, reader)
+    yield from ((index, reading.text) for index, reading in readings)
 
 
 def collect_logits(model: SpeechModel, source: Source, batch_s: float, window_s: float, precision: str) -> list[Tensor]:
     """Compute the logits (T, V) of the utterances that the source does not leave out, to decode them more than once."""
+    return [logits for _, logits in iterate_logits(model, source, batch_s, window_s, precision)]
+
+
+def iterate_logits(
+    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Compute number and logits (T, V) of each utterance that the source does not leave out, in order."""
     nothing = torch.zeros(0, len(require_recogniser(model)))
-    rows = _iterate(model, source, batch_s, window_s, precision, lambda logits: logits, nothing)
-    return [logits for _, logits in rows]
+    return _iterate(model, source, batch_s, window_s, precision, lambda pieces: torch.cat(list(pieces)), nothing)
 
 
 def iterate_readings(
-    model: AnyModel, source: Source, batch_s: float, window_s: float, precision: str, decode: Decode
+    model: AnyModel,
+    source: Source,
+    batch_s: float,
+    window_s: float,
+    precision: str,
+    reader: Reader,
+    done: Set[int] = frozenset(),
+    in_order: bool = True,
 ) -> Iterator[tuple[int, Reading]]:
-    """Recognise utterances as `iterate_texts`, and say how sure each text is."""
-    vocabulary = require_recogniser(model)
+    """Recognise utterances as `iterate_texts`, with all that a reader says of them.
 
-    def read(logits: Tensor) -> Reading:
-        text = _decode_one(decode, logits)
-        return Reading(text, measure_confidence(logits, text, vocabulary))
-
-    return _iterate(model, source, batch_s, window_s, precision, read, Reading("", 0.0))
-
-
-def measure_confidence(logits: Tensor, text: str, vocabulary: Vocabulary) -> float:
-    """Measure how sure a recogniser is of a text: the probability that it gives to it, per symbol.
-
-    That is exp(-CTC loss / symbols) of the text as if it were the transcript, summed over all paths that write it: a
-    geometric mean over letters and word boundaries. A language model has a say in which text it is, not in how sure
-    the recogniser is of it: a text that was chosen against what was heard has a low one.
+    A beam search goes over `decoding.num_workers` processes while the model computes in this one; what comes out is
+    the same without them.
 
     Args:
-        logits: (T, V) of all frames of the utterance.
-        text: what was decoded, greedily or by a beam search.
-        vocabulary: V symbols.
+        model, source, batch_s, window_s, precision: as there.
+        reader: reads an utterance off its logits.
+        done, in_order: as in `run_model`.
 
-    Returns:
-        Between 0 and 1; 0 where nothing was recognised.
+    Raises:
+        ConfigError: one of the processes was killed.
     """
-    labels = torch.tensor(vocabulary.encode(text), dtype=torch.int64)
-    if len(labels) == 0:
-        return 0.0
-    # With and without a boundary after the last word it is the same text.
-    shorter = len(labels) - (vocabulary.pieces is None and vocabulary.has_words)
-    log_probs = logits.double().log_softmax(-1)[:, None].expand(-1, 2, -1)
-    lengths, num_frames = torch.tensor([len(labels), shorter]), torch.full((2,), len(logits))
-    nats = F.ctc_loss(log_probs, labels.expand(2, -1), num_frames, lengths, BLANK, reduction="none")
-    nats = nats if shorter < len(labels) else nats[:1]
-    return float((torch.logsumexp(-nats, 0) / len(labels)).exp())
+    search = reader.decoder.search
+    num_workers = choose_workers(search.config.num_workers, len(source.ids) - len(done)) if search else 0
+    with reader.searching(num_workers) as begin:
+        rows = _iterate(model, source, batch_s, window_s, precision, begin, begin([]), done, in_order)
+        yield from settle(rows, num_workers)
 
 
-def _decode_one(decode: Decode, logits: Tensor) -> str:
-    """Read one text off logits (T, V)."""
-    return decode(logits[None], torch.tensor([len(logits)]))[0]
+def _make_decoder(decode: Decode | Decoder | None, model: AnyModel) -> Decoder:
+    if isinstance(decode, Decoder):
+        return decode
+    return Decoder(decode, {}) if decode else build_decoder(DecodingConfig(), require_recogniser(model))
+
+
+def find_frame_s(model: AnyModel) -> float:
+    """Give the time from one frame of a model to the next, in seconds."""
+    return model.config.output_hop / SAMPLE_RATE
 
 
 def _iterate(
@@ -229,10 +211,12 @@ def _iterate(
     batch_s: float,
     window_s: float,
     precision: str,
-    read: Callable[[Tensor], R],
+    read: Callable[[Iterator[Tensor]], R],
     nothing: R,
+    done: Set[int] = frozenset(),
+    in_order: bool = True,
 ) -> Iterator[tuple[int, R]]:
-    """Yield what is read off the logits (T, V) of each utterance, and `nothing` of those without a frame."""
+    """Yield what is read off the pieces (t, V) of each utterance's logits, and `nothing` of those without a frame."""
     short = np.flatnonzero(source.lengths < model.config.output_field).tolist()
     if short:
         names = ", ".join(source.ids[index] for index in short[:5]) + (" …" if len(short) > 5 else "")
@@ -244,10 +228,12 @@ def _iterate(
         return [logits.float().cpu()], num_frames
 
     def reduce(pieces: Iterator[list[Tensor]]) -> R:
-        return read(torch.cat([piece for (piece,) in pieces]))
+        return read(piece for (piece,) in pieces)
 
     results = run_model(
         model, source, forward, reduce,
         batch_s=batch_s, window_s=window_s, chunk_batches=CHUNK_BATCHES, description="recognise", is_output=True,
+        done=done, in_order=in_order,
     )  # fmt: skip
-    yield from heapq.merge(((index, nothing) for index in short), results, key=itemgetter(0))
+    empty = ((index, nothing) for index in short if index not in done)
+    yield from heapq.merge(empty, results, key=itemgetter(0)) if in_order else chain(empty, results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from speechssl.audio.reading import SAMPLE_RATE, convert_waveform, load_audio
+from speechssl.audio.reading import SAMPLE_RATE, convert_waveform, load_audio, stream_audio
 from speechssl.data.files import expand_audio
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance
@@ -32,6 +32,7 @@ class Source:
         ids: name of each utterance.
         lengths: (n,) samples of each at 16 kHz.
         read: gives utterance k as (N,) float32 mono at 16 kHz; called from threads.
+        stream: gives the same in consecutive pieces; None: it comes in one.
         manifest: where they are files, one row each.
         left_out: collects the rows that cannot be used; with None the first of them is an error.
         key: the key that errors name.
@@ -43,16 +44,27 @@ class Source:
     manifest: Manifest | None = None
     left_out: LeftOut | None = None
     key: str = "audio"
+    stream: Callable[[int], Iterator[FloatArray]] | None = None
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, left_out: LeftOut | None = None) -> Source:
-        """Read the files of a manifest."""
+    def from_manifest(
+        cls, manifest: Manifest, left_out: LeftOut | None = None, see: Callable[[int, FloatArray], None] | None = None
+    ) -> Source:
+        """Read the files of a manifest; `see` is called with the number and the samples of each, from threads."""
+
+        def name(index: int) -> tuple[Path, int, int, int, int]:
+            row = manifest[index]
+            return row.path, row.offset, row.num_samples, row.sample_rate, row.channel
 
         def read(index: int) -> FloatArray:
-            row = manifest[index]
-            return load_audio(row.path, row.offset, row.num_samples, row.sample_rate, row.channel)
+            waveform = load_audio(*name(index))
+            if see:
+                see(index, waveform)
+            return waveform
 
-        return cls(manifest.column("id"), manifest.num_samples_16k, read, manifest, left_out)
+        # Who wants to see the samples sees them all at once.
+        stream = None if see else lambda index: stream_audio(*name(index))
+        return cls(manifest.column("id"), manifest.num_samples_16k, read, manifest, left_out, stream=stream)
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], sample_rate: int) -> Source:
@@ -84,6 +96,25 @@ class Source:
         except DataError as error:
             self.leave_out(index, str(error))
             return None
+
+    def read_stretches(self, index: int, stretches: Iterable[tuple[int, int]]) -> Iterator[FloatArray]:
+        """Read stretches of utterance k, holding no more of it than one of them and a piece.
+
+        Args:
+            index: k.
+            stretches: first sample, at 16 kHz, and number of samples of each; none begins before the last one did.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        pieces = self.stream(index) if self.stream else iter([self.read(index)])
+        held, at = np.zeros(0, dtype=np.float32), 0
+        for first, count in stretches:
+            while at + len(held) < first + count:
+                skipped = min(first - at, len(held))
+                at, held = at + skipped, np.concatenate([held[skipped:], next(pieces)])
+            at, held = first, held[first - at :]
+            yield held[:count]
 
     def leave_out_short(self, shortest: int) -> None:
         """Leave out what has fewer samples at 16 kHz than one frame of a model sees."""

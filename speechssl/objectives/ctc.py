@@ -21,6 +21,7 @@ from speechssl.model.speech_model import SpeechModel
 from speechssl.model.transformer import learning
 from speechssl.objectives.losses import compute_consistency_loss, compute_ctc_loss
 from speechssl.objectives.protocol import LossTerms, Metrics, Objective, draw_kept_layers, draw_masks
+from speechssl.objectives.tolerant_ctc import compute_tolerant_ctc_loss
 from speechssl.seeds import make_rng
 from speechssl.text.vocabulary import Vocabulary
 
@@ -67,6 +68,28 @@ class CTCCollate:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What it costs to hear otherwise than a transcript says, at the first update.
+
+    Attributes:
+        star_penalty: nats for each frame of speech that the transcript has not.
+        word_penalty: nats for each word of the transcript that is not heard.
+        decay: what is left of both after all updates.
+        updates: of the whole run.
+    """
+
+    star_penalty: float
+    word_penalty: float
+    decay: float
+    updates: int
+
+    def compute_penalties(self, update: int) -> tuple[float, float]:
+        """Let both decay exponentially: early on, only the transcript can teach."""
+        left = float(self.decay ** (update / self.updates))
+        return left * self.star_penalty, left * self.word_penalty
+
+
+@dataclass(frozen=True)
 class CTCOptions:
     """What a fine-tuning adds to the plain CTC loss of the output.
 
@@ -78,6 +101,7 @@ class CTCOptions:
         intermediate_layer: a block before the last.
         consistency_weight: of the divergence between two views of each utterance; 0: there is one view.
         best_by: the metric that marks the best checkpoint.
+        tolerance: of errors in transcripts; None takes them at their word.
     """
 
     head_updates: int = 0
@@ -87,6 +111,7 @@ class CTCOptions:
     intermediate_layer: int = 0
     consistency_weight: float = 0.0
     best_by: str = "wer"
+    tolerance: Tolerance | None = None
 
     @property
     def num_views(self) -> int:
@@ -129,12 +154,12 @@ class CTCObjective(Objective):
         logits: Tensor = self.module.head(context)
         num_labels = batch.inputs["num_labels"][:, 0]
         targets = num_frames.repeat(views), batch.inputs["labels"].repeat(views, 1), num_labels.repeat(views)
-        loss = ctc = compute_ctc_loss(logits, *targets) / views
+        loss = ctc = self._compute_ctc(logits, *targets, update) / views
         stats = {"loss": ctc.detach().double(), "labels": num_labels.sum().double()}
         if is_training and options.intermediate_weight > 0:
             with learning(self.find_frozen(update) <= self.module.num_layers):
                 inside = self.module.normalise(states[options.intermediate_layer])
-            inner = compute_ctc_loss(self.module.head(inside), *targets) / views
+            inner = self._compute_ctc(self.module.head(inside), *targets, update) / views
             loss = (1.0 - options.intermediate_weight) * loss + options.intermediate_weight * inner
             stats["intermediate"] = inner.detach().double()
         if views == 2:
@@ -145,6 +170,17 @@ class CTCObjective(Objective):
         if not is_training:
             stats |= self._count_errors(logits, num_frames, batch)
         return LossTerms(loss, torch.tensor(len(batch.ids), device=logits.device), stats)
+
+    def _compute_ctc(
+        self, logits: Tensor, num_frames: Tensor, labels: Tensor, num_labels: Tensor, update: int
+    ) -> Tensor:
+        """Compute the loss of some logits; validation takes transcripts at their word."""
+        tolerance = self.options.tolerance
+        if tolerance is None or not self.module.training:
+            return compute_ctc_loss(logits, num_frames, labels, num_labels)
+        ends_word = find_word_ends(labels, self.vocabulary)
+        penalties = tolerance.compute_penalties(update)
+        return compute_tolerant_ctc_loss(logits, num_frames, labels, num_labels, ends_word, *penalties)
 
     def _contextualise(self, batch: Batch, update: int, views: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Contextualise all views of a batch, with everything that is drawn for it."""
@@ -265,7 +301,18 @@ def _stack_views(inputs: Mapping[str, Tensor], name: str, views: int) -> Tensor 
     return torch.cat([inputs[each] for each in names]) if name in inputs else None
 
 
-def needs_more_frames(text_labels: Sequence[int], num_frames: int) -> bool:
-    """Say whether CTC has no path: it needs a frame a label, and one more between equal neighbours."""
-    repeats = sum(a == b for a, b in pairwise(text_labels))
-    return len(text_labels) + repeats > num_frames
+def count_needed_frames(labels: Sequence[int]) -> int:
+    """Count the frames without which CTC has no path: one a label, and one more between equal neighbours."""
+    return len(labels) + sum(a == b for a, b in pairwise(labels))
+
+
+def find_word_ends(labels: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Find the labels (B, U) that are the last of a word: its boundary, or the piece before the next word's first.
+
+    A vocabulary without words has a word in each label. Of the last label of all, the answer has no meaning.
+    """
+    if not vocabulary.has_words and vocabulary.pieces is None:
+        return torch.ones_like(labels, dtype=torch.bool)
+    is_mark = torch.tensor([symbol.startswith(vocabulary.boundary) for symbol in vocabulary.symbols])
+    found = is_mark.to(labels.device)[labels]
+    return found if vocabulary.pieces is None else found.roll(-1, 1)

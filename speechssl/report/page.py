@@ -26,20 +26,14 @@ from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
 from speechssl.report.analysis import describe_analysis, judge_analysis, make_analysis
 from speechssl.report.comparison import draw_by_hours, gather_probes, make_comparison
+from speechssl.report.evaluation import describe_evaluation, judge_evaluation, make_evaluation
 from speechssl.report.figures import Section, Stat, Table, Verdict, format_value, is_number
 from speechssl.report.health import describe_status, judge, make_health
 from speechssl.report.live import Sounds, find_missing, load_live
 from speechssl.report.pictures import make_hearing, make_speakers
 from speechssl.report.pretraining import describe_pretraining, draw_learning, find_unit, make_machinery
 from speechssl.report.probe import describe_probe, judge_probe, make_probe
-from speechssl.report.recognition import (
-    describe_evaluation,
-    describe_recogniser,
-    judge_evaluation,
-    make_errors,
-    make_evaluation,
-    make_writing,
-)
+from speechssl.report.recognition import describe_recogniser, make_errors, make_writing
 from speechssl.report.run_folder import KINDS, RunFolder, load_run
 from speechssl.report.tuning import describe_tuning, judge_tuning, make_tuning
 from speechssl.training.run_folder import flatten
@@ -95,9 +89,11 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def name_runs(runs: Sequence[RunFolder]) -> list[str]:
-    """Name runs by their folders, with the folder above where two would have one name."""
+    """Name runs by their folders, with the folder above where two would be alike; evaluations by their test set too."""
     counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
+    names = [run.name if counts[run.name] == 1 else f"{run.path.resolve().parent.name}/{run.name}" for run in runs]
+    tested = [", ".join(Path(path).stem for path in run.test_sets) if run.kind == "evaluate" else "" for run in runs]
+    return [f"{test} ({name})" if test else name for test, name in zip(tested, names, strict=True)]
 
 
 def _make_chapter(

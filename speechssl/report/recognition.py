@@ -1,4 +1,4 @@
-"""What a recogniser writes: fine-tuning runs and evaluations, and transcripts word under word with their sound."""
+"""What a recogniser writes: a fine-tuning run's figures, and transcripts word under word with their sound."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from speechssl.report.figures import (
     Section,
     Stat,
     Table,
-    Verdict,
     count,
     format_hours,
     format_number,
@@ -43,7 +42,7 @@ from speechssl.report.pictures import Strip, draw_spectrogram
 from speechssl.report.pretraining import make_pair, pick_values
 from speechssl.report.run_folder import RunFolder
 
-NUM_WORST, NUM_SPREAD, NUM_ERRORS, NUM_SPEAKERS, NUM_DECODED = 4, 6, 12, 20, 12
+NUM_SPREAD, NUM_ERRORS, NUM_DECODED = 6, 12, 12
 
 RATES = (("wer", "word error rate"), ("cer", "character error rate"))
 
@@ -133,47 +132,6 @@ def make_writing(run: RunFolder, live: Live, sounds: Sounds) -> list[Section]:
     note = f"{len(transcripts)} {where} utterances, decoded for this page, greedily; shown from the worst to the best."
     figures += show(chosen, "What it writes", note) + count_errors(transcripts, [])
     return [Section("What it hears", figures)]
-
-
-def describe_evaluation(run: RunFolder) -> tuple[str, list[Stat]]:
-    """Say what an evaluation came to, and pick its first figures."""
-    result, beam, how = run.result, run.result.get("beam"), ""
-    stats = [
-        Stat(f"{result[key]:.1f} %", name, describe_interval(result.get(f"{key}_interval")))
-        for key, name in RATES
-        if is_number(result.get(key))
-    ]
-    for key, name in (("num_utterances", "utterances"), ("num_words", "words")):
-        stats += [Stat(format_number(result[key]), name)] if is_number(result.get(key)) else []
-    if result.get("decoding") == "beam" and isinstance(beam, dict):
-        lm = f"the n-gram {beam['lm']}" if beam.get("lm") else "no language model"
-        how = f", decoded with a beam of {beam.get('beam_width')} and {lm}"
-    return f"Word and character error rates, as sums over the whole test set{how}.", stats
-
-
-def judge_evaluation(run: RunFolder) -> Verdict:
-    """Say whether the error rates mean something."""
-    wer, interval, empty = (run.result.get(key) for key in ("wer", "wer_interval", "num_empty"))
-    if wer is None or not is_number(wer):
-        return Verdict("open", "No error rate", "The folder holds transcripts without their result.")
-    text = f"{wer:.1f} of 100 words are wrong, left out or added"
-    text += f"; {count(empty, 'utterance')} came out empty" if isinstance(empty, int) and empty else ""
-    if wer >= 99:
-        return Verdict("bad", "Hardly a word is right", f"{text}.")
-    if isinstance(interval, dict) and not interval.get("reliable", True):
-        return Verdict("doubt", "A rough figure", f"{text}. The interval is over too few {interval.get('unit')}s.")
-    return Verdict("good", "Measured", f"{text}.")
-
-
-def make_evaluation(run: RunFolder, sounds: Sounds) -> list[Section]:
-    """Show the worst and some other utterances, the commonest errors, and each speaker's rate."""
-    transcripts = read_transcripts(run)
-    worst = add_sounds(transcripts[:NUM_WORST], load_test_set(run), sounds)
-    figures = show(worst, "The worst utterances", "Those with the most word errors.")
-    note = "Utterances at equal distances in the order of their errors."
-    figures += show(choose_evenly(transcripts[NUM_WORST:], NUM_SPREAD), "From bad to good", note)
-    errors = count_errors(transcripts, run.confusions) + _tabulate_speakers(run)
-    return [Section("Where the errors are", errors), Section("Transcripts", figures)]
 
 
 def read_transcripts(run: RunFolder) -> list[Transcript]:
@@ -287,17 +245,3 @@ def _draw_emissions(live: Live, sounds: Sounds) -> list[Figure]:
         "the times by itself."
     )
     return [Figure(f"One utterance, {row.id}", strip, note, is_wide=True)]
-
-
-def _tabulate_speakers(run: RunFolder) -> list[Figure]:
-    """Tabulate each speaker's word error rate, from the counts in utterances.tsv."""
-    words: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    for row in run.utterances:
-        if row.get("speaker") and row.get("num_words") and row.get("word_errors"):
-            words[row["speaker"]] += int(row["num_words"])
-            errors[row["speaker"]] += int(row["word_errors"])
-    rows = [(name, number, round(100 * errors[name] / max(number, 1), 1)) for name, number in words.items()]
-    shown = sorted(rows, key=lambda row: -row[2])[:NUM_SPEAKERS]
-    note = f"The {len(shown)} of {len(rows)} speakers with the most errors a word." if len(rows) > len(shown) else ""
-    return [Figure("By speaker", Table(("speaker", "words", "WER %"), shown), note)] if len(rows) > 1 else []

@@ -109,7 +109,9 @@ def load_run(path: Path) -> RunFolder:
     result = _load_json(path / RESULT)
     kind = _find_kind(path, config, result)
     tables = path if kind == "evaluate" else path / "evaluation"
-    test_sets = _load_json(tables / RESULT).get("data")
+    measured = _load_json(tables / RESULT)
+    # `score` has a file of references, which may be the manifest.
+    test_sets = measured.get("data", [measured.get("reference")])
     logs = {name: read_log(path / name) for name in (METRICS, SKIPPED)}
     problems = [
         f"{name} is damaged, and left out from there on: {log.problem}." for name, log in logs.items() if log.problem

@@ -31,6 +31,9 @@ _EITHER = "'\u2019\uff07\u02bc\u02bb\u1fbd\u055a\u05f3"
 _INSIDE = "\u2018\u201b`\u00b4\u2032"
 """Apostrophes inside of a word; at its edges quotes, accents and primes."""
 
+_SPOKEN_SIGNS = frozenset("%&@#'")
+"""What Unicode files under punctuation but people say, or spell with."""
+
 _LOW_QUOTE = "\u201a"
 """Opens a quote in German, Polish and others."""
 
@@ -99,6 +102,19 @@ def spell_symbol(symbol: str, case: str, dotless_i: bool = False, own: Mapping[s
     if symbol in APOSTROPHES:
         return "'"
     return symbol if symbol in JOINERS else change_case(_DECORATION.sub("", symbol), case, dotless_i, own)
+
+
+def is_silent(character: str) -> bool:
+    """Say whether a character is punctuation that nobody speaks; `'`, `%`, `&`, `@` and `#` are not."""
+    if character == "|":  # the border of words in labels
+        return True
+    category = unicodedata.category(character)
+    return (category.startswith("P") or category in ("Sk", "Cc")) and character not in _SPOKEN_SIGNS
+
+
+def join_words(text: str) -> str:
+    """Join words with single spaces; apostrophes alone are none."""
+    return " ".join(word for word in text.split() if word.strip("'"))
 
 
 def find_own(symbols: Iterable[str], case: str) -> dict[str, str]:

@@ -18,14 +18,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
-from speechssl.config.data import TextConfig
+from speechssl.config.data import NORMALISERS, TextConfig
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.parsing import parsing
 from speechssl.text.keep import WORD_BOUNDARY as WORD_BOUNDARY
 from speechssl.text.keep import read_keep, read_label
+from speechssl.text.normalise import find_normaliser
 from speechssl.text.pieces import WORD_START, Pieces, train_pieces
 from speechssl.text.spelling import (
     JOINERS,
@@ -36,6 +37,7 @@ from speechssl.text.spelling import (
     lacks_words,
     spell_symbol,
 )
+from speechssl.text.spelling import is_silent as is_silent
 
 BLANK = 0
 """Index of the CTC blank, whatever its symbol is called."""
@@ -51,9 +53,6 @@ _SPECIAL = re.compile(r"<.+>|\[.+\]|madeupword\d+", re.DOTALL)
 
 _ODD_SHARE = 0.1
 """An imported vocabulary still has one case if no more than this share of its letters are in the other one."""
-
-_SPOKEN_SIGNS = frozenset("%&@#'")
-"""What Unicode files under punctuation but people say, or spell with."""
 
 
 class _Table(dict[int, str]):
@@ -79,6 +78,7 @@ class Vocabulary:
         keep: the characters that `text.keep` added to the vocabulary.
         dotless_i: i and ı are two letters, as in Turkish; None: as the symbols say.
         pieces: the model whose pieces the symbols are; None: each is a letter, and the word boundary is one of them.
+        normaliser: what a text goes through before it is folded (`text.normalise`); `none` leaves all to the folding.
 
     Raises:
         ConfigError: a symbol comes twice, or there is no letter, or the symbols are not the pieces.
@@ -89,6 +89,7 @@ class Vocabulary:
     keep: str = ""
     dotless_i: bool | None = None
     pieces: Pieces | None = None
+    normaliser: str = "none"
 
     def __post_init__(self) -> None:
         if self.dotless_i is None:
@@ -174,6 +175,24 @@ class Vocabulary:
         """Say whether a folded character is a label; the boundary's own character is none in a text."""
         return character in self._letters
 
+    def cut(self, word: str) -> list[tuple[str, int | None]]:
+        """Cut a folded word into labels: what each writes, and its index; None for a run that no label writes."""
+        found: list[tuple[str, int | None]] = []
+        if self.pieces is not None:
+            for is_known, run in groupby(word, self.__contains__):
+                part = "".join(run)
+                ids = self.pieces.encode(part.translate(self._own_spelling)) if is_known else []
+                found += [(self.symbols[k].removeprefix(WORD_START), k) for k in ids] or [(part, None)]
+            return found
+        index, end = self._index | self._long, 0
+        for match in self._labels_in_text.finditer(word):
+            if match[0] not in self._letters:
+                continue
+            found += [(word[end : match.start()], None)] if match.start() > end else []
+            found.append((match[0], index[match[0]]))
+            end = match.end()
+        return found + ([(word[end:], None)] if end < len(word) else [])
+
     def normalise(self, text: str) -> str:
         """Bring a text to what the labels can say.
 
@@ -188,6 +207,8 @@ class Vocabulary:
 
     def fold(self, text: str) -> str:
         """Spell a text as references are spelt that it is compared with, whatever the spelling of the symbols."""
+        if self.normaliser != "none":
+            text = find_normaliser(self.normaliser, "text.normaliser")(text)
         return fold(text, self.case, bool(self.dotless_i), self._own)
 
     def fold_symbol(self, symbol: str) -> str:
@@ -252,6 +273,7 @@ class Vocabulary:
     def to_dict(self) -> dict[str, Any]:
         """Give the form that a checkpoint's `config.json` holds."""
         stored = {"symbols": list(self.symbols), "case": self.case, "keep": self.keep, "dotless_i": self.dotless_i}
+        stored["normaliser"] = self.normaliser
         if self.pieces is not None:
             stored["pieces"] = base64.b64encode(self.pieces.to_bytes()).decode()
         return stored
@@ -268,7 +290,8 @@ class Vocabulary:
         dotless_i = stored.get("dotless_i", False if case == "upper" else None)
         whole = isinstance(symbols, list) and case in ("upper", "lower", "keep") and isinstance(keep, str)
         whole = whole and (dotless_i is None or isinstance(dotless_i, bool))
-        whole = whole and isinstance(stored.get("pieces", ""), str)
+        normaliser = stored.get("normaliser", "none")
+        whole = whole and isinstance(stored.get("pieces", ""), str) and normaliser in NORMALISERS
         if not whole or not all(isinstance(symbol, str) for symbol in symbols or ()):
             must = "hold a vocabulary of symbols, case and keep"
             raise CheckpointError(f"`checkpoint` must {must}, but its vocabulary is {_show(stored.values())}")
@@ -276,7 +299,7 @@ class Vocabulary:
         if "pieces" in stored:
             with parsing("`checkpoint`", "hold a sentencepiece model as pieces", CheckpointError, "its vocabulary"):
                 pieces = Pieces.from_bytes(base64.b64decode(stored["pieces"], validate=True))
-        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i, pieces)
+        return cls(tuple(symbols or ()), str(case), str(keep), dotless_i, pieces, str(normaliser))
 
 
 def find_case(symbols: Iterable[str]) -> str:
@@ -292,14 +315,6 @@ def find_case(symbols: Iterable[str]) -> str:
     return "lower" if lower and upper <= _ODD_SHARE * lower else "keep"
 
 
-def is_silent(character: str) -> bool:
-    """Say whether a character is punctuation that nobody speaks; `'`, `%`, `&`, `@` and `#` are not."""
-    if character == WORD_BOUNDARY:
-        return True
-    category = unicodedata.category(character)
-    return (category.startswith("P") or category in ("Sk", "Cc")) and character not in _SPOKEN_SIGNS
-
-
 def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary | None = None) -> Vocabulary:
     """Make the labels that `text.*` asks for.
 
@@ -312,12 +327,15 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary 
 
     Raises:
         ConfigError: `text.case` does not fit the vocabulary, `text.keep` has what cannot be a label, there is no
-            `init` for `text.vocabulary=init`, or the texts do not give `text.num_pieces` pieces.
+            `init` for `text.vocabulary=init`,
+            `text.normaliser` is another than its or not installed, or the texts do not give `text.num_pieces` pieces.
         DataError: the transcripts have no letters.
     """
     if config.vocabulary == "init":
         return _extend(init, config)
     texts = list(texts) if config.vocabulary != "fairseq" else []
+    if config.normaliser != "none":
+        texts = [find_normaliser(config.normaliser, "text.normaliser")(text) for text in texts]
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     dotless_i, own = has_dotless_i(texts or [kept]), find_own(kept, config.case)
     keep = {spelling for c in kept for spelling in read_label(c, spell_symbol(c, config.case, dotless_i, own))}
@@ -329,7 +347,7 @@ def build_vocabulary(config: TextConfig, texts: Iterable[str], init: Vocabulary 
             raise ConfigError(f"`text.case` must be upper with text.vocabulary=fairseq, but is {config.case!r}")
         symbols = FAIRSEQ_SYMBOLS
     extra = sorted(keep - set(symbols))
-    vocabulary = Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i)
+    vocabulary = Vocabulary((*symbols, *extra), config.case, "".join(extra), dotless_i, None, config.normaliser)
     if config.vocabulary not in KINDS_OF_PIECES:
         return vocabulary
     letters = [symbol for symbol in vocabulary.symbols[1:] if symbol != WORD_BOUNDARY]
@@ -341,6 +359,9 @@ def _extend(init: Vocabulary | None, config: TextConfig) -> Vocabulary:
     """Add the characters of `text.keep` to the labels of a recogniser."""
     if init is None:
         raise ConfigError("`text.vocabulary` must be another unless `init` is a recogniser, but is init")
+    if config.normaliser not in ("none", init.normaliser):
+        must = f"{init.normaliser} with text.vocabulary=init, as that recogniser was trained"
+        raise ConfigError(f"`text.normaliser` must be {must}, but is {config.normaliser}")
     kept = unicodedata.normalize("NFC", read_keep(config.keep))
     if kept and init.pieces is not None:
         raise ConfigError(f"`text.keep` must be empty where the labels of `init` are pieces, but is {config.keep[:80]}")

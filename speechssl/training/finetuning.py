@@ -23,7 +23,7 @@ from speechssl.errors import CheckpointError, DataError
 from speechssl.interop.adapted import locate, start_adapting
 from speechssl.interop.load import load_model, read_stored_card
 from speechssl.model.speech_model import SpeechModel
-from speechssl.objectives.ctc import CTCObjective, CTCOptions, needs_more_frames
+from speechssl.objectives.ctc import CTCObjective, CTCOptions, Tolerance, count_needed_frames
 from speechssl.text.keep import name_letters, write_keep
 from speechssl.text.vocabulary import (
     BLANK,
@@ -131,6 +131,7 @@ def check_layers(config: FinetuneConfig) -> None:
 def choose_options(config: FinetuneConfig) -> CTCOptions:
     """Choose what is frozen and what is added to the loss; without `init` there is nothing to keep (see above)."""
     network, training = config.model, config.training
+    penalties = config.star_penalty, config.word_penalty, config.penalty_decay
     return CTCOptions(
         head_updates=count_frozen_updates(config),
         frozen_layers=config.freeze_layers if config.init else -1,
@@ -139,6 +140,7 @@ def choose_options(config: FinetuneConfig) -> CTCOptions:
         intermediate_layer=config.intermediate_layer or network.self_conditioning or network.num_layers // 2,
         consistency_weight=config.consistency_weight,
         best_by=config.best_by,
+        tolerance=Tolerance(*penalties, training.planned_updates) if config.tolerate_errors else None,
     )
 
 
@@ -311,13 +313,17 @@ def select_usable(manifest: Manifest, vocabulary: Vocabulary, config: FinetuneCo
     Raises:
         DataError: none is left.
     """
-    texts = manifest.column("text")
-    labels = [vocabulary.encode(text or "") for text in texts]
+    labels = [vocabulary.encode(text or "") for text in manifest.column("text")]
     samples = manifest.num_samples_16k
-    shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
-    frames = config.model.count_outputs(shortest)
-    too_many = [needs_more_frames(row, int(count)) for row, count in zip(labels, frames, strict=True)]
-    keep = np.array([len(row) > 0 for row in labels]) & ~np.array(too_many)
-    keep &= samples <= config.data.max_s * SAMPLE_RATE
-    reason = f"without labels, longer than data.max_s={config.data.max_s:g} s or too short for their text"
-    return leave_out(manifest, keep, key, reason)
+    speed = config.data.fastest if key == "data.train" else 1.0
+    frames = config.model.count_outputs(count_at_speed(samples, speed))
+    needed = np.array([count_needed_frames(row) for row in labels])
+    is_short = needed > frames
+    first = int(is_short.argmax())
+    has = f"{frames[first]} at speed {speed:g}" if speed != 1 else str(frames[first])
+    reasons = {
+        "without labels": np.array([not row for row in labels]),
+        f"longer than data.max_s={config.data.max_s:g} s": samples > config.data.max_s * SAMPLE_RATE,
+        f"too short for their text (the first needs {needed[first]} frames, and has {has})": is_short,
+    }
+    return leave_out(manifest, reasons, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -98,25 +98,28 @@ def select_utterances(
     return manifest
 
 
-def leave_out(manifest: Manifest, keep: npt.NDArray[np.bool_], key: str, reason: str) -> Manifest:
-    """Keep some utterances of a manifest; count and name the others.
+def leave_out(manifest: Manifest, reasons: Mapping[str, npt.NDArray[np.bool_]], key: str) -> Manifest:
+    """Leave some utterances of a manifest out; count and name them.
 
     Args:
         manifest: utterances.
-        keep: (len(manifest),) which stay.
+        reasons: (len(manifest),) which ones are what, such as "shorter than 2 s"; the first reason of each counts.
         key: names the manifest in messages.
-        reason: what the others are, as "shorter than 2 s".
 
     Raises:
         DataError: none would stay.
     """
-    dropped = np.flatnonzero(~keep)
-    if len(dropped) == 0:
+    keep, parts = np.ones(len(manifest), dtype=bool), []
+    for reason, is_so in reasons.items():
+        rows = np.flatnonzero(keep & is_so)
+        keep[rows] = False
+        names = ", ".join(manifest[int(row)].id for row in rows[:NAMED])
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        parts += [f"{len(rows)} {reason}: {names}{more}"] if len(rows) else []
+    if keep.all():
         return manifest
-    names = ", ".join(manifest[int(index)].id for index in dropped[:NAMED])
-    more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
-    message = f"{len(dropped)} of {len(manifest)} utterances are {reason}: {names}{more}"
-    if len(dropped) == len(manifest):
+    message = f"{np.count_nonzero(~keep)} of {len(manifest)} utterances cannot be used: {'; '.join(parts)}"
+    if not keep.any():
         raise DataError(f"`{key}` must hold usable utterances, but {message}")
     _logger.warning("%s: left out, %s", key, message)
     return manifest.select(np.flatnonzero(keep))
@@ -192,6 +195,8 @@ def select_long_enough(manifest: Manifest, config: PretrainConfig, key: str) -> 
     samples = manifest.num_samples_16k
     shortest = count_at_speed(samples, config.data.fastest if key == "data.train" else 1.0)
     frames = config.model.count_frames(shortest)
-    keep = (samples >= config.data.min_s * SAMPLE_RATE) & (frames >= compute_min_frames(config.model.mask))
-    reason = f"shorter than data.min_s={config.data.min_s:g} s or too short to mask"
-    return leave_out(manifest, np.asarray(keep), key, reason)
+    reasons = {
+        f"shorter than data.min_s={config.data.min_s:g} s": samples < config.data.min_s * SAMPLE_RATE,
+        "too short to mask": np.asarray(frames < compute_min_frames(config.model.mask)),
+    }
+    return leave_out(manifest, reasons, key)

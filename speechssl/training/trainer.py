@@ -282,14 +282,14 @@ class Trainer:
         self.logs.write({"update": update, "split": "train", **metrics})
         self._advance_bar(metrics)
         if due and not self.is_quiet and not self.bar.has_bar:
-            _logger.info(format_progress(update, self.config.max_updates, "train", metrics))
+            _logger.info("%s  %s", format_progress(update, self.config.max_updates, "train", metrics), self.bar.left)
 
     def _advance_bar(self, metrics: Metrics) -> None:
         progress, best = self.progress, {}
         if progress.best_value is not None:
             best = {"best": f"{self.objective.best_metric} {progress.best_value:.4g} at {progress.best_update}"}
         loss, speed = metrics["loss"], metrics["audio_s_per_s"]
-        self.bar.advance(1, loss=f"{loss:.4g}", speed=f"{speed:.0f} s/s", **best)
+        self.bar.advance(1, **best, loss=f"{loss:.4g}", speed=f"{speed:.0f} s/s")
 
     def _is_validation_due(self) -> bool:
         """Say whether this update asks for a validation that it has not had: also after a stop inside one."""
@@ -303,8 +303,11 @@ class Trainer:
         metrics = self._validate() if self._is_validation_due() else None
         if metrics is None:
             return False, False
-        self.progress.validated_update = self.progress.update
-        return True, self.progress.update > 0 and self._note_best(metrics)
+        update = self.progress.validated_update = self.progress.update
+        is_best = update > 0 and self._note_best(metrics)
+        line = format_progress(update, self.config.max_updates, "valid", metrics)
+        _logger.info("%s%s", line, "  best so far" if is_best else "")
+        return True, is_best
 
     @torch.no_grad()
     def _validate(self) -> Metrics | None:
@@ -331,7 +334,6 @@ class Trainer:
             raise refuse("data.valid", "all of it", left_out)
         metrics = self.objective.summarise(terms, update)
         self.logs.write({"update": update, "split": "valid", **metrics, "hours_seen": self.progress.audio_s / 3600})
-        _logger.info(format_progress(update, self.config.max_updates, "valid", metrics))
         return metrics
 
     def _note_best(self, metrics: Metrics) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from speechssl.config.inference import AnalyseConfig
+from speechssl.config.analysis import AnalyseConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
 from speechssl.devices import resolve_device, resolve_precision

@@ -60,6 +60,8 @@ NEEDS = (
     Need("onnx", "onnx", "exports for serving", extra="onnx"),
     Need("onnxscript", "onnxscript", "exports for serving", extra="onnx"),
     Need("onnxruntime", "onnxruntime", "runs what was exported", extra="onnx"),
+    Need("whisper-normalizer", "whisper_normalizer.english", "normaliser=english", extra="english"),
+    Need("uroman", "uroman", "texts in Latin letters (romanise=true)", extra="romanise"),
     Need("wandb", "wandb", "curves at Weights & Biases (logging.wandb_project)", extra="wandb"),
     Need("mlflow", "mlflow", "curves in MLflow (logging.mlflow_experiment)", extra="mlflow"),
     Need("espeakng-loader", "espeakng_loader", "the demo's speech (eSpeak NG, GPL-3)", extra="demo"),

@@ -12,7 +12,7 @@ from speechssl.durable import REFUSALS, writing
 from speechssl.printable import log_lines
 from speechssl.progress import show_logs
 from speechssl.training.lock import find_rank
-from speechssl.verbs.output import removing_unused
+from speechssl.verbs.output import STDOUT, removing_unused
 from speechssl.verbs.summary import format_summary
 
 C = TypeVar("C")
@@ -38,7 +38,9 @@ def verb(function: Callable[Concatenate[C, P], dict[str, Any]]) -> Callable[Conc
         out = str(getattr(config, "out", ""))
         with writing(Path(out or "."), only=REFUSALS), removing_unused():
             result = function(config, *args, **kwargs)
-        summary = format_summary(function.__name__, result) if find_rank() == 0 else ""
+        # `score` without `out` has printed it to stdout.
+        is_printed = function.__name__ == "score" and result["out"] == STDOUT
+        summary = format_summary(function.__name__, result) if find_rank() == 0 and not is_printed else ""
         if summary:
             log_lines(summary)
         return result

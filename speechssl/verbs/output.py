@@ -98,13 +98,18 @@ def check_writable(folder: Path) -> None:
 
 
 def print_line(text: str) -> None:
+    """Print a line to stdout, as `print_text`."""
+    print_text(f"{text}\n")
+
+
+def print_text(text: str) -> None:
     """Print to stdout at once; a reader that has gone (`| head`) is no error, and nothing more is printed.
 
     What stdout's encoding lacks is spelt as an escape.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

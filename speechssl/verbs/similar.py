@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechssl.config.inference import SimilarConfig
+from speechssl.config.analysis import SimilarConfig
 from speechssl.config.knobs import check, check_choice
 from speechssl.data.files import expand_audio
 from speechssl.devices import resolve_device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,42 +44,50 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         verb: name of the verb.
         result: the dict of its JSON line.
     """
-    tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points}
-    tables |= {"similar": _lay_out_search, "analyse": _lay_out_layers}
+    tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points, "score": _lay_out_score}
+    tables |= {"compare": _lay_out_comparison, "similar": _lay_out_search, "analyse": _lay_out_layers}
     if verb in (*tables, "doctor"):
         return tables[verb](result) if verb in tables else ""
-    match verb:
-        case "pretrain" | "finetune":
-            rows = _list_training(result)
-        case "prepare":
-            rows = _list_manifests(result)
-        case "evaluate":
-            rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
-            rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
-            rows |= {"utterances": result["num_utterances"], "out": result["out"]}
-        case "lm":
-            rows = {"n-grams": ", ".join(f"{count:,} of {n}" for n, count in enumerate(result["ngrams"], 1))}
-            rows |= {"perplexity": _format_perplexity(result)} if "perplexity" in result else {}
-            rows |= {"out": result["lm"]}
-        case "probe":
-            rows = _list_probe(result)
-        case "transcribe":
-            rows = {"utterances": _count_used(result), "texts": result["texts"]}
-            rows = rows if result["texts"] != STDOUT else {"utterances": rows["utterances"]}
-            if "num_kept" in result:
-                quartiles = " / ".join(f"{value:.3f}" for value in result["confidence_quartiles"])
-                kept = f"{result['num_kept']}, {_format_hours(result['kept_s'] / 3600)} (quartiles of all: {quartiles})"
-                rows |= {f"with confidence {result['min_confidence']:g} or more": kept}
-        case "embed":
-            shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
-            rows = {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
-        case "units":
-            rows = _list_units(result)
-        case "convert":
-            rows = _list_conversion(result)
-        case _:
-            rows = {"report": f"{result['out']} (open it in a browser)"}
-    return format_columns([(label, str(value)) for label, value in rows.items()])
+    lists: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+        "pretrain": _list_training, "finetune": _list_training, "prepare": _list_manifests,
+        "evaluate": _list_evaluation, "lm": _list_lm, "probe": _list_probe, "transcribe": _list_texts,
+        "align": _list_alignment, "embed": _list_embeddings, "units": _list_units, "convert": _list_conversion,
+        "report": lambda result: {"report": f"{result['out']} (open it in a browser)"},
+    }  # fmt: skip
+    return format_columns([(label, str(value)) for label, value in lists[verb](result).items()])
+
+
+def _list_evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = _list_errors(result)
+    rows |= {"speed": f"{result['audio_s_per_s']:.0f} × real time"} if "audio_s_per_s" in result else {}
+    return rows | {"utterances": result["num_utterances"], "out": result["out"]}
+
+
+def _list_lm(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {"n-grams": ", ".join(f"{count:,} of {n}" for n, count in enumerate(result["ngrams"], 1))}
+    rows |= {"perplexity": _format_perplexity(result)} if "perplexity" in result else {}
+    return rows | {"out": result["lm"]}
+
+
+def _list_texts(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {"utterances": _count_used(result)}
+    rows |= {"texts": result["texts"]} if result["texts"] != STDOUT else {}
+    if "num_kept" in result:
+        quartiles = " / ".join(f"{value:.3f}" for value in result["confidence_quartiles"])
+        kept = f"{result['num_kept']}, {_format_hours(result['kept_s'] / 3600)} (quartiles of all: {quartiles})"
+        rows |= {f"with confidence {result['min_confidence']:g} or more": kept}
+    return rows
+
+
+def _list_alignment(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {"utterances": _count_used(result), "words": result["num_words"]}
+    rows |= {"words that were not heard": result["num_unheard"]} if result["num_unheard"] else {}
+    return rows | ({"texts": result["texts"]} if result["texts"] != STDOUT else {})
+
+
+def _list_embeddings(result: Mapping[str, Any]) -> dict[str, Any]:
+    shape = f"{result['num_rows']} × {result['dim']}, layers {', '.join(result['layers'])}"
+    return {"utterances": _count_used(result), "embeddings": shape, "out": result["out"]}
 
 
 def _list_training(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +142,32 @@ def _list_probe(result: Mapping[str, Any]) -> dict[str, Any]:
         note = ", saturated" if key in result["saturated"] else ""
         rows[f"{label}, {key.replace('_', '-')}"] = f"{_format_rate(name, baseline)}{note}"
     return rows | {"out": result["out"]}
+
+
+def _list_errors(result: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {name.upper(): _format_rate(name, result) for name in ("wer", "cer")}
+    kinds = [f"{result[kind]:,} {kind}" for kind in ("substitutions", "deletions", "insertions")]
+    return rows | {"words": f"{result['num_words']:,}: {', '.join(kinds)}"}
+
+
+def _lay_out_score(result: Mapping[str, Any]) -> str:
+    """Lay out the rates and the kinds of errors; what sclite would say only where it would say something else."""
+    rows = _list_errors(result)
+    sclite = result["sclite"]
+    if sclite and round(sclite["wer"], 2) != round(result["wer"], 2):
+        rows |= {"WER of NIST's sclite": f"{sclite['wer']:.2f} %"}
+    rows |= {"utterances": f"{result['num_utterances']:,}, {result['num_wrong_utterances']:,} with an error"}
+    rows |= {"out": result["out"]} if result["out"] != STDOUT else {}
+    return format_columns([(label, str(value)) for label, value in rows.items()])
+
+
+def _lay_out_comparison(result: Mapping[str, Any]) -> str:
+    sides = [(name, _format_side(name, result)) for name in ("a", "b")]
+    return format_columns([*sides, ("", result["sentence"]), ("out", result["out"])])
+
+
+def _format_side(name: str, result: Mapping[str, Any]) -> str:
+    return f"WER {result[f'wer_{name}']:.2f} %, CER {result[f'cer_{name}']:.2f} %: {', '.join(result[name])}"
 
 
 def _lay_out_points(result: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from speechssl.bench import meter as bench_meter
 from speechssl.config.model import ModelConfig
 from speechssl.model.transformer import PositionalConvolution
-from tests.benchmarks import adaptation, ctc_step, data_loading, extraction, positions, pretrain_step
+from tests.benchmarks import adaptation, ctc_step, data_loading, extraction, old_and_new, positions, pretrain_step
 from tests.benchmarks.side_by_side import COMPILED, summarise_ratio
 from tests.cases import each_case
 
@@ -111,3 +111,12 @@ def test_positions(capsys: pytest.CaptureFixture[str]) -> None:
     positions.main([*TINY, "batch=2", "seconds=1", "--repeats", "1", "--no-memory"])
     rows, ratios = read_tables(capsys.readouterr().out)
     assert [row[1] for row in rows] == list(positions.WAYS) and len(ratios) == len(positions.WAYS) - 1
+
+
+def test_a_checkout_beside_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    old_and_new.main([str(old_and_new.HERE), "--turns", "1", "model=tiny", "batch=1", "seconds=1"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == [
+        (job, precision) for job in old_and_new.JOBS for precision in old_and_new.PRECISIONS
+    ]
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)

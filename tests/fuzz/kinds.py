@@ -28,6 +28,7 @@ from speechssl.checkpoints.store import FILES, CheckpointStore, find_problem
 from speechssl.config.adaptation import Adaptation, LoRAConfig
 from speechssl.config.data import TextConfig
 from speechssl.config.decoding import WEIGHTS
+from speechssl.config.inference import CompareConfig
 from speechssl.config.model import ModelConfig, QuantizerConfig
 from speechssl.config.objective import ContrastiveConfig
 from speechssl.config.training import TrainingConfig
@@ -37,13 +38,16 @@ from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table
 from speechssl.data.files import find_files
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
+from speechssl.data.texts import format_trn, load_texts, match_texts
 from speechssl.errors import CheckpointError, DataError
 from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.inference.embed import make_schema
 from speechssl.inference.embedding_files import SUFFIXES, write_embeddings
 from speechssl.inference.embedding_reading import read_embeddings
+from speechssl.inference.journal import Entry, Journal
 from speechssl.inference.neighbours import find_neighbours
+from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
 from speechssl.interop.load import load_for_inference, load_model, write_model
@@ -56,7 +60,7 @@ from speechssl.training.metrics import JsonLinesWriter, read_metrics
 from speechssl.training.optim import build_optimizer
 from speechssl.training.resume import TrainingState
 from speechssl.training.run_folder import claim_run, open_run
-from speechssl.verbs import report
+from speechssl.verbs import compare, report
 from speechssl.verbs.kept import find_kept, write_kept
 from tests.integration.test_families import FAMILIES
 from tests.onnx_files import write_identity
@@ -170,6 +174,25 @@ def use_texts(_: Path, file: Path) -> None:
     find_files(str(file), "audio")
 
 
+def make_transcripts(folder: Path) -> None:
+    ids, texts = [f"u{n}" for n in range(20)], [f"one {n} naïve" for n in range(20)]
+    (folder / "a.trn").write_text(format_trn(ids, texts))
+    (folder / "text").write_text("".join(f"{name} {text}\n" for name, text in zip(ids, texts, strict=True)))
+    (folder / "a.tsv").write_text("".join(f"{name}\t{text}\n" for name, text in zip(ids, texts, strict=True)))
+    rows = [f"{name}\ts\t{text}\t{text} x\n" for name, text in zip(ids, texts, strict=True)]
+    (folder / "utterances.tsv").write_text("id\tspeaker\treference\thypothesis\n" + "".join(rows))
+
+
+def use_transcripts(folder: Path, file: Path) -> None:
+    """Score a file against itself, and compare the folder with itself where it is an evaluation's."""
+    found = load_texts(str(file), "reference", "reference")
+    assert match_texts(found, found) == list(found.texts)
+    if file.name == "utterances.tsv":
+        compare(
+            CompareConfig(a=[str(folder)], b=[str(folder)], out=str(folder / "out"), overwrite=True, num_resamples=9)
+        )
+
+
 def make_lm_texts(folder: Path) -> None:
     lines = "the cat sat\nso a CAT is, oh!\n"
     (folder / "a.txt").write_text(lines)
@@ -193,6 +216,21 @@ def use_arpa(_: Path, file: Path) -> None:
 
 def use_kept(folder: Path, _: Path) -> None:
     find_kept(str(folder))
+
+
+def make_journal(folder: Path) -> None:
+    spans = (Span("A", 0.1, 0.2, 0.5),)
+    with suppress(KeyboardInterrupt), Journal(folder / "a.part", {"checkpoint": "x"}) as journal:
+        for name in "abc":
+            journal.add(Entry(TimedText(name, "a.wav", "", 0, 1.0, "A", 0.5, spans, spans)))
+        raise KeyboardInterrupt
+
+
+def use_journal(folder: Path, file: Path) -> None:
+    """Go on from it: what is taken over must be what was written."""
+    journal = Journal(file, {"checkpoint": "x"})
+    for text, _ in journal.iterate("abc"):
+        assert (text.text, text.words) == ("A", (Span("A", 0.1, 0.2, 0.5),)), "changed without a word"
 
 
 def make_recogniser() -> SpeechModel:
@@ -386,9 +424,11 @@ KINDS: dict[str, Kind] = {
     "tsv": Kind(lambda folder: save_manifest(make_manifest(), folder / "m.tsv"), use_manifest),
     "parquet": Kind(make_parquet, use_manifest),
     "texts": Kind(make_texts, use_texts),
+    "transcripts": Kind(make_transcripts, use_transcripts),
     "texts of a language model": Kind(make_lm_texts, use_lm_texts),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
+    "journal": Kind(make_journal, use_journal),
     "configs": Kind(write_formats("speechssl"), use_model, ("*/config.json",)),
     "foreign": Kind(write_formats("huggingface"), use_model, ("*/*.json",)),
     "pieces": Kind(make_pieces, use_model, ("*/*.model", "*/config.json")),

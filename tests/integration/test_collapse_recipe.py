@@ -48,4 +48,5 @@ def test_the_table_counts_what_learned_and_what_was_caught() -> None:
 
 def test_a_missing_key_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["out=x"]) == 2
-    assert "the keys must be digits, healthy, out, provoked, train, updates, valid, but are" in capsys.readouterr().err
+    must = "the keys must be digits, healthy, model, out, provoked, train, updates, valid, but are"
+    assert must in capsys.readouterr().err

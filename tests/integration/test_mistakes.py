@@ -156,7 +156,7 @@ def test_what_is_refused_leaves_no_folder_and_claims_none(fails: Run, workplace:
 
 def test_rows_without_a_transcript_are_left_out(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main([*TUNE, *FEW, "data.train=gaps.tsv", "text.vocabulary=data", "out=asr"]) == 0
-    assert "data.train: left out, 1 of 2 utterances are without labels" in caplog.text
+    assert "data.train: left out, 1 of 2 utterances cannot be used: 1 without labels" in caplog.text
 
 
 def test_overwrite_replaces_nothing_before_all_is_checked(fails: Run, workplace: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from itertools import islice
 
@@ -59,6 +60,20 @@ def test_bars_on_a_terminal_one_inside_another_and_stdout_untouched(
     assert progress._display is None
     monkeypatch.setenv("RANK", "1")
     assert not progress.Progress("one of several").has_bar
+
+
+def test_no_number_is_cut_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best so far comes first, and stays."""
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress.Progress("train", total=40_000, unit="updates", done=12_000) as shown:
+        assert shown.left == ""
+        shown.advance(300, best="wer 45.12 at 11500", loss=52.14, speed="112 s/s")
+        assert shown.left.endswith(" s left") and progress._display is not None
+        progress._display.refresh()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"12300/40000 updates [0-9:-]+ left best wer 45\.12 at", drawn), drawn
 
 
 def test_logs_are_shown_unless_a_program_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

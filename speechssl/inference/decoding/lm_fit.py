@@ -52,6 +52,16 @@ class Fit:
         }
         return asdict(self) | shares
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """What has been counted so far."""
+        return self.output_words, self.output_words_known, self.greedy_words
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        """Take over what was counted elsewhere."""
+        self.output_words, self.output_words_known, self.greedy_words = counts
+
     def warn_of_unknown(self) -> None:
         """Warn where the language model knows less than half of what was recognised."""
         if self.output_words_known < self.output_words / 2:

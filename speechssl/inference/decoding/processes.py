@@ -37,6 +37,18 @@ class Submit(Protocol):
 
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Begun(Protocol[T_co]):
+    """What has begun, as a future."""
+
+    def done(self) -> bool:
+        """Say whether the result is there."""
+
+    def result(self) -> T_co:
+        """Wait for the result."""
+
 
 _searches: list[BeamSearch] = []
 """In a worker: its search, inherited when it was forked, so that the language model is there once for all."""
@@ -90,9 +102,9 @@ def searching(search: BeamSearch, num_workers: int) -> Iterator[Submit]:
         pool.shutdown(cancel_futures=not is_whole)
 
 
-def settle(rows: Iterable[tuple[int, Future[T]]], num_workers: int) -> Iterator[tuple[int, T]]:
+def settle(rows: Iterable[tuple[int, Begun[T]]], num_workers: int) -> Iterator[tuple[int, T]]:
     """Yield what was begun, in its order, while the processes have more to do."""
-    begun: deque[tuple[int, Future[T]]] = deque()
+    begun: deque[tuple[int, Begun[T]]] = deque()
     for row in rows:
         begun.append(row)
         while begun and (begun[0][1].done() or len(begun) > AHEAD * num_workers):

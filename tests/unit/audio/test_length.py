@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechssl.audio.reading import AudioFile, load_audio, read_info
+from speechssl.audio.reading import AudioFile, load_audio, read_info, stream_audio
 from speechssl.errors import DataError
 from tests.cases import each_case
 
@@ -319,3 +319,32 @@ def test_a_chunk_that_leads_out_of_the_file_is_a_sentence_or_no_fault(
     path.write_bytes(data)
     with suppress(DataError):
         assert read_info(path).num_samples == 16_000
+
+
+@each_case("rate", [8_000, 16_000, 44_100, 48_000])
+@each_case("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_pieces_are_the_whole(
+    tmp_path: Path, speech: Speech, kind: str, rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One channel and two, all of it and a stretch, resampled without a seam."""
+    monkeypatch.setattr("speechssl.audio.reading.BLOCK", 2**14)
+    path, mono = tmp_path / "a", speech(6.0, 1, 120.0, rate)
+    for samples in (mono, np.stack([mono, 0.5 * mono], axis=1)):
+        soundfile.write(path, samples, rate, format=kind)
+        for offset, count in ((0, None), (rate + 1, 4 * rate - 3)):
+            pieces = list(stream_audio(path, offset, count, rate))
+            assert len(pieces) > 1
+            assert np.concatenate(pieces) == pytest.approx(load_audio(path, offset, count), abs=2e-6)
+
+
+def test_pieces_are_refused_as_the_whole_is(tmp_path: Path, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speechssl.audio.reading.BLOCK", 2**14)
+    path, samples = tmp_path / "a.wav", speech(6.0, 1, 120.0, 16_000).copy()
+    samples[50_000] = np.nan
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    cases = {"finite samples": (), "has 96000": (90_000, 9_000), "8000 Hz that": (0, None, 8_000)}
+    cases |= {"the channel 2": (0, None, 16_000, 2)}
+    for sentence, given in cases.items():
+        pieces = stream_audio(path, *given)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=sentence):
+            list(pieces)

@@ -119,7 +119,8 @@ def test_a_bench_of_ctc_has_the_network_of_fine_tuning_except_given_values() -> 
 def test_every_file_of_conf_composes() -> None:
     known = {f"{verb}.yaml" for verb in VERBS}
     for verb, row in VERBS.items():
-        words = (["runs/a"] if row.inputs[:1] == ("checkpoint",) else []) + (["out=x"] if "out" in row.inputs else [])
+        given = {"checkpoint": ["runs/a"], "reference": ["a", "b"]}.get(row.inputs[0] if row.inputs else "", [])
+        words = given + (["out=x"] if "out" in row.inputs else [])
         assert isinstance(compose(verb, words), row.schema)
     for verb in ("pretrain", "finetune"):
         groups = find_groups(verb)
@@ -186,6 +187,10 @@ OUT_OF_RANGE = (
     (TRAIN, "training.unfreeze_share=0.5", "must be 1 in pretraining, since it is for fine-tuning, but is 0.5"),
     (TUNE, "training.layer_lr_decay=0", "must be positive and at most 1, but is 0.0"),
     (TRAIN, "training.layer_lr_decay=0.9", "must be 1 in pretraining, since it is for fine-tuning, but is 0.9"),
+    (TUNE, "star_penalty=3", "must be left out without tolerate_errors=true, but is 3.0"),
+    ((*TUNE, "tolerate_errors=true"), "word_penalty=-1", "must be between 0 and 1000, but is -1.0"),
+    ((*TUNE, "tolerate_errors=true"), "star_penalty=nan", "must be a finite number, but is nan"),
+    ((*TUNE, "tolerate_errors=true"), "penalty_decay=0", "must be positive and at most 1, but is 0.0"),
     (TUNE, "training.patience=3", "must be 0 without data.valid, but is 3"),
     (TRAIN, "training.patience=-1", "must be positive, or 0 to make all updates, but is -1"),
     (TUNE, "intermediate_weight=1", "must be at least 0 and less than 1, but is 1.0"),

@@ -196,7 +196,7 @@ def test_workers_and_where_a_run_begins_change_nothing(tones: Manifest, crop: in
     assert batch.audio_s == pytest.approx(float(batch.inputs["length"].sum()) / 16_000), "counted as it is fed"
 
 
-def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> None:
+def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest, caplog: pytest.LogCaptureFixture) -> None:
     """The text and the word boundary after it need all frames at speed 1, so that at 1.1 they are too few."""
     vocabulary, network = build_vocabulary(TextConfig(), []), ModelConfig()
     frames = network.count_frames(int(tones.num_samples_16k[0]))
@@ -207,6 +207,30 @@ def test_frames_suffice_for_the_labels_at_the_fastest_speed(tones: Manifest) -> 
         config = FinetuneConfig(out="x", data=FinetuneDataConfig(speed_perturbation=speeds))
         kept[name] = [len(select_usable(manifest, vocabulary, config, key)) for key in ("data.train", "data.valid")]
     assert kept == {"plain": [2, 2], "faster": [1, 2], "slower": [2, 2]}
+    fewer = network.count_frames(count_at_speed(int(tones.num_samples_16k[0]), 1.1))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data.train: left out, 1 of 2 utterances cannot be used: 1 too short for their text "
+        f"(the first needs {frames} frames, and has {fewer} at speed 1.1): {tones[0].id}"
+    ]
+
+
+def test_every_reason_is_counted_and_named(tones: Manifest, caplog: pytest.LogCaptureFixture) -> None:
+    """Equal neighbours need a frame more; where nothing is left, the sentence is an error's."""
+    vocabulary, network = build_vocabulary(TextConfig(), []), ModelConfig()
+    frames, folder = network.count_frames(int(tones.num_samples_16k[0])), Path(tones[0].path).parent
+    fits = ("AB" * frames)[: frames - 1]
+    doubled = fits[:1] + fits[:-1]
+    texts = {"silent": "...", "fits": fits, "doubled": doubled, "many": 2 * fits, "none": None}
+    rows = [replace(tones[0], id=name, text=text) for name, text in texts.items()]
+    config = FinetuneConfig(out="x")
+    kept = select_usable(build_manifest(rows, folder), vocabulary, config, "data.train")
+    assert kept.column("id") == ["fits"]
+    assert caplog.messages == [
+        "data.train: left out, 4 of 5 utterances cannot be used: 2 without labels: silent, none; 2 too short for their "
+        f"text (the first needs {frames + 1} frames, and has {frames}): doubled, many"
+    ]
+    with pytest.raises(DataError, match=r"`data\.valid` must hold usable utterances, but 1 of 1 .* too short for"):
+        select_usable(build_manifest(rows[2:3], folder), vocabulary, config, "data.valid")
 
 
 def test_frames_suffice_for_masks_at_the_fastest_speed(tones: Manifest) -> None:

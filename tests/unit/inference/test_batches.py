@@ -50,15 +50,22 @@ def test_long_audio_comes_in_pieces_and_progress_is_told(
     source, _ = make_source([8_000, 40_000, 100, 16_000])
     with caplog.at_level(logging.INFO, "speechssl"):
         results = run_model(
-            model, source, forward, count_frames, batch_s=2.0, window_s=1.0, chunk_batches=8, description="count"
-        )
+            model, source, forward, count_frames,
+            batch_s=2.0, window_s=1.0, chunk_batches=8, description="count", is_output=True,
+        )  # fmt: skip
         found = dict(results)
     single = [(count - 400) // 320 + 1 for count in source.lengths]
     assert {index: sum(pieces) for index, pieces in found.items()} == {k: single[k] for k in (0, 1, 3)}
     assert list(found) == [0, 1, 3]
     assert [len(found[index]) for index in (0, 3)] == [1, 1]
     assert len(found[1]) > 2
-    assert [line.rpartition(" in ")[0] for line in caplog.messages][:3] == [
+    told = [line.rpartition(" in ")[0] for line in caplog.messages]
+    assert [line for line in told if line.startswith("1:")] == [
+        "1: 2 of 4 windows",
+        "1: 4 of 4 windows",
+        "1: all 4 windows",
+    ]
+    assert [line for line in told if line.startswith("count:")][:3] == [
         f"count: {done} of 3 utterances" for done in (1, 2, 3)
     ]
     assert model.training
@@ -70,8 +77,9 @@ def test_ctrl_c_reads_no_further(model: SpeechModel) -> None:
 
     source, read = make_source([16_000] * 60)
     results = run_model(
-        model, source, interrupt, count_frames, batch_s=1.0, window_s=1.0, chunk_batches=60, description="count"
-    )
+        model, source, interrupt, count_frames,
+        batch_s=1.0, window_s=1.0, chunk_batches=60, description="count", is_output=False,
+    )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         next(results)
     assert len(read) <= 3
@@ -89,3 +97,50 @@ def test_batches_are_of_similar_length_and_keep_within_their_size() -> None:
     fractions = np.array([20_000, 17_000])
     assert plan_batches(np.arange(2), fractions, 50_000, equal=False) == [[0], [1]], "padding to 32,000 counts"
     assert plan_batches(np.arange(2), np.array([20_000, 20_000]), 50_000, equal=True) == [[0, 1]]
+
+
+def test_what_is_done_is_not_done_again_and_the_rest_is_the_same_to_the_bit(model: SpeechModel) -> None:
+    """Whatever is done already, in batches of several and in windows, and in any order."""
+    rng = np.random.default_rng(0)
+    waveforms = [
+        0.1 * rng.standard_normal(size).astype(np.float32) for size in (8_000, 40_000, 7_900, 16_000, 100, 7_000)
+    ]
+    sizes = np.array([len(waveform) for waveform in waveforms])
+    source = Source([str(k) for k in range(len(waveforms))], sizes, waveforms.__getitem__)
+
+    def run(done: frozenset[int] = frozenset(), in_order: bool = True) -> list[tuple[int, Tensor]]:
+        def collect(pieces: Iterator[list[Tensor]]) -> Tensor:
+            return torch.cat([frames for (frames,) in pieces])
+
+        given = {"batch_s": 2.0, "window_s": 1.0, "chunk_batches": 8, "description": "collect", "is_output": False}
+        return list(run_model(model, source, forward, collect, done=done, in_order=in_order, **given))  # type: ignore[arg-type]
+
+    whole = dict(run())
+    assert list(whole) == [0, 1, 2, 3, 5]
+    for done in (frozenset(), frozenset({0}), frozenset({1, 3}), frozenset({0, 2, 4, 5}), frozenset(range(6))):
+        for in_order in (True, False):
+            rest = dict(run(done, in_order))
+            assert set(rest) == set(whole) - done
+            assert list(rest) == sorted(rest) or not in_order
+            assert all(torch.equal(frames, whole[index]) for index, frames in rest.items())
+
+
+def test_a_long_file_is_held_a_piece_at_a_time() -> None:
+    """Stretches that overlap, touch, and leave something out are those of the whole; no more is read than they need."""
+    whole = np.arange(100_000, dtype=np.float32)
+    given: list[int] = []
+
+    def stream(_: int) -> Iterator[FloatArray]:
+        for first in range(0, len(whole), 7_000):
+            given.append(first)
+            yield whole[first : first + 7_000]
+
+    source = Source(["a"], np.array([len(whole)]), lambda _: whole, stream=stream)
+    stretches = [(0, 10_000), (5_000, 10_000), (15_000, 1_000), (60_000, 20_000), (60_000, 10)]
+    for (first, count), found in zip(stretches, source.read_stretches(0, stretches), strict=True):
+        assert np.array_equal(found, whole[first : first + count])
+        assert found.base is None or len(found.base) <= 20_000 + 7_000
+        assert given[-1] < first + count + 20_000
+    assert given[-1] == 77_000
+    alone = Source(["a"], np.array([len(whole)]), lambda _: whole).read_stretches(0, stretches)
+    assert [len(found) for found in alone] == [count for _, count in stretches]

@@ -19,10 +19,10 @@ from speechssl.data.manifest import Manifest, Utterance, build_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference import recognise as recognition
 from speechssl.inference.decoding.decoder import build_decoder
+from speechssl.inference.readings import Reader, measure_confidence
 from speechssl.inference.recognise import (
     iterate_readings,
     iterate_texts,
-    measure_confidence,
     recognise,
     require_recogniser,
     transcribe,
@@ -255,8 +255,8 @@ def test_confidence_is_the_probability_of_a_text_per_symbol() -> None:
 
 def test_readings_have_the_texts_and_their_confidence(tmp_path: Path) -> None:
     manifest = write(tmp_path, {"b": say("HELLO"), "blip": np.full(399, 0.5, dtype=np.float32), "a": say("TEA")})
-    model, decode = EchoModel(), build_decoder(DecodingConfig(), VOCABULARY).decode
-    found = iterate_readings(model, Source.from_manifest(manifest), 60.0, 30.0, "float32", decode)
+    reader = Reader(VOCABULARY, build_decoder(DecodingConfig(), VOCABULARY), 0.02, has_confidence=True)
+    found = iterate_readings(EchoModel(), Source.from_manifest(manifest), 60.0, 30.0, "float32", reader)
     readings = [reading for _, reading in found]
     assert [reading.text for reading in readings] == ["HELLO", "", "TEA"]
     assert readings[1].confidence == 0.0

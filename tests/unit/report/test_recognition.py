@@ -5,15 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from speechssl.report.evaluation import describe_evaluation, judge_evaluation, make_evaluation
 from speechssl.report.live import Sounds, choose_evenly
 from speechssl.report.recognition import (
     Transcript,
     count_errors,
-    describe_evaluation,
     describe_interval,
     describe_recogniser,
-    judge_evaluation,
-    make_evaluation,
     read_transcripts,
 )
 from speechssl.report.run_folder import RunFolder, load_run

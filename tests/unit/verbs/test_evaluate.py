@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from torch import nn
 
 from speechssl import config as schemas
-from speechssl.data.manifest import Manifest, Utterance, build_manifest, save_manifest
+from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifest, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.inference.decoding.ngram import save_arpa
 from speechssl.inference.decoding.ngram_training import train_ngram
-from speechssl.inference.recognise import require_recogniser
+from speechssl.inference.recognise import Reading, require_recogniser
+from speechssl.report.run_folder import load_table
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import evaluate
 
@@ -215,7 +217,7 @@ def test_audio_that_cannot_be_used_is_left_out_of_the_figures_and_told(
     manifest = write_manifest(tmp_path, SAID, SPEAKERS)
 
     def recognise(model: object, manifest: Manifest, *arguments: Any) -> list[str]:
-        arguments[-1].add("u1", tmp_path / "a.wav", "a.wav must be whole, but is damaged")
+        arguments[4].add("u1", tmp_path / "a.wav", "a.wav must be whole, but is damaged")
         return [HEARD[int(name[1:])] for name in manifest.column("id") if name != "u1"]
 
     monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser())
@@ -228,9 +230,68 @@ def test_audio_that_cannot_be_used_is_left_out_of_the_figures_and_told(
 
     def recognise_nothing(model: object, manifest: Manifest, *arguments: Any) -> list[str]:
         for name in manifest.column("id"):
-            arguments[-1].add(name, tmp_path / "a.wav", "it is bad")
+            arguments[4].add(name, tmp_path / "a.wav", "it is bad")
         return []
 
     monkeypatch.setattr(module, "recognise", recognise_nothing)
     with pytest.raises(DataError, match=r"`data\.test` must have some .* but none of 4 can be: it is bad"):
         evaluate(make_config(manifest, tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("heard")
+def test_silence_counts_where_it_is_asked_for(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, ["The cat sat", None, "", "so"], [None] * 4)  # type: ignore[list-item]
+    result = evaluate(make_config(manifest, tmp_path / "out", empty=True))
+    assert (result["num_utterances"], result["num_silent"], result["num_untranscribed"]) == (4, 2, 0)
+    assert (result["insertions"], result["num_words"]) == (2 + 3, 4)
+    assert result["wer"] == pytest.approx(100 * (1 + 5 + 1) / 4)
+
+
+@pytest.mark.usefixtures("heard")
+def test_both_sides_go_through_one_normaliser(manifest: Path, tmp_path: Path) -> None:
+    basic = evaluate(make_config(manifest, tmp_path / "basic", normaliser="basic", trn=True))
+    assert (basic["wer"], basic["normaliser"]) == (pytest.approx(100 * 3 / 9), "basic")
+    assert "the cat sat (u0)" in (tmp_path / "basic" / "reference.trn").read_text(encoding="utf-8")
+    assert "the cat sad (u0)" in (tmp_path / "basic" / "hypothesis.trn").read_text(encoding="utf-8")
+    none = evaluate(make_config(manifest, tmp_path / "none", normaliser="none"))
+    assert none["wer"] == pytest.approx(100 * (3 + 1 + 3 + 1) / 8), "nothing but the A is spelt alike"
+    with pytest.raises(ConfigError, match="`normaliser` must be one of none, basic, english, but is 'x'"):
+        make_config(manifest, tmp_path / "x", normaliser="x")
+
+
+@pytest.mark.usefixtures("heard")
+def test_columns_have_rates_of_their_own_and_utterances_their_lengths_and_levels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load_manifest(write_manifest(tmp_path, SAID, SPEAKERS)).table
+    table = table.append_column("sex", pa.array(["F", "F", None, "M"]))
+    save_manifest(Manifest(table, tmp_path, "m"), tmp_path / "m.tsv")
+
+    def recognise(_: object, manifest: Manifest, *arguments: Any) -> list[str]:
+        arguments[-1].see(1, np.full(4000, 0.1, np.float32))
+        arguments[-1].see(2, np.zeros(4000, np.float32))
+        for index, confidence in enumerate((0.9, 0.5, 0.95, 0.0)):
+            arguments[-1].note(index, Reading(HEARD[index], confidence))
+        return HEARD
+
+    monkeypatch.setattr(module, "recognise", recognise)
+    result = evaluate(make_config(tmp_path / "m.tsv", tmp_path / "out", by=["sex"]))
+    assert [(row["value"], row["num_words"], row["wer"]) for row in result["groups"]] == [
+        ("", 3, 0.0), ("F", 5, 40.0), ("M", 1, 100.0),
+    ]  # fmt: skip
+    rows = load_table(tmp_path / "out" / "utterances.tsv")
+    assert {row["id"]: (row["seconds"], row["level_db"], row["sex"]) for row in rows} == {
+        "u0": ("0.25", "", "F"), "u1": ("0.25", "-20.0", "F"), "u2": ("0.25", "-inf", ""), "u3": ("0.25", "", "M"),
+    }  # fmt: skip
+    assert [row["confidence"] for row in rows if row["id"] == "u1"] == ["0.5000"]
+    # u0 has 10 of 11 letters right, u1 all of 5, u2 all of 16; nothing was written of u3.
+    bins = [[50, 100, 5], [100 * (0.9 * 11 + 0.95 * 16) / 27, 100 * 26 / 27, 27]]
+    assert np.array(result["calibration"]["bins"]) == pytest.approx(np.array(bins))
+    error = sum(abs(sure - right) * size for sure, right, size in bins) / 32
+    assert result["calibration"]["error"] == pytest.approx(error)
+    groups = load_table(tmp_path / "out" / "groups.tsv")
+    assert [(row["column"], row["value"], row["wer"], row["unit"]) for row in groups][1] == (
+        "sex", "F", "40.0000", "speaker",
+    )  # fmt: skip
+    with pytest.raises(DataError, match="`by` must have a column accent"):
+        evaluate(make_config(tmp_path / "m.tsv", tmp_path / "other", by=["accent"]))

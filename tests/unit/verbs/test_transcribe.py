@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from torch import nn
 
 from speechssl.config.inference import TranscribeConfig
+from speechssl.config.model import ModelConfig
 from speechssl.data.files import expand_audio
 from speechssl.data.manifest import load_manifest, load_manifests, save_manifest
 from speechssl.errors import CheckpointError, ConfigError, DataError
-from speechssl.inference.recognise import Reading
+from speechssl.inference.readings import Reading
 from speechssl.inference.source import Source
+from speechssl.inference.timed import Span
 from speechssl.text.vocabulary import FAIRSEQ_SYMBOLS, Vocabulary
 from speechssl.verbs import transcribe
 
@@ -33,29 +36,29 @@ class Recogniser(nn.Module):
         super().__init__()
         self.head = nn.Identity() if has_head else None
         self.vocabulary = Vocabulary(FAIRSEQ_SYMBOLS) if has_head else None
+        self.config, self.device = ModelConfig(), torch.device("cpu")
+
+
+def hear(model: object, source: Source, *given: Any) -> Iterator[tuple[int, Reading]]:
+    """Hear the names of the clips that have "one" in theirs, a word in time each, and nothing of the others."""
+    done = given[-2]
+    for index, name in enumerate(source.ids):
+        if index not in done and source.try_read(index) is not None:
+            text = name.upper() if "one" in name else ""
+            spans = (Span(text, 0.1, 0.4, 0.75),) if text else ()
+            yield index, Reading(text, 0.75 if text else 0.0, spans, spans)
 
 
 @pytest.fixture
 def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write two clips, of which the recogniser hears the name of the first and nothing of the second."""
-
-    def iterate_texts(model: object, source: Source, *_: object) -> Iterator[tuple[int, str]]:
-        for index, name in enumerate(source.ids):
-            if source.try_read(index) is not None:
-                yield index, name.upper() if "one" in name else ""
-
     folder = tmp_path / "clips"
     folder.mkdir()
     for name in ("one", "two"):
         soundfile.write(folder / f"{name}.wav", np.zeros(8000), 16_000)
     monkeypatch.setattr(module, "load_for_inference", lambda *_, **__: Recogniser())
-
-    def iterate_readings(*given: Any) -> Iterator[tuple[int, Reading]]:
-        for index, text in iterate_texts(*given):
-            yield index, Reading(text, 0.75 if text else 0.0)
-
-    monkeypatch.setattr(module, "iterate_texts", iterate_texts)
-    monkeypatch.setattr(module, "iterate_readings", iterate_readings)
+    monkeypatch.setattr(module, "find_update", lambda *_: 7)
+    monkeypatch.setattr(module, "iterate_readings", hear)
     return folder
 
 
@@ -94,20 +97,103 @@ def test_without_out_the_lines_go_to_stdout_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["clips"]
 
 
-def test_an_interrupted_run_keeps_what_is_done_under_another_name(
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def break_off(*_: object) -> Iterator[tuple[int, str]]:
-        yield 0, "ONE"
+    """Five times, with a last line that death has torn each time; no utterance is read twice."""
+    for k in range(12):
+        soundfile.write(clips / f"one{k:02d}.wav", np.zeros(8000 + k), 16_000)
+    transcribe(make_config(clips, tmp_path / "whole.json"))
+    read: list[str] = []
+
+    def break_off(model: object, source: Source, *given: Any) -> Iterator[tuple[int, Reading]]:
+        for count, (index, reading) in enumerate(hear(model, source, *given)):
+            if count == 2:
+                raise KeyboardInterrupt
+            read.append(source.ids[index])
+            yield index, reading
+
+    out, part = tmp_path / "parts.json", tmp_path / ".parts.json.part"
+    monkeypatch.setattr(module, "iterate_readings", break_off)
+    for k in range(1, 6):
+        with pytest.raises(KeyboardInterrupt):
+            transcribe(make_config(clips, out))
+        assert f"broken off: {2 * k} texts are kept in {part}" in caplog.text
+        with part.open("ab") as file:
+            file.write(b"0badc0de {torn")
+        assert not out.exists()
+
+    def finish(model: object, source: Source, *given: Any) -> Iterator[tuple[int, Reading]]:
+        for index, reading in hear(model, source, *given):
+            read.append(source.ids[index])
+            yield index, reading
+
+    monkeypatch.setattr(module, "iterate_readings", finish)
+    result = transcribe(make_config(clips, out))
+    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(read) == sorted(set(read)) and len(read) == result["num_utterances"] == 14
+    assert not part.exists()
+
+
+def test_only_the_same_command_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(*given: Any) -> Iterator[tuple[int, Reading]]:
+        yield from list(hear(*given))[:1]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "iterate_texts", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        transcribe(make_config(clips, tmp_path / "out"))
-    assert not (tmp_path / "out" / "texts.tsv").exists()
-    assert (tmp_path / "out" / ".texts.tsv.part").read_text(encoding="utf-8") == "one\tONE\n"
-    assert f"broken off: the first 1 texts are in {tmp_path / 'out' / '.texts.tsv.part'}" in caplog.text
-    assert not (tmp_path / "out" / "result.json").exists()
+    def begin(**keys: object) -> None:
+        monkeypatch.setattr(module, "iterate_readings", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            transcribe(make_config(clips, tmp_path / "texts.txt", **keys))
+        monkeypatch.setattr(module, "iterate_readings", hear)
+
+    begin()
+    part = tmp_path / ".texts.txt.part"
+    for key, sentence in (
+        ({"window_s": 20.0}, "`window_s` must be as the command had it that .*texts.txt.part is of, 30.0, but is 20.0"),
+        (
+            {"format": "json"},
+            "`format` must be as the command had it that .* 'tsv', but is 'json' .overwrite=true begins",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            transcribe(make_config(clips, tmp_path / "texts.txt", **key))
+    assert part.exists()
+    # Another file has taken the place of the one that is done: it is read.
+    soundfile.write(clips / "one.wav", np.zeros(9000), 16_000)
+    assert transcribe(make_config(clips, tmp_path / "texts.txt", batch_s=10.0))["audio_s"] == pytest.approx(1.0625)
+    begin(overwrite=True)
+    result = transcribe(make_config(clips, tmp_path / "texts.txt", window_s=20.0, overwrite=True))
+    assert result["num_utterances"] == 2 and not part.exists()
+    begin(overwrite=True)
+    part.write_bytes(b"no line of ours\n")
+    assert transcribe(make_config(clips, tmp_path / "texts.txt", overwrite=True))["num_utterances"] == 2
+
+
+def test_formats_have_a_file_an_utterance_or_one_for_all(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clips / "deep").mkdir()
+    (clips / "one.wav").rename(clips / "deep" / "one more.wav")
+    result = transcribe(make_config(clips, tmp_path / "out", format="srt"))
+    assert (tmp_path / "out/deep/one%20more.srt").read_text() == "1\n00:00:00,100 --> 00:00:01,100\nDEEP/ONE MORE\n\n"
+    assert (tmp_path / "out" / "two.srt").read_text() == ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"deep", "two.srt", "result.json"}
+    assert (result["texts"], result["format"], result["num_empty"]) == (str(tmp_path / "out"), "srt", 1)
+    transcribe(make_config(clips, tmp_path / "all.ctm"))
+    lines = "deep/one%20more 1 0.100 0.300 DEEP/ONE MORE 0.7500\n;; two 1: no words\n"
+    assert (tmp_path / "all.ctm").read_text() == lines
+    assert capsys.readouterr().out == ""
+    transcribe(make_config(clips, "", format="ctm"))
+    assert capsys.readouterr().out == lines
+    transcribe(make_config(clips, tmp_path / "all.json"))
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [(row["id"], row["duration_s"]) for row in found] == [("deep/one more", 0.5), ("two", 0.5)]
+    for key, sentence in (
+        ({"format": "json"}, "as the suffix of out="),
+        ({"format": "txt"}, "`format` must be one of tsv"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            transcribe(make_config(clips, tmp_path / "all.srt", **key))
 
 
 def test_a_finished_file_stays(clips: Path, tmp_path: Path) -> None:
@@ -118,11 +204,10 @@ def test_a_finished_file_stays(clips: Path, tmp_path: Path) -> None:
 
 
 PIPED = """
-from speechssl.verbs.transcribe import _write_lines
-from speechssl.data.left_out import LeftOut
+from speechssl.verbs.output import print_text
 
-ids = [f"u{k}" for k in range(5000)]
-_write_lines(ids, ((k, "TEXT") for k in range(5000)), None, LeftOut())
+for k in range(5000):
+    print_text(f"u{k}\\tTEXT\\n")
 """
 
 
@@ -181,7 +266,8 @@ def test_lines_are_safe_for_a_terminal(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (clips / "one.wav").rename(clips / "one\x1b[2J\nthree\tX.wav")
-    monkeypatch.setattr(module, "iterate_texts", lambda *_: iter([(0, "A\x1b]0;B\x07"), (1, "C\nfour\tD\u202e")]))
+    readings = [(0, Reading("A\x1b]0;B\x07")), (1, Reading("C\nfour\tD\u202e"))]
+    monkeypatch.setattr(module, "iterate_readings", lambda *_: iter(readings))
     transcribe(make_config(clips, ""))
     transcribe(make_config(clips, tmp_path / "out"))
     lines = (tmp_path / "out" / "texts.tsv").read_text(encoding="utf-8")
@@ -216,6 +302,7 @@ def test_min_confidence_makes_a_manifest_to_learn_from(clips: Path, tmp_path: Pa
     ):
         with pytest.raises((ConfigError, DataError), match=sentence):
             transcribe(make_config(clips, out and tmp_path / out, min_confidence=least))
+        (tmp_path / ".none.tsv.part").unlink(missing_ok=True)
         assert not (tmp_path / "none.tsv").exists()
     with pytest.raises(DataError, match="`checkpoint` must recognise something, but all 1 texts are empty"):
         transcribe(make_config(clips / "two.wav", tmp_path / "none.tsv", min_confidence=0))
