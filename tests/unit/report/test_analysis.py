@@ -49,6 +49,7 @@ def test_a_collapse_is_the_verdict() -> None:
 
 
 def test_a_result_of_something_else_has_a_page_without_pictures() -> None:
-    for cka in (3, [], [[]], [[1.0], [1.0, 2.0]], [[0.0] * 200]):
+    several: tuple[Any, ...] = (3, [], [[]], [[1.0], [1.0, 2.0]], [[0.0] * 200])
+    for cka in several:
         run = RunFolder(Path("a"), "analyse", result={"layers": [{"layer": 1, "rank": "x"}], "cka": cka, "label": 3})
         assert make_analysis(run) == [] and describe_analysis(run)[1] == []

@@ -25,7 +25,7 @@ from speechssl.model.log_mel import compute_log_mel
 from speechssl.model.speech_model import SpeechModel
 from tests.cases import each_case
 
-TINY = {"conv_channels": [8] * 7, "num_layers": 2, "model_dim": 16, "ffn_dim": 16, "num_heads": 2,
+TINY: dict[str, Any] = {"conv_channels": [8] * 7, "num_layers": 2, "model_dim": 16, "ffn_dim": 16, "num_heads": 2,
         "position_kernel": 8, "position_groups": 2}  # fmt: skip
 
 
