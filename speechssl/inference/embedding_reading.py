@@ -19,13 +19,16 @@ from speechssl.checkpoints.checks import check_header
 from speechssl.config.model import MAX_WIDTH
 from speechssl.data.manifest_reading import FREE_BYTES, MAX_GROWTH, MAX_LINE, unescape
 from speechssl.inference.embed import make_schema
-from speechssl.inference.embedding_files import FACTS, SUFFIXES, name_index
+from speechssl.inference.embedding_files import SUFFIXES, name_index
 from speechssl.parsing import open_regular, parse_json, parsing
 
 FloatArray = npt.NDArray[np.float32]
 
+FACTS = "speechssl"
+"""The entry of a Parquet file's metadata that says, as JSON, how its rows were made."""
+
 NEEDED = ("id", "layer")
-COLUMNS = pa.schema(list(make_schema(1))[:-1])
+COLUMNS = pa.schema(list(make_schema(1, has_label=True))[:-1])
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class Embeddings:
     """A file of embeddings.
 
     Attributes:
-        rows: id, path, speaker, layer, start_s and end_s of each.
+        rows: id, path, speaker, layer, start_s and end_s of each; and label, where they are segments.
         vectors: (N, D) float32, or float16 where the file has that.
-        facts: checkpoint, weights, layer, pooling and window_s that they were made with; empty where the file has none.
+        facts: checkpoint, weights, language, pooling, window_s, channel and mix that they were made with; empty where
+            the file says nothing of it.
     """
 
     rows: pa.Table
@@ -62,11 +66,7 @@ def read_embeddings(file: str, key: str = "embeddings") -> Embeddings:
             raise ValueError(f"it ends in {path.suffix or 'no suffix'}")
         open_regular(path).close()
         rows, vectors, stored = _read_parquet(path) if path.suffix == ".parquet" else _read_array(path)
-        facts = parse_json(stored.encode()) if stored else {}
-        texts = [facts.get(name, "") for name in ("checkpoint", "pooling", "weights")]
-        window_s = facts.get("window_s", 30)
-        if not all(isinstance(text, str) for text in texts) or type(window_s) not in (int, float) or not window_s >= 5:
-            raise ValueError("its metadata are not those of embed")
+        facts = _check_facts(parse_json(stored.encode()) if stored else {})
         if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MAX_WIDTH or vectors.dtype.kind != "f":
             raise ValueError(f"its embeddings are {vectors.dtype} of the shape {vectors.shape}")
         if not len(vectors) or rows.num_rows != len(vectors):
@@ -74,15 +74,28 @@ def read_embeddings(file: str, key: str = "embeddings") -> Embeddings:
         missing = [name for name in NEEDED if name not in rows.column_names]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
+        fields = [field for field in COLUMNS if field.name in rows.column_names or field.name != "label"]
         columns = [
             pc.cast(rows.column(field.name), field.type) if field.name in rows.column_names
-            else pa.nulls(rows.num_rows, field.type) for field in COLUMNS
+            else pa.nulls(rows.num_rows, field.type) for field in fields
         ]  # fmt: skip
-        table = pa.table(columns, schema=COLUMNS)
+        table = pa.table(columns, schema=pa.schema(fields))
         table.validate(full=True)
         if any(table.column(name).null_count for name in NEEDED):
             raise ValueError("a row has no id or no layer")
     return Embeddings(table, vectors, facts)
+
+
+def _check_facts(stored: dict[str, Any]) -> dict[str, Any]:
+    """Give what is said of rows on one level, and make sure that it is what `embed` says."""
+    settings = stored.get("settings", {})
+    facts = {**stored, **(settings if isinstance(settings, dict) else {})}
+    texts = [facts.get(name, "") for name in ("checkpoint", "weights", "language", "pooling", "mix")]
+    window_s, channel = facts.get("window_s", 30), facts.get("channel", 0)
+    are_right = all(isinstance(text, str) for text in texts) and type(window_s) in (int, float) and window_s >= 5
+    if not are_right or type(channel) is not int or channel < 0:
+        raise ValueError("its metadata are not those of embed")
+    return facts
 
 
 def _read_parquet(path: Path) -> tuple[pa.Table, FloatArray, str]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from speechssl.config.model import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES
-from speechssl.inference.batches import read_ahead, run_model
-from speechssl.inference.embed import Embedder
+from speechssl.inference.batches import CHUNK_BATCHES, read_ahead, stream_model
+from speechssl.inference.embedder import Embedder
 from speechssl.inference.source import FloatArray, IntArray, Source
 from speechssl.model.log_mel import compute_log_mel
 from speechssl.progress import track
@@ -86,19 +87,25 @@ def sample_states(embedder: Embedder, source: Source, plan: Plan) -> Sample:
     source.leave_out_short(config.output_field)
     own = config.count_frames(source.lengths)
 
-    def reduce(pieces: Iterator[list[Tensor]]) -> list[FloatArray]:
-        parts = [[states.float().cpu().numpy() for states in piece] for piece in pieces]
-        return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
+    def split(index: int, first: int, pieces: Iterator[list[Tensor]]) -> Iterator[tuple[FloatArray, FloatArray]]:
+        assert first == 0, "frames come from the first"
+        places = plan.frames[index] * int(own[index]) // max(int(plan.counts[index]), 1)
+        kept, total = [], 0.0
+        for piece in pieces:
+            states = torch.stack(piece)
+            inside = places[(places >= first) & (places < first + states.shape[1])]
+            kept.append(states[:, torch.from_numpy(inside - first)].float().cpu().numpy())
+            total, first = total + states.sum(1, dtype=torch.float64), first + states.shape[1]
+        assert isinstance(total, Tensor), "no frames"
+        yield np.concatenate(kept, axis=1), (total / first).float().cpu().numpy()
 
     frames, means = {}, {}
-    # All frames of an utterance are held until its number is known, and with it which of them are kept.
-    for index, layers in run_model(
-        embedder.model, source, embedder.forward, reduce,
-        batch_s=embedder.batch_s, window_s=embedder.window_s, chunk_batches=1, description="states", is_output=False,
+    for index, (chosen, mean) in stream_model(
+        embedder.model, source, embedder.forward, split,
+        batch_s=embedder.batch_s, window_s=embedder.window_s, chunk_batches=CHUNK_BATCHES, description="states",
+        is_output=False,
     ):  # fmt: skip
-        places = plan.frames[index] * int(own[index]) // max(int(plan.counts[index]), 1)
-        frames[index] = np.stack([states[places] for states in layers])
-        means[index] = np.stack([states.mean(0, dtype=np.float64) for states in layers]).astype(np.float32)
+        frames[index], means[index] = chosen, mean
     return Sample(frames, means)
 
 

@@ -19,7 +19,7 @@ from speechssl.durable import write_in_one_step, write_result
 from speechssl.errors import DataError
 from speechssl.evaluation.analysis import compare_layers, compute_cca_chance, describe_classes, describe_layers
 from speechssl.evaluation.probe_features import limit_source
-from speechssl.inference.embed import Embedder, choose_layers
+from speechssl.inference.embedder import Embedder, choose_layers
 from speechssl.inference.sampling import Sample, plan_frames, sample_log_mel, sample_states
 from speechssl.inference.source import FloatArray
 from speechssl.inference.units import choose_sample

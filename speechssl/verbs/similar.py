@@ -21,7 +21,7 @@ from speechssl.data.files import expand_audio
 from speechssl.devices import resolve_device
 from speechssl.durable import write_in_one_step, write_result
 from speechssl.errors import DataError
-from speechssl.inference.embed import POOLINGS, Embedder, choose_layers
+from speechssl.inference.embedder import POOLINGS, Embedder, choose_layers
 from speechssl.inference.embedding_reading import Embeddings, read_embeddings
 from speechssl.inference.neighbours import find_neighbours
 from speechssl.inference.source import Source
@@ -73,7 +73,7 @@ def similar(config: SimilarConfig) -> dict[str, Any]:
     result = {
         "query": config.query,
         "is_id": bool(len(own)),
-        "neighbours": table.select(["similarity", "id", "path", "speaker", "start_s", "end_s"]).to_pylist(),
+        "neighbours": table.drop_columns(["rank", "layer"]).to_pylist(),
         "num_embeddings": len(ids),
         "dim": embeddings.vectors.shape[1],
         "layer": table.column("layer")[0].as_py() if len(table) else None,
@@ -140,13 +140,14 @@ def _embed(config: SimilarConfig, embeddings: Embeddings) -> npt.NDArray[np.floa
     pooling = config.pooling or facts.get("pooling", "mean").replace("frames", "mean")
     check_choice("pooling", pooling, POOLINGS)
     weights, window_s = config.weights or facts.get("weights", ""), facts.get("window_s", config.window_s)
-    manifest = expand_audio([config.query], "query")
+    language = config.language or facts.get("language", "")
+    manifest = expand_audio([config.query], "query", channel=facts.get("channel", 0))
     if len(manifest) != 1:
         raise DataError(f"`query` must be one audio file, but {config.query} names {len(manifest)}")
-    model = load_for_inference(checkpoint, resolve_device(config.device), weights=weights, language=config.language)
+    model = load_for_inference(checkpoint, resolve_device(config.device), weights=weights, language=language)
     name = embeddings.rows.column("layer")[0].as_py()
     # A mix is the probe's, whose folder the metadata name.
-    layer = facts.get("layer", name) if name == "mix" else int(name) if name.isdecimal() and len(name) < 6 else name
+    layer = facts.get("mix") or name if name == "mix" else int(name) if name.isdecimal() and len(name) < 6 else name
     # Precision as embed has it by default; more decimals than a cosine needs.
     embedder = Embedder(model, choose_layers(layer, model.num_layers), pooling, config.batch_s, window_s, "float32")
     source = replace(Source.from_manifest(manifest), key="query")

@@ -17,7 +17,8 @@ from speechssl.inference.embedding_files import write_embeddings
 from speechssl.inference.embedding_reading import read_embeddings
 from speechssl.inference.neighbours import ROWS_AT_ONCE, find_neighbours
 
-FACTS = {"checkpoint": "runs/ä", "layer": [1, 2], "pooling": "mean", "weights": "", "window_s": 30.0}
+SETTINGS = {"pooling": "statistics", "window_s": 20.0}
+FACTS = {"checkpoint": "runs/ä", "weights": "", "settings": SETTINGS}
 
 
 def make_rows(vectors: np.ndarray, layer: str = "1") -> pa.Table:
@@ -61,10 +62,10 @@ def test_a_hundred_thousand_vectors_take_less_than_half_a_second() -> None:
 def test_what_was_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     vectors = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
     path = tmp_path / f"e{suffix}"
-    write_embeddings(path, [make_rows(vectors[:20]), make_rows(vectors[20:], "2")], 5, FACTS)
+    write_embeddings(path, [make_rows(vectors[:20]), make_rows(vectors[20:], "2")], make_schema(5), FACTS)
     found = read_embeddings(str(path))
     np.testing.assert_array_equal(found.vectors, vectors)
-    assert found.facts == (FACTS if suffix == ".parquet" else {})
+    assert found.facts == (FACTS | SETTINGS if suffix == ".parquet" else {})
     assert found.rows.column("id").to_pylist()[:2] == ["id\t0", "id\t1"]
     assert found.rows.column("speaker").null_count == 30
     second = found.select_layer("2")
@@ -88,7 +89,7 @@ def test_what_is_no_file_of_embeddings_is_one_sentence(tmp_path: Path) -> None:
             read_embeddings(str(tmp_path / f"{name}.parquet"))
     np.save(tmp_path / "alone.npy", vectors)
     (tmp_path / "e.csv").write_text("id")
-    write_embeddings(tmp_path / "cut.npy", [whole], 2)
+    write_embeddings(tmp_path / "cut.npy", [whole], whole.schema)
     index = tmp_path / "cut.index.tsv"
     index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
     for name, reason in (("alone.npy", "No such file"), ("e.csv", "ends in .csv"), ("cut.npy", "its index 2 rows")):
