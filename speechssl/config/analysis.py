@@ -7,6 +7,7 @@ from typing import Any
 
 from speechssl.config.inference import InferenceConfig
 from speechssl.config.knobs import DAY_S, MISSING, check, check_choice, check_finite, knob
+from speechssl.config.model import MAX_WIDTH
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,9 @@ class AnalyseConfig(InferenceConfig):
     data: AnalyseDataConfig = knob(AnalyseDataConfig, "speech to look at the model with")
     against: str = knob("", "second model, whose layers are compared with those of the first: as `checkpoint`")
     label: str = knob("", "column whose classes are looked for in the means of utterances, such as speaker; empty: none")
+    segments: str = knob("", "CTM, TextGrids or table with id, start, end (s) and label, such as phones: k-means units of frames are compared with them; empty: none")
+    tier: str = knob("", "tier of the TextGrids, such as phones; empty: their only one")
+    num_codes: int = knob(100, "clusters of k-means, with `segments`", "", "HuBERT, arXiv 2106.07447 §IV-C: 100, 500")
     sample_s: float = knob(600.0, "audio that is listened to, utterances drawn by `seed`", "s")
     num_frames: int = knob(10_000, "frames of it that statistics are taken over; memory grows with it", "frames")
     weighted: bool = knob(False, "weight canonical correlations by how much of the layer lies in their direction", "", "Morcos et al. 2018 (projection weighted)")
@@ -55,5 +59,7 @@ class AnalyseConfig(InferenceConfig):
         InferenceConfig.__post_init__(self)
         check_finite("sample_s", self.sample_s)
         check(self.sample_s > 0, "sample_s", "positive", self.sample_s)
+        check(self.segments != "" or not self.tier, "tier", "left out without `segments`", self.tier)
+        check(2 <= self.num_codes <= MAX_WIDTH, "num_codes", f"between 2 and {MAX_WIDTH}", self.num_codes)
         check(self.num_frames >= 100, "num_frames", "at least 100", self.num_frames)
         check(self.num_resamples >= 1, "num_resamples", "at least 1", self.num_resamples)

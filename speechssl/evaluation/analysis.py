@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from speechssl.checkpoints.clusters import find_nearest, fit_centroids
 from speechssl.evaluation.representations import (
     FloatArray,
     States,
@@ -15,9 +17,13 @@ from speechssl.evaluation.representations import (
     compute_cca,
     compute_cka_matrix,
     compute_effective_rank,
+    compute_label_purity,
     compute_mean_norm,
+    compute_pnmi,
     compute_spread,
+    compute_unit_purity,
     compute_variance_ratio,
+    count_joint,
 )
 from speechssl.evaluation.statistics import compute_interval
 from speechssl.objectives.collapse import SPREAD_SHARE
@@ -73,6 +79,23 @@ def compare_layers(first: Sequence[States], second: Sequence[States] | None = No
     chosen = np.unique(np.linspace(0, count - 1, min(count, CKA_FRAMES)).astype(np.int64))
     others = None if second is None else [states[chosen] for states in second]
     return compute_cka_matrix([states[chosen] for states in first], others)
+
+
+def describe_units(states: States, labels: Sequence[str | None], num_codes: int, seed: int) -> dict[str, float]:
+    """Describe how well k-means units of states know the labels of their frames.
+
+    Args:
+        states: (F, D): the clusters are fitted to all of them.
+        labels: F labels, such as phones; None: the frame is not counted.
+        num_codes: clusters.
+        seed: of the fit.
+    """
+    wide = states.astype(np.float32)
+    units = find_nearest(torch.from_numpy(wide), torch.from_numpy(fit_centroids(wide, num_codes, seed, section="")))
+    known = [(unit, label) for unit, label in zip(units.tolist(), labels, strict=True) if label is not None]
+    joint = count_joint([unit for unit, _ in known], [label for _, label in known])
+    purities = {"phone_purity": compute_label_purity(joint), "cluster_purity": compute_unit_purity(joint)}
+    return {"pnmi": compute_pnmi(joint), **purities}
 
 
 def describe_classes(

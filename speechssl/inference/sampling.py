@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from speechssl.audio.reading import SAMPLE_RATE
 from speechssl.config.model import MEL_HOP_SAMPLES, MEL_WINDOW_SAMPLES
+from speechssl.data.segments import Segments
 from speechssl.inference.batches import CHUNK_BATCHES, read_ahead, stream_model
 from speechssl.inference.embedder import Embedder
 from speechssl.inference.source import FloatArray, IntArray, Source
@@ -107,6 +109,28 @@ def sample_states(embedder: Embedder, source: Source, plan: Plan) -> Sample:
     ):  # fmt: skip
         frames[index], means[index] = chosen, mean
     return Sample(frames, means)
+
+
+def label_frames(segments: Segments, plan: Plan, ids: Sequence[str], kept: Sequence[int]) -> list[str | None]:
+    """Give the label of the segment that the middle of each frame lies in; None where there is none.
+
+    Args:
+        segments: of utterances by their ids, from the beginning of each.
+        plan: which frames.
+        ids: of all utterances.
+        kept: numbers of the utterances whose frames count.
+    """
+    labels: list[str | None] = []
+    for index in kept:
+        times, names = segments.find(ids[index])
+        middles = (plan.frames[index] * plan.hop + MEL_WINDOW_SAMPLES / 2) / SAMPLE_RATE
+        if not len(times):
+            labels += [None] * len(middles)
+            continue
+        rows = np.searchsorted(times[:, 0], middles, side="right") - 1
+        inside = (rows >= 0) & (middles < times[rows, 1])
+        labels += [names[row] or None if is_inside else None for row, is_inside in zip(rows, inside, strict=True)]
+    return labels
 
 
 def sample_log_mel(source: Source, plan: Plan) -> Sample:

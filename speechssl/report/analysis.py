@@ -93,6 +93,7 @@ def make_analysis(run: RunFolder) -> list[Section]:
     figures += draw("cca_log_mel", "CCA with log-mel", "correlation", note, levels)
     sections = [Section("Layers", figures)] if figures else []
     sections += _draw_classes(run, models, log_mel)
+    sections += _draw_units(run, models, log_mel)
     maps = _draw_map(run.result, "Layers among each other", "layer", "layer")
     maps += _draw_map(
         against, f"Against {against.get('checkpoint', 'the other model')}", "layer, this model", "layer, against"
@@ -124,6 +125,23 @@ def _draw_classes(
         series = [_draw(which, style, rows, name) for which, style, rows in models]
         figures += plot(title, unit, series, note, levels, x_label="layer")
     return [Section(f"Classes: {label}", figures)] if figures else []
+
+
+def _draw_units(
+    run: RunFolder, models: Sequence[tuple[str, str, list[dict[str, Any]]]], log_mel: dict[str, Any]
+) -> list[Section]:
+    """Draw how well k-means units of frames know the labels of their segments."""
+    figures, number = [], _read_mapping(run.result, "units").get("num_codes")
+    for name, title, note in (
+        ("pnmi", "PNMI", "Share of the uncertainty of a frame's label that its unit takes away."),
+        ("phone_purity", "Phone purity", "Accuracy of naming each unit's likeliest label."),
+        ("cluster_purity", "Cluster purity", "Share of frames in their label's likeliest unit."),
+    ):
+        levels = [("log-mel", float(log_mel[name]))] if is_number(log_mel.get(name)) else []
+        series = [_draw(which, style, rows, name) for which, style, rows in models]
+        figures += plot(title, "share", series, note, levels, x_label="layer")
+    lead = f"{number:g} clusters of k-means, fitted to each layer." if is_number(number) else ""
+    return [Section("Units and labels of segments", figures, lead)] if figures else []
 
 
 def _draw_map(result: dict[str, Any], title: str, row_name: str, column_name: str) -> list[Figure]:

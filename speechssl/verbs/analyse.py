@@ -12,19 +12,28 @@ from typing import Any
 import numpy as np
 
 from speechssl.config.analysis import AnalyseConfig
+from speechssl.config.knobs import check
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, load_manifests
+from speechssl.data.segments import read_segments
 from speechssl.devices import resolve_device, resolve_precision
 from speechssl.durable import write_in_one_step, write_result
 from speechssl.errors import DataError
-from speechssl.evaluation.analysis import compare_layers, compute_cca_chance, describe_classes, describe_layers
+from speechssl.evaluation.analysis import (
+    compare_layers,
+    compute_cca_chance,
+    describe_classes,
+    describe_layers,
+    describe_units,
+)
 from speechssl.evaluation.probe_features import limit_source
 from speechssl.inference.embedder import Embedder, choose_layers
-from speechssl.inference.sampling import Sample, plan_frames, sample_log_mel, sample_states
+from speechssl.inference.sampling import Sample, label_frames, plan_frames, sample_log_mel, sample_states
 from speechssl.inference.source import FloatArray
 from speechssl.inference.units import choose_sample
 from speechssl.interop.load import find_update, load_model
 from speechssl.printable import make_printable
+from speechssl.progress import track
 from speechssl.verbs.frame import verb
 from speechssl.verbs.output import replacing_result, resolve_out
 
@@ -45,9 +54,10 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
     `out` gets `result.json`, `layers.tsv` and, where audio cannot be used, `left_out.tsv`; `report` draws it.
 
     Raises:
-        DataError: no audio can be used, it has too few frames, or `label` has one value alone.
+        DataError: no audio can be used, it has too few frames, or `label` or `segments` give one class alone.
     """
     manifest = _load(config)
+    segments = read_segments(config.segments, config.tier) if config.segments else None
     device = resolve_device(config.device)
     update = find_update(config.checkpoint)
     models = [load_model(config.checkpoint, device, weights=config.weights, language=config.language)]
@@ -75,8 +85,10 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
     rows = [describe_layers(states, bands, config.weighted) for states in layers]
     reference = describe_layers([bands], bands, config.weighted)[0]
     classes = _find_classes(config, used) if config.label else None
+    labels = label_frames(segments, plan, source.ids, kept) if segments else None
     for described, sample in zip((*rows, [reference]), (*samples, log_mel), strict=True):
         _add_classes(described, sample, kept, classes)
+        _add_units(config, described, sample.stack(kept), labels)
     cka = [compare_layers(layers[0]), *(compare_layers(layers[0], other) for other in layers[1:])]
     for row, likeness in zip(rows[0], np.diagonal(cka[-1]) if config.against else (), strict=False):
         row["cka_against"] = float(likeness)
@@ -91,6 +103,10 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
         result["against"] = {"checkpoint": config.against, "layers": rows[1], "cka": _round(cka[1])}
     if config.label:
         result["label"] = {"column": config.label, **_count_classes(used.column(config.label))}
+    if labels:
+        known = [label for label in labels if label is not None]
+        facts = {"segments": config.segments, "num_codes": config.num_codes, "num_labelled": len(known)}
+        result["units"] = {**facts, **_count_classes(known)}
     result |= {
         "weighted": config.weighted,
         "num_utterances": len(used),
@@ -173,6 +189,30 @@ def _add_classes(
     for number, row in enumerate(rows if classes else ()):
         assert classes is not None
         row |= classes(np.stack([sample.means[index][number] for index in kept]))
+
+
+def _add_units(
+    config: AnalyseConfig,
+    rows: Sequence[dict[str, Any]],
+    layers: Sequence[FloatArray],
+    labels: Sequence[str | None] | None,
+) -> None:
+    """Add how well the units of each layer know the labels of frames.
+
+    Raises:
+        ConfigError: there are fewer frames than units.
+        DataError: no frame has a label, or all have one.
+    """
+    if labels is None:
+        return
+    check(config.num_codes <= len(labels), "num_codes", f"at most the {len(labels)} frames", config.num_codes)
+    if len({label for label in labels if label is not None}) < 2:
+        raise DataError(
+            f"`segments` must give frames of data.test two labels or more, by the ids there, but {config.segments} gives "
+            f"{'one' if any(labels) else 'none'}"
+        )
+    for row, states in zip(track(rows, "units", len(rows), "layers"), layers, strict=True):
+        row |= describe_units(states, labels, config.num_codes, config.seed)
 
 
 def _count_classes(labels: Sequence[Any]) -> dict[str, Any]:

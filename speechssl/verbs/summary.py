@@ -30,6 +30,8 @@ LAYER_FIGURES = {
     "cka_against": "CKA against",
     "variance_ratio": "between / within",
     "neighbour_accuracy": "1-NN, %",
+    "pnmi": "PNMI",
+    "phone_purity": "phone purity",
 }
 """Figures of a layer: what the table calls them."""
 

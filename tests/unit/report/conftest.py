@@ -166,7 +166,8 @@ def make_analyse(folder: Path) -> Path:
     layers = [
         {"layer": k, "dim": 64, "rank": 40.0 - 9 * k, "spread": 0.9, "norm": 12.0, "anisotropy": 0.1 * k,
          "cca_log_mel": 0.5 - 0.1 * k, "collapsed": False, "neighbour_accuracy": 70.0 + k, "variance_ratio": 0.5,
-         "neighbour_accuracy_interval": interval, "cka_against": 0.9}
+         "neighbour_accuracy_interval": interval, "cka_against": 0.9,
+         "pnmi": 0.3 + 0.1 * k}
         for k in range(3)
     ]  # fmt: skip
     result = {
@@ -174,6 +175,7 @@ def make_analyse(folder: Path) -> Path:
         "cka": [[1.0, 0.75, -0.01], [0.75, 1.0, 0.5], [-0.01, 0.5, 1.0]],
         "against": {"checkpoint": "runs/<other>", "layers": layers[:2], "cka": [[0.9, None], [0.5, 0.8], [0.4, 0.7]]},
         "label": {"column": "<speaker>", "num_values": 24, "majority": 5.0}, "num_frames": 900, "num_utterances": 30,
+        "units": {"num_codes": 50},
         "checkpoint": "runs/base",
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -19,7 +19,7 @@ def test_layers_are_lines_and_likeness_is_a_map(make: SimpleNamespace, tmp_path:
         ("40", "layer 0, dimensions"), ("0.500", "layer 0"), ("72.0 %", "layer 2"),
     ]  # fmt: skip
     sections = {section.title: section.figures for section in make_analysis(run)}
-    assert list(sections) == ["Layers", "Classes: <speaker>", "Likeness", "In figures"]
+    assert list(sections) == ["Layers", "Classes: <speaker>", "Units and labels of segments", "Likeness", "In figures"]
     rank = sections["Layers"][0].content
     assert isinstance(rank, Chart) and [series.y.tolist() for series in rank.series] == [
         [40.0, 31.0, 22.0],

@@ -16,10 +16,11 @@ import speechssl
 from speechssl.config.model import ModelConfig
 from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Utterance, build_manifest, load_manifest, save_manifest
+from speechssl.data.segments import read_segments
 from speechssl.errors import SpeechSSLError
 from speechssl.evaluation.representations import compute_effective_rank
-from speechssl.inference.embed import Embedder, choose_layers
-from speechssl.inference.sampling import plan_frames, sample_log_mel, sample_states
+from speechssl.inference.embedder import Embedder, choose_layers
+from speechssl.inference.sampling import label_frames, plan_frames, sample_log_mel, sample_states
 from speechssl.inference.source import Source
 from speechssl.model.log_mel import compute_log_mel
 from speechssl.model.speech_model import SpeechModel
@@ -121,12 +122,32 @@ def test_a_collapsed_layer_and_broken_files_are_said(
     assert result["layers"][2]["cca_log_mel"] is None or np.isnan(result["layers"][2]["cca_log_mel"])
 
 
+def test_units_are_compared_with_the_labels_of_segments(place: Path, tmp_path: Path) -> None:
+    rows = [f"u{k}\t{0.1 * n}\t{0.1 * n + 0.1}\t{'ab'[n % 2]}\n" for k in range(8) for n in range(5)]
+    (tmp_path / "s.tsv").write_text("id\tstart\tend\tlabel\n" + "".join(rows))
+    manifest = load_manifest(place / "m.tsv")
+    source = Source.from_manifest(manifest)
+    embedder = Embedder(speechssl.load(place / "model"), choose_layers("all", 2), "frames", 60, 30)
+    plan = plan_frames(source, embedder, 10_000, 1)
+    segments = read_segments(str(tmp_path / "s.tsv"))
+    # The middle of frame k is at 0.020 k + 0.0125 s: frames 0 to 4 lie in the first 0.1 s, none after 0.5 s has a label.
+    labels = label_frames(segments, plan, manifest.column("id"), [3])
+    assert labels[:10] == [*"aaaaa", *"bbbbb"] and labels[20:25] == [*"aaaaa"] and not any(labels[25:])
+    assert label_frames(segments, plan, ["?"] * 8, [3]) == [None] * len(labels)
+    result = analyse(place, tmp_path / "a", segments=str(tmp_path / "s.tsv"), num_codes=20)
+    assert result["units"]["num_labelled"] == 200 and result["units"]["majority"] == pytest.approx(60)
+    for row in (*result["layers"], result["log_mel"]):
+        assert 0 < row["pnmi"] < 1 and 0.6 <= row["phone_purity"] < 1 and 0 < row["cluster_purity"] < 1
+
+
 @each_case(
     "keys, sentence",
     [
         ({"label": "colour"}, "`data.test` must have a column colour"),
         ({"label": "one"}, "`label` must be a column with two values or more, but one has x alone"),
         ({"against": "nowhere"}, "`against` must"),
+        ({"segments": "gone.ctm"}, "`segments` must be a file of segments"),
+        ({"tier": "phones"}, "`tier` must be left out without `segments`"),
         ({"num_frames": 9}, "`num_frames` must be at least 100, but is 9"),
         ({"sample_s": 0.5}, "`data.test` must have 100 frames or more, but has"),
         ({"data.test": "gone.tsv"}, "gone.tsv"),
