@@ -37,6 +37,9 @@ LEAST_SPREAD = SPREAD_SHARE
 """The share below which the collapse watch of pretraining, too, says that nothing differs between frames: there of what
 fresh weights tell apart, here of the mean square, since the fresh weights are gone."""
 
+NUM_STARTS = 2
+"""Of k-means: twenty, as for units that are kept, take some 20 s a layer on a core."""
+
 CKA_FRAMES = 2000
 """Debiased CKA is right on average for any number of frames, and takes time in proportion for each pair of layers."""
 
@@ -91,7 +94,8 @@ def describe_units(states: States, labels: Sequence[str | None], num_codes: int,
         seed: of the fit.
     """
     wide = states.astype(np.float32)
-    units = find_nearest(torch.from_numpy(wide), torch.from_numpy(fit_centroids(wide, num_codes, seed, section="")))
+    centroids = fit_centroids(wide, num_codes, seed, section="", num_starts=NUM_STARTS)
+    units = find_nearest(torch.from_numpy(wide), torch.from_numpy(centroids))
     known = [(unit, label) for unit, label in zip(units.tolist(), labels, strict=True) if label is not None]
     joint = count_joint([unit for unit, _ in known], [label for _, label in known])
     purities = {"phone_purity": compute_label_purity(joint), "cluster_purity": compute_unit_purity(joint)}

@@ -207,9 +207,9 @@ def _add_units(
         return
     check(config.num_codes <= len(labels), "num_codes", f"at most the {len(labels)} frames", config.num_codes)
     if len({label for label in labels if label is not None}) < 2:
+        has = "one" if any(labels) else "none, by the ids there"
         raise DataError(
-            f"`segments` must give frames of data.test two labels or more, by the ids there, but {config.segments} gives "
-            f"{'one' if any(labels) else 'none'}"
+            f"`segments` must give frames of data.test two labels or more, but {config.segments} gives {has}"
         )
     for row, states in zip(track(rows, "units", len(rows), "layers"), layers, strict=True):
         row |= describe_units(states, labels, config.num_codes, config.seed)

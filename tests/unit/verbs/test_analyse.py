@@ -130,7 +130,7 @@ def test_units_are_compared_with_the_labels_of_segments(place: Path, tmp_path: P
     embedder = Embedder(speechssl.load(place / "model"), choose_layers("all", 2), "frames", 60, 30)
     plan = plan_frames(source, embedder, 10_000, 1)
     segments = read_segments(str(tmp_path / "s.tsv"))
-    # The middle of frame k is at 0.020 k + 0.0125 s: frames 0 to 4 lie in the first 0.1 s, none after 0.5 s has a label.
+    # The middle of frame k is at 0.020 k + 0.0125 s: frames 0 to 4 lie in the first 0.1 s, and labels end at 0.5 s.
     labels = label_frames(segments, plan, manifest.column("id"), [3])
     assert labels[:10] == [*"aaaaa", *"bbbbb"] and labels[20:25] == [*"aaaaa"] and not any(labels[25:])
     assert label_frames(segments, plan, ["?"] * 8, [3]) == [None] * len(labels)
