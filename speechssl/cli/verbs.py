@@ -156,7 +156,7 @@ VERBS: dict[str, Verb] = {
         schemas.AnalyseConfig,
         "model + speech → rank, similarity and, with labels, class structure by layer",
         ("checkpoint", "data.test"),
-        ("against", "out", "label", "segments", "sample_s", "num_frames", "data.max_s", "data.where", "device", "seed"),
+        ("against", "out", "label", "segments", "sample_s", "num_frames", "device", "overwrite"),
         ("analyse runs/small m/dev.tsv", "analyse runs/asr m/dev.tsv against=runs/small label=speaker out=runs/layers"),
     ),
     "units": Verb(
