@@ -63,8 +63,6 @@ LABELS = {
     "all": Labels("train", 10000, 4000, 6000),
 }
 NETWORK, CODES, PRETRAINING = "model=small", "objective=masked_codes objective.codes_per_frame=2", 1200
-ROUNDS = 2
-"""The first student learns from the texts of the recogniser from scratch, the second from those of the first."""
 SURE = 0.2
 """Least confidence of a text that a student learns from: four fifths of them had more."""
 
@@ -95,16 +93,14 @@ class Study:
         if arm == "scratch":
             steps = [scratch]
         elif arm == "self":
-            steps = [scratch]
-            for turn in range(1, ROUNDS + 1):
-                teacher, pseudo = steps[-1][0], self.out / f"pseudo{turn}-{labels}.tsv"
-                texts = ["transcribe", str(self.out / teacher), str(self.out / f"rest-{labels}.tsv")]
-                texts += ["decoding=beam", f"decoding.lm={self.lm}", "decoding.beam_width=12"]
-                texts += [f"min_confidence={SURE}", f"out={pseudo}"]
-                both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
-                words = f"init={self.out / teacher} {size.keys}"
-                student = self._train("finetune", f"student{turn}-{labels}", size.student, words, both)
-                steps += [self._tune(teacher), (pseudo.name, texts), student]
+            teacher, pseudo = f"scratch-{labels}", self.out / f"pseudo-{labels}.tsv"
+            texts = ["transcribe", str(self.out / teacher), str(self.out / f"rest-{labels}.tsv")]
+            texts += ["decoding=beam", f"decoding.lm={self.lm}", "decoding.beam_width=12"]
+            both = f"data.train=[{self.manifests / size.manifest}.tsv,{pseudo}]"
+            words = f"init={self.out / teacher} {size.keys}"
+            student = self._train("finetune", f"student-{labels}", size.student, words, both)
+            texts += [f"min_confidence={SURE}", f"out={pseudo}"]
+            steps = [scratch, self._tune(teacher), (pseudo.name, texts), student]
         else:
             words = f"{NETWORK} {CODES}" if arm == "codes" else NETWORK
             keys = f"init={self.out / arm} {size.keys}"

@@ -100,18 +100,7 @@ VERBS: dict[str, Verb] = {
         schemas.LMConfig,
         "texts and manifests → n-gram language model (ARPA)",
         ("texts",),
-        (
-            "order",
-            "out",
-            "test",
-            "prune",
-            "unit",
-            "checkpoint",
-            "text.vocabulary",
-            "text.case",
-            "text.keep",
-            "overwrite",
-        ),
+        ("order", "out", "test", "prune", "unit", "checkpoint", "text.vocabulary", "text.case", "overwrite"),
         (
             "lm books.txt.gz m/train.tsv out=lm.arpa order=3 test=m/dev.tsv",
             "lm corpus.txt out=lm.arpa.gz 'prune=[0,0,1]'",
@@ -121,8 +110,12 @@ VERBS: dict[str, Verb] = {
         schemas.TranscribeConfig,
         "recogniser + audio → text",
         ("checkpoint", "audio"),
-        ("out", "decoding", "decoding.lm", "decoding.nbest", "channel", "batch_s", "window_s", "device", "overwrite"),
-        ("transcribe runs/ctc talk.flac", "transcribe runs/ctc recordings/ out=texts.tsv"),
+        ("out", "format", "decoding", "decoding.lm", "channel", "window_s", "device", "overwrite"),
+        (
+            "transcribe runs/ctc talk.flac",
+            "transcribe runs/ctc recordings/ out=texts.tsv",
+            "transcribe runs/ctc talk.flac out=talk.srt",
+        ),
     ),
     "align": Verb(
         schemas.AlignConfig,
@@ -163,7 +156,7 @@ VERBS: dict[str, Verb] = {
         schemas.UnitsConfig,
         "model + audio → discrete units, by k-means of a layer or the model's own quantizer",
         ("checkpoint", "audio"),
-        ("layer", "num_codes", "out", "codes", "merge", "fit_s", "seed", "batch_s", "window_s", "device"),
+        ("layer", "num_codes", "out", "codes", "merge", "fit_s", "seed", "device"),
         (
             "units runs/small m/train.tsv layer=3 num_codes=100 out=u/train.tsv",
             "units runs/small m/test.tsv codes=u/train.clusters.safetensors out=u/test.tsv",

@@ -49,6 +49,7 @@ NEEDS = (
     Need("pyarrow", "pyarrow", "manifests and embeddings"),
     Need("safetensors", "safetensors", "checkpoints"),
     Need("scikit-learn", "sklearn", "k-means codes (objective.targets=kmeans), maps of speakers in reports"),
+    Need("sentencepiece", "sentencepiece", "labels that are pieces of words (text.vocabulary=bpe)"),
     Need("hydra-core", "hydra", "the command line's key=value"),
     Need("omegaconf", "omegaconf", "configurations"),
     Need("jaxtyping", "jaxtyping", "shapes in signatures"),

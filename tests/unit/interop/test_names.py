@@ -28,6 +28,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def test_every_weight_has_one_name(
     network: str, family: str, kind: str, norm: str, tiny_model_config: ModelConfig
 ) -> None:
+    if family == "fairseq2" and (network, norm) != ("plain", "layer"):
+        # omniASR's networks are of one kind.
+        return
     # As many blocks as two digits, so that 1 and 10 are told apart.
     config = replace(tiny_model_config, num_layers=12, conv_norm=norm, conv_bias=norm == "layer", **NETWORKS[network])
     names = {name: rename(name, family) for name in list_names(config, kind)}

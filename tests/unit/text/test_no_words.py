@@ -13,7 +13,7 @@ from speechssl.config.decoding import DecodingConfig
 from speechssl.evaluation.wer import score
 from speechssl.inference.decoding.beam import BeamSearch
 from speechssl.inference.decoding.ngram_training import train_ngram
-from speechssl.inference.recognise import measure_confidence
+from speechssl.inference.readings import measure_confidence
 from speechssl.text.spelling import lacks_words
 from speechssl.text.vocabulary import Vocabulary, build_vocabulary
 from tests.cases import each_case

@@ -212,7 +212,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "an adapter": (
         lambda f: edit(f, "config.json", add_adapter=True),
-        "has convolutions after the transformer .add_adapter=True",
+        "has convolutions after the blocks .add_adapter=True",
     ),
     "an attention adapter": (
         lambda f: edit(f, "config.json", adapter_attn_dim=16, do_stable_layer_norm=True),
