@@ -128,7 +128,7 @@ VERBS: dict[str, Verb] = {
         schemas.EmbedConfig,
         "model + audio → embeddings in a file that pandas, NumPy or a vector database opens",
         ("checkpoint", "audio"),
-        ("layer", "pooling", "segments", "out", "append", "format", "channel", "batch_s", "window_s", "device"),
+        ("layer", "pooling", "segments", "out", "append", "format", "channel", "device"),
         ("embed runs/small clips/*.flac layer=3", "embed runs/small recordings/ pooling=frames out=frames.parquet"),
     ),
     "similar": Verb(

@@ -217,11 +217,11 @@ def embed(
     *,
     layer: Any = "last",
     pooling: str = "mean",
+    sample_rate: int | None = None,
     segments: str | os.PathLike[str] = "",
     tier: str = "",
     normalise: str = "",
     dtype: str = "float32",
-    sample_rate: int | None = None,
     batch_s: float = 60.0,
     window_s: float = 30.0,
     precision: str = "float32",
@@ -233,8 +233,8 @@ def embed(
         audio: what the key `audio` takes (files, folders, globs, a manifest), or waveforms in [-1, 1].
         layer: 0 to L, a list, `all`, `mean`, `last`, or a probe's folder.
         pooling: `mean`, `max`, `statistics` or `frames`.
-        segments, tier, normalise, dtype: as the keys of the verb.
         sample_rate: of waveforms, in Hz.
+        segments, tier, normalise, dtype: as the keys of the verb.
         batch_s, window_s, precision: as the keys of the verb.
 
     Returns:

@@ -95,11 +95,15 @@ def pool_segments(
         while opened < len(bounds) and bounds[opened, 0] < end:
             pools[opened] = [Pool(pooling) for _ in piece]
             opened += 1
-        for number, layers in pools.items():
-            first, last = max(int(bounds[number, 0]), at), min(int(bounds[number, 1]), end)
-            for pool, frames in zip(layers, piece, strict=True):
-                if first < last:
-                    pool.add(frames[first - at : last - at])
+        parts = [
+            (pool, frames[max(first - at, 0) : max(last - at, 0)])
+            for (first, last), layers in ((bounds[number].tolist(), layers) for number, layers in pools.items())
+            for pool, frames in zip(layers, piece, strict=True)
+        ]
+        for pool, frames in parts:
+            # One that has ended waits for an earlier one.
+            if len(frames):
+                pool.add(frames)
         while closed in pools and bounds[closed, 1] <= end:
             yield [pool.finish() for pool in pools.pop(closed)]
             closed += 1

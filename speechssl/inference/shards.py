@@ -115,24 +115,28 @@ class Shards:
 
         Returns:
             the utterances of which all rows are there, and the one, if any, of which some are, with how many.
+
+        Raises:
+            ConfigError: what was written is damaged.
         """
         if not self._files:
             return frozenset(), {}
         name, count = "", 0
-        for file in reversed(self._files):
-            with self._open(file) as parquet:
-                ids = parquet.read(["id"]).column("id")
-            name = name or ids[-1].as_py()
-            num_same = int(pc.sum(pc.equal(ids, name)).as_py())
-            count += num_same
-            if num_same < len(ids):
-                break
-        last = list(rows.source.ids).index(name)
+        with parsing(str(self.folder), "what this command has written", ConfigError):
+            for file in reversed(self._files):
+                with self._open(file) as parquet:
+                    ids = parquet.read(["id"]).column("id")
+                name = name or ids[-1].as_py()
+                num_same = int(pc.sum(pc.equal(ids, name)).as_py())
+                count += num_same
+                if num_same < len(ids):
+                    break
+            last = list(rows.source.ids).index(name)
         is_whole = count >= rows.count(last)
         _logger.info("going on from %s, where %d rows are done, up to %s", self.folder, self.num_rows, name)
         return frozenset(range(last + is_whole)), {} if is_whole else {last: count}
 
-    def iterate(self) -> Iterator[pa.Table]:
+    def iterate(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """Read the rows, without those of files in which damage was come to later.
 
         Raises:
@@ -141,7 +145,7 @@ class Shards:
         names = pa.array([item.id for item in self.left_out.items], pa.string())
         for file in self._files:
             with parsing(str(file), "what this command has written", ConfigError), self._open(file) as parquet:
-                table = parquet.read()
+                table = parquet.read().cast(schema)
             yield table.filter(pc.invert(pc.is_in(table.column("id"), value_set=names))) if len(names) else table
 
     def _name(self, number: int) -> Path:

@@ -105,7 +105,7 @@ def _write(
         shards.flush()
         num_earlier = len(earlier) if earlier else 0
         left_out.require_others(shards.num_rows + num_earlier)
-        tables = chain(earlier.iterate() if earlier else (), shards.iterate())
+        tables = chain(earlier.iterate() if earlier else (), shards.iterate(rows.schema))
         num_rows = write_embeddings(out, tables, rows.schema, facts)
     return num_rows, float(rows.source.lengths[sorted(done)].sum()) / SAMPLE_RATE
 

@@ -248,7 +248,7 @@ def use_embeddings(folder: Path, file: Path) -> None:
         write_embeddings(folder / "z.parquet", earlier.iterate(), make_schema(4), EMBEDDED)
         return
     shards = Shards(folder / "y.parquet", EMBEDDED, LeftOut())
-    write_embeddings(folder / "z.parquet", shards.iterate(), make_schema(4))
+    write_embeddings(folder / "z.parquet", shards.iterate(make_schema(4)), make_schema(4))
 
 
 def make_arpa(folder: Path) -> None:

@@ -83,7 +83,7 @@ def run(out: Path, make: Make, stop: int | None = None, is_clean: bool = True) -
                 if stop is not None and made >= stop:
                     raise Killed
             kept.flush()
-            write_embeddings(out, kept.iterate(), rows.schema)
+            write_embeddings(out, kept.iterate(rows.schema), rows.schema)
     except Killed:
         pass
     return (pq.read_table(out) if out.exists() else rows.schema.empty_table()), left_out
