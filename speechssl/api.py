@@ -325,3 +325,4 @@ demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "
 evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
 lm, compare, report, bench = (_make_function(name) for name in ("lm", "compare", "report", "bench"))
 doctor, units, align = (_make_function(name) for name in ("doctor", "units", "align"))
+similar, analyse = (_make_function(name) for name in ("similar", "analyse"))

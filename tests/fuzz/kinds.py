@@ -46,8 +46,10 @@ from speechssl.evaluation.trials import read_trials
 from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
 from speechssl.inference.embed import make_schema
-from speechssl.inference.embedding_files import Earlier, write_embeddings
+from speechssl.inference.embedding_files import SUFFIXES, Earlier, write_embeddings
+from speechssl.inference.embedding_reading import read_embeddings
 from speechssl.inference.journal import Entry, Journal
+from speechssl.inference.neighbours import find_neighbours
 from speechssl.inference.shards import Shards
 from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
@@ -381,6 +383,22 @@ def use_clusters(_: Path, file: Path) -> None:
     find_nearest(torch.zeros(3, found.centroids.shape[1]), torch.from_numpy(found.centroids))
 
 
+def make_searched(folder: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    texts = [[f"u{k}" for k in range(6)], ["/a.flac"] * 6, ["s"] * 6, ["1"] * 6]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
+    table = pa.table([*texts, np.zeros(6), np.ones(6), column], schema=make_schema(4))
+    for suffix in SUFFIXES:
+        (folder / suffix).mkdir()
+        write_embeddings(folder / suffix / f"e{suffix}", [table], table.schema, EMBEDDED)
+
+
+def use_searched(_: Path, file: Path) -> None:
+    name = file.name.replace(".index.tsv", file.parent.name)
+    found = read_embeddings(str(file.with_name(name))).select_layer("1")
+    find_neighbours(found.vectors, np.ones(found.vectors.shape[1], np.float32), 3)
+
+
 def make_onnx(folder: Path) -> None:
     for what in OUTPUTS:
         write_identity(folder / f"{what}.onnx", describe_model(make_recogniser(), what))
@@ -481,6 +499,7 @@ KINDS: dict[str, Kind] = {
     "fairseq families": Kind(make_fairseq_families, use_model),
     "shards": Kind(make_shards, use_model, ("*/*.index.json", "*/*.safetensors", "*/*.bin")),
     "clusters": Kind(make_clusters, use_clusters),
+    "searched embeddings": Kind(make_searched, use_searched, ("*/*",)),
     "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),
