@@ -48,7 +48,7 @@ def test_layers_beside_log_mel_and_what_chance_gives() -> None:
 
 
 def test_layers_are_compared_over_a_part_of_many_frames() -> None:
-    layers = [HEALTHY, HEALTHY @ RNG.standard_normal((16, 16)), RNG.standard_normal((3000, 5))]
+    layers: list[np.ndarray] = [HEALTHY, HEALTHY @ RNG.standard_normal((16, 16)), RNG.standard_normal((3000, 5))]
     cka = compare_layers(layers)
     np.testing.assert_allclose(cka, cka.T)
     np.testing.assert_allclose(np.diagonal(cka), 1)
