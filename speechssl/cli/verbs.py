@@ -142,7 +142,7 @@ VERBS: dict[str, Verb] = {
         schemas.ProbeConfig,
         "frozen model + labels → any column told, or speakers verified, per layer, beside two baselines",
         ("checkpoint", "data.train", "data.test"),
-        ("label", "task", "group", "hidden", "data.trials", "backend", "calibrate", "out", "data.where", "device"),
+        ("label", "task", "group", "data.trials", "backend", "out", "device"),
         (
             "probe runs/small m/train.tsv",
             "probe runs/small m/all.tsv label=age group=speaker",

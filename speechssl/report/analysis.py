@@ -25,8 +25,8 @@ LINES = (
 )  # fmt: skip
 
 COLUMNS = (
-    "rank", "spread", "norm", "anisotropy", "cca_log_mel", "cka_against", "variance_ratio", "neighbour_accuracy", "pnmi",
-    "phone_purity", "cluster_purity",
+    "rank", "spread", "norm", "anisotropy", "cca_log_mel", "cka_against", "variance_ratio", "neighbour_accuracy",
+    "pnmi", "phone_purity", "cluster_purity",
 )  # fmt: skip
 
 

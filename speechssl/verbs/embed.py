@@ -42,11 +42,11 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             to, was made with other keys.
         DataError: nothing matches `audio`, no file can be used, or `segments` are none.
     """
+    device = resolve_device(config.device)
+    model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     left_out = LeftOut("audio")
     manifest = expand_audio(config.audio, left_out=left_out, channel=config.channel)
     segments = read_segments(config.segments, config.tier) if config.segments else None
-    device = resolve_device(config.device)
-    model = load_for_inference(config.checkpoint, device, weights=config.weights, language=config.language)
     precision = resolve_precision(config.precision, device)
     choice = choose_layers(config.layer, model.num_layers)
     embedder = Embedder(model, choice, config.pooling, config.batch_s, config.window_s, precision)

@@ -119,7 +119,8 @@ def test_a_bench_of_ctc_has_the_network_of_fine_tuning_except_given_values() -> 
 def test_every_file_of_conf_composes() -> None:
     known = {f"{verb}.yaml" for verb in VERBS}
     for verb, row in VERBS.items():
-        given = {"checkpoint": ["runs/a"], "reference": ["a", "b"]}.get(row.inputs[0] if row.inputs else "", [])
+        needed = {"checkpoint": ["runs/a"], "reference": ["a", "b"], "embeddings": ["a.parquet", "b"]}
+        given = needed.get(row.inputs[0] if row.inputs else "", [])
         words = given + (["out=x"] if "out" in row.inputs else [])
         assert isinstance(compose(verb, words), row.schema)
     for verb in ("pretrain", "finetune"):
@@ -234,7 +235,7 @@ OUT_OF_RANGE = (
     (PROBE, "num_resamples=0", "must be at least 1, but is 0"),
     (PROBE, "num_trials=1", "must be at least 2, one of each kind, but is 1"),
     (PROBE, "updates=0", "must be at least 1, but is 0"),
-    (PROBE, "lr=-1", "must be positive, but is -1.0"),
+    (PROBE, "lr=-1", "must be a positive number or a list of them, but is -1"),
     (PROBE, "data.max_s=0", "must be at least 0.025 s, one frame, but is 0.0"),
     (PROBE, "data.trials=t.txt", "must be left out with task=identification"),
 )
