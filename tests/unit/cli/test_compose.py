@@ -234,9 +234,9 @@ OUT_OF_RANGE = (
     (PROBE, "num_resamples=0", "must be at least 1, but is 0"),
     (PROBE, "num_trials=1", "must be at least 2, one of each kind, but is 1"),
     (PROBE, "updates=0", "must be at least 1, but is 0"),
-    (PROBE, "lr=-1", "must be positive, but is -1.0"),
+    (PROBE, "lr=-1", "must be a positive number or a list of them, but is -1"),
     (PROBE, "data.max_s=0", "must be at least 0.025 s, one frame, but is 0.0"),
-    (PROBE, "data.trials=t.txt", "must be left out with task=identification"),
+    (PROBE, "data.trials=t.txt", "must be left out with task=auto"),
 )
 
 FINITE = (
