@@ -24,6 +24,7 @@ from speechssl.processes import limit_spinning
 if TYPE_CHECKING:
     from speechssl import verbs as verbs
     from speechssl.api import align as align
+    from speechssl.api import analyse as analyse
     from speechssl.api import bench as bench
     from speechssl.api import compare as compare
     from speechssl.api import convert as convert
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from speechssl.api import report as report
     from speechssl.api import save as save
     from speechssl.api import score as score
+    from speechssl.api import similar as similar
     from speechssl.api import transcribe as transcribe
     from speechssl.api import tune as tune
     from speechssl.api import units as units
@@ -62,7 +64,7 @@ limit_spinning()
 _FUNCTIONS = (
     "load", "save", "embed", "transcribe", "pretraining_forward",
     "prepare", "pretrain", "finetune", "evaluate", "score", "compare", "tune", "align", "lm", "probe", "units",
-    "convert", "doctor",
+    "convert", "doctor", "similar", "analyse",
 )  # fmt: skip
 
 _HOMES = {

@@ -161,8 +161,8 @@ def embed(model: Model | None = None, audio: Any = None, **keys: Any) -> pa.Tabl
         model: from `load`, or what `load` takes.
         audio: what the key `audio` takes, or waveforms as arrays or tensors (with `sample_rate`). A file that cannot be
             used ends it, since rows are expected for all; the verb leaves it out.
-        **keys: `layer`, `pooling`, `window_s`, `batch_s`, `precision` (here float32 unless it is given),
-            `sample_rate`; or the keys of the verb.
+        **keys: `layer`, `pooling`, `segments`, `tier`, `normalise`, `dtype`, `window_s`, `batch_s`,
+            `precision` (here float32 unless it is given), `sample_rate`; or the keys of the verb.
 
     Returns:
         a pyarrow table with the columns of the verb's file; or the dict of the verb's JSON line.
@@ -325,3 +325,4 @@ demo, prepare, pretrain, finetune = (_make_function(name) for name in ("demo", "
 evaluate, tune, probe, convert = (_make_function(name) for name in ("evaluate", "tune", "probe", "convert"))
 lm, compare, report, bench = (_make_function(name) for name in ("lm", "compare", "report", "bench"))
 doctor, units, align = (_make_function(name) for name in ("doctor", "units", "align"))
+similar, analyse = (_make_function(name) for name in ("similar", "analyse"))

@@ -49,7 +49,8 @@ class Progress:
 
     Args:
         description: a few words for the line or the bar.
-        total: how much there is to do; None where nobody knows.
+        total: how much there is to do; None where nobody knows. A float is told to two decimals, and with
+            how much is done in a second.
         unit: what is counted, in the plural.
         done: how much was done earlier, as in a run that was resumed.
         has_bar: whether to draw a bar where one can be drawn.
@@ -59,9 +60,9 @@ class Progress:
     def __init__(
         self,
         description: str,
-        total: int | None = None,
+        total: float | None = None,
         unit: str = "items",
-        done: int = 0,
+        done: float = 0,
         has_bar: bool = True,
         has_lines: bool = True,
     ) -> None:
@@ -85,9 +86,10 @@ class Progress:
         if self.has_bar:
             _hide(self)
         elif self._has_logged and kind is None:
-            _logger.info("%s: all %d %s in %s", self.description, self.done, self.unit, _format_time(self._elapsed_s))
+            count = f"{_format_count(self.done)} {self.unit}"
+            _logger.info("%s: all %s in %s%s", self.description, count, _format_time(self._elapsed_s), self._rate)
 
-    def advance(self, n: int = 1, **values: float | str) -> None:
+    def advance(self, n: float = 1, **values: float | str) -> None:
         """Count what was done.
 
         Args:
@@ -113,11 +115,19 @@ class Progress:
         left_s = self._elapsed_s * (self.total - self.done) / (self.done - self._first)
         return f"{_format_time(left_s)} left"
 
+    @property
+    def _rate(self) -> str:
+        """Say how much is done in a second, where parts of one are counted."""
+        is_quick = isinstance(self.done, int) or self._elapsed_s <= 0
+        return "" if is_quick else f" ({(self.done - self._first) / self._elapsed_s:.3g} a second)"
+
     def _log(self) -> None:
         self._last, self._has_logged = time.monotonic(), True
         left, values = f", {self.left}" if self.left else "", f"; {self._format_values()}" if self._values else ""
-        count = f"{self.done} of {self.total} {self.unit}" if left else f"{self.done} {self.unit}"
-        _logger.info("%s: %s in %s%s%s", self.description, count, _format_time(self._elapsed_s), left, values)
+        of_total = f" of {_format_count(self.total)}" if left and self.total is not None else ""
+        count = f"{_format_count(self.done)}{of_total} {self.unit}"
+        took = f"{_format_time(self._elapsed_s)}{self._rate}"
+        _logger.info("%s: %s in %s%s%s", self.description, count, took, left, values)
 
     def _format_values(self) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self._values.items())
@@ -158,7 +168,7 @@ def _show(progress: Progress) -> None:
     """Add a bar to the display, and open the display for the first one: rich has one at a time."""
     global _display
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Display
     from rich.table import Column
     from rich.text import Text
@@ -167,13 +177,18 @@ def _show(progress: Progress) -> None:
         def render(self, task: Task) -> Text:
             return Text("") if task.total is None else super().render(task) + Text(" left")
 
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            total = "?" if task.total is None else _format_count(task.total)
+            return Text(f"{_format_count(task.completed)}/{total}")
+
     if _display is None:
         # Where a terminal is narrow, the last values are cut, and no number or time.
         whole = Column(no_wrap=True)
         columns = (
             TextColumn("{task.description}", markup=False, table_column=whole),
             BarColumn(bar_width=12),
-            MofNCompleteColumn(table_column=whole),
+            Count(table_column=whole),
             TextColumn("{task.fields[unit]}", markup=False, table_column=whole),
             TimeLeft(table_column=whole),
             TextColumn("{task.fields[values]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
@@ -184,9 +199,8 @@ def _show(progress: Progress) -> None:
         _display = Display(*columns, console=console, transient=True, expand=True, redirect_stdout=is_shared)
         _display.start()
     name = make_printable(progress.description)
-    progress._task = _display.add_task(
-        name, total=progress.total, completed=progress.done, unit=progress.unit, values=""
-    )
+    progress._task = _display.add_task(name, total=progress.total, unit=progress.unit, values="")
+    _display.update(progress._task, completed=progress.done)
 
 
 def _hide(progress: Progress) -> None:
@@ -197,6 +211,10 @@ def _hide(progress: Progress) -> None:
     if not _display.tasks:
         _display.stop()
         _display = None
+
+
+def _format_count(count: float) -> str:
+    return f"{count:.2f}" if isinstance(count, float) else str(count)
 
 
 def _format_time(seconds: float) -> str:

@@ -35,6 +35,8 @@ STREAMS = {
     "speaker bootstrap": "speakers that each resample of an EER draws",
     "bootstrap": "units that each resample of an error rate draws",
     "picture": "mask and negatives of the report's example",
+    "frames": "frames that `analyse` looks at",
+    "shuffle": "frames that `analyse` puts beside others for chance level",
     "bench": "noise that `bench` computes on: number of the batch",
 }  # fmt: skip
 """Stream → what is drawn from it."""

@@ -26,6 +26,7 @@ from speechssl.checkpoints.layout import RESULT
 from speechssl.data.manifest import load_manifests, save_manifest
 from speechssl.durable import write_in_one_step
 from speechssl.errors import ConfigError, SpeechSSLError
+from speechssl.evaluation.representations import compute_effective_rank
 from speechssl.training.metrics import read_metrics
 
 USAGE = """usage: recipes/librispeech_mini/run <manifests> <out> <arm> <labels> [seed] [key=value …]
@@ -233,13 +234,8 @@ def measure_dimensions(checkpoint: Path, manifest: str, seconds: float = 10.0) -
     for index in range(0, len(rows), max(1, len(rows) // 24)):
         waveform = torch.from_numpy(load_audio(rows[index].path))[: int(seconds * SAMPLE_RATE)]
         with torch.no_grad():
-            found.append([layer[0].double() for layer in model(waveform[None]).layers])
-    dimensions = []
-    for states in map(torch.cat, zip(*found, strict=True)):
-        variances = torch.linalg.eigvalsh(states.T.cov()).clamp(min=1e-12)
-        shares = variances / variances.sum()
-        dimensions.append(round(float((-(shares * shares.log()).sum()).exp()), 1))
-    return dimensions
+            found.append([layer[0] for layer in model(waveform[None]).layers])
+    return [round(compute_effective_rank(torch.cat(states).numpy()), 1) for states in zip(*found, strict=True)]
 
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:

@@ -86,11 +86,14 @@ def find_nearest(x: Tensor, codes: Tensor) -> Tensor:
     return (x.float() @ codes.T - codes.square().sum(1) / 2).argmax(1)
 
 
-def fit_centroids(features: FloatArray, num_codes: int, seed: int, section: str = "objective.") -> FloatArray:
+def fit_centroids(
+    features: FloatArray, num_codes: int, seed: int, section: str = "objective.", num_starts: int = 20
+) -> FloatArray:
     """Fit mini-batch k-means with HuBERT's settings (fairseq's `learn_kmeans`): (F, E) → (V, E), the same every time.
 
     Args:
         section: of the configuration, where `num_codes` and `fit_s` stand, for messages.
+        num_starts: first centroids to try, of which the best go on; 20 are HuBERT's.
 
     Raises:
         ConfigError: there are fewer frames than codes.
@@ -106,7 +109,7 @@ def fit_centroids(features: FloatArray, num_codes: int, seed: int, section: str 
         num_codes,
         batch_size=10_000,
         max_no_improvement=100,
-        n_init=20,
+        n_init=num_starts,
         reassignment_ratio=0.0,
         random_state=int(make_rng(seed, "k-means").integers(2**31)),
     )

@@ -103,7 +103,7 @@ def _dispatch(words: list[str]) -> int:
 def _print_result(result: dict[str, Any], is_asked: bool) -> None:
     """Print the JSON line where a script may read it: a person at a terminal has the table that the verb ended in.
 
-    Where stdout has texts (`transcribe`, `align`) or figures (`score`), the line goes to stderr.
+    Where stdout has texts (`transcribe`, `align`) or a table (`score`, `similar`), the line goes to stderr.
     """
     if not is_asked and sys.stdout.isatty():
         return

@@ -128,8 +128,15 @@ VERBS: dict[str, Verb] = {
         schemas.EmbedConfig,
         "model + audio → embeddings in a file that pandas, NumPy or a vector database opens",
         ("checkpoint", "audio"),
-        ("layer", "pooling", "out", "format", "channel", "batch_s", "window_s", "device"),
+        ("layer", "pooling", "segments", "out", "append", "format", "channel", "device"),
         ("embed runs/small clips/*.flac layer=3", "embed runs/small recordings/ pooling=frames out=frames.parquet"),
+    ),
+    "similar": Verb(
+        schemas.SimilarConfig,
+        "embeddings + a clip or id → the nearest ones",
+        ("embeddings", "query"),
+        ("top", "out", "layer", "checkpoint", "device", "overwrite"),
+        ("similar clips.parquet clip.flac", "similar clips.parquet 84-121123-0001 top=5 out=near.tsv"),
     ),
     "probe": Verb(
         schemas.ProbeConfig,
@@ -141,6 +148,13 @@ VERBS: dict[str, Verb] = {
             "probe runs/small m/all.tsv label=age group=speaker",
             "probe runs/small m/train.tsv m/test.tsv task=verification out=runs/probe",
         ),
+    ),
+    "analyse": Verb(
+        schemas.AnalyseConfig,
+        "model + speech → rank, similarity and, with labels, class structure by layer",
+        ("checkpoint", "data.test"),
+        ("against", "out", "label", "segments", "sample_s", "num_frames", "device", "overwrite"),
+        ("analyse runs/small m/dev.tsv", "analyse runs/asr m/dev.tsv against=runs/small label=speaker out=runs/layers"),
     ),
     "units": Verb(
         schemas.UnitsConfig,

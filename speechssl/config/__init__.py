@@ -1,5 +1,6 @@
 """Every key of the command line, as typed dataclasses. A wrong value is one sentence when one of them is made."""
 
+from speechssl.config.analysis import AnalyseConfig, AnalyseDataConfig, SimilarConfig
 from speechssl.config.data import (
     BenchDataConfig,
     FinetuneDataConfig,
@@ -36,9 +37,10 @@ from speechssl.config.verbs import (
 )
 
 __all__ = [
-    "AlignConfig", "BenchConfig", "BenchDataConfig", "CompareConfig", "ContrastiveConfig", "ConvertConfig", "DecodingConfig",
-    "DemoConfig", "DoctorConfig", "EmbedConfig", "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig",
-    "LoggingConfig", "MaskConfig", "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig",
-    "PretrainDataConfig", "ProbeConfig", "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig",
-    "TestDataConfig", "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
+    "AlignConfig", "AnalyseConfig", "AnalyseDataConfig", "BenchConfig", "BenchDataConfig", "CompareConfig",
+    "ContrastiveConfig", "ConvertConfig", "DecodingConfig", "DemoConfig", "DoctorConfig", "EmbedConfig",
+    "EvaluateConfig", "FinetuneConfig", "FinetuneDataConfig", "LMConfig", "LoggingConfig", "MaskConfig",
+    "MaskedCodesConfig", "ModelConfig", "PrepareConfig", "PretrainConfig", "PretrainDataConfig", "ProbeConfig",
+    "ProbeDataConfig", "QuantizerConfig", "ReportConfig", "ScoreConfig", "SimilarConfig", "TestDataConfig",
+    "TextConfig", "TrainingConfig", "TranscribeConfig", "TuneConfig", "UnitsConfig",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from speechssl.config.common import CommonConfig
@@ -165,6 +166,11 @@ class EmbedConfig(InferenceConfig):
     channel: int = knob(0, "channel to read of each file, from 1; 0: the mean of all")
     layer: Any = knob("last", "0 to the number of blocks, a list such as [3,6], `all`, `mean`, `last`, or a probe's folder")
     pooling: str = knob("mean", "`mean`, `max`, `statistics` (mean and standard deviation) or `frames`")
+    segments: str = knob("", "CTM, RTTM, TextGrid, folder of TextGrids, or table with id, start, end (s) and label: a row a segment, with its label; empty: a row an utterance")
+    tier: str = knob("", "tier of the TextGrids, such as phones; empty: their only one")
+    normalise: str = knob("", "`l2`: vectors of length 1; empty: as the model gives them")
+    dtype: str = knob("float32", "`float32`, or `float16` for half the size")
+    append: bool = knob(False, "add to the table `out` what is new in `audio`, by id")
     format: str = knob("parquet", "`parquet`, `npy` or `safetensors`, where `out` has no suffix that says so")
 
     def __post_init__(self) -> None:
@@ -173,6 +179,14 @@ class EmbedConfig(InferenceConfig):
         check(self.channel >= 0, "channel", "1 or more, or 0 for the mean of all", self.channel)
         check_choice("pooling", self.pooling, ("mean", "max", "statistics", "frames"))
         check_choice("format", self.format, ("parquet", "npy", "safetensors"))
+        check_choice("normalise", self.normalise, ("", "l2"))
+        check_choice("dtype", self.dtype, ("float32", "float16"))
+        check(self.segments != "" or not self.tier, "tier", "left out without `segments`", self.tier)
+        if self.append:
+            check(self.out != "", "out", "given with append=true", self.out)
+            is_parquet = self.out.endswith(".parquet") or (not Path(self.out).suffix and self.format == "parquet")
+            check(is_parquet, "out", "Parquet with append=true", self.out)
+            check(not self.overwrite, "overwrite", "false with append=true", self.overwrite)
 
 
 @dataclass(kw_only=True)

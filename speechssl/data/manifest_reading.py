@@ -96,11 +96,11 @@ def _read_tsv(file: Path, key: str) -> tuple[pa.Table, str]:
         csv.ParseOptions(delimiter="\t", quote_char=False, newlines_in_values=False),
         csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )
-    columns = {name: _unescape(table.column(name)) for name in table.column_names}
+    columns = {name: unescape(table.column(name)) for name in table.column_names}
     return pa.table(columns), first.removeprefix(ROOT_LINE) if has_root else ""
 
 
-def _unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def unescape(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Undo `printable.escape_field` where a column has a backslash at all."""
     if not pc.any(pc.match_substring(column, "\\")).as_py():
         return column

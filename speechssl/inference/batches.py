@@ -6,11 +6,12 @@ norm would see it, and audio longer than a window always goes in the same window
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from operator import itemgetter
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from speechssl.data.sampler import round_up
 from speechssl.errors import DataError
 from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, IntArray, Source
-from speechssl.inference.windows import plan_windows
+from speechssl.inference.windows import Window, plan_windows
 from speechssl.model.speech_model import as_evaluating
-from speechssl.progress import Progress, track
+from speechssl.progress import Progress
 
 R = TypeVar("R")
 
@@ -34,6 +35,10 @@ Forward = Callable[[AnyModel, Tensor, Tensor | None], tuple[list[Tensor], Tensor
 Reduce = Callable[[Iterator[list[Tensor]]], R]
 """All frames of one utterance → its result. They come piece by piece, so that hours of audio fit in memory: each piece
 has one tensor (t, …) for each that `Forward` gave."""
+
+Split = Callable[[int, int, Iterator[list[Tensor]]], Iterable[R]]
+"""Utterance k, the number of the first frame that comes, and its frames as `Reduce` has them → its results, each as
+soon as it is there."""
 
 CHUNK_BATCHES = 32
 """Utterances are sorted by length within so many batches' worth of audio: little padding, and results keep coming."""
@@ -78,82 +83,128 @@ def run_model(
     Raises:
         DataError: a file is missing, damaged or not as long as it should be, and the source leaves nothing out.
     """
+    return stream_model(
+        model, source, forward, lambda _, __, pieces: [reduce(pieces)],
+        batch_s=batch_s, window_s=window_s, description=description, chunk_batches=chunk_batches, is_output=is_output,
+        done=done, in_order=in_order,
+    )  # fmt: skip
+
+
+def stream_model(
+    model: AnyModel,
+    source: Source,
+    forward: Forward,
+    split: Split[R],
+    *,
+    batch_s: float,
+    window_s: float,
+    description: str,
+    chunk_batches: int,
+    is_output: bool,
+    done: Set[int] = frozenset(),
+    first_frames: Mapping[int, int] | None = None,
+    in_order: bool = True,
+) -> Iterator[tuple[int, R]]:
+    """Run a model over utterances as `run_model` does, for any number of results each, so that none must be held.
+
+    A long file in which damage is come to late is left out when some of its results have been given: the caller must
+    drop them.
+
+    Args:
+        split: makes an utterance's results of its frames.
+        first_frames: utterance → the first of its frames that is needed; windows with none of those are passed over.
+    """
     long_enough = np.flatnonzero(source.lengths >= model.config.output_field)
     grid = find_grid(model.config, is_output)
     limit, window = int(batch_s * SAMPLE_RATE), round(window_s * SAMPLE_RATE)
+    begun = first_frames or {}
+    left = sum(int(source.lengths[index]) for index in long_enough.tolist() if index not in done)
+    left -= sum(first * grid[1] for first in begun.values())
 
     def run() -> Iterator[tuple[int, R]]:
-        evaluating = as_evaluating(model)
-        for part in cut_chunks(source.lengths[long_enough], chunk_batches * limit):
-            results = _run_chunk(evaluating, source, forward, reduce, long_enough[part], window, limit, grid, done)
-            fresh = ((index, result) for index, result in results if index not in done)
-            yield from sorted(fresh, key=itemgetter(0)) if in_order else fresh
+        with Progress(description, left / SAMPLE_RATE / 3600, "h of audio") as progress:
+            loop = _Loop(as_evaluating(model), source, forward, split, window, limit, grid, done, begun, progress)
+            for part in cut_chunks(source.lengths[long_enough], chunk_batches * limit):
+                yield from loop.run_in_order(long_enough[part]) if in_order else loop.run(long_enough[part])
 
-    return track(run(), description, sum(index not in done for index in long_enough.tolist()), "utterances")
+    return run()
 
 
-def _run_chunk(
-    model: AnyModel,
-    source: Source,
-    forward: Forward,
-    reduce: Reduce[R],
-    chunk: IntArray,
-    window: int,
-    limit: int,
-    grid: tuple[int, int],
-    done: Set[int],
-) -> Iterator[tuple[int, R]]:
-    """Yield results as they come, those of done ones too where they share a batch with others."""
-    lengths = source.lengths
-    batches = plan_batches(chunk[lengths[chunk] <= window], lengths, limit, needs_equal_lengths(model))
-    for batch, waveforms in read_ahead(source, [batch for batch in batches if not done >= set(batch)]):
-        yield from zip(batch, _run_batch(model, waveforms, forward, reduce), strict=True)
-    for index in chunk[lengths[chunk] > window].tolist():
-        if index in done:
-            continue
+@dataclass(frozen=True)
+class _Loop(Generic[R]):
+    """What `stream_model` was given, in samples."""
+
+    model: AnyModel
+    source: Source
+    forward: Forward
+    split: Split[R]
+    window: int
+    limit: int
+    grid: tuple[int, int]
+    done: Set[int]
+    first_frames: Mapping[int, int]
+    progress: Progress
+
+    def run(self, chunk: IntArray) -> Iterator[tuple[int, R]]:
+        """Yield results as they come."""
+        yield from self._run_batches(chunk)
+        for index in chunk.tolist():
+            yield from self._run_windows(index)
+
+    def run_in_order(self, chunk: IntArray) -> Iterator[tuple[int, R]]:
+        """Yield results in the order of the source; those of long files are not held."""
+        held: dict[int, list[R]] = defaultdict(list)
+        for index, result in self._run_batches(chunk):
+            held[index].append(result)
+        for index in chunk.tolist():
+            yield from ((index, result) for result in held.pop(index, ()))
+            yield from self._run_windows(index)
+
+    def _run_batches(self, chunk: IntArray) -> Iterator[tuple[int, R]]:
+        lengths = self.source.lengths
+        short = chunk[lengths[chunk] <= self.window]
+        batches = plan_batches(short, lengths, self.limit, needs_equal_lengths(self.model))
+        for batch, waveforms in read_ahead(self.source, [batch for batch in batches if not self.done >= set(batch)]):
+            yield from self._run_batch(batch, waveforms)
+
+    @torch.inference_mode()
+    def _run_batch(self, batch: Sequence[int], waveforms: Sequence[FloatArray]) -> Iterator[tuple[int, R]]:
+        tensors, num_frames = self.forward(self.model, *stack_waveforms(self.model, waveforms))
+        fresh = [(row, index) for row, index in enumerate(batch) if index not in self.done]
+        # Counted where the work is done: results in order come many at a time, and the time left would jump.
+        self._advance(sum(len(waveforms[row]) for row, _ in fresh))
+        counts = num_frames.tolist()
+        for row, index in fresh:
+            pieces = iter([[tensor[row, : counts[row]] for tensor in tensors]])
+            yield from ((index, result) for result in self.split(index, 0, pieces))
+
+    @torch.inference_mode()
+    def _run_windows(self, index: int) -> Iterator[tuple[int, R]]:
+        """Run over audio longer than a window: each frame comes from the window in which it stands most inside."""
+        length, hop = int(self.source.lengths[index]), self.grid[1]
+        if length <= self.window or index in self.done:
+            return
+        windows, rows = plan_windows(length, self.window, *self.grid), max(1, self.limit // self.window)
+        groups = [windows[first : first + rows] for first in range(0, len(windows), rows)]
+        needed = self.first_frames.get(index, 0)
+        groups = [group for group in groups if group[-1].start // hop + group[-1].last > needed]
+        if not groups:
+            return
+        first_frame = groups[0][0].start // hop + groups[0][0].first
         try:
-            yield index, _run_windows(model, source, index, forward, reduce, window, limit, grid)
+            yield from ((index, result) for result in self.split(index, first_frame, self._iterate(index, groups)))
         except DataError as error:
-            source.leave_out(index, str(error))
+            self.source.leave_out(index, str(error))
 
-
-@torch.inference_mode()
-def _run_batch(model: AnyModel, waveforms: Sequence[FloatArray], forward: Forward, reduce: Reduce[R]) -> list[R]:
-    tensors, num_frames = forward(model, *stack_waveforms(model, waveforms))
-    counts = enumerate(num_frames.tolist())
-    return [reduce(iter([[tensor[row, :count] for tensor in tensors]])) for row, count in counts]
-
-
-@torch.inference_mode()
-def _run_windows(
-    model: AnyModel,
-    source: Source,
-    index: int,
-    forward: Forward,
-    reduce: Reduce[R],
-    window: int,
-    limit: int,
-    grid: tuple[int, int],
-) -> R:
-    """Run over audio that is longer than a window: each frame comes from the window in which it stands most inside.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    windows = plan_windows(int(source.lengths[index]), window, *grid)
-    waveforms = source.read_stretches(index, ((w.start, w.num_samples) for w in windows))
-    rows = max(1, limit // window)
-
-    def pieces() -> Iterator[list[Tensor]]:
-        for first in range(0, len(windows), rows):
-            group = windows[first : first + rows]
-            stacked = stack_waveforms(model, list(islice(waveforms, len(group))))
-            tensors, _ = forward(model, *stacked)
+    def _iterate(self, index: int, groups: Sequence[Sequence[Window]]) -> Iterator[list[Tensor]]:
+        waveforms = self.source.read_stretches(index, ((w.start, w.num_samples) for group in groups for w in group))
+        for group in groups:
+            tensors, _ = self.forward(self.model, *stack_waveforms(self.model, list(islice(waveforms, len(group)))))
+            self._advance(self.grid[1] * sum(w.last - w.first for w in group))
             yield from ([tensor[row, w.first : w.last] for tensor in tensors] for row, w in enumerate(group))
-            progress.advance(len(group))
 
-    with Progress(source.ids[index], len(windows), "windows") as progress:
-        return reduce(pieces())
+    def _advance(self, num_samples: int) -> None:
+        self.progress.advance(num_samples / SAMPLE_RATE / 3600)
 
 
 def find_grid(config: ModelConfig, is_output: bool) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from speechssl.config.verbs import FinetuneConfig, PretrainConfig
 from speechssl.durable import write_in_one_step, writing
 from speechssl.errors import SpeechSSLError
 from speechssl.parsing import parsing
+from speechssl.report.analysis import describe_analysis, judge_analysis, make_analysis
 from speechssl.report.comparison import draw_by_hours, gather_probes, make_comparison
 from speechssl.report.evaluation import describe_evaluation, judge_evaluation, make_evaluation
 from speechssl.report.figures import Section, Stat, Table, Verdict, format_value, is_number
@@ -62,7 +63,7 @@ def build_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     the page instead of its pictures, so that a finished run never fails for its report.
 
     Args:
-        runs: folders of `pretrain`, `finetune`, `evaluate` and `probe`, in the order of the page.
+        runs: folders of `pretrain`, `finetune`, `evaluate`, `tune`, `probe` and `analyse`, in the order of the page.
         out: file to write; its folder is made.
 
     Returns:
@@ -116,6 +117,8 @@ def _make_chapter(
             )
         case "tune":
             (summary, stats), verdict, sections = describe_tuning(run), judge_tuning(run), make_tuning(run)
+        case "analyse":
+            (summary, stats), verdict, sections = describe_analysis(run), judge_analysis(run), make_analysis(run)
         case _:
             (summary, stats), verdict, sections = describe_probe(run), judge_probe(run), make_probe(run)
     links = _find_links(named, number, out)

@@ -25,6 +25,7 @@ KINDS = {
     "evaluate": "Evaluation",
     "tune": "Weights of a language model",
     "probe": "Probe",
+    "analyse": "Layers",
 }
 """What the page calls each kind of folder."""
 
@@ -95,7 +96,7 @@ class RunFolder:
 
 
 def load_run(path: Path) -> RunFolder:
-    """Read the folder of a `pretrain`, `finetune`, `evaluate`, `tune` or `probe`.
+    """Read the folder of a `pretrain`, `finetune`, `evaluate`, `tune`, `probe` or `analyse`.
 
     Raises:
         ConfigError: there is no such folder.
@@ -157,13 +158,15 @@ def _find_kind(path: Path, config: Row, result: Row) -> str:
         return "pretrain" if "objective" in config else "finetune"
     if (path / "utterances.tsv").is_file():
         return "evaluate"
+    if "layers" in result and "cka" in result:
+        return "analyse"
     if "layers" in result or "baselines" in result:
         return "probe"
     if "points" in result and "weights" in result:
         return "tune"
     raise DataError(
-        "`run` must be the folder of a training run (config.yaml), of `evaluate` (utterances.tsv), of `tune` or of "
-        f"`probe` (result.json with its points or layers), but {path} is none of these"
+        "`run` must be the folder of a training run (config.yaml), of `evaluate` (utterances.tsv), of `tune`, "
+        f"`probe` or `analyse` (result.json with its points or layers), but {path} is none of these"
     )
 
 

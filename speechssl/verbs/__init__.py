@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speechssl.verbs.align import align as align
+    from speechssl.verbs.analyse import analyse as analyse
     from speechssl.verbs.bench import bench as bench
     from speechssl.verbs.compare import compare as compare
     from speechssl.verbs.convert import convert as convert
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from speechssl.verbs.probe import probe as probe
     from speechssl.verbs.report import report as report
     from speechssl.verbs.score import score as score
+    from speechssl.verbs.similar import similar as similar
     from speechssl.verbs.transcribe import transcribe as transcribe
     from speechssl.verbs.tune import tune as tune
     from speechssl.verbs.units import units as units
 
 __all__ = [
-    "align", "bench", "compare", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm", "prepare",
-    "pretrain", "probe", "report", "score", "transcribe", "tune", "units",
+    "align", "analyse", "bench", "compare", "convert", "demo", "doctor", "embed", "evaluate", "finetune", "lm",
+    "prepare", "pretrain", "probe", "report", "score", "similar", "transcribe", "tune", "units",
 ]  # fmt: skip
 
 

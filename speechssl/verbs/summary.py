@@ -21,6 +21,20 @@ HELD_OUT = {
 }
 """Figures of a validation that a training's table shows: what they are called and their factor."""
 
+LAYER_FIGURES = {
+    "rank": "effective rank",
+    "spread": "spread",
+    "norm": "norm",
+    "anisotropy": "anisotropy",
+    "cca_log_mel": "CCA log-mel",
+    "cka_against": "CKA against",
+    "variance_ratio": "between / within",
+    "neighbour_accuracy": "1-NN, %",
+    "pnmi": "PNMI",
+    "phone_purity": "phone purity",
+}
+"""Figures of a layer: what the table calls them."""
+
 KNOWN_LOSSES = frozenset({"loss_contrastive", "loss_codes"})
 """What only objectives log whose loss is in bits a masked frame."""
 
@@ -33,7 +47,7 @@ def format_summary(verb: str, result: Mapping[str, Any]) -> str:
         result: the dict of its JSON line.
     """
     tables = {"bench": format_bench, "demo": format_demo, "tune": _lay_out_points, "score": _lay_out_score}
-    tables |= {"compare": _lay_out_comparison}
+    tables |= {"compare": _lay_out_comparison, "similar": _lay_out_search, "analyse": _lay_out_layers}
     if verb in (*tables, "doctor"):
         return tables[verb](result) if verb in tables else ""
     lists: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
@@ -191,6 +205,22 @@ def _lay_out_points(result: Mapping[str, Any]) -> str:
         weights = [f"{row[name]:g}" if name in row else "" for name in names]
         cells.append([row["note"], *weights, f"{row['wer']:.2f} %", f"{row['cer']:.2f} %"])
     return f"{format_columns(cells, right=range(1, 8))}\nkept: {result['kept']}"
+
+
+def _lay_out_search(result: Mapping[str, Any]) -> str:
+    searched = f"{result['num_embeddings']:,} × {result['dim']}, layer {result['layer']}"
+    rows = [("embeddings", searched), *([("out", str(result["out"]))] if result["out"] != STDOUT else [])]
+    return format_columns(rows)
+
+
+def _lay_out_layers(result: Mapping[str, Any]) -> str:
+    """Lay out the figures of each layer, and of log-mel bands, to which all else compares."""
+    names = [name for name in LAYER_FIGURES if result["layers"][0].get(name) is not None]
+    cells = [["layer", *(LAYER_FIGURES[name] for name in names), ""]]
+    for row in [*result["layers"], {"layer": "log-mel", **result["log_mel"]}]:
+        figures = ["" if row.get(name) is None else f"{row[name]:.3g}" for name in names]
+        cells.append([str(row["layer"]), *figures, "COLLAPSED" if row.get("collapsed") else ""])
+    return f"{format_columns(cells, right=range(1, len(names) + 1))}\nout: {result['out']}"
 
 
 def _format_hours(hours: float) -> str:

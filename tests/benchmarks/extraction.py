@@ -32,7 +32,7 @@ from speechssl.data.files import expand_audio
 from speechssl.data.loader import pad_stack
 from speechssl.data.manifest import Manifest
 from speechssl.devices import autocast, resolve_device
-from speechssl.inference.embed import Embedder, choose_layers, iterate_tables
+from speechssl.inference.embed import Embedder, Rows, choose_layers
 from speechssl.inference.embedding_files import write_embeddings
 from speechssl.inference.source import Source
 from speechssl.interop.load import load_model, write_model
@@ -142,7 +142,8 @@ def build_ours(task: Task, precision: str, out: Path) -> Callable[[], None]:
     embedder = Embedder(model, choose_layers("all", model.num_layers), "mean", task.batch_s, precision=precision)
 
     def run() -> None:
-        write_embeddings(out, iterate_tables(embedder, Source.from_manifest(task.manifest)), embedder.dim)
+        rows = Rows(embedder, Source.from_manifest(task.manifest))
+        write_embeddings(out, rows.iterate(), rows.schema)
 
     return run
 

@@ -37,13 +37,20 @@ from speechssl.corpora.folder import read_sidecar
 from speechssl.corpora.librispeech import read_sexes, read_transcripts
 from speechssl.corpora.table import read_table
 from speechssl.data.files import find_files
+from speechssl.data.left_out import LeftOut
 from speechssl.data.manifest import Manifest, Utterance, build_manifest, load_manifests, save_manifest
+from speechssl.data.segments import read_segments
 from speechssl.data.texts import format_trn, load_texts, match_texts
-from speechssl.errors import CheckpointError, DataError
+from speechssl.errors import CheckpointError, ConfigError, DataError
 from speechssl.evaluation.trials import read_trials
 from speechssl.inference.decoding.lm_texts import read_texts
 from speechssl.inference.decoding.ngram import load_arpa
+from speechssl.inference.embed import make_schema
+from speechssl.inference.embedding_files import SUFFIXES, Earlier, write_embeddings
+from speechssl.inference.embedding_reading import read_embeddings
 from speechssl.inference.journal import Entry, Journal
+from speechssl.inference.neighbours import find_neighbours
+from speechssl.inference.shards import Shards
 from speechssl.inference.timed import Span, TimedText
 from speechssl.interop.adapted import start_adapting
 from speechssl.interop.files import write_tensors
@@ -202,6 +209,49 @@ def use_lm_texts(_: Path, file: Path) -> None:
         pass
 
 
+def make_segments(folder: Path) -> None:
+    (folder / "a.ctm").write_text(";; words\na 1 0.0 0.5 HE 0.9\na 1 0.5 0.25 SAID\n")
+    (folder / "a.rttm").write_text("SPEAKER a 1 0.0 0.5 <NA> <NA> ann <NA> <NA>\n")
+    (folder / "a.csv").write_text('id,start,end,label\na,0,0.5,"HE"\n')
+    (folder / "a.tsv").write_text("id\tstart\tend\na\t0\t0.5\n")
+    head = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n2\n<exists>\n1\n'
+    (folder / "a.TextGrid").write_text(f'{head}"IntervalTier"\n"words"\n0\n2\n1\n0\n2\n"HE"\n')
+    table = pa.table({"id": ["a", "b"], "start": [0.0, 1.0], "end": [1.0, 2.0], "label": ["x", "y"]})
+    pq.write_table(table, folder / "a.parquet")
+
+
+def use_segments(_: Path, file: Path) -> None:
+    segments = read_segments(str(file))
+    assert segments.digest and all(len(segments.find(name)[0]) for name in segments.ids)
+
+
+EMBEDDED = {"settings": {"layers": ["1"]}}
+
+
+def make_embeddings(folder: Path) -> None:
+    """Write a table, and another one that was broken off."""
+    schema = make_schema(4)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(8, dtype=np.float32)), 4)
+    texts = [["a", "b"], ["/a", "/b"], [None, None], ["1", "1"]]
+    table = pa.table([*texts, [0.0, 0.0], [1.0, 1.0], vectors], schema=schema)
+    write_embeddings(folder / "x.parquet", [table], schema, EMBEDDED)
+    with suppress(KeyboardInterrupt), Shards(folder / "y.parquet", EMBEDDED, LeftOut()) as shards:
+        shards.add(table)
+        raise KeyboardInterrupt
+
+
+def use_embeddings(folder: Path, file: Path) -> None:
+    if file.name == "x.parquet":
+        earlier = Earlier(file, make_schema(4), EMBEDDED["settings"])
+        rows = [Utterance(name, folder / name, 16_000, 16_000) for name in ("a", "c")]
+        with suppress(ConfigError):
+            earlier.find_new(build_manifest(rows, folder))
+        write_embeddings(folder / "z.parquet", earlier.iterate(), make_schema(4), EMBEDDED)
+        return
+    shards = Shards(folder / "y.parquet", EMBEDDED, LeftOut())
+    write_embeddings(folder / "z.parquet", shards.iterate(make_schema(4)), make_schema(4))
+
+
 def make_arpa(folder: Path) -> None:
     (folder / "a.arpa").write_text(ARPA)
     (folder / "a.arpa.gz").write_bytes(gzip.compress(ARPA.encode()))
@@ -333,6 +383,22 @@ def use_clusters(_: Path, file: Path) -> None:
     find_nearest(torch.zeros(3, found.centroids.shape[1]), torch.from_numpy(found.centroids))
 
 
+def make_searched(folder: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    texts = [[f"u{k}" for k in range(6)], ["/a.flac"] * 6, ["s"] * 6, ["1"] * 6]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 4)
+    table = pa.table([*texts, np.zeros(6), np.ones(6), column], schema=make_schema(4))
+    for suffix in SUFFIXES:
+        (folder / suffix).mkdir()
+        write_embeddings(folder / suffix / f"e{suffix}", [table], table.schema, EMBEDDED)
+
+
+def use_searched(_: Path, file: Path) -> None:
+    name = file.name.replace(".index.tsv", file.parent.name)
+    found = read_embeddings(str(file.with_name(name))).select_layer("1")
+    find_neighbours(found.vectors, np.ones(found.vectors.shape[1], np.float32), 3)
+
+
 def make_onnx(folder: Path) -> None:
     for what in OUTPUTS:
         write_identity(folder / f"{what}.onnx", describe_model(make_recogniser(), what))
@@ -418,6 +484,8 @@ KINDS: dict[str, Kind] = {
     "texts": Kind(make_texts, use_texts),
     "transcripts": Kind(make_transcripts, use_transcripts),
     "texts of a language model": Kind(make_lm_texts, use_lm_texts),
+    "segments": Kind(make_segments, use_segments),
+    "embeddings": Kind(make_embeddings, use_embeddings, ("*.parquet", ".*/*")),
     "arpa": Kind(make_arpa, use_arpa),
     "kept": Kind(lambda folder: write_kept(folder, KEPT), use_kept),
     "journal": Kind(make_journal, use_journal),
@@ -431,6 +499,7 @@ KINDS: dict[str, Kind] = {
     "fairseq families": Kind(make_fairseq_families, use_model),
     "shards": Kind(make_shards, use_model, ("*/*.index.json", "*/*.safetensors", "*/*.bin")),
     "clusters": Kind(make_clusters, use_clusters),
+    "searched embeddings": Kind(make_searched, use_searched, ("*/*",)),
     "onnx": Kind(make_onnx, use_onnx),
     "torch": Kind(write_formats("fairseq", "torchaudio"), use_model, ("*.pt",)),
     "checkpoint": Kind(make_checkpoint, use_checkpoint, ("checkpoints/update-*/*",), FILES),

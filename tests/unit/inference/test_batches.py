@@ -12,12 +12,14 @@ from torch import Tensor
 
 from speechssl import progress
 from speechssl.config.model import ModelConfig
-from speechssl.inference.batches import plan_batches, run_model
+from speechssl.inference.batches import plan_batches, run_model, stream_model
+from speechssl.inference.onnx_model import AnyModel
 from speechssl.inference.source import FloatArray, Source
 from speechssl.model.speech_model import SpeechModel
+from tests.cases import each_case
 
 
-def forward(model: SpeechModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
+def forward(model: AnyModel, waveforms: Tensor, num_samples: Tensor | None) -> tuple[list[Tensor], Tensor]:
     frames = model(waveforms, num_samples)
     return [frames.last], frames.num_frames
 
@@ -47,27 +49,37 @@ def test_long_audio_comes_in_pieces_and_progress_is_told(
     model: SpeechModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    advanced: list[float] = []
+    advance = progress.Progress.advance
+
+    def note(self: progress.Progress, n: float = 1, **values: float | str) -> None:
+        advanced.append(3600 * n)
+        advance(self, n, **values)
+
+    monkeypatch.setattr(progress.Progress, "advance", note)
     source, _ = make_source([8_000, 40_000, 100, 16_000])
     with caplog.at_level(logging.INFO, "speechssl"):
         results = run_model(
             model, source, forward, count_frames,
             batch_s=2.0, window_s=1.0, chunk_batches=8, description="count", is_output=True,
         )  # fmt: skip
-        found = dict(results)
+        first, pieces = next(results)
+        assert len(advanced) == 1
+        found = {first: pieces, **dict(results)}
     single = [(count - 400) // 320 + 1 for count in source.lengths]
     assert {index: sum(pieces) for index, pieces in found.items()} == {k: single[k] for k in (0, 1, 3)}
     assert list(found) == [0, 1, 3]
     assert [len(found[index]) for index in (0, 3)] == [1, 1]
     assert len(found[1]) > 2
-    told = [line.rpartition(" in ")[0] for line in caplog.messages]
-    assert [line for line in told if line.startswith("1:")] == [
-        "1: 2 of 4 windows",
-        "1: 4 of 4 windows",
-        "1: all 4 windows",
-    ]
-    assert [line for line in told if line.startswith("count:")][:3] == [
-        f"count: {done} of 3 utterances" for done in (1, 2, 3)
-    ]
+    assert {line.partition(" in ")[0] for line in caplog.messages} == {
+        "count: 0.00 of 0.00 h of audio",
+        "count: all 0.00 h of audio",
+    }
+    # The batch of both short ones is told before any result is given, or the time left would jump.
+    assert first == 0
+    assert advanced[0] == pytest.approx(1.5)
+    assert sum(advanced[1:]) == pytest.approx(0.02 * single[1])
+    assert len(advanced) > 2
     assert model.training
 
 
@@ -123,6 +135,29 @@ def test_what_is_done_is_not_done_again_and_the_rest_is_the_same_to_the_bit(mode
             assert set(rest) == set(whole) - done
             assert list(rest) == sorted(rest) or not in_order
             assert all(torch.equal(frames, whole[index]) for index, frames in rest.items())
+
+
+@each_case("first", [0, 30, 77, 123])
+def test_windows_with_no_frame_that_is_needed_are_passed_over(model: SpeechModel, first: int) -> None:
+    rng = np.random.default_rng(0)
+    waveform = 0.1 * rng.standard_normal(40_000).astype(np.float32)
+    source = Source(["a"], np.array([len(waveform)]), lambda _: waveform)
+
+    def number(_: int, at: int, pieces: Iterator[list[Tensor]]) -> Iterator[tuple[int, Tensor]]:
+        for (frames,) in pieces:
+            yield at, frames
+            at += len(frames)
+
+    def run(firsts: dict[int, int]) -> list[tuple[int, Tensor]]:
+        given = {"batch_s": 1.0, "window_s": 1.0, "chunk_batches": 8, "description": "collect", "is_output": True}
+        found = stream_model(model, source, forward, number, first_frames=firsts, **given)  # type: ignore[arg-type]
+        return [result for _, result in found]
+
+    whole, rest = run({}), run({0: first})
+    assert rest[0][0] <= first < rest[0][0] + len(rest[0][1])
+    for (at, frames), (expected_at, expected) in zip(rest, whole[-len(rest) :], strict=True):
+        assert at == expected_at
+        assert torch.equal(frames, expected)
 
 
 def test_a_long_file_is_held_a_piece_at_a_time() -> None:

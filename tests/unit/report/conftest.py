@@ -160,12 +160,34 @@ def make_probe(folder: Path, measure: str = "accuracy") -> Path:
     return folder
 
 
+def make_analyse(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    interval = {"low": 60.0, "high": 80.0, "unit": "speaker", "count": 24, "reliable": True}
+    layers = [
+        {"layer": k, "dim": 64, "rank": 40.0 - 9 * k, "spread": 0.9, "norm": 12.0, "anisotropy": 0.1 * k,
+         "cca_log_mel": 0.5 - 0.1 * k, "collapsed": False, "neighbour_accuracy": 70.0 + k, "variance_ratio": 0.5,
+         "neighbour_accuracy_interval": interval, "cka_against": 0.9,
+         "pnmi": 0.3 + 0.1 * k}
+        for k in range(3)
+    ]  # fmt: skip
+    result = {
+        "layers": layers, "log_mel": {"rank": 5.0, "neighbour_accuracy": 65.0}, "cca_chance": 0.2, "collapsed": [],
+        "cka": [[1.0, 0.75, -0.01], [0.75, 1.0, 0.5], [-0.01, 0.5, 1.0]],
+        "against": {"checkpoint": "runs/<other>", "layers": layers[:2], "cka": [[0.9, None], [0.5, 0.8], [0.4, 0.7]]},
+        "label": {"column": "<speaker>", "num_values": 24, "majority": 5.0}, "num_frames": 900, "num_utterances": 30,
+        "units": {"num_codes": 50},
+        "checkpoint": "runs/base",
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def make() -> SimpleNamespace:
     """The makers of run folders."""
     return SimpleNamespace(
         pretrain=make_pretrain, finetune=make_finetune, evaluate=make_evaluate, tune=make_tune,
-        probe=make_probe, lines=write_lines, model=tiny_model,
+        probe=make_probe, analyse=make_analyse, lines=write_lines, model=tiny_model,
     )  # fmt: skip
 
 

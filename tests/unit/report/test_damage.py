@@ -106,7 +106,7 @@ def list_files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".html")
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune", "evaluate", "tune", "probe"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "evaluate", "tune", "probe", "analyse"])
 def test_a_damaged_folder_gives_a_page_or_a_sentence(make: SimpleNamespace, tmp_path: Path, kind: str) -> None:
     given = {"num_updates": 12} if kind == "pretrain" else {}
     whole = getattr(make, kind)(tmp_path / "whole", **given)

@@ -14,9 +14,9 @@ from speechssl.training.run_folder import claim_run
 def test_each_kind_is_told_from_its_files(make: SimpleNamespace, tmp_path: Path) -> None:
     kinds = [
         load_run(maker(tmp_path / str(k))).kind
-        for k, maker in enumerate((make.pretrain, make.finetune, make.evaluate, make.tune, make.probe))
+        for k, maker in enumerate((make.pretrain, make.finetune, make.evaluate, make.tune, make.probe, make.analyse))
     ]
-    assert kinds == ["pretrain", "finetune", "evaluate", "tune", "probe"]
+    assert kinds == ["pretrain", "finetune", "evaluate", "tune", "probe", "analyse"]
 
 
 def test_config_and_metrics_can_be_looked_up(make: SimpleNamespace, tmp_path: Path) -> None:
