@@ -237,7 +237,7 @@ OUT_OF_RANGE = (
     (PROBE, "updates=0", "must be at least 1, but is 0"),
     (PROBE, "lr=-1", "must be a positive number or a list of them, but is -1"),
     (PROBE, "data.max_s=0", "must be at least 0.025 s, one frame, but is 0.0"),
-    (PROBE, "data.trials=t.txt", "must be left out with task=identification"),
+    (PROBE, "data.trials=t.txt", "must be left out with task=auto"),
 )
 
 FINITE = (
