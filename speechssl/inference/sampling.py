@@ -92,13 +92,12 @@ def sample_states(embedder: Embedder, source: Source, plan: Plan) -> Sample:
     def split(index: int, first: int, pieces: Iterator[list[Tensor]]) -> Iterator[tuple[FloatArray, FloatArray]]:
         assert first == 0, "frames come from the first"
         places = plan.frames[index] * int(own[index]) // max(int(plan.counts[index]), 1)
-        kept, total = [], 0.0
+        kept, total = [], torch.zeros((), dtype=torch.float64)
         for piece in pieces:
             states = torch.stack(piece)
             inside = places[(places >= first) & (places < first + states.shape[1])]
             kept.append(states[:, torch.from_numpy(inside - first)].float().cpu().numpy())
-            total, first = total + states.sum(1, dtype=torch.float64), first + states.shape[1]
-        assert isinstance(total, Tensor), "no frames"
+            total, first = total.to(states.device) + states.sum(1, dtype=torch.float64), first + states.shape[1]
         yield np.concatenate(kept, axis=1), (total / first).float().cpu().numpy()
 
     frames, means = {}, {}

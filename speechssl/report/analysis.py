@@ -24,6 +24,11 @@ LINES = (
     ("norm", "Norm", "mean norm", "Mean Euclidean norm of a frame."),
 )  # fmt: skip
 
+COLUMNS = (
+    "rank", "spread", "norm", "anisotropy", "cca_log_mel", "cka_against", "variance_ratio", "neighbour_accuracy",
+    "pnmi", "phone_purity", "cluster_purity",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -161,9 +166,7 @@ def _draw_map(result: dict[str, Any], title: str, row_name: str, column_name: st
 
 
 def _tabulate(layers: list[dict[str, Any]]) -> list[Section]:
-    names = ("rank", "spread", "norm", "anisotropy", "cca_log_mel", "cka_against", "variance_ratio")
-    names += ("neighbour_accuracy", "pnmi", "phone_purity", "cluster_purity")
-    shown = [name for name in names if any(is_number(row.get(name)) for row in layers)]
+    shown = [name for name in COLUMNS if any(is_number(row.get(name)) for row in layers)]
     rows = [[row["layer"], *(row.get(name) if is_number(row.get(name)) else None for name in shown)] for row in layers]
     head = ["layer", *(name.replace("_", " ") for name in shown)]
     return [Section("In figures", [Figure("", Table(head, rows), is_wide=True)])] if shown else []

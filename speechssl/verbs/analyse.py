@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from speechssl.config.analysis import AnalyseConfig
 from speechssl.config.knobs import check
@@ -28,10 +29,11 @@ from speechssl.evaluation.analysis import (
 )
 from speechssl.evaluation.probe_features import limit_source
 from speechssl.inference.embedder import Embedder, choose_layers
-from speechssl.inference.sampling import Sample, label_frames, plan_frames, sample_log_mel, sample_states
-from speechssl.inference.source import FloatArray
+from speechssl.inference.sampling import Plan, Sample, label_frames, plan_frames, sample_log_mel, sample_states
+from speechssl.inference.source import FloatArray, Source
 from speechssl.inference.units import choose_sample
 from speechssl.interop.load import find_update, load_model
+from speechssl.model.speech_model import SpeechModel
 from speechssl.printable import make_printable
 from speechssl.progress import track
 from speechssl.verbs.frame import verb
@@ -64,19 +66,10 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
     if config.against:
         models.append(load_model(config.against, device, key="against"))
     out = resolve_out(config.out, "analyse", config.overwrite)
-    precision = resolve_precision(config.precision, device)
     left_out = LeftOut("data.test")
     chosen = choose_sample(manifest, config.sample_s, config.seed)
     source = limit_source(chosen, config.data.max_s, "data.test", left_out)
-    embedders = [
-        Embedder(model, choose_layers("all", model.num_layers), "frames", config.batch_s, config.data.max_s, precision)
-        for model in models
-    ]
-    for embedder in embedders:
-        source.leave_out_short(embedder.model.config.output_field)
-    plan = plan_frames(source, embedders[0], config.num_frames, config.seed)
-    samples = [sample_states(embedder, source, plan) for embedder in embedders]
-    log_mel = sample_log_mel(source, plan)
+    plan, samples, log_mel = _listen(config, models, source)
     kept = sorted(set.intersection(*(set(sample.frames) for sample in (*samples, log_mel))))
     left_out.require_others(len(kept))
     used = chosen.select(kept)
@@ -123,6 +116,20 @@ def analyse(config: AnalyseConfig) -> dict[str, Any]:
         write_result(out, result)
     _warn(config, rows)
     return result
+
+
+def _listen(config: AnalyseConfig, models: Sequence[SpeechModel], source: Source) -> tuple[Plan, list[Sample], Sample]:
+    """Choose frames, and give them of each model and of log-mel bands."""
+    precision = resolve_precision(config.precision, models[0].device)
+    embedders = [
+        Embedder(model, choose_layers("all", model.num_layers), "frames", config.batch_s, config.window_s, precision)
+        for model in models
+    ]
+    for embedder in embedders:
+        source.leave_out_short(embedder.model.config.output_field)
+    plan = plan_frames(source, embedders[0], config.num_frames, config.seed)
+    samples = [sample_states(embedder, source, plan) for embedder in embedders]
+    return plan, samples, sample_log_mel(source, plan)
 
 
 def _load(config: AnalyseConfig) -> Manifest:
@@ -221,7 +228,7 @@ def _count_classes(labels: Sequence[Any]) -> dict[str, Any]:
     return {"num_values": len(counts), "majority": 100 * max(counts.values()) / len(labels)}
 
 
-def _round(cka: FloatArray) -> list[list[float]]:
+def _round(cka: npt.NDArray[np.float64]) -> list[list[float]]:
     return [[round(value, DECIMALS) for value in row] for row in cka.tolist()]
 
 
