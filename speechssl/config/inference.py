@@ -215,6 +215,10 @@ class UnitsConfig(InferenceConfig):
                 check(not value, key, "left out with layer=quantizer, which has codes of its own", value)
 
 
+PROBE_RATES = (0.003, 0.01, 0.03, 0.1)
+"""Learning rates that a probe chooses from where none is given."""
+
+
 @dataclass(kw_only=True)
 class ProbeConfig(InferenceConfig):
     """Keys of `speechssl probe`."""
@@ -226,7 +230,7 @@ class ProbeConfig(InferenceConfig):
     folds: int = knob(10, "splits at most where groups are left out: of more groups, several are left out together")
     hidden: int = knob(0, "units of a hidden layer; 0: linear")
     updates: int = knob(300, "updates of each probe", "updates")
-    lr: Any = knob([0.003, 0.01, 0.03, 0.1], "learning rates, of which each probe takes the best on a fifth of its training data (of its groups); or one")
+    lr: Any = knob("", "learning rates, of which each probe takes the best on a fifth of its training data (of its groups), or one; empty: [0.003,0.01,0.03,0.1], and 0.02 where too little can be held out")
     num_untrained: int = knob(1, "untrained encoders, each of its own seed, whose mean is the baseline")
     num_trials: int = knob(20_000, "largest number of verification trials to make")
     backend: str = knob("cosine", "how trials are scored: `cosine`, `plda`, `cosine-asnorm` or `plda-asnorm`, with scores normalised by a cohort, the speakers of data.train")
@@ -259,7 +263,7 @@ class ProbeConfig(InferenceConfig):
         Raises:
             ConfigError: `lr` is neither a positive number nor a list of these.
         """
-        given = self.lr if isinstance(self.lr, (list, tuple)) else [self.lr]
+        given = PROBE_RATES if self.lr == "" else self.lr if isinstance(self.lr, (list, tuple)) else [self.lr]
         are_numbers = all(type(rate) in (int, float) and 0 < rate < float("inf") for rate in given)
         check(bool(given) and are_numbers, "lr", "a positive number or a list of them", self.lr)
         return [float(rate) for rate in given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,9 @@ class Figures:
     scores: npt.NDArray[np.float64] | None = None
     det: tuple[list[float], list[float]] = ([], [])
 
+
+SINGLE_RATE = 0.02
+"""Learning rate where nothing can be held out to choose one by: every probe's, before there was a choice."""
 
 Measure = Callable[[Iterable[FloatArray]], Figures]
 """From features (n, S, D) of one encoder or several to figures."""
@@ -103,11 +106,17 @@ def make_fitter(
         labels, groups: as `hold_out`.
 
     Raises:
-        DataError: several rates are given, and nothing can be held out to choose by.
+        DataError: several rates are given by name, and nothing can be held out to choose by.
     """
     if len(config.list_rates()) == 1:
         return Fitter(config, targets, num_outputs, None)
     division = hold_out(labels, groups, config.seed)
+    if division is None and config.lr == "":
+        _logger.warning(
+            "data.train has too few utterances or groups of a %s to hold some out: lr is %s, not chosen",
+            config.label, SINGLE_RATE,
+        )  # fmt: skip
+        return Fitter(replace(config, lr=SINGLE_RATE), targets, num_outputs, None)
     if division is None:
         raise DataError(
             f"`lr` must be one number where data.train has too few utterances or groups of a {config.label} to hold "

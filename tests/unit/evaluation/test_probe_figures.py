@@ -98,7 +98,9 @@ def test_one_rate_alone_where_nothing_can_be_held_out() -> None:
         "identification", ["x", "x", "y", "y"], list("abcd"), "speaker", True, leave_groups_out(list("abcd"), 2)[:1]
     )
     with pytest.raises(DataError, match=r"`lr` must be one number where"):
-        make_measure(make_config(label="word"), plan)([np.zeros((4, 1, 2), np.float32)])
+        make_measure(make_config(label="word", lr=[0.01, 0.1]), plan)([np.zeros((4, 1, 2), np.float32)])
+    found = make_measure(make_config(label="word"), plan)([np.zeros((4, 1, 2), np.float32)])
+    assert found.rates == [0.02]
 
 
 @each_case(
