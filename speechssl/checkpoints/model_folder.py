@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -174,6 +174,9 @@ def build_config(schema: type[Any], values: object, key: str = "checkpoint") -> 
     unknown = sorted(set(values) - {item.name for item in fields(schema)})
     if unknown:
         raise CheckpointError(f"`{key}` must have a configuration that this version knows, but has {show(unknown)}")
+    needed = {item.name for item in fields(schema) if item.default is MISSING and item.default_factory is MISSING}
+    if missing := sorted(needed - set(values)):
+        raise CheckpointError(f"`{key}` must have {missing[0]} in its configuration, but has {show(sorted(values))}")
     built = {name: _read_value(hints[name], name, value, key) for name, value in values.items()}
     try:
         return schema(**built)

@@ -276,7 +276,7 @@ def make_journal(folder: Path) -> None:
 def use_journal(folder: Path, file: Path) -> None:
     """Go on from it: what is taken over must be what was written."""
     journal = Journal(file, {"checkpoint": "x"})
-    for text, _ in journal.iterate("abc"):
+    for text, *_ in journal.iterate("abc"):
         assert (text.text, text.words) == ("A", (Span("A", 0.1, 0.2, 0.5),)), "changed without a word"
 
 
