@@ -49,7 +49,8 @@ def test_a_clip_is_embedded_as_the_rows_were(place: Path) -> None:
         given = {"embeddings": str(place / name), "device": "cpu", "top": 3, **keys}
         found = speechssl.similar(**given, query=str(place / "clips" / "2.wav"), out="")
         assert found["neighbours"][0]["id"] == "2", name
-        assert found["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+        # Where precision=auto is bf16, a row alone differs in its last bits from one in a batch.
+        assert found["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-4)
         by_id = speechssl.similar(**given, query="2")
         assert by_id["is_id"] and [row["id"] for row in by_id["neighbours"][:2]] == [
             row["id"] for row in found["neighbours"][1:]
