@@ -17,6 +17,7 @@ from speechssl.checkpoints.model_folder import (
     read_card,
     save_model,
 )
+from speechssl.config.adaptation import Adaptation
 from speechssl.config.data import TextConfig
 from speechssl.config.model import ModelConfig
 from speechssl.errors import CheckpointError, SpeechSSLError
@@ -101,3 +102,11 @@ def test_the_least_number_of_weights_is_all_but_biases_and_norms(
     weights = collect_weights(model)
     products = [value for value in weights.values() if value.dim() > 1 and value.numel() > value.shape[-1]]
     assert _count_products(config, kind) == sum(value.numel() for value in products)
+
+
+@each_case("lost", ["adapt", "lora", "init"])
+def test_a_card_without_what_it_needs_is_one_sentence(lost: str) -> None:
+    card = {"adapt": "lora", "lora": {"rank": 4}, "init": "runs/a", "digest": ""}
+    build_config(Adaptation, card, "checkpoint")
+    with pytest.raises(CheckpointError, match=f"`checkpoint` must have {lost} in its configuration, but has"):
+        build_config(Adaptation, {name: value for name, value in card.items() if name != lost}, "checkpoint")
