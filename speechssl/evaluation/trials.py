@@ -210,6 +210,9 @@ def make_trials(
 def write_trials(path: Path, trials: Trials, ids: Sequence[str], scores: npt.NDArray[np.float64] | None = None) -> None:
     """Write trials, `1 id id` or `0 id id` a line, as `read_trials` reads them; or their scores, `id id score`."""
     pairs = [f"{ids[a]} {ids[b]}" for a, b in zip(trials.first, trials.second, strict=True)]
+    # Fields of a trial are told apart by white space.
+    if odd := sum(id.split() != [id] for id in ids):
+        _logger.warning("%d ids have spaces, so that data.trials cannot read %s again", odd, path)
     if scores is None:
         lines = [f"{int(same)} {pair}\n" for same, pair in zip(trials.same, pairs, strict=True)]
     else:

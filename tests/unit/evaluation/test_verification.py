@@ -376,3 +376,13 @@ def test_several_systems_have_the_interval_of_their_mean() -> None:
     for interval in (one, cost, five):
         assert interval.low is not None and interval.high is not None and interval.low < interval.high
     assert (five.high or 0) - (five.low or 0) < (one.high or 0) - (one.low or 0)
+
+
+@each_case("id, is_odd", [("a b", True), ("a\tb", True), (" a", True), ("a-b", False)])
+def test_ids_that_a_trials_file_cannot_hold_are_told(
+    tmp_path: Path, id: str, is_odd: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trials = Trials(np.array([0, 0]), np.array([1, 2]), np.array([True, False]))
+    caplog.clear()
+    write_trials(tmp_path / "trials.txt", trials, [id, "c", "d"])
+    assert ("have spaces" in caplog.text) == is_odd
