@@ -135,7 +135,10 @@ class Earlier:
         """Read it, some columns of it or all, a row group at a time."""
         with self._reading() as file:
             for number in range(file.num_row_groups):
-                yield file.read_row_group(number, columns=columns)
+                table = file.read_row_group(number, columns=columns)
+                # Parquet's own reader does not look whether text is UTF-8.
+                table.validate(full=True)
+                yield table
 
     def find_new(self, manifest: Manifest) -> Manifest:
         """Give the rows of a manifest whose ids it has not.

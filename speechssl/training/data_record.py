@@ -123,6 +123,7 @@ def check_record(folder: Path, table: pa.Table, left_out: Mapping[str, object]) 
             content = pa.BufferReader(read_bytes(folder / DATA, LIMIT))
             stored = pq.read_table(content, page_checksum_verification=True).select(table.column_names)
             stored = stored.cast(table.schema)
+            stored.validate(full=True)
     except DataError as error:
         # The checkpoint has the digests of ids, lengths and texts, and refuses by them.
         _logger.warning("%s: whether files are those that the run began with is not known", error)

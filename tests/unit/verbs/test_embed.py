@@ -207,6 +207,10 @@ def test_a_table_is_added_to(workplace: Path, speech: Speech) -> None:
     pq.write_table(pa.table({"id": ["a"]}), workplace / "other.parquet")
     with pytest.raises(ConfigError, match="`out` must be embeddings that `embed` wrote, to be added to"):
         embed(make_config(workplace, "other.parquet", append=True))
+    no_text = pa.array([b"\xff"] * len(after), pa.binary()).view(pa.string())
+    pq.write_table(after.set_column(after.column_names.index("path"), "path", no_text), workplace / "other.parquet")
+    with pytest.raises(ConfigError, match=r"`out` must be embeddings .* Invalid UTF8 sequence"):
+        embed(make_config(workplace, "other.parquet", layer=[0, 2], append=True))
 
 
 def test_a_table_says_what_made_it(workplace: Path) -> None:
