@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import speechssl
-from recipes.librispeech_mini import words
-from speechssl.checkpoints.model_folder import build_untrained
 from speechssl.errors import CollapseError, ConfigError, NumericalError, SpeechSSLError
-from speechssl.seeds import make_torch_seed
 
 USAGE = """usage: recipes/collapse/run train=<manifest>[,<manifest>] valid=<manifest> digits=<manifest> out=<folder>
     [healthy=20] [provoked=20] [updates=400] [model=tiny]
@@ -121,15 +118,11 @@ def pretrain(keys: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 
 def probe(run: Path, manifest: str, seed: int) -> dict[str, Any]:
-    """Measure digits by unheard speakers on the layers of a run, and on those of the network that it began with."""
-    model = speechssl.load(str(run))
-    untrained = build_untrained(model, make_torch_seed(seed, "weights"))
-    speechssl.save(untrained, str(run / "untrained"))
-    figures = {}
-    for name, checkpoint in (("trained", run), ("untrained", run / "untrained")):
-        found = words.run(str(checkpoint), manifest, str(run / f"digits-{name}"))
-        figures[name] = [layer["accuracy"] for layer in found["layers"]]
-    return {"digits": figures}
+    """Measure digits by unheard speakers on the layers of a run, and on those of an untrained network."""
+    keys = {"data.train": manifest, "label": "text", "lr": 0.02, "seed": seed, "overwrite": True}
+    found = speechssl.probe(checkpoint=str(run), out=str(run / "digits"), **keys)
+    layers = {"trained": found["layers"], "untrained": found["baselines"]["untrained"]["layers"]}
+    return {"digits": {name: [layer["accuracy"] for layer in each] for name, each in layers.items()}}
 
 
 def format_table(healthy: Sequence[dict[str, Any]], provoked: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Speakers of `train`, `dev` and `test` are disjoint, and no sentence comes twice. Every speaker has several sessions
 (chapters) that differ in tone, room, noise and level. `session` is one more session of each speaker of `train`: to
-know a speaker again in it takes more than the sound of the room.
+know a speaker again in it takes more than the sound of the room. `texts.txt` has further sentences, for a language
+model.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ SPLITS = (
 )
 """Some 42 minutes of training speech, 3 of dev, 8 of test and 8 of further sessions."""
 
+TEXTS, NUM_TEXTS = "texts.txt", 5000
+"""A file of so many sentences that nobody speaks, for a language model."""
+
 
 @dataclass(frozen=True)
 class Speaker:
@@ -102,6 +106,9 @@ def build_demo_corpus(root: Path, seed: int, splits: Sequence[Split] | None = No
     for chapter in chapters:
         _write_transcripts(chapter)
     _write_speakers(place, seed, splits)
+    spoken = _count_utterances(splits)
+    texts = make_sentences(spoken + NUM_TEXTS, seed)[spoken:]
+    (place / TEXTS).write_text("".join(f"{text.upper()}\n" for text in texts), encoding="utf-8")
     (place / _FINISHED).write_text(json.dumps(_describe(seed, splits)) + "\n", encoding="utf-8")
     place.replace(folder)
     return folder
@@ -127,7 +134,11 @@ def make_speakers(num_speakers: int, seed: int) -> list[Speaker]:
 
 
 def _describe(seed: int, splits: Sequence[Split]) -> dict[str, object]:
-    return {"seed": seed, "splits": [asdict(split) for split in splits]}
+    return {"seed": seed, "splits": [asdict(split) for split in splits], "texts": NUM_TEXTS}
+
+
+def _count_utterances(splits: Sequence[Split]) -> int:
+    return sum(split.num_speakers * split.num_chapters * split.num_utterances for split in splits)
 
 
 def _is_finished(folder: Path, seed: int, splits: Sequence[Split] | None) -> bool:
@@ -149,7 +160,7 @@ def _is_finished(folder: Path, seed: int, splits: Sequence[Split] | None) -> boo
 
 def _plan(folder: Path, seed: int, splits: Sequence[Split]) -> Iterator[list[Job]]:
     """Yield the jobs of every chapter."""
-    sentences = iter(make_sentences(sum(s.num_speakers * s.num_chapters * s.num_utterances for s in splits), seed))
+    sentences = iter(make_sentences(_count_utterances(splits), seed))
     chapters = {split.name: split.num_chapters for split in splits}
     for split, speakers in _share_speakers(seed, splits):
         first = 1 + chapters.get(split.speakers_of, 0)

@@ -219,8 +219,8 @@ def measure_slowness(plan: Plan, name: str, run: Path) -> tuple[Plan, Speed]:
 
 
 def compute_reserve_s(minutes: float) -> float:
-    """Time kept for what is not training: validation, evaluation, embeddings, probe and report."""
-    return 15.0 + 65.0 * min(1.0, minutes / FULL_MINUTES)
+    """Time kept for what is not training: validation, evaluation, language model, embeddings, probe and report."""
+    return 15.0 + 110.0 * min(1.0, minutes / FULL_MINUTES)
 
 
 def _fit(seconds: float, speed: Speed) -> int:

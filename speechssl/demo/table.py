@@ -28,7 +28,6 @@ def make_rows(
     """
     manifests = results["prepare"]["manifests"]
     pretrained, probe = results["pretrained"], results["probe"]
-    finetuned, scratch = results["wer_finetuned"], results["wer_from_scratch"]
     made = {f"speech made, {name}": (60 * part["hours"], "min") for name, part in manifests.items()}
     seen = {
         "speech seen, pretraining": (pretrained["hours_seen"], "h"),
@@ -45,8 +44,9 @@ def make_rows(
     rows.append(
         _compare("codes of masked frames, held out", accuracy, {"before": 100 * untrained["accuracy"]}, higher=True)
     )
-    for name in ("wer", "cer"):
-        rows.append(_compare(f"{name.upper()}, unseen speakers", finetuned[name], {"from scratch": scratch[name]}))
+    for figure, how, name in (("cer", "wer", "CER"), ("wer", "wer", "WER"), ("wer", "lm", "WER with language model")):
+        finetuned, scratch = (results[f"{how}_{training}"][figure] for training in ("finetuned", "from_scratch"))
+        rows.append(_compare(f"{name}, unseen speakers", finetuned, {"from scratch": scratch}))
     rows.append(_compare("speaker accuracy, unseen session", probe["accuracy"], list_baselines(probe), higher=True))
     return rows
 

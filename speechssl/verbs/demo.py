@@ -14,7 +14,7 @@ from typing import Any
 from speechssl.advice import spell
 from speechssl.checkpoints.layout import RESULT
 from speechssl.config.verbs import DemoConfig
-from speechssl.demo.corpus import build_demo_corpus
+from speechssl.demo.corpus import FOLDER, TEXTS, build_demo_corpus
 from speechssl.demo.espeak import require_espeak
 from speechssl.demo.plan import (
     MIN_UPDATES,
@@ -49,7 +49,8 @@ scratch (2026-11-30, seed 1)."""
 
 _PARTS = (
     "speech", "manifests", "timing", "pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch",
-    "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME, RESULT,
+    "lm.arpa", "lm_finetuned", "lm_from_scratch", "probe", "embeddings.parquet", "report.html", PLAN_NAME, ELAPSED_NAME,
+    RESULT,
 )  # fmt: skip
 """What the demo writes into its folder, and so what `overwrite` removes."""
 
@@ -158,9 +159,12 @@ class Story:
         """Run every step that is not finished, in order, and return the result of each."""
         results = {"prepare": self._prepare()}
         results |= self._train()
+        self._train_lm()
         for name in ("finetuned", "from_scratch"):
             keys = {"checkpoint": self._path(name), "data.test": [self._manifest("test")]}
             results[f"wer_{name}"] = self._step("evaluate", keys, f"wer_{name}")
+            keys |= {"decoding": "beam", "decoding.lm": self._path("lm.arpa")}
+            results[f"lm_{name}"] = self._step("evaluate", keys, f"lm_{name}")
         self._embed()
         results["probe"] = self._probe()
         results["report"] = self._report()
@@ -262,6 +266,12 @@ class Story:
         self._step_in_time(verb, {**self._training_keys(verb), **keys}, f"timing/{verb}")
         return self.out / "timing" / verb
 
+    def _train_lm(self) -> None:
+        """Train a language model on sentences that nobody speaks here, unless it is there."""
+        if not (self.out / "lm.arpa").exists():
+            texts = str(self.out / "speech" / FOLDER / TEXTS)
+            self._run("lm", {"texts": [texts], "test": [self._manifest("dev")], "out": self._path("lm.arpa")})
+
     def _embed(self) -> None:
         """Embed the test split. The file is its own sign that the step is finished: it is written in one piece."""
         name = "embeddings.parquet"
@@ -281,7 +291,8 @@ class Story:
         return self._step("probe", keys, "probe")
 
     def _report(self) -> dict[str, Any]:
-        runs = ("pretrained", "finetuned", "from_scratch", "wer_finetuned", "wer_from_scratch", "probe")
+        trainings = ("pretrained", "finetuned", "from_scratch")
+        runs = (*trainings, "wer_finetuned", "wer_from_scratch", "lm_finetuned", "lm_from_scratch", "probe")
         return self._run("report", {"run": [self._path(name) for name in runs], "out": self._path("report.html")})
 
     def _training_keys(self, verb: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ def test_a_healthy_and_a_provoked_run(tmp_path: Path, capsys: pytest.CaptureFixt
     for split, speakers in (("train", range(1, 5)), ("dev", range(5, 7))):
         write_librispeech(tmp_path / "LibriSpeech", split, speakers)
         save_manifest(read_split(tmp_path / "LibriSpeech" / split), tmp_path / f"{split}.tsv")
-    words = [f"train={tmp_path}/train.tsv", f"valid={tmp_path}/dev.tsv", f"digits={tmp_path}/dev.tsv"]
+    names = itertools.cycle(("ONE", "TWO", "ONE"))
+    digits = re.sub(r"[A-Z]+ [A-Z]+ [A-Z]+", lambda _: next(names), (tmp_path / "dev.tsv").read_text())
+    (tmp_path / "digits.tsv").write_text(digits)
+    words = [f"train={tmp_path}/train.tsv", f"valid={tmp_path}/dev.tsv", f"digits={tmp_path}/digits.tsv"]
     words += [f"out={tmp_path}/out", "healthy=1", "provoked=1", "updates=2"]
     assert main(words) == 0
     first = capsys.readouterr().out

@@ -63,6 +63,13 @@ def test_the_sound_is_speech_with_quiet_edges(tree: Path) -> None:
         assert edge < 0.05 * np.square(sound).mean()
 
 
+def test_nobody_speaks_the_texts_for_a_language_model(tree: Path) -> None:
+    texts = (tree / "texts.txt").read_text().splitlines()
+    spoken = {line.partition(" ")[2] for path in tree.rglob("*.trans.txt") for line in path.read_text().splitlines()}
+    assert len(set(texts)) == len(texts) == 5000
+    assert spoken and spoken.isdisjoint(texts)
+
+
 def test_a_corpus_that_is_there_is_left_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "synthesise", lambda jobs: pytest.fail("made again"))
     assert build_demo_corpus(tree.parent, seed=3, splits=SMALL) == tree

@@ -54,8 +54,8 @@ def test_finetuning_gets_what_pretraining_has_left(tmp_path: Path) -> None:
     begun, reserve_s = Plan(minutes=8.0, seed=1), compute_reserve_s(8.0)
     cases = (
         (100, (480 - 100 - reserve_s) / 2),
-        (300, 50.0),
-        (340, FINETUNE_S),
+        (250, 52.5),
+        (320, FINETUNE_S),
         (400, (STRETCH * 480 - 400 - reserve_s) / 2),
     )
     for spent_s, wanted_s in cases:

@@ -20,7 +20,7 @@ from speechssl.verbs import demo
 module = import_module("speechssl.verbs.demo")
 
 MINUTES = 10.0
-SECONDS = {"prepare": 40.0, "evaluate": 12.0, "embed": 10.0, "probe": 20.0, "report": 6.0}
+SECONDS = {"prepare": 40.0, "lm": 3.0, "evaluate": 6.5, "embed": 10.0, "probe": 20.0, "report": 6.0}
 """What the steps take that train nothing, at full speed."""
 
 AUDIO_S, SPEED, SETUP_S = {"pretrain": 32.0, "finetune": 12.0}, {"pretrain": 90.0, "finetune": 80.0}, 3.0
@@ -47,7 +47,7 @@ class Machine:
             return self.train(verb, keys, out)
         self.work(SECONDS[verb])
         result: dict[str, Any] = {"manifests": {}, "wer": 30.0, "cer": 10.0, "accuracy": 70.0, "baselines": {}}
-        if verb in ("embed", "report"):
+        if verb in ("lm", "embed", "report"):
             out.write_text("x")
         else:
             out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def run(machine: Machine, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_it_ends_in_time_whenever_the_machine_slows_down(tmp_path: Path, start: Callable[..., Machine]) -> None:
     """A process that keeps one core of two busy costs 60 % at most, a factor of 2.5."""
     wrong = []
-    for factor, since_s in itertools.product((1.0, 2.5), (0.0, 150.0, 350.0, 450.0)):
+    for factor, since_s in itertools.product((1.0, 2.5), (0.0, 150.0, 300.0, 400.0)):
         machine = start(factor, since_s)
         _, parts = run(machine, tmp_path / f"{factor}-{since_s}")
         made = {name: part["updates"] for name, part in parts.items()}

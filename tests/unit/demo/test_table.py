@@ -33,6 +33,8 @@ def make_result(wer: float) -> dict[str, object]:
             "from_scratch": {"hours_seen": 2.0},
             "wer_finetuned": {"wer": wer, "cer": 5.0},
             "wer_from_scratch": {"wer": 50.0, "cer": 20.0},
+            "lm_finetuned": {"wer": wer / 2, "cer": 5.0},
+            "lm_from_scratch": {"wer": 25.0, "cer": 20.0},
             "probe": {"accuracy": 80.0, "baselines": {"log_mel": {"accuracy": 20.0}, "untrained": {"accuracy": 30.0}}},
         },
         {"accuracy": 0.02},
@@ -49,6 +51,8 @@ def test_the_table_shows_every_figure_beside_its_baselines() -> None:
         assert text in found["codes of masked frames, held out"]
     for text in ("from scratch 50.0", "12.5 %"):
         assert text in found["WER, unseen speakers"]
+    for text in ("from scratch 25.0", "6.2 %"):
+        assert text in found["WER with language model, unseen speakers"]
     for text in ("log-mel 20.0, untrained 30.0", "80.0 %"):
         assert text in found["speaker accuracy, unseen session"]
     assert any("runs/demo/report.html" in line for line in lines)
@@ -57,4 +61,4 @@ def test_the_table_shows_every_figure_beside_its_baselines() -> None:
 
 def test_the_table_says_when_a_figure_is_no_better() -> None:
     text = format_table(make_result(60.0))
-    assert "Not what was hoped for: WER, unseen speakers." in text
+    assert "Not what was hoped for: WER, unseen speakers; WER with language model, unseen speakers." in text
